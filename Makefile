@@ -1,0 +1,175 @@
+# Everything runs from here on a fresh machine with Python 3.11+, make and a package index.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.made
+
+# A folder of CAIL2018 files (train.json, dev.json, test.json); generated cases when empty.
+CORPUS ?=
+ifeq ($(CORPUS),)
+NAME ?= demo
+else
+NAME ?= cail
+endif
+CONFIGS ?= configs/$(NAME)
+RUN ?= artifacts/$(NAME)
+HOST ?= 127.0.0.1
+PORT ?= 8000
+RATE ?= 5
+DURATION ?= 60s
+
+# Two threads that spin for each other are slower than one when anything else runs.
+export OMP_WAIT_POLICY ?= passive
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+TIMED = $(PY) -m curt.stopwatch $(RUN)/timing.json
+EVALUATE = $(PY) -m curt.evaluate @$(CONFIGS)/evaluate.toml --corpus $(RUN)/corpus/test.jsonl
+URL = http://$(HOST):$(PORT)
+PID = $(RUN)/server.pid
+
+.PHONY: help
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
+
+# --- environment ---------------------------------------------------------------------------
+$(STAMP): constraints.txt pyproject.toml
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --constraint constraints.txt pip
+	$(PY) -m pip install --quiet --constraint constraints.txt --group dev
+	touch $@
+
+.PHONY: setup
+setup: $(STAMP) ## Make .venv (remade when constraints.txt or pyproject.toml changes)
+
+# --- the main job, stage by stage; each file is made once and a stopped run goes on --------
+$(RUN)/corpus/corpus.json: | $(STAMP)
+	$(TIMED) corpus -- $(PY) -m curt.corpus @$(CONFIGS)/corpus.toml --out $(RUN)/corpus \
+	    $(if $(CORPUS),--cail $(CORPUS))
+
+$(RUN)/warm-start/manifest.json: $(RUN)/corpus/corpus.json
+	$(TIMED) warm-start -- $(PY) -m train.sft @$(CONFIGS)/sft.toml \
+	    --corpus $(RUN)/corpus --out $(RUN)/warm-start
+
+$(RUN)/grpo-default/manifest.json: $(RUN)/warm-start/manifest.json
+	$(TIMED) grpo-default -- $(PY) -m train.grpo @$(CONFIGS)/grpo.toml \
+	    --model $(RUN)/warm-start --corpus $(RUN)/corpus --out $(RUN)/grpo-default
+
+$(RUN)/grpo-none/manifest.json: $(RUN)/warm-start/manifest.json
+	$(TIMED) grpo-none -- $(PY) -m train.grpo @$(CONFIGS)/grpo.toml \
+	    --penalty '{"type": "none"}' \
+	    --model $(RUN)/warm-start --corpus $(RUN)/corpus --out $(RUN)/grpo-none
+
+$(RUN)/ort-%/manifest.json: $(RUN)/grpo-default/manifest.json
+	$(TIMED) ort-$* -- $(PY) -m compress.export_ort @$(CONFIGS)/export-ort.toml \
+	    --model $(RUN)/grpo-default --cases $(RUN)/corpus/dev.jsonl \
+	    --precision $* --out $(RUN)/ort-$*
+
+$(RUN)/trt-%/manifest.json: $(RUN)/grpo-default/manifest.json
+	$(TIMED) trt-$* -- $(PY) -m compress.export_trt @$(CONFIGS)/export-trt.toml \
+	    --model $(RUN)/grpo-default --cases $(RUN)/corpus/train.jsonl \
+	    --precision $* --out $(RUN)/trt-$*
+
+$(RUN)/eval/%.json: $(RUN)/%/manifest.json
+	$(TIMED) eval-$* -- $(EVALUATE) --model $(RUN)/$* --out $@
+
+$(RUN)/loadtest.json: $(RUN)/ort-int4/manifest.json
+	$(MAKE) --no-print-directory start loadtest
+
+.PHONY: demo
+demo: $(STAMP) ## The whole job: train, compress, serve, load test, report; the server stays up
+	$(MAKE) --no-print-directory \
+	    $(RUN)/corpus/corpus.json \
+	    $(RUN)/warm-start/manifest.json $(RUN)/grpo-default/manifest.json \
+	    $(RUN)/eval/warm-start.json $(RUN)/eval/grpo-default.json \
+	    $(RUN)/ort-fp32/manifest.json $(RUN)/ort-int4/manifest.json $(RUN)/trt-fp8/manifest.json \
+	    $(RUN)/eval/ort-int4.json
+	$(MAKE) --no-print-directory start
+	$(MAKE) --no-print-directory $(RUN)/loadtest.json
+	$(MAKE) --no-print-directory report
+	@echo "verdicts at $(URL)   report in $(RUN)/report.html   stop the server with: make stop"
+
+.PHONY: ablation
+ablation: $(RUN)/eval/grpo-none.json $(RUN)/eval/grpo-default.json report ## GRPO without penalty beside it
+
+# --- single stages, with a model or config of your own --------------------------------------
+.PHONY: train-grpo
+train-grpo: $(STAMP) ## GRPO; CONFIG=file.toml for your own, else the demo's
+ifdef CONFIG
+	$(PY) -m train.grpo @$(CONFIG)
+else
+	$(MAKE) --no-print-directory $(RUN)/grpo-default/manifest.json
+endif
+
+.PHONY: export-ort
+export-ort: $(STAMP) ## ONNX Runtime artifact of MODEL=folder (PRECISION=int4|int8|fp32)
+	$(PY) -m compress.export_ort @$(CONFIGS)/export-ort.toml \
+	    --model $(or $(MODEL),$(RUN)/grpo-default) --cases $(RUN)/corpus/dev.jsonl \
+	    --precision $(or $(PRECISION),int4) \
+	    --out $(or $(OUT),$(or $(MODEL),$(RUN)/grpo-default)-ort-$(or $(PRECISION),int4))
+
+.PHONY: export-trt
+export-trt: $(STAMP) ## TensorRT-LLM checkpoint of MODEL=folder (PRECISION=fp8|int4_awq|bf16)
+	$(PY) -m compress.export_trt @$(CONFIGS)/export-trt.toml \
+	    --model $(or $(MODEL),$(RUN)/grpo-default) --cases $(RUN)/corpus/train.jsonl \
+	    --precision $(or $(PRECISION),fp8) \
+	    --out $(or $(OUT),$(or $(MODEL),$(RUN)/grpo-default)-trt-$(or $(PRECISION),fp8))
+
+.PHONY: serve
+serve: $(STAMP) ## Serve MODEL=folder on PORT in the foreground
+	CURT_MODEL=$(or $(MODEL),$(RUN)/ort-int4) CURT_HOST=$(HOST) CURT_PORT=$(PORT) $(PY) -m serve
+
+.PHONY: start
+start: $(STAMP) ## Serve in the background until `make stop`
+	@if [ -f $(PID) ] && kill -0 "$$(cat $(PID))" 2>/dev/null; then exit 0; fi; \
+	CURT_MODEL=$(or $(MODEL),$(RUN)/ort-int4) CURT_HOST=$(HOST) CURT_PORT=$(PORT) \
+	    nohup $(PY) -m serve > $(RUN)/server.log 2>&1 & echo $$! > $(PID); \
+	for _ in $$(seq 60); do \
+	    if $(PY) -c "import urllib.request as u; u.urlopen('$(URL)/readyz', timeout=1)" 2>/dev/null; \
+	    then echo "server ready at $(URL)"; exit 0; fi; \
+	    kill -0 "$$(cat $(PID))" 2>/dev/null || break; sleep 0.5; \
+	done; echo "the server did not become ready:"; tail -5 $(RUN)/server.log; rm -f $(PID); exit 1
+
+.PHONY: stop
+stop: ## Stop the background server
+	@if [ -f $(PID) ]; then kill "$$(cat $(PID))" 2>/dev/null || true; rm -f $(PID); fi
+
+.PHONY: loadtest
+loadtest: $(STAMP) ## Locust against a running server; fails when p99 or misses break the SLO
+	$(VENV)/bin/locust -f loadtest/ --headless --only-summary --host $(URL) \
+	    --rate $(RATE) --run-time $(DURATION) --cases $(RUN)/corpus/test.jsonl \
+	    --slo-report $(RUN)/loadtest.json
+
+.PHONY: report
+report: $(STAMP) ## The HTML report of RUN
+	$(PY) -m curt.report --run $(RUN) --out $(RUN)/report.html
+
+# --- quality ---------------------------------------------------------------------------------
+.PHONY: check
+check: $(STAMP) ## Lint, format, types, layers
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+.PHONY: test
+test: $(STAMP) ## The whole test suite
+	$(PY) -m pytest
+
+.PHONY: test-fast
+test-fast: $(STAMP) ## Tests without training, exporting or serving
+	$(PY) -m pytest -m "not slow and not gpu"
+
+.PHONY: format
+format: $(STAMP) ## Format and fix what can be fixed
+	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+.PHONY: clean
+clean: stop ## Remove the environment and everything made by runs
+	rm -rf $(VENV) artifacts

@@ -1,0 +1,1 @@
+"""Export and compression of trained model folders."""

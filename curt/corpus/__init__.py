@@ -1,0 +1,1 @@
+"""Readers, writers and the seeded case generator; all yield `Case`."""

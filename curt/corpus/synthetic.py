@@ -1,0 +1,237 @@
+"""The seeded case generator: facts that need reasoning, and the reasoning that solves them.
+
+It draws a latent case (offence, harm, circumstances), computes the sentence with
+`curt.corpus.calculus`, and writes the facts in varied wording with look-alikes and noise. Each
+case carries its reasoning at several verbosities, from a full walk with a self-check to one that
+leaves a needed step out: without that spread every rollout of a GRPO group has the same length
+and there is nothing to select.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from curt.corpus.calculus import (
+    EXCLUSIVE,
+    LIFE,
+    OFFENCES,
+    RATIOS,
+    Offence,
+    Rung,
+    Sentence,
+    allows,
+    sentence,
+)
+from curt.corpus.wording import (
+    ACTS,
+    CIRCUMSTANCES,
+    LOOKALIKES,
+    NOISE,
+    OPENINGS,
+    PLACES,
+    SURNAMES,
+)
+from curt.dialogue import render_term
+from curt.schema import Case, Verdict
+
+SOURCE = "generated"
+VERBOSITIES = ("full", "medium", "terse", "mini", "gap")
+_SPLITTABLE = frozenset({"元"})
+
+
+def generate_cases(count: int, seed: int) -> Iterator[Case]:
+    """Yield `count` cases; the same seed gives the same cases, on any machine.
+
+    Training and test sets take different seeds; `id` is `generated-{seed}-{index}`.
+    """
+    rng = random.Random(seed)
+    for index in range(count):
+        yield _draw_case(rng, f"{SOURCE}-{seed}-{index}")
+
+
+def _draw_case(rng: random.Random, case_id: str) -> Case:
+    offence = rng.choice(OFFENCES)
+    harm, parts = _draw_harm(rng, offence)
+    circumstances = _draw_circumstances(rng, offence)
+    outcome = sentence(offence, harm, circumstances)
+    verdict = Verdict((offence.charge,), offence.articles, outcome.term, outcome.fine_yuan)
+    return Case(
+        id=case_id,
+        fact=_write_fact(rng, offence, harm, parts, circumstances),
+        verdict=verdict,
+        source=SOURCE,
+        reasonings=write_reasonings(offence, harm, parts, circumstances, outcome, rng),
+        traits=circumstances,
+    )
+
+
+def _draw_harm(rng: random.Random, offence: Offence) -> tuple[int | str, tuple[int, ...]]:
+    """A grade, or a quantity with the parts it is told in (one part: told as a whole)."""
+    if offence.grades is not None:
+        return rng.choice(list(offence.grades)), ()
+    rung = rng.choices(offence.ladder, weights=(70, 22, 8, 4)[: len(offence.ladder)])[0]
+    step = _grain(rung)
+    quantity = rng.randrange(rung.threshold, rung.limit + 1, step)
+    if offence.unit in _SPLITTABLE and quantity >= 2 * step and rng.random() < 0.4:
+        first = rng.randrange(step, quantity, step)
+        return quantity, (first, quantity - first)
+    return quantity, (quantity,)
+
+
+def _grain(rung: Rung) -> int:
+    """Quantities are drawn in steps of half an increment, so that some leave a remainder."""
+    return max(1, rung.per // 2) if rung.per < 1000 else rung.per
+
+
+def _draw_circumstances(rng: random.Random, offence: Offence) -> tuple[str, ...]:
+    wanted = rng.choices((0, 1, 2, 3, 4), weights=(10, 25, 35, 22, 8))[0]
+    chosen: list[str] = []
+    for name in rng.sample(list(RATIOS), len(RATIOS)):
+        if len(chosen) == wanted:
+            break
+        clash = any(name in group and group & set(chosen) for group in EXCLUSIVE)
+        if not clash and allows(offence, name):
+            chosen.append(name)
+    return tuple(sorted(chosen, key=list(RATIOS).index))
+
+
+def _write_fact(
+    rng: random.Random,
+    offence: Offence,
+    harm: int | str,
+    parts: tuple[int, ...],
+    circumstances: tuple[str, ...],
+) -> str:
+    defendant, victim = (f"{s}某" for s in rng.sample(SURNAMES, 2))
+    date = f"20{rng.randint(10, 24)}年{rng.randint(1, 12)}月{rng.randint(1, 28)}日"
+    slots = {"d": defendant, "v": victim, "p": rng.choice(PLACES)}
+    act = rng.choice(ACTS[offence.charge]).format(**slots, q=_tell_harm(rng, offence, harm, parts))
+    lead = rng.choice(OPENINGS).format(date=date)
+    if not act.startswith(defendant):  # 民警在…: the act names its own subject
+        lead = lead.removesuffix("被告人")
+    clauses = [rng.choice(CIRCUMSTANCES[c]) for c in circumstances]
+    clauses += _draw_lookalikes(rng, circumstances)
+    clauses += rng.sample(NOISE, rng.choices((0, 1, 2, 3), weights=(2, 4, 3, 1))[0])
+    rng.shuffle(clauses)
+    told = [clause.format(**slots) for clause in clauses]
+    return "。".join([lead + act, *told]) + "。"
+
+
+def _draw_lookalikes(rng: random.Random, circumstances: tuple[str, ...]) -> list[str]:
+    """Clauses that resemble a circumstance without contradicting one that holds."""
+    if rng.random() < 0.5:
+        return []
+    banned = ""
+    if {"自首", "坦白", "认罪认罚"} & set(circumstances):
+        banned += "供述辩称"
+    text = rng.choice(LOOKALIKES)
+    contradiction = (
+        ("拒不供述" in text and "供述" in banned)
+        or ("辩称" in text and "辩称" in banned)
+        or ("不予谅解" in text and "谅解" in circumstances)
+        or ("不属实" in text and "立功" in circumstances)
+        or ("无犯罪记录" in text and {"累犯", "前科"} & set(circumstances))
+        or ("未支付" in text and "退赔" in circumstances)
+        or ("三十二周岁" in text and {"未成年", "老年"} & set(circumstances))
+    )
+    return [] if contradiction else [text]
+
+
+def _tell_harm(
+    rng: random.Random, offence: Offence, harm: int | str, parts: tuple[int, ...]
+) -> str:
+    if isinstance(harm, str):
+        return harm
+    if offence.unit != "元":
+        return f"{harm}{offence.unit}"
+    if len(parts) == 2:
+        first, second = parts
+        return rng.choice(
+            (
+                f"现金{first}元，次日以同样方式又得手{second}元",
+                f"财物两次，分别为{first}元、{second}元",
+                f"{first}元，另有{second}元",
+            )
+        )
+    return rng.choice((f"财物价值{harm}元", f"现金{harm}元", f"人民币{harm}元"))
+
+
+def write_reasonings(
+    offence: Offence,
+    harm: int | str,
+    parts: tuple[int, ...],
+    circumstances: tuple[str, ...],
+    outcome: Sentence,
+    rng: random.Random,
+) -> dict[str, str]:
+    """The same derivation at five verbosities; "gap" leaves a needed step out."""
+    total = f"{parts[0]}+{parts[1]}={harm}" if len(parts) == 2 else f"{harm}"
+    if outcome.start == LIFE:
+        return _life_reasonings(offence, total)
+    ratios = "".join(f"{c}{RATIOS[c]:+d}" for c in circumstances)
+    sum_of_ratios = f"{ratios}={_sum_ratios(circumstances, outcome)}" if circumstances else "无情节"
+    scale = _scale(outcome)
+    result = render_term(outcome.term)
+    increments = f"{outcome.start}+{outcome.extra}={outcome.base}"
+    step = increments if outcome.rung else f"{outcome.base}"
+    gaps = (f"{total}，{step}", sum_of_ratios, f"{offence.charge}，{total}")
+    return {
+        "full": _full(offence, harm, total, circumstances, outcome),
+        "medium": f"{offence.charge}。{total}，{step}。{sum_of_ratios}。{scale}={result}。",
+        "terse": f"{total}，{step}；{ratios or 0}；{scale}={outcome.months}",
+        "mini": f"{outcome.base}{outcome.ratio:+d}%={outcome.months}",
+        "gap": rng.choice(gaps),
+    }
+
+
+def _full(
+    offence: Offence,
+    harm: int | str,
+    total: str,
+    circumstances: tuple[str, ...],
+    outcome: Sentence,
+) -> str:
+    articles = "、".join(f"第{a}条" for a in offence.articles)
+    lines = [f"先看行为，被告人的行为符合{offence.charge}罪的构成，应适用{articles}。"]
+    rung = outcome.rung
+    if rung is not None:
+        assert isinstance(harm, int)
+        lines.append(
+            f"再看后果，{total}{offence.unit}，达到{rung.threshold}{offence.unit}一档，"
+            f"起点{outcome.start}个月。超出{harm - rung.threshold}，每{rung.per}增1个月，"
+            f"增{outcome.extra}个月，基准刑{outcome.start}+{outcome.extra}={outcome.base}个月。"
+        )
+    else:
+        lines.append(f"再看后果，{harm}，基准刑{outcome.base}个月。")
+    told = "，".join(f"{c}{RATIOS[c]:+d}" for c in circumstances) or "没有法定或酌定情节"
+    lines.append(f"然后看情节，{told}，合计{_sum_ratios(circumstances, outcome)}%。")
+    lines.append(f"{_scale(outcome)}，取{outcome.months}个月。")
+    lines.append(f"最后复核，{outcome.months}个月在法定幅度内，应为{render_term(outcome.term)}。")
+    return "".join(lines)
+
+
+def _sum_ratios(circumstances: tuple[str, ...], outcome: Sentence) -> str:
+    """The sum of the ratios, and what it is kept at where it leaves the allowed range."""
+    total = sum(RATIOS[c] for c in circumstances)
+    return f"{total:+d}" + (f"取{outcome.ratio:+d}" if total != outcome.ratio else "")
+
+
+def _scale(outcome: Sentence) -> str:
+    """The product that gives the months; before a ceiling that cuts it, its own value."""
+    product = f"{outcome.base}×{100 + outcome.ratio}%"
+    uncapped = (outcome.base * (100 + outcome.ratio) + 50) // 100
+    return product if uncapped == outcome.months else f"{product}={uncapped}，上限"
+
+
+def _life_reasonings(offence: Offence, total: str) -> dict[str, str]:
+    return {
+        "full": (
+            f"先看行为，被告人的行为符合{offence.charge}罪的构成。再看后果，{total}{offence.unit}，"
+            "达到最高一档，应为无期徒刑，情节不改变刑种。最后复核，无期徒刑在法定幅度内。"
+        ),
+        "medium": f"{offence.charge}。{total}，最高一档，无期徒刑。",
+        "terse": f"{total}，无期",
+        "mini": "无期",
+        "gap": f"{offence.charge}",
+    }

@@ -1,0 +1,5 @@
+"""Engines run a prompt through a model within a thinking budget and, if given, a deadline."""
+
+from curt.engines.protocol import Engine, Generation, Request
+
+__all__ = ["Engine", "Generation", "Request"]

@@ -1,0 +1,207 @@
+"""Deadlines into thinking tokens: what a machine's speed leaves for reasoning.
+
+The speed is learned while serving. A calibration at worker start gives the shape (milliseconds
+per prompt token, per decoded token); every request then updates an upper quantile of how much
+slower than that the machine really is. Upper quantiles, because a mean promises a deadline it
+misses half of the time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from curt.dialogue import MAX_ANSWER_TOKENS
+
+QUANTILE = 0.95
+WINDOW = 200  # observations
+MAX_AGE_S = 30.0  # older observations tell of another load
+ENOUGH = 8  # observations from which the calibration is no longer needed
+MIN_DECODED_TOKENS = 8  # below this a time per token is mostly noise
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one generation took.
+
+    `decoded_tokens` counts the end of thinking too; `answer_tokens` is None where a deadline
+    cut the answer, so that its length is not known.
+    """
+
+    fact_chars: int
+    prompt_tokens: int
+    prefill_ms: float
+    decoded_tokens: int
+    decode_ms: float
+    answer_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """`base + slope · x`, never below zero and never falling."""
+
+    base: float
+    slope: float
+
+    def at(self, x: float) -> float:
+        """The value at `x`."""
+        return max(0.0, self.base + self.slope * x)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """What the machine can be relied on to do at this moment.
+
+    `tokens_of_chars` gives prompt tokens for a fact's characters, `prefill_ms_of_tokens` the
+    prefill of a prompt; `tpot_ms` is the time per output token, `answer_tokens` the length of
+    an answer.
+    """
+
+    tokens_of_chars: Line
+    prefill_ms_of_tokens: Line
+    tpot_ms: float
+    answer_tokens: int
+
+    def zero_thinking_ms(self, prompt_tokens: int) -> float:
+        """The least a request takes: prefill, the end of thinking and the answer."""
+        return self.prefill_ms_of_tokens.at(prompt_tokens) + (self.answer_tokens + 1) * self.tpot_ms
+
+
+def allowed_thinking_tokens(
+    remaining_ms: float,
+    prompt_tokens: int,
+    answer_tokens: int,
+    estimates: Estimates,
+    margin_ms: float,
+    cap: int,
+) -> int | None:
+    """How many thinking tokens fit before the deadline.
+
+    (remaining − prefill(prompt tokens) − answer tokens × TPOT − margin) / TPOT, with one token
+    more than the answer for the end of thinking; at most `cap`. None when the deadline can't be
+    met even with zero thinking. Raises ValueError on negative lengths or a TPOT that is not
+    positive.
+    """
+    if prompt_tokens < 0 or answer_tokens < 0 or cap < 0:
+        raise ValueError(
+            f"{prompt_tokens} prompt, {answer_tokens} answer, cap {cap} tokens: use 0 or more"
+        )
+    if not estimates.tpot_ms > 0:
+        raise ValueError(f"a TPOT of {estimates.tpot_ms} ms: calibrate the engine first")
+    spare_ms = (
+        remaining_ms
+        - margin_ms
+        - estimates.prefill_ms_of_tokens.at(prompt_tokens)
+        - (answer_tokens + 1) * estimates.tpot_ms
+    )
+    if not spare_ms >= 0:  # a NaN is hopeless too
+        return None
+    return int(min(cap, spare_ms // estimates.tpot_ms))
+
+
+class SpeedEstimator:
+    """Learns `Estimates` from a calibration and from every request after it."""
+
+    def __init__(
+        self,
+        calibration: Iterable[Observation] = (),
+        *,
+        quantile: float = QUANTILE,
+        max_age_s: float = MAX_AGE_S,
+    ) -> None:
+        """Start from calibration runs of at least two prompt lengths."""
+        if not 0 < quantile <= 1:
+            raise ValueError(f"quantile {quantile}: use above 0, up to 1")
+        self._quantile = quantile
+        self._max_age_s = max_age_s
+        self._calibration: deque[Observation] = deque(maxlen=32)
+        self._recent: deque[tuple[float, Observation]] = deque(maxlen=WINDOW)
+        self._cached: Estimates | None = None
+        self._cached_until_s = -math.inf
+        self.calibrate(calibration)
+
+    def calibrate(self, observations: Iterable[Observation]) -> None:
+        """Add calibration runs, as of one more worker."""
+        self._calibration.extend(observations)
+        self._cached = None
+
+    def observe(self, observation: Observation, now_s: float) -> None:
+        """Learn from a completed generation at the monotonic instant `now_s`."""
+        self._recent.append((now_s, observation))
+        self._cached = None
+
+    def quiet_s(self, now_s: float) -> float:
+        """Seconds since the last observation; infinite when there was none."""
+        return now_s - self._recent[-1][0] if self._recent else math.inf
+
+    def estimates(self, now_s: float) -> Estimates:
+        """The estimates that hold at `now_s`. Raises ValueError before any calibration."""
+        if not self._calibration:
+            raise ValueError("no estimate without a calibration: call calibrate() first")
+        if self._cached is None or now_s >= self._cached_until_s:
+            self._cached = self._estimate(now_s)
+            oldest = self._recent[0][0] if self._recent else math.inf
+            self._cached_until_s = oldest + self._max_age_s
+        return self._cached
+
+    def _estimate(self, now_s: float) -> Estimates:
+        while self._recent and now_s - self._recent[0][0] >= self._max_age_s:
+            self._recent.popleft()
+        seen = [observation for _, observation in self._recent]
+        if len(seen) < ENOUGH:
+            seen = [*self._calibration, *seen]
+        decoded = [o for o in seen if o.decoded_tokens >= MIN_DECODED_TOKENS] or [
+            o for o in self._calibration if o.decoded_tokens > 0
+        ]
+        answers = [o.answer_tokens for o in seen if o.answer_tokens is not None]
+        return Estimates(
+            tokens_of_chars=self._scaled_line(
+                [(o.fact_chars, o.prompt_tokens) for o in self._calibration],
+                [(o.fact_chars, o.prompt_tokens) for o in seen],
+            ),
+            prefill_ms_of_tokens=self._scaled_line(
+                [(o.prompt_tokens, o.prefill_ms) for o in self._calibration],
+                [(o.prompt_tokens, o.prefill_ms) for o in seen],
+            ),
+            tpot_ms=upper_quantile(
+                [o.decode_ms / o.decoded_tokens for o in decoded], self._quantile
+            ),
+            answer_tokens=min(
+                MAX_ANSWER_TOKENS,
+                int(upper_quantile(answers or [MAX_ANSWER_TOKENS], self._quantile)),
+            ),
+        )
+
+    def _scaled_line(
+        self, shape: Sequence[tuple[float, float]], seen: Sequence[tuple[float, float]]
+    ) -> Line:
+        line = fit_line(shape)
+        # Where the line says almost nothing, a millisecond of noise would read as "ten times
+        # slower" and scale the long prompts too: never divide by less than half the usual.
+        floor = sum(y for _, y in shape) / len(shape) / 2
+        ratios = [y / max(line.at(x), floor) for x, y in seen] if floor > 0 else [1.0]
+        scale = upper_quantile(ratios, self._quantile)
+        return Line(line.base * scale, line.slope * scale)
+
+
+def fit_line(points: Sequence[tuple[float, float]]) -> Line:
+    """Least squares through `points`, with a slope of at least zero.
+
+    Where all x are the same, a line through the origin: a guess that errs on long prompts' side.
+    """
+    count = len(points)
+    mean_x = sum(x for x, _ in points) / count
+    mean_y = sum(y for _, y in points) / count
+    spread = sum((x - mean_x) ** 2 for x, _ in points)
+    if spread == 0:
+        return Line(0.0, mean_y / mean_x) if mean_x else Line(mean_y, 0.0)
+    slope = max(0.0, sum((x - mean_x) * (y - mean_y) for x, y in points) / spread)
+    return Line(mean_y - slope * mean_x, slope)
+
+
+def upper_quantile(values: Sequence[float], quantile: float) -> float:
+    """The smallest of `values` that at least the share `quantile` of them does not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(quantile * len(ordered)) - 1)]

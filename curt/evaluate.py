@@ -1,0 +1,196 @@
+"""Any engine on any corpus: one report of accuracy, thinking tokens and accuracy per budget.
+
+    python -m curt.evaluate --model artifacts/demo/grpo-default \
+        --corpus artifacts/demo/corpus/test.jsonl --out artifacts/demo/eval/grpo-default.json
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from curt.artifact import ArtifactError, load_manifest
+from curt.config import Config, load_config
+from curt.corpus.store import read_cases
+from curt.dialogue import parse_completion, render_answer, state_budget
+from curt.engines import Engine, Generation, Request
+from curt.files import write_json
+from curt.logs import configure_logging
+from curt.metrics import is_exact, length_statistics, score_verdicts
+from curt.schema import Case
+
+logger = logging.getLogger(__name__)
+
+
+class EvaluateConfig(Config):
+    """What to evaluate on what."""
+
+    model: Path
+    """Model folder; its manifest's format picks the engine."""
+    corpus: Path = Path("artifacts/demo/corpus/test.jsonl")
+    """Case file."""
+    out: Path
+    """JSON file to write."""
+    limit: int | None = None
+    """Use only the first so many cases."""
+    budgets: list[int] = [0, 8, 16, 32, 64, 128]
+    """Thinking budgets to state and enforce; the largest gives the headline scores."""
+    budget_limit: int | None = None
+    """Cases for the smaller budgets; all when not given."""
+    batch: int = 100
+    """Sequences at once, where the engine batches."""
+    threads: int = 1
+    """Threads of the ONNX Runtime engine."""
+    examples: int = 6
+    """Worked examples to keep; 0 for a corpus whose text must not leave it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One case answered under one budget."""
+
+    case: Case
+    generation: Generation
+
+    @property
+    def exact(self) -> bool:
+        """Whether the verdict is the reference."""
+        return is_exact(parse_completion(self.generation.text).verdict, self.case.verdict)
+
+
+def main() -> None:
+    """Evaluate as configured; exits with a message on bad input."""
+    config = load_config(EvaluateConfig)
+    configure_logging()
+    try:
+        report = evaluate(config)
+    except (ArtifactError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    write_json(config.out, report)
+    logger.info(
+        "%s: exact %.3f, %.1f thinking tokens, on %d cases",
+        config.model,
+        report["scores"]["exact"],
+        report["thinking_tokens"]["mean"],
+        report["n"],
+    )
+
+
+def open_engine(folder: Path, *, batch: int = 100, threads: int = 1) -> Engine:
+    """The engine a model folder's manifest calls for. Raises ArtifactError when none fits."""
+    kind = load_manifest(folder).format
+    if kind == "hf":
+        from curt.engines.transformers import TransformersEngine
+
+        return TransformersEngine(folder, batch=batch)
+    if kind == "ort-genai":
+        from curt.engines.onnxruntime_genai import OrtEngine
+
+        return OrtEngine(folder, threads=threads)
+    raise ArtifactError(f"{folder} holds {kind}, which no engine on this machine runs")
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Run every budget and return the report. Raises ValueError when there is no case."""
+    cases = list(read_cases(config.corpus, config.limit))
+    if not cases:
+        raise ValueError(f"{config.corpus} holds no case")
+    if not config.budgets:
+        raise ValueError("no budgets: give at least one")
+    engine = open_engine(config.model, batch=config.batch, threads=config.threads)
+    widest = max(config.budgets)
+    headline = run_budget(engine, cases, widest, config.batch)
+    by_budget = []
+    for budget in sorted(set(config.budgets)):
+        if budget == widest:
+            outcomes = headline[: config.budget_limit]
+        else:
+            outcomes = run_budget(engine, cases[: config.budget_limit], budget, config.batch)
+        by_budget.append({"budget": budget, "n": len(outcomes), **summarise(outcomes)})
+    lengths = [o.generation.thinking_tokens for o in headline]
+    return {
+        "name": config.out.stem,
+        "engine": engine.name,
+        "model": str(config.model),
+        "corpus": str(config.corpus),
+        "n": len(cases),
+        "stated_budget": state_budget(widest),
+        "scores": score_outcomes(headline),
+        "thinking_tokens": length_statistics(lengths),
+        "thinking_lengths": lengths,
+        "by_budget": by_budget,
+        "by_trait": by_trait(headline),
+        "examples": [example(o) for o in headline[: config.examples]],
+    }
+
+
+def run_budget(engine: Engine, cases: Sequence[Case], budget: int, batch: int) -> list[Outcome]:
+    """Answer all cases with the budget stated and enforced, behind a progress bar."""
+    outcomes: list[Outcome] = []
+    with tqdm(total=len(cases), desc=f"budget {budget}", unit="case", leave=False) as bar:
+        for start in range(0, len(cases), batch):
+            part = cases[start : start + batch]
+            requests = [
+                Request(c.fact, stated_budget=state_budget(budget), thinking_limit=budget)
+                for c in part
+            ]
+            generations = engine.generate(requests)
+            outcomes += [Outcome(c, g) for c, g in zip(part, generations, strict=True)]
+            bar.update(len(part))
+    return outcomes
+
+
+def score_outcomes(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """All scores of `curt.metrics.score_verdicts`."""
+    verdicts = [parse_completion(o.generation.text).verdict for o in outcomes]
+    return score_verdicts(verdicts, [o.case.verdict for o in outcomes])
+
+
+def summarise(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Scores and thinking tokens of one budget."""
+    scores = score_outcomes(outcomes)
+    lengths = [o.generation.thinking_tokens for o in outcomes]
+    return {
+        "exact": scores["exact"],
+        "mean_thinking": length_statistics(lengths)["mean"],
+        "cut": sum(o.generation.thinking_cut for o in outcomes) / len(outcomes),
+        "scores": scores,
+    }
+
+
+def by_trait(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+    """Exact accuracy and thinking tokens by the number of circumstances in a case."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(f"{len(outcome.case.traits)} circumstances", []).append(outcome)
+    return {
+        name: {
+            "n": len(members),
+            "exact": sum(o.exact for o in members) / len(members),
+            "mean_thinking": sum(o.generation.thinking_tokens for o in members) / len(members),
+        }
+        for name, members in sorted(groups.items())
+    }
+
+
+def example(outcome: Outcome) -> dict[str, Any]:
+    """A worked example for the report."""
+    completion = parse_completion(outcome.generation.text)
+    return {
+        "fact": outcome.case.fact,
+        "thinking": completion.thinking,
+        "thinking_tokens": outcome.generation.thinking_tokens,
+        "answer": completion.answer,
+        "reference": render_answer(outcome.case.verdict),
+        "exact": outcome.exact,
+    }
+
+
+if __name__ == "__main__":
+    main()

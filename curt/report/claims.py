@@ -1,0 +1,241 @@
+"""Intervals, and sentences that follow the numbers wherever they lead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from curt.report.inputs import Evaluation, LoadTest, Step
+
+Z = 1.959964  # two-sided 95%
+SMALL_SAMPLE = 200  # below, a proportion's interval is wider than about ±7 points
+NOT_RUN = "not run"
+
+Interval = tuple[float, float]
+
+
+def wilson(rate: float, n: int) -> Interval:
+    """95% Wilson score interval of a proportion seen in n cases.
+
+    Wilson, JASA 22 (1927); stays within 0..1 and honest for small n. Raises ValueError on a
+    rate outside 0..1 or n below 1.
+    """
+    if not 0 <= rate <= 1 or n < 1:
+        raise ValueError(f"a rate of {rate} in {n} cases: use 0 to 1 in at least one case")
+    centre = (rate + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z * math.sqrt(rate * (1 - rate) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
+    return min(rate, max(0.0, centre - half)), max(rate, min(1.0, centre + half))
+
+
+def difference(before: float, n_before: int, after: float, n_after: int) -> Interval:
+    """95% interval of after - before for two proportions (Newcombe 1998, method 10).
+
+    It takes the two samples as independent; on the same cases that is on the safe side.
+    """
+    low_before, high_before = wilson(before, n_before)
+    low_after, high_after = wilson(after, n_after)
+    change = after - before
+    return (
+        change - math.hypot(after - low_after, high_before - before),
+        change + math.hypot(high_after - after, before - low_before),
+    )
+
+
+def bootstrap_mean(values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> Interval:
+    """95% percentile-bootstrap interval of a mean (Efron 1979), the same for the same seed."""
+    if not values:
+        raise ValueError("the mean of no values: evaluate at least one case")
+    sample = np.asarray(values, dtype=np.float64)
+    source = np.random.default_rng(seed)
+    means = [
+        float(source.choice(sample, size=len(sample), replace=True).mean()) for _ in range(draws)
+    ]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def exact_of(evaluation: Evaluation | None) -> float | None:
+    """Share of cases with charge, article and term all right."""
+    return evaluation.scores.get("exact") if evaluation else None
+
+
+def mean_thinking(evaluation: Evaluation | None) -> float | None:
+    """Mean thinking tokens of an evaluation, from its lengths where it kept them."""
+    if evaluation is None:
+        return None
+    if evaluation.thinking_lengths:
+        return sum(evaluation.thinking_lengths) / len(evaluation.thinking_lengths)
+    return evaluation.thinking_tokens.mean if evaluation.thinking_tokens else None
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share as text: 57.5%."""
+    return NOT_RUN if value is None else f"{value:.{digits}%}"
+
+
+def percent_between(interval: Interval) -> str:
+    """An interval of shares as text: 53.5% to 61.4%."""
+    return f"{interval[0]:.1%} to {interval[1]:.1%}"
+
+
+def direction(before: float, after: float, tolerance: float = 0.0) -> str:
+    """fell, rose or stayed."""
+    if abs(after - before) <= tolerance:
+        return "stayed"
+    return "rose" if after > before else "fell"
+
+
+def say_thinking(before: Evaluation, after: Evaluation) -> str:
+    """How the thinking length moved."""
+    old, new = mean_thinking(before), mean_thinking(after)
+    if old is None or new is None:
+        return "Thinking lengths were not recorded on both sides, so no change can be stated."
+    if direction(old, new, 0.05) == "stayed":
+        return f"Mean thinking stayed at {new:.1f} tokens."
+    share = f" ({_signed((new - old) / old, '.0%')})" if old else ""
+    text = f"Mean thinking {direction(old, new)} from {old:.1f} to {new:.1f} tokens{share}."
+    if before.thinking_lengths and after.thinking_lengths:
+        median = sorted(before.thinking_lengths)[len(before.thinking_lengths) // 2]
+        shorter = sum(length < median for length in after.thinking_lengths)
+        text += (
+            f" {shorter / len(after.thinking_lengths):.0%} of the cases after training think "
+            f"less than the median of {median} tokens before."
+        )
+    return text
+
+
+def say_accuracy(before: Evaluation, after: Evaluation) -> str:
+    """How exact accuracy moved, and whether chance could have moved it."""
+    old, new = exact_of(before), exact_of(after)
+    if old is None or new is None:
+        return "Exact accuracy was not measured on both sides, so no change can be stated."
+    low, high = difference(old, before.n, new, after.n)
+    way = direction(old, new, 1e-9)
+    moved = (
+        f"Exact accuracy stayed at {new:.1%}"
+        if way == "stayed"
+        else f"Exact accuracy {way} from {old:.1%} to {new:.1%}"
+    )
+    points = [_signed(100 * value, ".1f") for value in (new - old, low, high)]
+    span = f"{points[0]} points, 95% interval {points[1]} to {points[2]}"
+    if low > 0:
+        judgement = "better by more than chance explains"
+    elif high < 0:
+        judgement = "worse by more than chance explains"
+    else:
+        judgement = "a difference that chance alone could make"
+    return f"{moved} ({span}): {judgement}."
+
+
+def say_comparable(before: Evaluation, after: Evaluation) -> str:
+    """A warning where the two sides were not measured alike; empty where they were."""
+    flaws = []
+    if before.corpus != after.corpus:
+        flaws.append(f"different corpora ({before.corpus} and {after.corpus})")
+    if before.n != after.n:
+        flaws.append(f"different numbers of cases ({before.n} and {after.n})")
+    if before.stated_budget != after.stated_budget:
+        flaws.append(f"different stated budgets ({before.stated_budget}, {after.stated_budget})")
+    if before.engine != after.engine:
+        flaws.append(f"different engines ({before.engine} and {after.engine})")
+    if flaws:
+        return f"Before and after were measured on {'; '.join(flaws)}: compare with care."
+    return ""
+
+
+def say_sample(evaluation: Evaluation) -> str:
+    """How far the number of cases carries."""
+    low, high = wilson(0.5, evaluation.n)
+    text = f"{evaluation.n} cases: a share carries about ±{(high - low) * 50:.0f} points."
+    if evaluation.n < SMALL_SAMPLE:
+        text += " That is a small sample; read the intervals, not the points."
+    return text
+
+
+def say_training(name: str, rows: Sequence[Step]) -> str:
+    """First tenth of a run against its last tenth, for what it logged."""
+    window = max(1, len(rows) // 10)
+    parts = []
+    for label, column, digits in (
+        ("reward", "reward", 2),
+        ("exact", "exact", 3),
+        ("thinking tokens", "thinking_tokens", 1),
+    ):
+        values = column_of(rows, column)
+        if len(values) >= 2:
+            first = sum(value for _, value in values[:window]) / len(values[:window])
+            last = sum(value for _, value in values[-window:]) / len(values[-window:])
+            way = direction(first, last, 0.5 * 10**-digits)
+            moved = f"stayed at {last:.{digits}f}"
+            if way != "stayed":
+                moved = f"{way} from {first:.{digits}f} to {last:.{digits}f}"
+            parts.append(f"{label} {moved}")
+    steps = f"{name}, {len(rows)} logged rows to step {rows[-1].step:g}"
+    if not parts:
+        return f"{steps}: neither reward nor lengths were logged."
+    return f"{steps} (first tenth against last): {', '.join(parts)}."
+
+
+def column_of(rows: Sequence[Step], column: str) -> list[tuple[float, float]]:
+    """(step, value) of the rows that logged a column."""
+    pairs = [(row.step, getattr(row, column)) for row in rows]
+    return [(step, value) for step, value in pairs if value is not None]
+
+
+def say_loss(rows: Sequence[Step]) -> str:
+    """Where the warm start's loss went."""
+    values = column_of(rows, "loss")
+    if len(values) < 2:
+        return "Too few losses were logged to say how they moved."
+    first, last = values[0][1], values[-1][1]
+    way = direction(first, last, 5e-4)
+    moved = f"stayed at {last:.3f}" if way == "stayed" else f"{way} from {first:.3f} to {last:.3f}"
+    return f"Training loss {moved} over {values[-1][0]:g} steps."
+
+
+def say_budgets(named: Sequence[tuple[str, Evaluation]]) -> str:
+    """The best budget of each model, and who leads at the smallest budget they share."""
+    sentences = []
+    for name, evaluation in named:
+        best = max(evaluation.by_budget, key=lambda row: (row.exact, -row.budget))
+        sentences.append(f"{name} is most often exact ({best.exact:.1%}) at {best.budget} tokens")
+    text = "; ".join(sentences) + "."
+    shared = set.intersection(*({row.budget for row in e.by_budget} for _, e in named))
+    if len(named) > 1 and shared:
+        budget = min(shared)
+        at = [
+            (row.exact, name)
+            for name, evaluation in named
+            for row in evaluation.by_budget
+            if row.budget == budget
+        ]
+        top = max(exact for exact, _ in at)
+        leaders = [name for exact, name in at if exact == top]
+        if len(leaders) == len(at):
+            text += f" At {budget} tokens all are equal ({top:.1%})."
+        else:
+            text += f" At {budget} tokens {' and '.join(leaders)} leads with {top:.1%}."
+    return text
+
+
+def say_load(load: LoadTest) -> str:
+    """What the load test saw, against its promise."""
+    limit = load.settings.slo_p99_ms
+    if not load.requests:
+        return "No request was made, so nothing can be said about latency."
+    p99 = load.latency_ms.get("p99")
+    rate = f"{load.settings.rate_per_s:g} arrivals a second"
+    if p99 is None:
+        head = f"At {rate} p99 falls on a request without a valid answer"
+    else:
+        side = "within" if p99 <= limit else "over"
+        head = f"At {rate} p99 is {p99:.0f} ms, {side} the {limit:g} ms line"
+    reasons = ", ".join(f"{count} {reason}" for reason, count in load.misses_by_reason.items())
+    missed = f"{load.misses} of {load.requests} requests missed"
+    return f"{head}; {missed}{f' ({reasons})' if reasons else ''}."
+
+
+def _signed(value: float, form: str) -> str:
+    return format(value, "+" + form).replace("-", "−")

@@ -1,0 +1,254 @@
+"""What the stages of a run left in its folder; a part that is missing is None or empty."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
+
+from curt.artifact import MANIFEST, ArtifactError, Manifest, load_manifest
+from curt.files import sha256
+
+WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".data", ".bin")
+
+T = TypeVar("T")
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]
+
+
+class Part(BaseModel):
+    """Base of every part: frozen; fields this page does not show are passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class ThinkingTokens(Part):
+    """Thinking tokens over the cases of an evaluation."""
+
+    mean: float
+    p50: float | None = None
+    p95: float | None = None
+
+
+class BudgetRow(Part):
+    """One forced thinking budget and the accuracy under it; `n` where fewer cases were used."""
+
+    budget: int
+    n: int | None = None
+    exact: float
+    mean_thinking: float | None = None
+
+
+class TraitRow(Part):
+    """The cases of one kind and the accuracy on them."""
+
+    n: int
+    exact: float
+    mean_thinking: float | None = None
+
+
+class Example(Part):
+    """One generated case and what a model made of it."""
+
+    fact: str
+    thinking: str = ""
+    answer: Text = ""
+    reference: Text = ""
+    exact: bool
+
+
+class Evaluation(Part):
+    """`eval/<name>.json`."""
+
+    name: str
+    n: int = Field(ge=1)
+    scores: dict[str, float | None]
+    engine: str = ""
+    model: str = ""
+    corpus: str = ""
+    stated_budget: int | str | None = None
+    thinking_tokens: ThinkingTokens | None = None
+    thinking_lengths: list[int] = []
+    by_budget: list[BudgetRow] = []
+    by_trait: dict[str, TraitRow] = {}
+    examples: list[Example] = []
+
+
+class Step(Part):
+    """One row of a training history; stages log different columns."""
+
+    step: float
+    loss: float | None = None
+    reward: float | None = None
+    exact: float | None = None
+    thinking_tokens: float | None = None
+    completion_tokens: float | None = None
+    entropy: float | None = None
+    seconds: float | None = None
+
+
+class Parity(Part):
+    """`<artifact>/parity.json`: agreement with the parent, and speed on one CPU thread."""
+
+    kl: float | None = None
+    argmax_agreement: float | None = None
+    prefill_tokens_per_s_1_threads: float | None = None
+    decode_tokens_per_s_1_threads: float | None = None
+
+
+class LoadSettings(Part):
+    """What the load test was asked to do."""
+
+    slo_p99_ms: float
+    max_miss_rate: float
+    rate_per_s: float
+    deadline_ms: float | None = None
+
+
+class Confidence(Part):
+    """What the load test proves."""
+
+    proven: bool
+    statement: str
+    miss_rate_upper: float | None = None
+
+
+class LoadVerdict(Part):
+    """Pass or fail, and why."""
+
+    passed: bool
+    reasons: list[str] = []
+
+
+class LoadTest(Part):
+    """`loadtest.json`."""
+
+    requests: int
+    misses: int
+    misses_by_reason: dict[str, int] = {}
+    latency_ms: dict[str, float | None]
+    latencies_ms: list[float] = []
+    server_ms: dict[str, float | None] = {}
+    achieved_rate_per_s: float | None = None
+    duration_s: float | None = None
+    ended: str = ""
+    settings: LoadSettings
+    confidence: Confidence
+    verdict: LoadVerdict
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A model folder of the run.
+
+    `weights_bytes` counts the weight files alone; `flaw` says why the manifest cannot be trusted.
+    """
+
+    name: str
+    weights_bytes: int
+    manifest: Manifest | None
+    manifest_sha256: str
+    flaw: str = ""
+    parity: Parity | None = None
+    checks: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunParts:
+    """Everything found of one run."""
+
+    name: str
+    evaluations: Mapping[str, Evaluation]
+    histories: Mapping[str, list[Step]]
+    artifacts: list[Artifact]
+    load_test: LoadTest | None
+    timing_s: Mapping[str, float]
+
+
+def read_run(folder: Path) -> RunParts:
+    """Read every part that exists under a run folder.
+
+    Raises ValueError when the folder is missing or a part does not have the shape its stage
+    writes; the message names the file and field, never the text in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"no run folder {folder}: run `make demo` first, or name another --run")
+    evaluations = {
+        path.stem: _read(path, Evaluation) for path in sorted((folder / "eval").glob("*.json"))
+    }
+    histories = {
+        path.parent.name: _read(path, list[Step]) for path in sorted(folder.glob("*/history.json"))
+    }
+    load_path, timing_path = folder / "loadtest.json", folder / "timing.json"
+    return RunParts(
+        name=folder.resolve().name,
+        evaluations=evaluations,
+        histories={name: rows for name, rows in histories.items() if rows},
+        artifacts=[_read_artifact(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}"))],
+        load_test=_read(load_path, LoadTest) if load_path.is_file() else None,
+        timing_s=_read(timing_path, dict[str, float]) if timing_path.is_file() else {},
+    )
+
+
+def _read_artifact(folder: Path) -> Artifact:
+    manifest, flaw = None, ""
+    try:
+        manifest = load_manifest(folder)
+    except ArtifactError as error:
+        flaw = str(error).replace(str(folder), folder.name)
+    parity, verification = folder / "parity.json", folder / "verification.json"
+    return Artifact(
+        name=folder.name,
+        weights_bytes=sum(
+            file.stat().st_size for file in folder.rglob("*") if file.suffix in WEIGHT_SUFFIXES
+        ),
+        manifest=manifest,
+        manifest_sha256=sha256(folder / MANIFEST),
+        flaw=flaw,
+        parity=_read(parity, Parity) if parity.is_file() else None,
+        checks=_flatten(_read(verification, dict[str, Any])) if verification.is_file() else {},
+    )
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested results as `a.b: value` lines; lists are left to the file itself."""
+    lines: dict[str, str] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            lines |= _flatten(item, f"{prefix}{key}.")
+        elif isinstance(item, str | bool | int):
+            lines[prefix + key] = str(item)
+        elif isinstance(item, float):
+            lines[prefix + key] = f"{item:.4g}"
+    return lines
+
+
+def _read(path: Path, shape: type[T]) -> T:
+    try:
+        return TypeAdapter(shape).validate_json(path.read_bytes())
+    except ValidationError as error:
+        # Only where and what is wrong: the value itself may be part of a case.
+        flaws = "; ".join(
+            f"{'.'.join(map(str, flaw['loc'])) or 'file'}: {flaw['msg']}"
+            for flaw in error.errors(include_input=False)[:5]
+        )
+        raise ValueError(
+            f"{path} is not what its stage writes ({flaws}): run that stage again, or remove the "
+            "file to report without it"
+        ) from None

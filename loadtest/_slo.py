@@ -1,0 +1,286 @@
+"""What a request was worth, and whether a run keeps the promise.
+
+A *miss* is anything a user with a deadline would call one: no answer, an answer other than
+200, one of the wrong shape, one the server flagged as degraded, or one later than the SLO.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+CONFIDENCE = 0.95
+CLAIMED_TAIL = 0.01  # "p99 under the SLO" says that fewer than 1% of requests miss
+QUANTILES = (0.5, 0.9, 0.95, 0.99)
+PHASES = ("queue", "prefill", "decode", "total")
+SHED_STATUS = 503
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One arrival and what came of it.
+
+    `latency_ms` runs from the scheduled instant to the last byte (or to giving up); `miss` is
+    the reason it does not count as served, None when it does; `answered` says that a valid,
+    undegraded answer came, however late; `lag_ms` is how late this client itself sent it.
+    """
+
+    latency_ms: float
+    miss: str | None
+    answered: bool = False
+    lag_ms: float = 0.0
+    phases_ms: Mapping[str, float] = field(default_factory=dict)
+    thinking_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """The promise: p99 latency in ms, and the share of requests that may miss."""
+
+    p99_ms: float = 400.0
+    max_miss_rate: float = 0.01
+
+
+def judge_reply(
+    status: int, body: bytes, latency_ms: float, slo: Slo, *, lag_ms: float = 0.0
+) -> Outcome:
+    """Turn one reply of `POST /predict` into an outcome; never raises on what a server sends."""
+    if status == SHED_STATUS:
+        return Outcome(latency_ms, "shed (503)", lag_ms=lag_ms)
+    if status != 200:
+        return Outcome(latency_ms, f"status {status}", lag_ms=lag_ms)
+    try:
+        reply = json.loads(body)
+    except ValueError:
+        return Outcome(latency_ms, "schema: not JSON", lag_ms=lag_ms)
+    flaw = find_flaw(reply)
+    if flaw:
+        return Outcome(latency_ms, f"schema: {flaw}", lag_ms=lag_ms)
+    late = latency_ms > slo.p99_ms
+    miss = "over the SLO" if late else None
+    if reply["degraded"]:
+        reason = reply.get("degraded_reason")
+        miss = f"degraded: {reason}" if isinstance(reason, str) else "degraded"
+    return Outcome(
+        latency_ms,
+        miss,
+        answered=not reply["degraded"],
+        lag_ms=lag_ms,
+        phases_ms={name: float(reply["timings_ms"][name]) for name in PHASES},
+        thinking_tokens=reply["thinking"]["tokens"],
+    )
+
+
+def find_flaw(reply: Any) -> str | None:
+    """The first field of a `/predict` reply that is missing or of the wrong type, or None."""
+    if not isinstance(reply, dict):
+        return "not an object"
+    if not isinstance(reply.get("request_id"), str) or not reply["request_id"]:
+        return "request_id"
+    if not isinstance(reply.get("degraded"), bool):
+        return "degraded"
+    defendants = reply.get("defendants")
+    if not isinstance(defendants, list) or not (defendants or reply["degraded"]):
+        return "defendants"  # only a degraded reply may come without a verdict
+    if not all(isinstance(defendant, dict) for defendant in defendants):
+        return "defendants"
+    thinking = reply.get("thinking")
+    if not isinstance(thinking, dict) or not _is_count(thinking.get("tokens")):
+        return "thinking.tokens"
+    timings = reply.get("timings_ms")
+    if not isinstance(timings, dict):
+        return "timings_ms"
+    for name in PHASES:
+        if not _is_duration(timings.get(name)):
+            return f"timings_ms.{name}"
+    if not isinstance(reply.get("warnings"), list):
+        return "warnings"
+    if not isinstance(reply.get("notice"), str) or not reply["notice"]:
+        return "notice"
+    return None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_duration(value: Any) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and value >= 0
+    )
+
+
+def nearest_rank(values: Sequence[float], quantile: float) -> float:
+    """The exact quantile: the ceil(q·n)-th smallest value, never an interpolation or a bucket.
+
+    Raises ValueError on no values.
+    """
+    if not values:
+        raise ValueError("a quantile of no values: make at least one request")
+    # The nudge keeps 0.99 · 100 = 99.00000000000001 from asking for the 100th value.
+    rank = math.ceil(quantile * len(values) - 1e-9)
+    return sorted(values)[max(rank, 1) - 1]
+
+
+def miss_rate_upper_bound(misses: int, requests: int, confidence: float = CONFIDENCE) -> float:
+    """One-sided Clopper-Pearson upper bound of a miss rate.
+
+    The largest rate at which `misses` or fewer in `requests` would still be seen with
+    probability 1 - confidence. It takes requests as independent; misses that come in bursts
+    make it optimistic. Clopper and Pearson, Biometrika 26 (1934).
+    """
+    if not 0 <= misses <= requests:
+        raise ValueError(f"{misses} misses in {requests} requests: use 0 to {requests}")
+    doubt = 1 - confidence
+    if misses == requests:
+        return 1.0
+    if misses == 0:
+        return float(1 - doubt ** (1 / requests))
+    low, high = misses / requests, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if binomial_cdf(misses, requests, middle) > doubt:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def binomial_cdf(successes: int, trials: int, rate: float) -> float:
+    """P(X <= successes) for X ~ Binomial(trials, rate), 0 < rate < 1 and rate >= successes/trials.
+
+    Below the mean the terms only fall as the count does, so the sum starts at its largest and
+    stops where it no longer changes.
+    """
+    if not 0 < rate < 1:
+        return 0.0 if rate >= 1 and successes < trials else 1.0
+    log_term = (
+        math.lgamma(trials + 1)
+        - math.lgamma(successes + 1)
+        - math.lgamma(trials - successes + 1)
+        + successes * math.log(rate)
+        + (trials - successes) * math.log1p(-rate)
+    )
+    share, total = 1.0, 0.0
+    for count in range(successes, -1, -1):
+        total += share
+        share *= count / (trials - count + 1) * (1 - rate) / rate
+        if share < 1e-17 * total:
+            break
+    return min(1.0, math.exp(log_term) * total)
+
+
+def requests_needed(misses: int, rate: float = CLAIMED_TAIL) -> int:
+    """The fewest requests in which `misses` still prove a miss rate under `rate`."""
+    low, high = misses, max(misses, 1)
+    while miss_rate_upper_bound(misses, high) >= rate:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if miss_rate_upper_bound(misses, middle) < rate:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def state_confidence(misses: int, requests: int, slo: Slo) -> dict[str, Any]:
+    """What the run proves: the bound on the miss rate, and whether "p99 < SLO" follows."""
+    claim = f"p99 < {slo.p99_ms:g} ms at {CONFIDENCE:.0%} confidence"
+    if not requests:
+        return {
+            "level": CONFIDENCE,
+            "miss_rate_upper": 1.0,
+            "proven": False,
+            "statement": f"{claim}: not proven, no request was made",
+        }
+    upper = miss_rate_upper_bound(misses, requests)
+    proven = upper < CLAIMED_TAIL
+    seen = f"{misses} misses in {requests} requests, miss rate at most {upper:.3%}"
+    if proven:
+        statement = f"{claim}: proven ({seen})"
+    elif misses / requests > CLAIMED_TAIL:
+        statement = f"{claim}: not proven ({seen})"
+    else:
+        statement = (
+            f"{claim}: not proven, too few requests ({seen}; "
+            f"{requests_needed(misses)} needed with {misses} misses)"
+        )
+    return {
+        "level": CONFIDENCE,
+        "miss_rate_upper": upper,
+        "proven": proven,
+        "statement": statement,
+    }
+
+
+def summarise(outcomes: Sequence[Outcome], slo: Slo, *, require_proof: bool) -> dict[str, Any]:
+    """Counts, exact percentiles, confidence and verdict of a run, ready for JSON.
+
+    `latency_ms` ranks a request without a valid answer above every answer, so that quick
+    refusals cannot lower a percentile; null stands for such a percentile. `max` is the slowest
+    valid answer; `latencies_ms` holds the valid answers' latencies, late ones included.
+    """
+    requests = len(outcomes)
+    misses = sum(outcome.miss is not None for outcome in outcomes)
+    answered = [outcome for outcome in outcomes if outcome.answered]
+    ranked = [outcome.latency_ms if outcome.answered else math.inf for outcome in outcomes]
+    lags = [outcome.lag_ms for outcome in outcomes]
+    latency_ms: dict[str, float | None] = {f"p{q * 100:g}": None for q in QUANTILES}
+    for quantile in QUANTILES:
+        if ranked:
+            value = nearest_rank(ranked, quantile)
+            latency_ms[f"p{quantile * 100:g}"] = value if math.isfinite(value) else None
+    latency_ms["max"] = max((outcome.latency_ms for outcome in answered), default=None)
+    tokens = [o.thinking_tokens for o in answered if o.thinking_tokens is not None]
+    confidence = state_confidence(misses, requests, slo)
+    reasons = find_breaches(requests, misses, latency_ms["p99"], slo)
+    if require_proof and not confidence["proven"]:
+        reasons.append(confidence["statement"])
+    return {
+        "requests": requests,
+        "misses": misses,
+        "miss_rate": misses / requests if requests else None,
+        "misses_by_reason": dict(Counter(o.miss for o in outcomes if o.miss is not None)),
+        "latency_ms": latency_ms,
+        "latencies_ms": [round(outcome.latency_ms, 1) for outcome in answered],
+        "schedule_lag_ms": {
+            "p99": nearest_rank(lags, 0.99) if lags else None,
+            "max": max(lags, default=None),
+        },
+        "server_ms": {
+            name: _mean([o.phases_ms[name] for o in answered if name in o.phases_ms])
+            for name in PHASES
+        },
+        "thinking_tokens_mean": _mean(tokens),
+        "confidence": confidence,
+        "verdict": {"passed": not reasons, "reasons": reasons},
+    }
+
+
+def find_breaches(requests: int, misses: int, p99_ms: float | None, slo: Slo) -> list[str]:
+    """Why a run fails its SLO; empty when it keeps it. A run without requests never passes."""
+    if not requests:
+        return ["no request was made"]
+    reasons = []
+    if p99_ms is None:
+        reasons.append("p99 falls on a request without a valid answer")
+    elif p99_ms > slo.p99_ms:
+        reasons.append(f"p99 is {p99_ms:.1f} ms, over {slo.p99_ms:g} ms")
+    if misses / requests > slo.max_miss_rate:
+        reasons.append(
+            f"{misses} of {requests} requests missed ({misses / requests:.2%}), "
+            f"over {slo.max_miss_rate:.2%}"
+        )
+    return reasons
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

@@ -1,0 +1,97 @@
+"""Serve a model folder: `CURT_MODEL=runs/demo/ort-int8 python -m serve`.
+
+Every setting is an environment variable; see serve/settings.py. SIGTERM or Ctrl+C drains: the
+server says 503 for a moment, finishes what it has taken, and exits with status 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+from pydantic import ValidationError
+
+from curt.artifact import ArtifactError
+from curt.logs import configure_logging
+from serve.app import Pool, create_app
+from serve.settings import MAX_DEADLINE_MS, Settings, unknown_variables
+
+logger = logging.getLogger(__name__)
+
+
+class DrainingServer(uvicorn.Server):
+    """A uvicorn server that goes on answering 503 for a moment before it closes its socket."""
+
+    def __init__(self, config: uvicorn.Config, pool: Pool, drain_s: float) -> None:
+        super().__init__(config)
+        self._pool = pool
+        self._drain_s = drain_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._signals = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Remember the loop, for signals arrive outside of it."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first signal, close at once at the second, drop everything at the third.
+
+        The signal is not raised again once all is done, as uvicorn would: a drained exit is a
+        clean one.
+        """
+        self._signals += 1
+        if self._signals == 1 and self._loop:
+            self._loop.call_soon_threadsafe(self._begin_drain)
+        else:
+            self.force_exit = self._signals > 2
+            self.should_exit = True
+
+    def _begin_drain(self) -> None:
+        self._pool.drain()
+        asyncio.get_running_loop().call_later(self._drain_s, self._close)
+
+    def _close(self) -> None:
+        self.should_exit = True
+
+
+def main() -> None:
+    """Run the server; exits with status 2 and a message when it is set up wrongly."""
+    try:
+        settings = Settings()  # type: ignore[call-arg]  # from the environment
+    except ValidationError as error:
+        problems = "\n".join(
+            f"  CURT_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()
+        )
+        _refuse(f"settings refused\n{problems}")
+    configure_logging(json=settings.log_json)
+    for message in unknown_variables(os.environ):
+        logger.warning(message)
+    try:
+        app = create_app(settings)
+    except ArtifactError as error:
+        _refuse(f"CURT_MODEL: {error}")
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=MAX_DEADLINE_MS // 1000 + 5,
+    )
+    DrainingServer(config, app.state.pool, settings.drain_s).run()
+
+
+def _refuse(message: str) -> None:
+    sys.stderr.write(f"error: {message}\n")
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

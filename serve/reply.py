@@ -1,0 +1,164 @@
+"""From a finished generation to the reply a client reads."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from curt.artifact import MANIFEST, Manifest
+from curt.dialogue import parse_completion, render_ruling, render_term
+from curt.engines.protocol import Generation
+from curt.numerals import write_article, write_months
+from curt.schema import TERM_NAMES, Completion, ParseFailure, Verdict
+from curt.statutes import Tier, tier_of
+from serve.checks import fact_warnings, statutory_range, verdict_warnings, warning
+from serve.schemas import (
+    Article,
+    Charge,
+    Defendant,
+    DegradedReason,
+    Model,
+    PredictedTerm,
+    PredictReply,
+    Statutory,
+    Task,
+    Thinking,
+    Timings,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A generation with what the scheduler granted it."""
+
+    generation: Generation
+    thinking_allowed: int
+    stated_budget: int
+    fact_clipped: bool
+    queue_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which model answers: name, manifest hash and what the manifest says."""
+
+    model: Model
+    manifest: Manifest
+
+    @classmethod
+    def of(cls, folder: Path, manifest: Manifest) -> Identity:
+        """The identity of a model folder whose manifest has been verified."""
+        digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+        name = folder.resolve().name
+        return cls(Model(name=name, manifest=digest[:12], precision=manifest.precision), manifest)
+
+
+def build_reply(
+    served: Served,
+    *,
+    fact: str,
+    tasks: Sequence[Task],
+    include_reasoning: bool,
+    identity: Identity,
+    request_id: str,
+    deadline_ms: int,
+    total_ms: float,
+) -> PredictReply:
+    """The reply for a served request; degraded, without a defendant, where no verdict came."""
+    generation = served.generation
+    completion = parse_completion(generation.text)
+    degraded_reason = why_degraded(generation, completion)
+    warnings = fact_warnings(fact)
+    if served.fact_clipped:
+        warnings.append(warning("fact_clipped"))
+    defendants = []
+    if degraded_reason is None:
+        assert isinstance(completion.verdict, Verdict)
+        warnings += verdict_warnings(completion.verdict)
+        defendants = [build_defendant(completion.verdict, tasks)]
+    return PredictReply(
+        request_id=request_id,
+        model=identity.model,
+        statute_version=identity.manifest.statute_version,
+        prompt_version=identity.manifest.prompt_version,
+        defendants=defendants,
+        reasoning=completion.thinking if include_reasoning else None,
+        thinking=Thinking(
+            tokens=generation.thinking_tokens,
+            allowed=served.thinking_allowed,
+            stated_budget=served.stated_budget,
+            cut=generation.thinking_cut,
+        ),
+        degraded=degraded_reason is not None,
+        degraded_reason=degraded_reason,
+        warnings=warnings,
+        deadline_ms=deadline_ms,
+        timings_ms=Timings(
+            queue=round(served.queue_ms, 2),
+            prefill=round(generation.prefill_ms, 2),
+            decode=round(generation.decode_ms, 2),
+            total=round(total_ms, 2),
+        ),
+    )
+
+
+def why_degraded(generation: Generation, completion: Completion) -> DegradedReason | None:
+    """Why a generation holds no full verdict, or None when it does.
+
+    An answer that was cut is not read, even where its first lines parse: 罚金：2000 may be the
+    beginning of 20000元.
+    """
+    if generation.finish == "deadline":
+        return "deadline"
+    if generation.finish == "length":
+        return "answer_too_long"
+    return "unreadable_answer" if isinstance(completion.verdict, ParseFailure) else None
+
+
+def build_defendant(verdict: Verdict, tasks: Sequence[Task]) -> Defendant:
+    """The parts of a verdict that were asked for; the others are None."""
+    return Defendant(
+        charges=[Charge(name=c, title=f"{c}罪") for c in verdict.charges]
+        if "charge" in tasks
+        else None,
+        articles=[Article(id=a, title=write_article(a)) for a in verdict.articles]
+        if "article" in tasks
+        else None,
+        term=_build_term(verdict) if "term" in tasks else None,
+        fine_yuan=verdict.fine_yuan if "term" in tasks else None,
+        ruling=render_ruling(verdict) if "ruling" in tasks else None,
+    )
+
+
+def _build_term(verdict: Verdict) -> PredictedTerm:
+    term = verdict.term
+    tier = tier_of(verdict.charges[0], term) if len(verdict.charges) == 1 else None
+    return PredictedTerm(
+        kind=term.kind,
+        kind_name=TERM_NAMES[term.kind],
+        months=term.months,
+        probation_months=term.probation_months,
+        text=render_term(term)
+        + (f"，缓刑{term.probation_months}个月" if term.probation_months else ""),
+        statutory=Statutory(
+            in_range=statutory_range(verdict), tier=describe_tier(tier) if tier else None
+        ),
+    )
+
+
+def describe_tier(tier: Tier) -> str:
+    """A statutory tier in words: 有期徒刑三年至十年、罚金."""
+    parts = []
+    if tier.max_months:
+        low, high = write_months(tier.min_months), write_months(tier.max_months)
+        parts.append(f"有期徒刑{low}至{high}")
+    names = (
+        ("detention", "拘役"),
+        ("surveillance", "管制"),
+        ("life", "无期徒刑"),
+        ("death", "死刑"),
+        ("fine", "罚金或没收财产"),
+    )
+    return "、".join(parts + [name for field, name in names if getattr(tier, field)])

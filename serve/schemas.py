@@ -1,0 +1,156 @@
+"""The request and the reply of `POST /predict`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from curt.schema import TermKind
+from serve.settings import MAX_DEADLINE_MS, MIN_DEADLINE_MS
+
+Task = Literal["charge", "article", "term", "ruling"]
+DegradedReason = Literal["deadline", "unreadable_answer", "answer_too_long"]
+
+ALL_TASKS: tuple[Task, ...] = ("charge", "article", "term", "ruling")
+NOTICE = "本结果由模型生成，仅供参考，不构成法律意见，不能代替法官裁判。"
+
+
+class PredictRequest(BaseModel):
+    """Facts of one case and the time an answer may take."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "fact": "2020年3月5日，被告人张某在某市某超市窃取他人现金8000元，"
+                    "归案后如实供述，认罪认罚。",
+                    "deadline_ms": 400,
+                }
+            ]
+        },
+    )
+
+    fact: str
+    """The facts found, in Chinese."""
+
+    deadline_ms: int | None = Field(None, ge=MIN_DEADLINE_MS, le=MAX_DEADLINE_MS)
+    """Milliseconds within which to answer; the server's default (400) when left out."""
+
+    tasks: list[Task] = Field(list(ALL_TASKS), min_length=1, max_length=len(ALL_TASKS))
+    """Which parts of the verdict to return; the others are null."""
+
+    include_reasoning: bool = True
+    """Whether to return the model's reasoning."""
+
+
+class Model(BaseModel):
+    """The model that answered."""
+
+    name: str
+    manifest: str
+    """First 12 hex digits of the manifest's SHA-256."""
+    precision: str
+
+
+class Charge(BaseModel):
+    """A charge: 盗窃, 盗窃罪."""
+
+    name: str
+    title: str
+
+
+class Article(BaseModel):
+    """An article of the Criminal Law: 264, 第二百六十四条."""
+
+    id: str
+    title: str
+
+
+class Statutory(BaseModel):
+    """How a term stands to the statute; null where several charges are punished together."""
+
+    in_range: bool | None
+    tier: str | None
+
+
+class PredictedTerm(BaseModel):
+    """The principal penalty."""
+
+    kind: TermKind
+    kind_name: str
+    months: int
+    probation_months: int
+    text: str
+    statutory: Statutory
+
+
+class Defendant(BaseModel):
+    """The verdict on one defendant; parts that were not asked for are null."""
+
+    charges: list[Charge] | None
+    articles: list[Article] | None
+    term: PredictedTerm | None
+    fine_yuan: int | None
+    ruling: str | None
+
+
+class Thinking(BaseModel):
+    """How much reasoning there was, in tokens, and how much was allowed."""
+
+    tokens: int
+    allowed: int
+    stated_budget: int
+    cut: bool
+
+
+class Caution(BaseModel):
+    """Something a reader should know before relying on the verdict."""
+
+    code: str
+    message: str
+
+
+class Timings(BaseModel):
+    """Where the time went, in milliseconds."""
+
+    queue: float
+    prefill: float
+    decode: float
+    total: float
+
+
+class PredictReply(BaseModel):
+    """The answer. `defendants` is empty when `degraded`: never a canned verdict."""
+
+    request_id: str
+    model: Model
+    statute_version: str
+    prompt_version: str
+    defendants: list[Defendant]
+    reasoning: str | None
+    thinking: Thinking
+    degraded: bool
+    degraded_reason: DegradedReason | None
+    warnings: list[Caution]
+    deadline_ms: int
+    timings_ms: Timings
+    notice: str = NOTICE
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, for programs and for people."""
+
+    code: str
+    message: str
+
+
+class ErrorReply(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetail
+    request_id: str

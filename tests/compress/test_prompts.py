@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from compress.prompts import read_cases, sample_prompts
+from curt.artifact import load_manifest
+from curt.dialogue import THINK_END, THINK_START, parse_completion
+from tests.compress.exports import write_cases
+
+
+def test_a_missing_or_broken_corpus_names_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--cases"):
+        read_cases(tmp_path / "absent.jsonl")
+    file = write_cases(tmp_path / "cases.jsonl", 2)
+    file.write_text(file.read_text() + '{"id": "x"}\n')
+    with pytest.raises(ValueError, match=r"cases\.jsonl:3"):
+        read_cases(file)
+    file.write_text("")
+    with pytest.raises(ValueError, match="no case"):
+        read_cases(file)
+
+
+def test_prompts_are_seeded_and_run_through_the_budgets(micro_model: Path, tmp_path: Path) -> None:
+    cases = read_cases(write_cases(tmp_path / "cases.jsonl", 12))
+    tokenizer, manifest = AutoTokenizer.from_pretrained(micro_model), load_manifest(micro_model)
+    prompts = sample_prompts(cases, tokenizer, manifest, 7, seed=3)
+    assert prompts == sample_prompts(cases, tokenizer, manifest, 7, seed=3)
+    assert len(sample_prompts(cases, tokenizer, manifest, 99, seed=3)) == 12
+    texts = [tokenizer.decode(ids) for ids in prompts]
+    assert all(text.endswith(THINK_START) for text in texts)
+    stated = [int(text.split("思考预算：")[1].split("<")[0]) for text in texts]
+    assert stated == [0, 8, 16, 24, 32, 48, 64]
+
+
+def test_examples_hold_a_readable_completion(micro_model: Path, tmp_path: Path) -> None:
+    cases = read_cases(write_cases(tmp_path / "cases.jsonl", 1))
+    tokenizer, manifest = AutoTokenizer.from_pretrained(micro_model), load_manifest(micro_model)
+    [ids] = sample_prompts(cases, tokenizer, manifest, 1, seed=0, with_completion=True)
+    completion = parse_completion(tokenizer.decode(ids).partition(THINK_START)[2])
+    assert completion.verdict == cases[0].verdict
+    assert completion.thinking == "现金8000元。"
+    assert THINK_END not in completion.thinking

@@ -1,0 +1,24 @@
+"""Fixtures shared by every package's tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def micro_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with random weights (see tests/micro.py)."""
+    from tests.micro import make_micro_model
+
+    return make_micro_model(tmp_path_factory.mktemp("micro") / "model")
+
+
+@pytest.fixture(scope="session")
+def real_cases() -> Path:
+    """Folder of real CAIL2018 files beside the checkout, where a developer has one."""
+    folder = Path(__file__).parents[2] / "shared" / "data" / "cail"
+    if not folder.is_dir():
+        pytest.skip("no real CAIL2018 files beside this checkout")
+    return folder

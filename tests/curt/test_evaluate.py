@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from curt.artifact import ArtifactError
+from curt.corpus.store import write_cases
+from curt.corpus.synthetic import generate_cases
+from curt.dialogue import render_completion
+from curt.engines import Generation
+from curt.evaluate import EvaluateConfig, Outcome, by_trait, evaluate, open_engine, summarise
+
+KEYS = {
+    "name", "engine", "model", "corpus", "n", "stated_budget", "scores", "thinking_tokens",
+    "thinking_lengths", "by_budget", "by_trait", "examples",
+}  # fmt: skip
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "test.jsonl"
+    write_cases(path, generate_cases(6, seed=9))
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(micro_model, corpus):
+    return evaluate(
+        EvaluateConfig(
+            model=micro_model,
+            corpus=corpus,
+            out=Path("somewhere/micro.json"),
+            budgets=[0, 20, 8],
+            budget_limit=4,
+            batch=4,
+            examples=2,
+        )
+    )
+
+
+def outcome(case, *, verdict=None, tokens=10, cut=False) -> Outcome:
+    text = render_completion("想", verdict or case.verdict)
+    return Outcome(case, Generation(text, 100, tokens, 20, cut, "stop", 0.0, 1.0))
+
+
+def test_a_report_has_every_documented_key(report, micro_model, corpus):
+    assert report.keys() == KEYS
+    assert report["name"] == "micro"
+    assert report["engine"] == "transformers"
+    assert (report["model"], report["corpus"]) == (str(micro_model), str(corpus))
+    assert report["n"] == 6
+    assert json.loads(json.dumps(report, ensure_ascii=False, allow_nan=False)) == report
+
+
+def test_the_widest_budget_gives_the_headline(report):
+    assert report["stated_budget"] == 16  # 20 rounded down to a level
+    assert len(report["thinking_lengths"]) == 6
+    assert max(report["thinking_lengths"]) <= 20
+    assert report["thinking_tokens"].keys() == {"mean", "p50", "p95"}
+    assert report["scores"]["n"] == 6
+
+
+def test_every_budget_has_its_row_in_order(report):
+    rows = report["by_budget"]
+    assert [row["budget"] for row in rows] == [0, 8, 20]
+    assert [row["n"] for row in rows] == [4, 4, 4]
+    assert rows[0]["mean_thinking"] == 0
+    assert all(row["mean_thinking"] <= row["budget"] for row in rows)
+    assert all(0 <= row["cut"] <= 1 and row["exact"] == row["scores"]["exact"] for row in rows)
+
+
+def test_traits_split_the_headline_completely(report):
+    assert sum(row["n"] for row in report["by_trait"].values()) == 6
+    assert all(row.keys() == {"n", "exact", "mean_thinking"} for row in report["by_trait"].values())
+
+
+def test_examples_are_kept_as_many_as_asked(report):
+    assert len(report["examples"]) == 2
+    assert report["examples"][0].keys() == {
+        "fact", "thinking", "thinking_tokens", "answer", "reference", "exact",
+    }  # fmt: skip
+
+
+def test_no_case_text_leaves_a_corpus_without_examples(micro_model, corpus):
+    report = evaluate(
+        EvaluateConfig(
+            model=micro_model, corpus=corpus, out=Path("x.json"), budgets=[0], limit=2, examples=0
+        )
+    )
+    assert report["examples"] == []
+    assert report["n"] == 2
+    assert "被告人" not in json.dumps(report, ensure_ascii=False)
+
+
+def test_summaries_worked_by_hand():
+    cases = list(generate_cases(3, seed=9))
+    other = next(c.verdict for c in generate_cases(50, seed=10) if c.verdict != cases[2].verdict)
+    rows = [
+        outcome(cases[0], tokens=10),
+        outcome(cases[1], tokens=20, cut=True),
+        outcome(cases[2], tokens=60, verdict=other),
+    ]
+    summary = summarise(rows)
+    assert summary["exact"] == pytest.approx(2 / 3)
+    assert summary["mean_thinking"] == pytest.approx(30)
+    assert summary["cut"] == pytest.approx(1 / 3)
+
+
+def test_traits_are_counted_per_case():
+    cases = list(generate_cases(40, seed=9))
+    groups = by_trait([outcome(c, tokens=len(c.traits)) for c in cases])
+    assert list(groups) == sorted(groups)
+    for name, row in groups.items():
+        count = int(name.split()[0])
+        assert row["n"] == sum(len(c.traits) == count for c in cases)
+        assert (row["exact"], row["mean_thinking"]) == (1.0, count)
+
+
+def test_an_empty_corpus_is_refused(micro_model, tmp_path):
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    with pytest.raises(ValueError, match=r"empty\.jsonl holds no case"):
+        evaluate(EvaluateConfig(model=micro_model, corpus=empty, out=tmp_path / "r.json"))
+
+
+def test_no_budgets_are_refused(micro_model, corpus, tmp_path):
+    with pytest.raises(ValueError, match="no budgets"):
+        evaluate(
+            EvaluateConfig(model=micro_model, corpus=corpus, out=tmp_path / "r.json", budgets=[])
+        )
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="manifest"):
+        open_engine(tmp_path)
+
+
+def test_the_command_names_a_missing_corpus_and_writes_nothing(micro_model, tmp_path):
+    out = tmp_path / "report.json"
+    result = subprocess.run(
+        [sys.executable, "-m", "curt.evaluate", "--model", str(micro_model),
+         "--corpus", str(tmp_path / "none.jsonl"), "--out", str(out)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "error: no case file" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not out.exists()

@@ -1,0 +1,66 @@
+"""A neighbour of the pool: an engine whose speed and faults are written in the fact."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from curt.artifact import Manifest
+from curt.dialogue import THINK_END, render_answer
+from curt.engines.protocol import Generation, Request
+from curt.schema import Term, Verdict
+from serve.worker import CountTokens
+
+VERDICT = Verdict(("盗窃",), ("264",), Term("fixed", 8, 12), 2000)
+MANIFEST = Manifest(
+    format="ort-genai", precision="int4", stage="test", base="fake",
+    max_fact_tokens=200, max_thinking_tokens=64,
+)  # fmt: skip
+
+
+class FakeEngine:
+    """Takes 0.2 ms a prompt token and 1 ms an output token, and always answers VERDICT.
+
+    睡300毫秒 in a fact adds that pause; 崩溃 kills the process, 出错 raises with the fact in the
+    message. It uses up its thinking limit.
+    """
+
+    name = "fake"
+    manifest = MANIFEST
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        return [self._one(request) for request in requests]
+
+    def _one(self, request: Request) -> Generation:
+        if "崩溃" in request.fact:
+            os._exit(9)
+        if "出错" in request.fact:
+            raise ValueError(f"cannot judge {request.fact}")
+        prompt_tokens = 40 + min(len(request.fact), 200)
+        prefill_ms = 0.2 * prompt_tokens
+        pause = re.search(r"睡(\d+)毫秒", request.fact)
+        time.sleep((prefill_ms + (int(pause[1]) if pause else 0)) / 1e3)
+        decode_ms = 1.0 * (request.thinking_limit + 1 + 30)
+        time.sleep(decode_ms / 1e3)
+        late = request.deadline_s is not None and time.monotonic() > request.deadline_s
+        return Generation(
+            text=f"窃取{THINK_END}{render_answer(VERDICT)}",
+            prompt_tokens=prompt_tokens,
+            thinking_tokens=request.thinking_limit,
+            answer_tokens=30,
+            thinking_cut=True,
+            finish="deadline" if late else "stop",
+            prefill_ms=prefill_ms,
+            decode_ms=decode_ms,
+        )
+
+
+def open_fake_engine(folder: Path) -> tuple[FakeEngine, CountTokens]:
+    return FakeEngine(), len
+
+
+def open_broken_engine(folder: Path) -> tuple[FakeEngine, CountTokens]:
+    raise OSError("no such weights")

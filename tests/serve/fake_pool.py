@@ -1,0 +1,42 @@
+"""Neighbours for tests of the routes: a pool that answers every job alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from curt.engines.protocol import Generation
+from serve.pool import Job
+from serve.reply import Served
+
+
+def generation(text: str, **changes: object) -> Generation:
+    values: dict[str, object] = {
+        "text": text, "prompt_tokens": 60, "thinking_tokens": 3, "answer_tokens": 20,
+        "thinking_cut": False, "finish": "stop", "prefill_ms": 5.0, "decode_ms": 20.0,
+    }  # fmt: skip
+    return Generation(**(values | changes))  # type: ignore[arg-type]
+
+
+@dataclass
+class FakePool:
+    """Answers every job with one generation, or raises."""
+
+    answer: Generation | Exception
+    clipped: bool = False
+    ready: bool = True
+    jobs: list[Job] = field(default_factory=list)
+
+    async def start(self) -> None:
+        return
+
+    def drain(self) -> None:
+        self.ready = False
+
+    async def stop(self) -> None:
+        self.drain()
+
+    async def submit(self, job: Job) -> Served:
+        self.jobs.append(job)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return Served(self.answer, 48, 48, self.clipped, 1.5)

@@ -1,0 +1,265 @@
+"""The pool over real spawned processes; only the engine inside them is a stand-in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from serve.faults import EngineFailedError, OverloadedError
+from serve.metrics import Metrics
+from serve.pool import Job, WorkerPool
+from serve.reply import Served
+from serve.worker import OpenEngine
+from tests.serve.fake_engine import MANIFEST, open_broken_engine, open_fake_engine
+
+FACT = "被告人张某窃取手机一部。"
+
+
+def job(deadline_ms: float, fact: str = FACT) -> Job:
+    now_s = time.monotonic()
+    return Job(fact, now_s, now_s + deadline_ms / 1e3)
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, "waited in vain"
+        await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def running_pool(
+    workers: int = 1, queue_size: int = 8, open_engine: OpenEngine = open_fake_engine
+) -> AsyncIterator[WorkerPool]:
+    pool = WorkerPool(
+        Path("unused"),
+        MANIFEST,
+        Metrics(),
+        workers=workers,
+        queue_size=queue_size,
+        margin_ms=10,
+        open_engine=open_engine,
+    )
+    await pool.start()
+    try:
+        if open_engine is open_fake_engine:
+            await until(lambda: pool.ready)
+        yield pool
+    finally:
+        await pool.stop()
+
+
+async def reason_of(serving: Awaitable[Served]) -> str:
+    with pytest.raises(OverloadedError) as caught:
+        await serving
+    assert caught.value.retry_after_s >= 1
+    return caught.value.reason
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_deadline_becomes_a_budget_and_is_kept() -> None:
+    async def scenario() -> None:
+        async with running_pool() as pool:
+            roomy = await pool.submit(job(2000))
+            assert roomy.thinking_allowed == roomy.stated_budget == MANIFEST.max_thinking_tokens
+            started_s = time.monotonic()
+            tight = await pool.submit(job(100))
+            assert time.monotonic() - started_s < 0.25  # loose: a busy machine sleeps late
+            assert 0 < tight.thinking_allowed < MANIFEST.max_thinking_tokens
+            assert tight.stated_budget <= tight.thinking_allowed
+            assert tight.generation.thinking_tokens == tight.thinking_allowed
+
+    asyncio.run(scenario())
+
+
+def test_the_hopeless_is_refused_at_once_and_costs_nothing() -> None:
+    async def scenario() -> None:
+        async with running_pool() as pool:
+            started_s = time.monotonic()
+            assert await reason_of(pool.submit(job(30))) == "deadline_too_short"
+            assert time.monotonic() - started_s < 0.2
+
+    asyncio.run(scenario())
+
+
+def test_the_earliest_deadline_is_served_first_and_a_full_queue_refuses() -> None:
+    async def scenario() -> None:
+        async with running_pool(queue_size=2) as pool:
+            done: list[str] = []
+
+            async def submit(name: str, deadline_ms: float, fact: str = FACT) -> None:
+                await pool.submit(job(deadline_ms, fact))
+                done.append(name)
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(submit("first", 3000, FACT + "睡300毫秒"))
+                await asyncio.sleep(0.05)
+                group.create_task(submit("patient", 5000))
+                group.create_task(submit("urgent", 2000))
+                await asyncio.sleep(0.05)
+                assert await reason_of(pool.submit(job(4000))) == "queue_full"
+            assert done == ["first", "urgent", "patient"]
+
+    asyncio.run(scenario())
+
+
+def test_what_waits_too_long_is_given_up_before_its_deadline() -> None:
+    async def scenario() -> None:
+        async with running_pool() as pool:
+            slow = asyncio.create_task(pool.submit(job(3000, FACT + "睡800毫秒")))
+            await asyncio.sleep(0.2)  # past the end that was predicted for it
+            started_s = time.monotonic()
+            assert await reason_of(pool.submit(job(300))) == "expired"
+            assert time.monotonic() - started_s < 0.3
+            assert (await slow).generation.finish == "stop"
+
+    asyncio.run(scenario())
+
+
+def test_one_who_leaves_frees_the_queue() -> None:
+    async def scenario() -> None:
+        async with running_pool(queue_size=1) as pool:
+            slow = asyncio.create_task(pool.submit(job(3000, FACT + "睡300毫秒")))
+            await asyncio.sleep(0.05)
+            leaver = asyncio.create_task(pool.submit(job(3000)))
+            await asyncio.sleep(0.05)
+            leaver.cancel()
+            await asyncio.gather(leaver, return_exceptions=True)
+            assert (await pool.submit(job(3000))).generation.answer_tokens == 30
+            await slow
+
+    asyncio.run(scenario())
+
+
+def test_a_rush_shortens_reasoning_before_it_refuses_anyone() -> None:
+    async def scenario() -> None:
+        async with running_pool() as pool:
+            alone = await pool.submit(job(600))
+            rush = await asyncio.gather(*(pool.submit(job(600)) for _ in range(6)))
+            assert all(served.thinking_allowed < alone.thinking_allowed for served in rush[:5])
+
+    asyncio.run(scenario())
+
+
+def test_a_killed_worker_is_replaced_and_its_request_tried_again() -> None:
+    async def scenario() -> None:
+        async with running_pool(workers=2) as pool:
+            before = set(pool.worker_pids)
+            slow = asyncio.create_task(pool.submit(job(8000, FACT + "睡600毫秒")))
+            await asyncio.sleep(0.1)
+            (busy,) = [slot.worker for slot in pool._slots if slot.busy]
+            assert busy
+            assert busy.pid
+            os.kill(busy.pid, signal.SIGKILL)
+            assert (await slow).generation.finish == "stop"
+            await until(lambda: len(pool.worker_pids) == 2)
+            assert set(pool.worker_pids) != before
+
+    asyncio.run(scenario())
+
+
+def test_an_idle_worker_that_dies_is_replaced() -> None:
+    async def scenario() -> None:
+        async with running_pool() as pool:
+            (pid,) = pool.worker_pids
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: not pool.ready)
+            assert await reason_of(pool.submit(job(200))) == "overloaded"
+            await until(lambda: pool.ready)
+            assert (await pool.submit(job(2000))).generation.finish == "stop"
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_kills_workers_is_given_up_after_the_second() -> None:
+    async def scenario() -> None:
+        async with running_pool(workers=2) as pool:
+            assert await reason_of(pool.submit(job(20_000, FACT + "崩溃"))) == "worker_died"
+            await until(lambda: pool.ready)
+            assert (await pool.submit(job(2000))).generation.finish == "stop"
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_raises_keeps_its_worker_and_the_fact_out_of_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        async with running_pool() as pool:
+            before = pool.worker_pids
+            with caplog.at_level(logging.DEBUG), pytest.raises(EngineFailedError):
+                await pool.submit(job(2000, FACT + "出错"))
+            assert pool.worker_pids == before
+
+    asyncio.run(scenario())
+    records = [str(vars(record)) for record in caplog.records]
+    assert any("ValueError" in record for record in records)
+    assert not any("张某" in record for record in records)
+
+
+def test_a_model_that_does_not_load_is_told_and_never_ready(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        async with running_pool(open_engine=open_broken_engine) as pool:
+            await until(lambda: "no such weights" in caplog.text)
+            assert not pool.ready
+            assert await reason_of(pool.submit(job(1000))) == "starting"
+
+    asyncio.run(scenario())
+
+
+def test_stopping_finishes_what_runs_refuses_the_new_and_leaves_no_process() -> None:
+    async def scenario() -> None:
+        async with running_pool() as pool:
+            pids = pool.worker_pids
+            slow = asyncio.create_task(pool.submit(job(3000, FACT + "睡300毫秒")))
+            await asyncio.sleep(0.05)
+            stopping = asyncio.create_task(pool.stop())
+            await asyncio.sleep(0)
+            assert not pool.ready
+            assert await reason_of(pool.submit(job(1000))) == "draining"
+            assert (await slow).generation.finish == "stop"
+            await stopping
+            assert not any(is_alive(pid) for pid in pids)
+
+    asyncio.run(scenario())
+
+
+def test_stopping_while_the_model_loads_does_not_wait_for_it() -> None:
+    async def scenario() -> float:
+        pool = WorkerPool(
+            Path("unused"), MANIFEST, Metrics(), workers=1, queue_size=1, margin_ms=10,
+            open_engine=open_fake_engine,
+        )  # fmt: skip
+        await pool.start()
+        await asyncio.sleep(0.1)
+        started_s = time.monotonic()
+        await pool.stop()
+        return time.monotonic() - started_s
+
+    assert asyncio.run(scenario()) < 3.0
+
+
+def test_estimates_that_refuse_everyone_are_checked_on_an_idle_worker() -> None:
+    async def scenario() -> None:
+        async with running_pool() as pool:
+            assert await reason_of(pool.submit(job(30))) == "deadline_too_short"
+            await until(lambda: pool._estimator.quiet_s(time.monotonic()) < 5)
+
+    asyncio.run(scenario())

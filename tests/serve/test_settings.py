@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from curt.artifact import ArtifactError
+from serve.settings import Settings, unknown_variables
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CURT_MODEL", "runs/model")
+    monkeypatch.setenv("CURT_WORKERS", "3")
+    settings = Settings()  # type: ignore[call-arg]
+    assert (settings.model, settings.workers, settings.default_deadline_ms) == (
+        Path("runs/model"), 3, 400,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [{"workers": 0}, {"port": 70_000}, {"default_deadline_ms": 5}])
+def test_values_out_of_range_are_refused(change: dict[str, int]) -> None:
+    with pytest.raises(ValidationError):
+        Settings(model=Path("m"), **change)  # type: ignore[arg-type]
+
+
+def test_a_fact_of_the_greatest_length_fits_the_body_however_it_is_written() -> None:
+    settings = Settings(model=Path("m"))
+    assert settings.max_fact_chars * len("\\u76d7") < settings.max_body_bytes
+
+
+def test_a_misspelt_variable_is_named_with_its_likely_meaning() -> None:
+    found = unknown_variables({"CURT_WROKERS": "1", "CURT_PORT": "1", "PATH": "/bin"})
+    assert found == ["CURT_WROKERS is no setting; CURT_WORKERS?"]
+
+
+def test_a_folder_that_is_no_servable_model_is_refused(tmp_path: Path, micro_model: Path) -> None:
+    with pytest.raises(ArtifactError, match="unfinished"):
+        Settings(model=tmp_path).manifest()
+    with pytest.raises(ArtifactError, match="ort-genai is needed"):
+        Settings(model=micro_model).manifest()

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compress.export_ort import ExportOrtConfig
+from compress.export_trt import ExportTrtConfig
+from curt.config import load_config
+from curt.corpus.__main__ import CorpusConfig
+from curt.dialogue import BUDGET_LEVELS
+from curt.evaluate import EvaluateConfig
+from train.examples import CUT, NONE
+from train.grpo import GRPOSettings
+from train.penalties import PENALTIES
+from train.rewards import REWARDS
+from train.sft import SFTConfig
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "configs").glob("*/*.toml"))
+CLASSES = {
+    "corpus": CorpusConfig,
+    "sft": SFTConfig,
+    "grpo": GRPOSettings,
+    "evaluate": EvaluateConfig,
+    "export-ort": ExportOrtConfig,
+    "export-trt": ExportTrtConfig,
+}
+GIVEN = {
+    "evaluate": ["--model", "m", "--out", "o.json"],
+    "export-ort": ["--model", "m", "--out", "o"],
+    "export-trt": ["--model", "m", "--out", "o"],
+}
+VERBOSITIES = {"full", "medium", "terse", "mini", "gap", NONE, CUT}
+
+
+def load(file: Path, *arguments: str):
+    return load_config(CLASSES[file.stem], [f"@{file}", *GIVEN.get(file.stem, []), *arguments])
+
+
+def test_there_are_configurations_for_the_embedded_default():
+    assert {f.stem for f in FILES if f.parent.name == "demo"} == CLASSES.keys()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}/{f.name}")
+def test_every_shipped_configuration_parses(file):
+    assert load(file).model_dump()
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.stem == "sft"], ids=lambda f: f.parent.name)
+def test_shipped_verbosities_exist(file):
+    config = load(file)
+    assert config.verbosity_weights.keys() <= VERBOSITIES
+    assert sum(config.verbosity_weights.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if f.stem == "grpo"], ids=lambda f: f.parent.name
+)
+def test_shipped_grpo_settings_fit_what_the_warm_start_learned(file):
+    config = load(file)
+    warm = load(file.with_name("sft.toml"))
+    assert config.max_thinking_tokens <= warm.max_thinking_tokens
+    assert set(config.budgets) <= set(BUDGET_LEVELS)
+    assert max(config.budgets) <= warm.max_thinking_tokens
+    assert config.reward_weights.keys() == REWARDS.keys()
+    assert sum(config.reward_weights.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if f.stem == "grpo"], ids=lambda f: f.parent.name
+)
+@pytest.mark.parametrize("name", PENALTIES)
+def test_any_penalty_can_be_chosen_over_the_shipped_one(file, name):
+    """Constants of the file's penalty must not stick to another one."""
+    config = load(file, "--penalty", f'{{"type": "{name}"}}')
+    assert config.penalty.type == name
+    other = PENALTIES[name]()
+    shipped = load(file).penalty
+    assert config.penalty == (shipped if shipped.type == name else other)
+
+
+def test_one_constant_can_be_changed_alone():
+    file = ROOT / "configs" / "demo" / "grpo.toml"
+    changed, shipped = load(file, "--penalty.weight", "0.15").penalty, load(file).penalty
+    assert changed == shipped.model_copy(update={"weight": 0.15})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--penalty", '{"type": "linear"}'], "penalty"),
+        (["--penalty.wieght", "0.1"], "wieght"),
+        (["--partial_share", "1.0"], "partial_share"),
+    ],
+)
+def test_refusals_name_the_setting(arguments, said, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        load(ROOT / "configs" / "demo" / "grpo.toml", *arguments)
+    assert said in str(exit_.value.code) + capsys.readouterr().err

@@ -1,0 +1,287 @@
+"""Warm start and GRPO for real, at the smallest size; and what a stop or a kill leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from curt.artifact import ArtifactError, load_manifest
+from curt.corpus.store import read_cases, write_cases
+from curt.corpus.synthetic import generate_cases
+from curt.dialogue import parse_completion
+from train.grpo import GRPOSettings, train_grpo
+from train.penalties import Group
+from train.rewards import score_completion
+from train.sft import SFTConfig, train_warm_start
+from train.shape import Shape
+from train.trajectories import read_rollouts
+
+pytestmark = [
+    pytest.mark.slow,
+    # accelerate's and torch's own, on machines without a GPU
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning"),
+]
+
+ROOT = Path(__file__).parents[2]
+SHAPE = Shape(hidden=64, layers=2, heads=2, kv_heads=1, head_dim=32, ffn=128, vocab=600)
+PROMPTS, GENERATIONS = 2, 4
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """Training in this process takes over Ctrl-C; give it back."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cases of one charge with one kind of penalty: a model this small learns some by heart."""
+    folder = tmp_path_factory.mktemp("corpus")
+    cases = [c for c in generate_cases(2500, seed=1) if c.verdict.charges == ("危险驾驶",)]
+    assert write_cases(folder / "train.jsonl", cases[:60]) == 60
+    return folder
+
+
+def sft_config(corpus: Path, out: Path, **changes) -> SFTConfig:
+    options = {
+        "shape": SHAPE,
+        "verbosity_weights": {"terse": 0.4, "mini": 0.3, "gap": 0.1, "none": 0.2},
+        "per_case": 2,
+        "batch": 5,
+        "epochs": 20.0,
+        "learning_rate": 4e-3,
+        "max_fact_tokens": 120,
+        "max_thinking_tokens": 32,
+        "bf16": False,
+    }
+    return SFTConfig(corpus=corpus, out=out, **options | changes)
+
+
+def grpo_config(corpus: Path, model: Path, out: Path, **changes) -> GRPOSettings:
+    options = {
+        "steps": 4,
+        "prompts": PROMPTS,
+        "generations": GENERATIONS,
+        "budgets": [8, 16],
+        "max_thinking_tokens": 16,
+        "checkpoint_steps": 2,
+    }
+    return GRPOSettings(corpus=corpus, model=model, out=out, **options | changes)
+
+
+@pytest.fixture(scope="module")
+def warm_start(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    kept = signal.getsignal(signal.SIGINT)
+    try:
+        return train_warm_start(sft_config(corpus, tmp_path_factory.mktemp("warm") / "model"))
+    finally:
+        signal.signal(signal.SIGINT, kept)
+
+
+def start(module: str, config, log: Path) -> subprocess.Popen[bytes]:
+    """Run an entry point as a user does, from a TOML file of its settings."""
+    settings = {k: v for k, v in config.model_dump(mode="json").items() if v is not None}
+    toml = log.with_suffix(".toml")
+    toml.write_text(write_toml(settings), encoding="utf-8")
+    with open(log, "ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, f"@{toml}"],
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        )
+
+
+def write_toml(settings: dict) -> str:
+    plain = [f"{k} = {json.dumps(v)}" for k, v in settings.items() if not isinstance(v, dict)]
+    for name, table in settings.items():
+        if isinstance(table, dict):
+            plain += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in table.items())]
+    return "\n".join(plain)
+
+
+def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert process.poll() is None, f"ended too early: {log.read_text()[-2000:]}"
+        assert time.monotonic() < deadline, log.read_text()[-2000:]
+        time.sleep(0.02)
+
+
+def finish(process: subprocess.Popen[bytes], log: Path) -> None:
+    assert process.wait(timeout=180) == 0, log.read_text()[-2000:]
+
+
+def steps_of(run: Path) -> Counter[int]:
+    return Counter(read_rollouts(run / "trajectories")["step"].to_pylist())
+
+
+def trajectory(run: Path, step: int) -> Path:
+    return run / "trajectories" / f"step-{step:06d}-rank0.parquet"
+
+
+def test_a_warm_start_leaves_a_whole_model_folder_with_its_history(warm_start):
+    manifest = load_manifest(warm_start, expect="hf")
+    assert (manifest.stage, manifest.base) == ("warm-start", "scratch")
+    assert manifest.config["shape"]["hidden"] == 64
+    history = json.loads((warm_start / "history.json").read_bytes())
+    assert [row["step"] for row in history] == list(range(20, 241, 20))
+    assert history[-1]["loss"] < history[0]["loss"] / 3
+    assert not list(warm_start.parent.glob("*.tmp"))
+    assert not list(warm_start.with_name("model.run").glob("checkpoint-*"))
+
+
+def test_grpo_trains_and_keeps_every_rollout(tmp_path, corpus, warm_start):
+    config = grpo_config(corpus, warm_start, tmp_path / "grpo")
+    folder = train_grpo(config)
+
+    manifest = load_manifest(folder, expect="hf")
+    assert manifest.stage == "grpo-gated"
+    assert manifest.parent is not None
+    assert manifest.parent.path == str(warm_start)
+    history = json.loads((folder / "history.json").read_bytes())
+    assert [row["step"] for row in history] == [1, 2, 3, 4]
+    assert all({"reward", "exact", "thinking_tokens", "lr"} <= row.keys() for row in history)
+
+    rows = read_rollouts(tmp_path / "grpo.run" / "trajectories").to_pylist()
+    assert len(rows) == 4 * PROMPTS * GENERATIONS
+    assert len({round(r["reward"], 6) for r in rows}) > 3  # else what follows says nothing
+    references = {case.id: case.verdict for case in read_cases(corpus / "train.jsonl")}
+    for start_ in range(0, len(rows), GENERATIONS):
+        group = rows[start_ : start_ + GENERATIONS]
+        assert len({(r["step"], r["group"], r["case_id"], r["prompt_sha256"]) for r in group}) == 1
+        scores = [
+            score_completion(
+                parse_completion(r["completion"]), references[r["case_id"]], config.reward_weights
+            )
+            for r in group
+        ]
+        shaped = config.penalty(
+            Group(
+                tuple(s.exact for s in scores),
+                tuple(r["thinking_tokens"] for r in group),
+                group[0]["budget"],
+            )
+        )
+        for row, score, value in zip(group, scores, shaped, strict=True):
+            assert row["reward_raw"] == pytest.approx(dict(score.raw))
+            assert (row["partial"], row["exact"]) == pytest.approx((score.partial, score.exact))
+            assert row["shaped"] == pytest.approx(value)
+            assert row["reward"] == pytest.approx(0.4 * score.partial + 0.6 * value)
+    for step in range(4):
+        batch = rows[step * PROMPTS * GENERATIONS : (step + 1) * PROMPTS * GENERATIONS]
+        mean = sum(r["reward"] for r in batch) / len(batch)
+        assert history[step]["reward"] == pytest.approx(mean, abs=1e-4)
+        for start_ in range(0, len(batch), GENERATIONS):
+            group = batch[start_ : start_ + GENERATIONS]
+            assert sum(r["advantage"] for r in group) == pytest.approx(0, abs=1e-3)
+            by_reward = sorted(group, key=lambda r: r["reward"])
+            assert by_reward[0]["advantage"] <= by_reward[-1]["advantage"]
+
+
+def test_a_killed_grpo_run_goes_on_and_doubles_no_step(tmp_path, corpus, warm_start):
+    out, run, log = tmp_path / "grpo", tmp_path / "grpo.run", tmp_path / "log"
+    config = grpo_config(corpus, warm_start, out, steps=6)
+    process = start("train.grpo", config, log)
+    try:
+        wait_until(trajectory(run, 3).exists, process, log)
+    finally:
+        process.kill()
+        process.wait()
+    with pytest.raises(ArtifactError):
+        load_manifest(out)
+    assert max(steps_of(run)) >= 3
+
+    finish(start("train.grpo", config, log), log)
+    assert "resuming from" in log.read_text()
+    assert steps_of(run) == dict.fromkeys(range(1, 7), PROMPTS * GENERATIONS)
+    assert load_manifest(out).stage == "grpo-gated"
+    history = json.loads((out / "history.json").read_bytes())
+    assert [row["step"] for row in history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_ctrl_c_stops_grpo_with_a_checkpoint_and_the_same_command_goes_on(
+    tmp_path, corpus, warm_start
+):
+    out, run, log = tmp_path / "grpo", tmp_path / "grpo.run", tmp_path / "log"
+    config = grpo_config(corpus, warm_start, out, steps=8, checkpoint_steps=100)
+    process = start("train.grpo", config, log)
+    try:
+        wait_until(trajectory(run, 2).exists, process, log)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 1
+    finally:
+        process.kill()
+    assert "stopped; the same command goes on from here" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    (checkpoint,) = run.glob("checkpoint-*")
+    assert steps_of(run).keys() == set(range(1, int(checkpoint.name.split("-")[1]) + 1))
+    with pytest.raises(ArtifactError):
+        load_manifest(out)
+
+    other = config.model_copy(update={"seed": 99})
+    refused = start("train.grpo", other, tmp_path / "refused")
+    assert refused.wait(timeout=60) == 1
+    assert "unfinished run with other seed" in (tmp_path / "refused").read_text()
+
+    finish(start("train.grpo", config, log), log)
+    assert steps_of(run) == dict.fromkeys(range(1, 9), PROMPTS * GENERATIONS)
+    assert load_manifest(out).format == "hf"
+
+
+def test_a_run_broken_off_after_its_last_step_only_writes_the_model(
+    tmp_path, corpus, warm_start, monkeypatch
+):
+    config = grpo_config(corpus, warm_start, tmp_path / "grpo")
+
+    def breaks_off(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.grpo.write_artifact", breaks_off)
+        with pytest.raises(KeyboardInterrupt):
+            train_grpo(config)
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "grpo.run").rglob("*.parquet")}
+    assert len(files) == 4
+    folder = train_grpo(config)
+    assert {p: p.stat().st_mtime_ns for p in files} == files
+    assert len(json.loads((folder / "history.json").read_bytes())) == 4
+
+
+def test_a_killed_warm_start_ends_with_the_history_of_an_unbroken_one(tmp_path, corpus):
+    # 120 steps, a history row every 20; half of the rate, which makes runs comparable
+    changes = {"epochs": 10.0, "checkpoint_steps": 10, "learning_rate": 2e-3}
+    whole = train_warm_start(sft_config(corpus, tmp_path / "whole", **changes))
+
+    out, run, log = tmp_path / "killed", tmp_path / "killed.run", tmp_path / "log"
+    config = sft_config(corpus, out, **changes)
+    process = start("train.sft", config, log)
+    try:
+        wait_until((run / "checkpoint-30" / "trainer_state.json").exists, process, log)
+    finally:
+        process.kill()
+        process.wait()
+    with pytest.raises(ArtifactError):
+        load_manifest(out)
+    finish(start("train.sft", config, log), log)
+    assert "resuming from" in log.read_text()
+
+    unbroken, resumed = (
+        json.loads((folder / "history.json").read_bytes()) for folder in (whole, out)
+    )
+    assert [row["step"] for row in resumed] == [row["step"] for row in unbroken]
+    assert len(resumed) == 6
+    assert resumed[-1]["loss"] == pytest.approx(unbroken[-1]["loss"], rel=0.05)

@@ -1,0 +1,1 @@
+"""Warm start, GRPO with a length penalty, and what surrounds them."""

@@ -1,0 +1,62 @@
+"""Runs that survive Ctrl-C and kill -9: only a finished checkpoint counts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from curt.files import write_json
+
+
+def open_run(out: Path, config: dict[str, Any]) -> Path:
+    """The folder where the run that will produce `out` keeps its checkpoints.
+
+    Raises ValueError when it holds an unfinished run with other settings.
+    """
+    run = out.with_name(f"{out.name}.run")
+    recorded = run / "config.json"
+    if recorded.is_file():
+        previous = json.loads(recorded.read_bytes())
+        changed = sorted(
+            k for k in config.keys() | previous.keys() if config.get(k) != previous.get(k)
+        )
+        if changed:
+            raise ValueError(
+                f"{run} holds an unfinished run with other {', '.join(changed)}: "
+                "delete it to start anew, or give another --out"
+            )
+    else:
+        shutil.rmtree(run, ignore_errors=True)
+        write_json(recorded, config)
+    return run
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The newest finished checkpoint; broken ones of a killed run are removed.
+
+    The trainer writes `trainer_state.json` last, so a checkpoint without a readable one is
+    unfinished.
+    """
+    found = sorted(run.glob("checkpoint-*"), key=checkpoint_step)
+    for checkpoint in reversed(found):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_bytes())
+        except (FileNotFoundError, json.JSONDecodeError):
+            shutil.rmtree(checkpoint)
+        else:
+            return checkpoint
+    return None
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def close_run(run: Path) -> None:
+    """Drop what only a resume needs, once the model folder is written."""
+    for checkpoint in run.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    (run / "config.json").unlink()

@@ -1,0 +1,168 @@
+"""The adapter between TRL's flat batches and rewards defined over one prompt's group."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from curt.dialogue import parse_completion
+from curt.schema import Term, Verdict
+from train.penalties import Group, Penalty
+from train.rewards import score_completion
+from train.trajectories import Rollout
+
+
+class GroupReward:
+    """TRL's reward function: scores a batch group by group and keeps the rollouts.
+
+    TRL hands over the batch of one process, prompt after prompt, `num_generations` rows each, and
+    does not say how many that is; a group split between processes would be scored wrong, so this
+    is checked. Rows are left in `pending` until the trainer knows their advantages.
+    """
+
+    def __init__(
+        self,
+        *,
+        penalty: Penalty,
+        weights: Mapping[str, float],
+        partial_share: float,
+        num_generations: int,
+        end_ids: Sequence[int],
+        eos_id: int,
+        config_sha256: str,
+    ) -> None:
+        self.__name__ = "verdict"  # TRL names its metrics after this
+        self.penalty = penalty
+        self.weights = dict(weights)
+        self.partial_share = partial_share
+        self.num_generations = num_generations
+        self.end_ids = list(end_ids)
+        self.eos_id = eos_id
+        self.config_sha256 = config_sha256
+        self.pending: list[Rollout] = []
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        completion_ids: Sequence[list[int]],
+        reference: Sequence[str],
+        budget: Sequence[int],
+        case_id: Sequence[str],
+        trainer_state: Any,
+        log_metric: Callable[[str, float], None],
+        **_: Any,
+    ) -> list[float]:
+        """Rewards in batch order. Raises ValueError when a group is not whole."""
+        size = self.num_generations
+        check_groups(prompts, size)
+        step = trainer_state.global_step + 1
+        self.pending = []
+        for start in range(0, len(prompts), size):
+            rows = slice(start, start + size)
+            self.pending += self._score_group(
+                step=step,
+                group=start // size,
+                prompt=prompts[start],
+                completions=completions[rows],
+                completion_ids=completion_ids[rows],
+                reference=read_verdict(reference[start]),
+                budget=budget[start],
+                case_id=case_id[start],
+            )
+        self._log(log_metric)
+        return [rollout.reward for rollout in self.pending]
+
+    def _score_group(
+        self,
+        *,
+        step: int,
+        group: int,
+        prompt: str,
+        completions: Sequence[str],
+        completion_ids: Sequence[list[int]],
+        reference: Verdict,
+        budget: int,
+        case_id: str,
+    ) -> list[Rollout]:
+        lengths = [count_thinking(ids, self.end_ids) for ids in completion_ids]
+        parsed = [parse_completion(text) for text in completions]
+        scores = [score_completion(completion, reference, self.weights) for completion in parsed]
+        shaped = self.penalty(Group(tuple(s.exact for s in scores), tuple(lengths), budget))
+        share = self.partial_share
+        return [
+            Rollout(
+                step=step,
+                group=group,
+                case_id=case_id,
+                prompt=prompt,
+                prompt_sha256=hashlib.sha256(prompt.encode()).hexdigest(),
+                budget=budget,
+                completion=text,
+                token_ids=list(ids),
+                thinking_tokens=length,
+                answer_tokens=max(0, len(ids) - length - len(self.end_ids)),
+                truncated=self.eos_id not in ids,
+                reward_raw=dict(score.raw),
+                partial=score.partial,
+                exact=score.exact,
+                shaped=value,
+                reward=share * score.partial + (1 - share) * value,
+                advantage=0.0,
+                penalty=self.penalty.type,
+                config_sha256=self.config_sha256,
+            )
+            for text, ids, length, score, value in zip(
+                completions, completion_ids, lengths, scores, shaped, strict=True
+            )
+        ]
+
+    def _log(self, log_metric: Callable[[str, float], None]) -> None:
+        count = len(self.pending)
+        log_metric("exact", sum(r.exact for r in self.pending) / count)
+        log_metric("partial", sum(r.partial for r in self.pending) / count)
+        log_metric("shaped", sum(r.shaped for r in self.pending) / count)
+        log_metric("thinking_tokens", sum(r.thinking_tokens for r in self.pending) / count)
+        under = sum(r.thinking_tokens <= r.budget for r in self.pending)
+        log_metric("within_budget", under / count)
+        for name in self.pending[0].reward_raw:
+            log_metric(f"reward_{name}", sum(r.reward_raw[name] for r in self.pending) / count)
+
+
+def check_groups(prompts: Sequence[str], size: int) -> None:
+    """Raise ValueError unless the batch is whole groups of `size` equal prompts."""
+    if len(prompts) % size:
+        raise ValueError(
+            f"a process got {len(prompts)} completions, no multiple of {size} generations: "
+            "make per_device_train_batch_size x steps_per_generation divisible by it"
+        )
+    for start in range(0, len(prompts), size):
+        if len(set(prompts[start : start + size])) != 1:
+            raise ValueError("a group mixes prompts: this version of TRL orders batches otherwise")
+
+
+def count_thinking(ids: Sequence[int], end_ids: Sequence[int]) -> int:
+    """Tokens before the end of thinking; all of them when it never came."""
+    size = len(end_ids)
+    for start in range(len(ids) - size + 1):
+        if list(ids[start : start + size]) == list(end_ids):
+            return start
+    return len(ids)
+
+
+def write_verdict(verdict: Verdict) -> str:
+    """A verdict as a column of the training dataset."""
+    term = verdict.term
+    return json.dumps(
+        [verdict.charges, verdict.articles, [term.kind, term.months, term.probation_months],
+         verdict.fine_yuan],
+        ensure_ascii=False,
+    )  # fmt: skip
+
+
+def read_verdict(text: str) -> Verdict:
+    """Inverse of `write_verdict`."""
+    charges, articles, term, fine_yuan = json.loads(text)
+    return Verdict(tuple(charges), tuple(articles), Term(*term), fine_yuan)

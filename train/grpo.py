@@ -1,0 +1,213 @@
+"""GRPO with an explicit length penalty: shorter reasoning at no lower accuracy.
+
+    python -m train.grpo @configs/demo/grpo.toml
+    python -m train.grpo @configs/demo/grpo.toml --penalty '{"type": "kimi"}' --out artifacts/x
+
+Each prompt states a thinking budget drawn at random (LCPO), so that one model serves every
+deadline. Every rollout is kept under `{out}.run/trajectories`. Stop with Ctrl-C at any time; the
+same command goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from curt.artifact import load_manifest, parent_of, write_artifact
+from curt.config import Config, load_config
+from curt.corpus.store import read_cases
+from curt.dialogue import MAX_ANSWER_TOKENS, clip_fact, normalise_fact, render_prompt
+from curt.files import write_json
+from curt.logs import configure_logging
+from train.checkpoints import checkpoint_step, close_run, last_checkpoint, open_run
+from train.penalties import GatedPenalty, Penalty
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+class GRPOSettings(Config):
+    """GRPO settings."""
+
+    model: Path = Path("artifacts/demo/warm-start")
+    """Model folder to start from."""
+    corpus: Path = Path("artifacts/demo/corpus")
+    """Folder with train.jsonl."""
+    out: Path = Path("artifacts/demo/grpo-default")
+    """Model folder to write."""
+    penalty: Penalty = GatedPenalty()
+    """Length penalty: {"type": "none" | "kimi" | "lcpo-max" | "gated", ...its constants}."""
+    reward_weights: dict[str, float] = {"format": 0.1, "charge": 0.3, "article": 0.2, "term": 0.4}
+    """Weights of the partial rewards; 0 makes a reward a logged metric."""
+    partial_share: float = Field(0.4, ge=0, lt=1)
+    """Share of the total that partial rewards make up; the rest is penalised exact correctness."""
+    budgets: list[int] = [16, 32, 64, 128]
+    """Thinking budgets to state in prompts, drawn uniformly."""
+    steps: int = 100
+    prompts: int = 8
+    """Prompts a step."""
+    generations: int = 8
+    """Completions a prompt: the group."""
+    max_thinking_tokens: int = 128
+    learning_rate: float = 2e-4
+    temperature: float = 1.0
+    epsilon_high: float = 0.28
+    """Upper clip of the policy ratio (DAPO); the lower one is 0.2."""
+    kl: float = 0.0
+    """Weight of the KL divergence to the starting model."""
+    bf16: bool = False
+    """bf16 autocast in the update."""
+    checkpoint_steps: int = 25
+    seed: int = 7
+
+
+def main() -> None:
+    """Train with GRPO; exits with a message on bad input."""
+    config = load_config(GRPOSettings)
+    configure_logging()
+    try:
+        train_grpo(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def train_grpo(config: GRPOSettings) -> Path:
+    """Train as configured and return the model folder. Resumes an interrupted run."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+    from trl import GRPOConfig
+
+    from train.progress import ProgressBar, StopCleanly
+    from train.rollouts import make_trainer
+
+    started = time.monotonic()
+    manifest = load_manifest(config.model, expect="hf")
+    settings = config.model_dump(mode="json")
+    run = open_run(config.out, settings)
+    tokenizer = AutoTokenizer.from_pretrained(config.model, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
+    resume = last_checkpoint(run)
+    stop = StopCleanly()
+    arguments = GRPOConfig(
+        output_dir=str(run),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.prompts * config.generations,
+        num_generations=config.generations,
+        max_completion_length=config.max_thinking_tokens + MAX_ANSWER_TOKENS,
+        temperature=config.temperature,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=5,
+        beta=config.kl,
+        epsilon_high=config.epsilon_high,
+        loss_type="dapo",
+        # Group scaling turns a spread of a few tokens into full-size advantages.
+        scale_rewards="batch",
+        mask_truncated_completions=False,
+        shuffle_dataset=False,
+        bf16=config.bf16,
+        gradient_checkpointing=False,
+        save_steps=config.checkpoint_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        seed=config.seed,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    trainer = make_trainer(
+        model=model,
+        tokenizer=tokenizer,
+        arguments=arguments,
+        dataset=build_prompts(config, tokenizer, manifest.max_fact_tokens),
+        penalty=config.penalty,
+        weights=config.reward_weights,
+        partial_share=config.partial_share,
+        config_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        trajectories=run / "trajectories",
+        resumed_step=checkpoint_step(resume) if resume else 0,
+        callbacks=[stop, ProgressBar(f"GRPO, penalty {config.penalty.type}")],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if resume:
+        logger.info("resuming from %s", resume)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if stop.stopped:
+        sys.exit("stopped; the same command goes on from here")
+    describe: dict[str, Any] = {
+        "format": "hf",
+        "precision": "fp32",
+        "stage": f"grpo-{config.penalty.type}",
+        "base": manifest.base,
+        "parent": parent_of(config.model),
+        "max_fact_tokens": manifest.max_fact_tokens,
+        "max_thinking_tokens": config.max_thinking_tokens,
+        "config": settings,
+    }
+    with write_artifact(config.out, describe) as folder:
+        trainer.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "history.json", history_rows(trainer.state.log_history))
+    close_run(run)
+    logger.info("GRPO model in %s after %.0f s", config.out, time.monotonic() - started)
+    return config.out
+
+
+def build_prompts(
+    config: GRPOSettings, tokenizer: PreTrainedTokenizerBase, max_fact_tokens: int
+) -> Dataset:
+    """One row a prompt, as many as the run needs, each with a stated budget drawn at random."""
+    from datasets import Dataset
+
+    from train.group_reward import write_verdict
+
+    rng = random.Random(config.seed)
+    wanted = config.steps * config.prompts
+    cases = list(read_cases(config.corpus / "train.jsonl"))
+    drawn = rng.choices(cases, k=wanted) if wanted > len(cases) else rng.sample(cases, wanted)
+    rows = []
+    for case in drawn:
+        budget = rng.choice(config.budgets)
+        fact = clip_fact(normalise_fact(case.fact), tokenizer, max_fact_tokens)
+        rows.append(
+            {
+                "prompt": render_prompt(tokenizer, fact, budget),
+                "reference": write_verdict(case.verdict),
+                "budget": budget,
+                "case_id": case.id,
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+SHOWN = ("reward", "exact", "thinking_tokens", "within_budget", "entropy", "frac_reward_zero_std")
+
+
+def history_rows(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Per-step metrics of a run, for the report."""
+    return [
+        {
+            "step": row["step"],
+            "lr": row["learning_rate"],
+            "seconds": row["step_time"],
+            "completion_tokens": row["completions/mean_length"],
+            **{key: row[key] for key in SHOWN if row.get(key) is not None},
+        }
+        for row in log_history
+        if "reward" in row
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""A progress bar that shows what matters, and a Ctrl-C that loses nothing."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+SHOWN = {
+    "loss": "loss",
+    "exact": "exact",
+    "thinking_tokens": "think",
+    "reward": "reward",
+    "entropy": "entropy",
+}
+
+
+class ProgressBar(TrainerCallback):
+    """One bar over optimiser steps with the newest metrics behind it."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.bar: tqdm[Any] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.description,
+            unit="step",
+            mininterval=1,
+            dynamic_ncols=True,
+        )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        assert self.bar is not None
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if self.bar is not None and logs:
+            shown = {label: logs[key] for key, label in SHOWN.items() if logs.get(key) is not None}
+            self.bar.set_postfix({k: f"{float(v):.3g}" for k, v in shown.items()})
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        assert self.bar is not None
+        self.bar.close()
+
+
+class StopCleanly(TrainerCallback):
+    """The first Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self.stopped:
+            raise KeyboardInterrupt
+        self.stopped = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        if self.stopped:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
