@@ -67,20 +67,21 @@ $(RUN)/grpo-none/manifest.json: $(RUN)/warm-start/manifest.json
 	    --model $(RUN)/warm-start --corpus $(RUN)/corpus --out $(RUN)/grpo-none
 
 $(RUN)/ort-%/manifest.json: $(RUN)/grpo-default/manifest.json
-	$(TIMED) ort-$* -- $(PY) -m compress.export_ort @$(CONFIGS)/export-ort.toml \
+	$(TIMED) ort-$* -- $(PY) -m compress.export_ort @configs/demo/export-ort.toml \
 	    --model $(RUN)/grpo-default --cases $(RUN)/corpus/dev.jsonl \
 	    --precision $* --out $(RUN)/ort-$*
 
 $(RUN)/trt-%/manifest.json: $(RUN)/grpo-default/manifest.json
-	$(TIMED) trt-$* -- $(PY) -m compress.export_trt @$(CONFIGS)/export-trt.toml \
+	$(TIMED) trt-$* -- $(PY) -m compress.export_trt @configs/demo/export-trt.toml \
 	    --model $(RUN)/grpo-default --cases $(RUN)/corpus/train.jsonl \
 	    --precision $* --out $(RUN)/trt-$*
 
 $(RUN)/eval/%.json: $(RUN)/%/manifest.json
 	$(TIMED) eval-$* -- $(EVALUATE) --model $(RUN)/$* --out $@
 
-$(RUN)/loadtest.json: $(RUN)/ort-int4/manifest.json
+$(RUN)/loadtest.passed: $(RUN)/ort-int4/manifest.json
 	$(MAKE) --no-print-directory start loadtest
+	touch $@
 
 .PHONY: demo
 demo: $(STAMP) ## The whole job: train, compress, serve, load test, report; the server stays up
@@ -91,8 +92,8 @@ demo: $(STAMP) ## The whole job: train, compress, serve, load test, report; the 
 	    $(RUN)/ort-fp32/manifest.json $(RUN)/ort-int4/manifest.json $(RUN)/trt-fp8/manifest.json \
 	    $(RUN)/eval/ort-int4.json
 	$(MAKE) --no-print-directory start
-	$(MAKE) --no-print-directory $(RUN)/loadtest.json
-	$(MAKE) --no-print-directory report
+	status=0; $(MAKE) --no-print-directory $(RUN)/loadtest.passed || status=$$?; \
+	$(MAKE) --no-print-directory report; exit $$status
 	@echo "verdicts at $(URL)   report in $(RUN)/report.html   stop the server with: make stop"
 
 .PHONY: ablation
@@ -109,14 +110,14 @@ endif
 
 .PHONY: export-ort
 export-ort: $(STAMP) ## ONNX Runtime artifact of MODEL=folder (PRECISION=int4|int8|fp32)
-	$(PY) -m compress.export_ort @$(CONFIGS)/export-ort.toml \
+	$(PY) -m compress.export_ort @configs/demo/export-ort.toml \
 	    --model $(or $(MODEL),$(RUN)/grpo-default) --cases $(RUN)/corpus/dev.jsonl \
 	    --precision $(or $(PRECISION),int4) \
 	    --out $(or $(OUT),$(or $(MODEL),$(RUN)/grpo-default)-ort-$(or $(PRECISION),int4))
 
 .PHONY: export-trt
 export-trt: $(STAMP) ## TensorRT-LLM checkpoint of MODEL=folder (PRECISION=fp8|int4_awq|bf16)
-	$(PY) -m compress.export_trt @$(CONFIGS)/export-trt.toml \
+	$(PY) -m compress.export_trt @configs/demo/export-trt.toml \
 	    --model $(or $(MODEL),$(RUN)/grpo-default) --cases $(RUN)/corpus/train.jsonl \
 	    --precision $(or $(PRECISION),fp8) \
 	    --out $(or $(OUT),$(or $(MODEL),$(RUN)/grpo-default)-trt-$(or $(PRECISION),fp8))

@@ -7,16 +7,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from curt.files import write_json
+from curt.files import sha256, write_json
 
 
-def open_run(out: Path, config: dict[str, Any]) -> Path:
-    """The folder where the run that will produce `out` keeps its checkpoints.
+def open_run(out: Path, settings: dict[str, Any], inputs: dict[str, Path]) -> Path:
+    """The folder where the run that will produce `out` keeps its checkpoints and trajectories.
 
-    Raises ValueError when it holds an unfinished run with other settings.
+    `inputs` are files the run depends on; their hashes are recorded with the settings. What a
+    finished run left is moved aside, never deleted. Raises ValueError when the folder holds an
+    unfinished run with other settings or inputs.
     """
     run = out.with_name(f"{out.name}.run")
     recorded = run / "config.json"
+    config = {**settings, "inputs": {name: sha256(path) for name, path in inputs.items()}}
     if recorded.is_file():
         previous = json.loads(recorded.read_bytes())
         changed = sorted(
@@ -28,9 +31,17 @@ def open_run(out: Path, config: dict[str, Any]) -> Path:
                 "delete it to start anew, or give another --out"
             )
     else:
-        shutil.rmtree(run, ignore_errors=True)
+        if run.exists():
+            _move_aside(run)
         write_json(recorded, config)
     return run
+
+
+def _move_aside(run: Path) -> None:
+    number = 1
+    while (kept := run.with_name(f"{run.name}.{number}")).exists():
+        number += 1
+    run.rename(kept)
 
 
 def last_checkpoint(run: Path) -> Path | None:
@@ -60,3 +71,5 @@ def close_run(run: Path) -> None:
     for checkpoint in run.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     (run / "config.json").unlink()
+    if not any(run.iterdir()):
+        run.rmdir()

@@ -103,7 +103,7 @@ class GroupReward:
                 completion=text,
                 token_ids=list(ids),
                 thinking_tokens=length,
-                answer_tokens=max(0, len(ids) - length - len(self.end_ids)),
+                answer_tokens=max(0, len(ids) - length - len(self.end_ids) - (self.eos_id in ids)),
                 truncated=self.eos_id not in ids,
                 reward_raw=dict(score.raw),
                 partial=score.partial,

@@ -17,14 +17,14 @@ import random
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from curt.artifact import load_manifest, parent_of, write_artifact
+from curt.artifact import MANIFEST, load_manifest, parent_of, write_artifact
 from curt.config import Config, load_config
 from curt.corpus.store import read_cases
-from curt.dialogue import MAX_ANSWER_TOKENS, clip_fact, normalise_fact, render_prompt
+from curt.dialogue import BUDGET_LEVELS, MAX_ANSWER_TOKENS, clip_fact, normalise_fact, render_prompt
 from curt.files import write_json
 from curt.logs import configure_logging
 from train.checkpoints import checkpoint_step, close_run, last_checkpoint, open_run
@@ -48,7 +48,12 @@ class GRPOSettings(Config):
     """Model folder to write."""
     penalty: Penalty = GatedPenalty()
     """Length penalty: {"type": "none" | "kimi" | "lcpo-max" | "gated", ...its constants}."""
-    reward_weights: dict[str, float] = {"format": 0.1, "charge": 0.3, "article": 0.2, "term": 0.4}
+    reward_weights: dict[str, Annotated[float, Field(ge=0)]] = {
+        "format": 0.1,
+        "charge": 0.3,
+        "article": 0.2,
+        "term": 0.4,
+    }
     """Weights of the partial rewards; 0 makes a reward a logged metric."""
     partial_share: float = Field(0.4, ge=0, lt=1)
     """Share of the total that partial rewards make up; the rest is penalised exact correctness."""
@@ -62,6 +67,9 @@ class GRPOSettings(Config):
     max_thinking_tokens: int = 128
     learning_rate: float = 2e-4
     temperature: float = 1.0
+    compact: bool = False
+    """Sample with `train.sampler`, which drops finished rows: faster for small models whose
+    whole weights sit on one device. Off: TRL's own generation."""
     epsilon_high: float = 0.28
     """Upper clip of the policy ratio (DAPO); the lower one is 0.2."""
     kl: float = 0.0
@@ -70,6 +78,14 @@ class GRPOSettings(Config):
     """bf16 autocast in the update."""
     checkpoint_steps: int = 25
     seed: int = 7
+
+    @field_validator("budgets")
+    @classmethod
+    def _known_levels(cls, budgets: list[int]) -> list[int]:
+        unknown = sorted(set(budgets) - set(BUDGET_LEVELS))
+        if unknown or not budgets:
+            raise ValueError(f"budgets {unknown or budgets}: use levels of {BUDGET_LEVELS}")
+        return budgets
 
 
 def main() -> None:
@@ -94,7 +110,11 @@ def train_grpo(config: GRPOSettings) -> Path:
     started = time.monotonic()
     manifest = load_manifest(config.model, expect="hf")
     settings = config.model_dump(mode="json")
-    run = open_run(config.out, settings)
+    run = open_run(
+        config.out,
+        settings,
+        {"train": config.corpus / "train.jsonl", "model": config.model / MANIFEST},
+    )
     tokenizer = AutoTokenizer.from_pretrained(config.model, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
     resume = last_checkpoint(run)
@@ -136,6 +156,7 @@ def train_grpo(config: GRPOSettings) -> Path:
         partial_share=config.partial_share,
         config_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         trajectories=run / "trajectories",
+        compact=config.compact,
         resumed_step=checkpoint_step(resume) if resume else 0,
         callbacks=[stop, ProgressBar(f"GRPO, penalty {config.penalty.type}")],
     )

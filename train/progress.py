@@ -67,12 +67,19 @@ class StopCleanly(TrainerCallback):
 
     def __init__(self) -> None:
         self.stopped = False
+        self.previous: dict[int, Any] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
+            self.previous[number] = signal.signal(number, self._stop)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self.stopped:

@@ -15,9 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pydantic import field_validator
+
 from curt.artifact import parent_of, write_artifact
 from curt.config import Config, load_config
 from curt.corpus.store import read_cases
+from curt.corpus.synthetic import VERBOSITIES
 from curt.files import write_json
 from curt.logs import configure_logging
 from train.checkpoints import close_run, last_checkpoint, open_run
@@ -61,6 +64,14 @@ class SFTConfig(Config):
     checkpoint_steps: int = 200
     seed: int = 7
 
+    @field_validator("verbosity_weights")
+    @classmethod
+    def _known_verbosities(cls, weights: dict[str, float]) -> dict[str, float]:
+        known = {*VERBOSITIES, "none", "cut"}
+        if unknown := sorted(weights.keys() - known):
+            raise ValueError(f"unknown verbosities {unknown}: use some of {sorted(known)}")
+        return weights
+
 
 def main() -> None:
     """Train a warm start; exits with a message on bad input."""
@@ -92,7 +103,7 @@ def train_warm_start(config: SFTConfig) -> Path:
 
     started = time.monotonic()
     settings = config.model_dump(mode="json")
-    run = open_run(config.out, settings)
+    run = open_run(config.out, settings, {"train": config.corpus / "train.jsonl"})
     set_seed(config.seed)
     cases = list(read_cases(config.corpus / "train.jsonl", config.cases))
     if config.model is None:

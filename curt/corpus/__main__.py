@@ -38,7 +38,7 @@ class CorpusConfig(Config):
     test: int = 600
     """Generated test cases."""
     seed: int = 7
-    """Seed of the training set; dev and test take the next two."""
+    """Each split draws from this seed and its own name, so no two seeds share a set."""
 
 
 def main() -> None:
@@ -48,10 +48,10 @@ def main() -> None:
     counts: dict[str, int] = {}
     skipped: dict[str, dict[str, int]] = {}
     with whole_folder(config.out) as folder:
-        for offset, split in enumerate(("train", "dev", "test")):
+        for split in ("train", "dev", "test"):
             path = folder / f"{split}.jsonl"
             if config.cail is None:
-                cases = generate_cases(getattr(config, split), config.seed + offset)
+                cases = generate_cases(getattr(config, split), f"{config.seed}-{split}")
                 counts[split] = write_cases(path, cases)
             else:
                 report = ReadReport()

@@ -8,8 +8,8 @@ what a court would decide.
 A sentence is computed so:
 
 1. find the highest rung of the offence's ladder that the quantity reaches;
-2. base = rung's months + (quantity - rung's threshold) // rung's `per`;
-3. ratio = sum of the circumstances' percentages, kept within [-60, +40];
+2. base = rung's months + quantity // rung's `per`;
+3. ratio = sum of the circumstances' percentages, kept from -60 up;
 4. months = base x (100 + ratio) / 100, rounded half up;
 5. kept within the statutory range of the charge: at least 1 month, at most its `ceiling`;
 6. under 6 months is 拘役, from 6 months 有期徒刑; under 1 month before the clamp, exempt.
@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from curt.schema import Term
 
 LIFE = -1  # months of a rung that means 无期徒刑, whatever the circumstances
-RATIO_FLOOR, RATIO_CEILING = -60, 40  # percent
+RATIO_FLOOR = -60  # percent
 
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """From `threshold` units on: `months`, and one month more for every `per` units above it."""
+    """From `threshold` units on: `months`, and one month more for every `per` units."""
 
     threshold: int
     months: int
@@ -55,12 +55,12 @@ def _rungs(*rows: tuple[int, int, int, int]) -> tuple[Rung, ...]:
 
 
 #                   from    months    per    up to
-_SMALL = _rungs((   2_000,    6,   2_000,    58_000),
-                (  60_000,   36,  10_000,   390_000),
-                ( 400_000,  120,  50_000, 1_000_000))  # fmt: skip
-_LARGE = _rungs((  50_000,    6,  20_000,   470_000),
-                ( 500_000,   36, 100_000, 2_900_000),
-                (3_000_000, 120, 200_000, 6_000_000))  # fmt: skip
+_SMALL = _rungs((   2_000,    5,   2_000,    58_000),
+                (  60_000,   30,  10_000,   390_000),
+                ( 400_000,  112,  50_000, 1_000_000))  # fmt: skip
+_LARGE = _rungs((  60_000,    3,  20_000,   480_000),
+                ( 500_000,   31, 100_000, 2_900_000),
+                (3_000_000, 105, 200_000, 6_000_000))  # fmt: skip
 
 OFFENCES: tuple[Offence, ...] = (
     Offence("盗窃", ("264",), "元", _SMALL, fine_per_month=1000),
@@ -77,22 +77,22 @@ OFFENCES: tuple[Offence, ...] = (
     Offence("非法吸收公众存款", ("176",), "元", _LARGE, fine_per_month=2000),
     Offence("开设赌场", ("303",), "元", _LARGE[:2], fine_per_month=2000, ceiling=120),
     Offence("抢劫", ("263",), "元",
-            _rungs((1_000, 36, 1_000, 40_000), (60_000, 120, 10_000, 300_000)),
+            _rungs((1_000, 36, 1_000, 40_000), (60_000, 114, 10_000, 300_000)),
             fine_per_month=500),
     Offence("故意伤害", ("234",), "", grades={
         "轻伤二级": 8, "轻伤一级": 14, "重伤二级": 40, "重伤一级": 60, "死亡": 130}),
-    Offence("过失致人死亡", ("233",), "人", _rungs((1, 36, 1, 1), (2, 48, 1, 3)), ceiling=84),
+    Offence("过失致人死亡", ("233",), "人", _rungs((1, 35, 1, 1), (2, 45, 1, 3)), ceiling=84),
     Offence("交通肇事", ("133",), "", grades={
         "一人重伤后逃逸": 10, "一人死亡": 14, "二人死亡": 26, "一人死亡后逃逸": 40,
         "三人死亡": 44}, ceiling=84),
-    Offence("危险驾驶", ("133之一",), "mg/100ml", _rungs((80, 1, 50, 300)), fine_per_month=2000,
+    Offence("危险驾驶", ("133之一",), "mg/100ml", _rungs((80, 0, 50, 300)), fine_per_month=2000,
             ceiling=5),
     Offence("走私、贩卖、运输、制造毒品", ("347",), "克",
-            _rungs((1, 8, 1, 9), (10, 84, 2, 48), (50, 180, 1_000, 200), (500, LIFE, 1, 900)),
+            _rungs((1, 7, 1, 9), (10, 79, 2, 48), (50, 180, 1_000, 200), (500, LIFE, 1, 900)),
             fine_per_month=500),
-    Offence("非法持有毒品", ("348",), "克", _rungs((10, 12, 2, 48), (50, 84, 10, 300)),
+    Offence("非法持有毒品", ("348",), "克", _rungs((10, 7, 2, 48), (50, 79, 10, 300)),
             fine_per_month=500),
-    Offence("容留他人吸毒", ("354",), "人次", _rungs((3, 6, 1, 15)), fine_per_month=500,
+    Offence("容留他人吸毒", ("354",), "人次", _rungs((3, 3, 1, 15)), fine_per_month=500,
             ceiling=36),
     Offence("寻衅滋事", ("293",), "", grades={
         "二人轻微伤": 8, "一人轻伤": 12, "二人轻伤": 18, "一人重伤": 36}, ceiling=120),
@@ -100,10 +100,10 @@ OFFENCES: tuple[Offence, ...] = (
         "未持械": 10, "一人轻微伤": 12, "一人轻伤": 16, "持械": 40}, ceiling=120),
     Offence("妨害公务", ("277",), "", grades={
         "推搡民警": 6, "一人轻微伤": 8, "二人轻微伤": 10, "一人轻伤": 14}, ceiling=36),
-    Offence("非法拘禁", ("238",), "小时", _rungs((24, 6, 12, 240)), ceiling=36),
-    Offence("盗伐林木", ("345",), "立方米", _rungs((2, 6, 1, 19), (20, 36, 2, 90),
-            (100, 84, 5, 200)), fine_per_month=500),
-    Offence("污染环境", ("338",), "吨", _rungs((3, 8, 3, 60), (100, 36, 20, 600)),
+    Offence("非法拘禁", ("238",), "小时", _rungs((24, 4, 12, 240)), ceiling=36),
+    Offence("盗伐林木", ("345",), "立方米", _rungs((2, 4, 1, 19), (20, 26, 2, 90),
+            (100, 64, 5, 200)), fine_per_month=500),
+    Offence("污染环境", ("338",), "吨", _rungs((3, 7, 3, 60), (100, 31, 20, 600)),
             fine_per_month=1000, ceiling=84),
 )  # fmt: skip
 
@@ -120,19 +120,15 @@ RATIOS: Mapping[str, int] = {  # percent of the base
     "认罪认罚": -10,
     "累犯": 20,
     "前科": 10,
-    "胁迫未成年人": 20,
-    "持凶器": 10,
 }
 
 # Of each group a case holds at most one.
 EXCLUSIVE: tuple[frozenset[str], ...] = (
     frozenset({"自首", "坦白"}),
     frozenset({"累犯", "前科", "未成年"}),
-    frozenset({"未成年", "老年", "胁迫未成年人"}),
+    frozenset({"未成年", "老年"}),
     frozenset({"未遂", "退赔"}),
-    frozenset({"持凶器", "未遂"}),
 )
-VIOLENT = frozenset({"抢劫", "故意伤害", "寻衅滋事", "敲诈勒索", "非法拘禁"})
 TRAFFIC = frozenset({"危险驾驶", "交通肇事", "过失致人死亡"})
 
 
@@ -152,9 +148,7 @@ class Sentence:
 
 def allows(offence: Offence, circumstance: str) -> bool:
     """Whether a circumstance makes sense for an offence."""
-    if circumstance == "持凶器":
-        return offence.charge in VIOLENT
-    if circumstance in {"未遂", "从犯", "胁迫未成年人"}:
+    if circumstance in {"未遂", "从犯"}:
         return offence.charge not in TRAFFIC and offence.grades is None
     if circumstance == "退赔":
         return offence.unit == "元"
@@ -178,9 +172,9 @@ def sentence(offence: Offence, harm: int | str, circumstances: tuple[str, ...]) 
         if not reached:
             raise ValueError(f"{harm}{offence.unit} is under the lowest rung of {offence.charge}")
         rung = reached[-1]
-        start, extra = rung.months, (harm - rung.threshold) // rung.per
+        start, extra = rung.months, harm // rung.per
     ratio = sum(RATIOS[c] for c in circumstances)
-    ratio = max(RATIO_FLOOR, min(RATIO_CEILING, ratio))
+    ratio = max(RATIO_FLOOR, ratio)
     if start == LIFE:
         return Sentence(LIFE, 0, LIFE, ratio, 0, Term("life"), 50_000, rung)
     base = start + extra

@@ -40,7 +40,7 @@ VERBOSITIES = ("full", "medium", "terse", "mini", "gap")
 _SPLITTABLE = frozenset({"元"})
 
 
-def generate_cases(count: int, seed: int) -> Iterator[Case]:
+def generate_cases(count: int, seed: int | str) -> Iterator[Case]:
     """Yield `count` cases; the same seed gives the same cases, on any machine.
 
     Training and test sets take different seeds; `id` is `generated-{seed}-{index}`.
@@ -73,15 +73,15 @@ def _draw_harm(rng: random.Random, offence: Offence) -> tuple[int | str, tuple[i
     rung = rng.choices(offence.ladder, weights=(70, 22, 8, 4)[: len(offence.ladder)])[0]
     step = _grain(rung)
     quantity = rng.randrange(rung.threshold, rung.limit + 1, step)
-    if offence.unit in _SPLITTABLE and quantity >= 2 * step and rng.random() < 0.4:
+    if offence.unit in _SPLITTABLE and quantity >= 2 * step and rng.random() < 0.2:
         first = rng.randrange(step, quantity, step)
         return quantity, (first, quantity - first)
     return quantity, (quantity,)
 
 
 def _grain(rung: Rung) -> int:
-    """Quantities are drawn in steps of half an increment, so that some leave a remainder."""
-    return max(1, rung.per // 2) if rung.per < 1000 else rung.per
+    """Money comes in whole increments, all else in halves, so that some leave a remainder."""
+    return rung.per if rung.per >= 1000 else max(1, rung.per // 2)
 
 
 def _draw_circumstances(rng: random.Random, offence: Offence) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ def _draw_circumstances(rng: random.Random, offence: Offence) -> tuple[str, ...]
         clash = any(name in group and group & set(chosen) for group in EXCLUSIVE)
         if not clash and allows(offence, name):
             chosen.append(name)
-    return tuple(sorted(chosen, key=list(RATIOS).index))
+    return tuple(chosen)
 
 
 def _write_fact(
@@ -110,12 +110,21 @@ def _write_fact(
     lead = rng.choice(OPENINGS).format(date=date)
     if not act.startswith(defendant):  # 民警在…: the act names its own subject
         lead = lead.removesuffix("被告人")
+    # Circumstances are told in the order in which the reasoning lists them.
     clauses = [rng.choice(CIRCUMSTANCES[c]) for c in circumstances]
-    clauses += _draw_lookalikes(rng, circumstances)
-    clauses += rng.sample(NOISE, rng.choices((0, 1, 2, 3), weights=(2, 4, 3, 1))[0])
-    rng.shuffle(clauses)
+    noise = [n for n in NOISE if not _clashes(n, harm, circumstances)]
+    extras = rng.sample(noise, rng.choices((0, 1, 2, 3), weights=(2, 4, 3, 1))[0])
+    for extra in _draw_lookalikes(rng, circumstances) + extras:
+        clauses.insert(rng.randint(0, len(clauses)), extra)
     told = [clause.format(**slots) for clause in clauses]
     return "。".join([lead + act, *told]) + "。"
+
+
+def _clashes(noise: str, harm: int | str, circumstances: tuple[str, ...]) -> bool:
+    """Whether a noise clause would contradict the case."""
+    return ("医院" in noise and "死亡" in str(harm)) or (
+        bool({"未成年", "老年"} & set(circumstances)) and ("务工" in noise or "公司" in noise)
+    )
 
 
 def _draw_lookalikes(rng: random.Random, circumstances: tuple[str, ...]) -> list[str]:
@@ -149,7 +158,7 @@ def _tell_harm(
         first, second = parts
         return rng.choice(
             (
-                f"现金{first}元，次日以同样方式又得手{second}元",
+                f"现金{first}元，次日以同样方式又涉及{second}元",
                 f"财物两次，分别为{first}元、{second}元",
                 f"{first}元，另有{second}元",
             )
@@ -196,10 +205,9 @@ def _full(
     lines = [f"先看行为，被告人的行为符合{offence.charge}罪的构成，应适用{articles}。"]
     rung = outcome.rung
     if rung is not None:
-        assert isinstance(harm, int)
         lines.append(
             f"再看后果，{total}{offence.unit}，达到{rung.threshold}{offence.unit}一档，"
-            f"起点{outcome.start}个月。超出{harm - rung.threshold}，每{rung.per}增1个月，"
+            f"起点{outcome.start}个月，每{rung.per}{offence.unit}增1个月，"
             f"增{outcome.extra}个月，基准刑{outcome.start}+{outcome.extra}={outcome.base}个月。"
         )
     else:
@@ -207,7 +215,7 @@ def _full(
     told = "，".join(f"{c}{RATIOS[c]:+d}" for c in circumstances) or "没有法定或酌定情节"
     lines.append(f"然后看情节，{told}，合计{_sum_ratios(circumstances, outcome)}%。")
     lines.append(f"{_scale(outcome)}，取{outcome.months}个月。")
-    lines.append(f"最后复核，{outcome.months}个月在法定幅度内，应为{render_term(outcome.term)}。")
+    lines.append(f"最后复核，{outcome.months}个月不超过上限，应为{render_term(outcome.term)}。")
     return "".join(lines)
 
 
@@ -228,7 +236,7 @@ def _life_reasonings(offence: Offence, total: str) -> dict[str, str]:
     return {
         "full": (
             f"先看行为，被告人的行为符合{offence.charge}罪的构成。再看后果，{total}{offence.unit}，"
-            "达到最高一档，应为无期徒刑，情节不改变刑种。最后复核，无期徒刑在法定幅度内。"
+            "达到最高一档，应为无期徒刑，情节不改变刑种。最后复核，无期徒刑为法定刑种。"
         ),
         "medium": f"{offence.charge}。{total}，最高一档，无期徒刑。",
         "terse": f"{total}，无期",

@@ -67,6 +67,8 @@ class TransformersEngine:
         model: Any = AutoModelForCausalLM.from_pretrained(folder)
         self.model = model.to(self.device).eval()
         self.end_ids: list[int] = self.tokenizer(THINK_END, add_special_tokens=False)["input_ids"]
+        eos = self.model.generation_config.eos_token_id  # Qwen's hub checkpoints list two
+        self.eos_ids = {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Greedy completions in order, in batches of `batch`."""
@@ -120,9 +122,9 @@ class TransformersEngine:
     def _collect(
         self, request: Request, ids: list[int], prompt_tokens: int, cut: bool, decode_ms: float
     ) -> Generation:
-        eos = self.tokenizer.eos_token_id
-        stopped = eos in ids
-        ids = ids[: ids.index(eos)] if stopped else ids
+        stop = next((i for i, token in enumerate(ids) if token in self.eos_ids), None)
+        stopped = stop is not None
+        ids = ids[:stop]
         end = find_sequence(ids, self.end_ids)
         thinking = end if end is not None else len(ids)
         answer = len(ids) - thinking - len(self.end_ids) if end is not None else 0

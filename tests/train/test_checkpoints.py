@@ -11,7 +11,7 @@ CONFIG = {"steps": 10, "penalty": {"type": "gated", "weight": 0.4}, "out": "x"}
 
 @pytest.fixture
 def run(tmp_path):
-    return open_run(tmp_path / "model", CONFIG)
+    return open_run(tmp_path / "model", CONFIG, {})
 
 
 def add_checkpoint(run, step, state='{"global_step": 1}'):
@@ -25,13 +25,13 @@ def add_checkpoint(run, step, state='{"global_step": 1}'):
 
 def test_a_run_lies_beside_its_model_and_records_its_settings(tmp_path, run):
     assert run == tmp_path / "model.run"
-    assert json.loads((run / "config.json").read_text()) == CONFIG
+    assert json.loads((run / "config.json").read_text()) == {**CONFIG, "inputs": {}}
     assert not (tmp_path / "model").exists()
 
 
 def test_the_same_settings_find_the_run_again(tmp_path, run):
     add_checkpoint(run, 2)
-    assert open_run(tmp_path / "model", dict(CONFIG)) == run
+    assert open_run(tmp_path / "model", dict(CONFIG), {}) == run
     assert last_checkpoint(run) == run / "checkpoint-2"
 
 
@@ -47,21 +47,35 @@ def test_the_same_settings_find_the_run_again(tmp_path, run):
 def test_other_settings_are_refused_by_name(tmp_path, run, change, named):
     add_checkpoint(run, 2)
     with pytest.raises(ValueError, match=f"unfinished run with other {named}: delete it"):
-        open_run(tmp_path / "model", CONFIG | change)
+        open_run(tmp_path / "model", CONFIG | change, {})
     assert last_checkpoint(run) == run / "checkpoint-2"
 
 
 def test_a_setting_taken_away_is_refused_too(tmp_path, run):
     with pytest.raises(ValueError, match="with other steps"):
-        open_run(tmp_path / "model", {k: v for k, v in CONFIG.items() if k != "steps"})
+        open_run(tmp_path / "model", {k: v for k, v in CONFIG.items() if k != "steps"}, {})
 
 
-def test_what_a_run_without_settings_left_is_cleared(tmp_path):
-    stray = tmp_path / "model.run" / "checkpoint-4"
-    stray.mkdir(parents=True)
-    run = open_run(tmp_path / "model", CONFIG)
-    assert not stray.exists()
-    assert last_checkpoint(run) is None
+def test_a_changed_input_is_refused_by_name(tmp_path):
+    corpus = tmp_path / "train.jsonl"
+    corpus.write_text("one")
+    open_run(tmp_path / "model", CONFIG, {"train": corpus})
+    corpus.write_text("two")
+    with pytest.raises(ValueError, match="with other inputs: delete it"):
+        open_run(tmp_path / "model", CONFIG, {"train": corpus})
+
+
+def test_what_a_finished_run_left_is_moved_aside(tmp_path):
+    for number in (1, 2):
+        stray = tmp_path / "model.run" / "trajectories" / "step-000001-rank0.parquet"
+        stray.parent.mkdir(parents=True)
+        stray.write_bytes(b"rows")
+        run = open_run(tmp_path / "model", CONFIG, {})
+        kept = tmp_path / f"model.run.{number}" / "trajectories" / stray.name
+        assert kept.read_bytes() == b"rows"
+        assert not stray.exists()
+        assert last_checkpoint(run) is None
+        close_run(run)
 
 
 def test_the_newest_checkpoint_is_the_highest_step(run):
@@ -93,4 +107,4 @@ def test_closing_a_run_keeps_its_trajectories_alone(tmp_path, run):
     rows.write_bytes(b"rows")
     close_run(run)
     assert [p for p in run.rglob("*") if p.is_file()] == [rows]
-    assert open_run(tmp_path / "model", CONFIG | {"steps": 99}) == run
+    assert open_run(tmp_path / "model", CONFIG | {"steps": 99}, {}) == run

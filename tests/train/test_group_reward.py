@@ -115,7 +115,7 @@ def test_rollouts_keep_what_was_made_and_how_it_was_scored():
     first, second = reward.pending
     assert (first.step, first.group, first.case_id, first.penalty) == (5, 0, "case-a", "kimi")
     assert first.token_ids == tokens
-    assert (first.thinking_tokens, first.answer_tokens, first.truncated) == (12, 7, False)
+    assert (first.thinking_tokens, first.answer_tokens, first.truncated) == (12, 6, False)
     assert (second.thinking_tokens, second.answer_tokens, second.truncated) == (3, 0, True)
     assert (first.exact, first.partial) == (1.0, 1.0)
     assert first.prompt_sha256 == second.prompt_sha256

@@ -25,11 +25,7 @@ from train.sft import SFTConfig, train_warm_start
 from train.shape import Shape
 from train.trajectories import read_rollouts
 
-pytestmark = [
-    pytest.mark.slow,
-    # accelerate's and torch's own, on machines without a GPU
-    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning"),
-]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 SHAPE = Shape(hidden=64, layers=2, heads=2, kv_heads=1, head_dim=32, ffn=128, vocab=600)

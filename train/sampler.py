@@ -1,0 +1,85 @@
+"""Rollouts for small models: one prefill a group, and finished rows leave the batch.
+
+Within a group lengths differ a lot, on purpose; `generate` carries every row to the end of the
+longest. Dropping finished rows from the key-value cache halves the time of a rollout step on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+COMPACT_SHARE = 0.125  # of the rows: below that, copying the cache costs more than it saves
+
+
+@torch.no_grad()
+def sample_completions(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    group: int,
+    max_new_tokens: int,
+    temperature: float,
+    eos_ids: Sequence[int],
+    pad_id: int,
+) -> list[list[int]]:
+    """Sample one completion for every row of `prompts`, end token included.
+
+    `prompts` holds token ids, each prompt `group` times in a row. Raises ValueError when it does
+    not, or when the temperature is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"a temperature of {temperature}: use more than 0 to sample")
+    unique = [list(p) for p in prompts[::group]]
+    if [p for p in unique for _ in range(group)] != [list(p) for p in prompts]:
+        raise ValueError(f"prompts do not come in groups of {group}")
+    device = model.device
+    longest = max(len(p) for p in unique)
+    ids = torch.tensor([[pad_id] * (longest - len(p)) + p for p in unique], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in unique], device=device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache = output.past_key_values
+    cache.batch_repeat_interleave(group)
+    logits = output.logits[:, -1].repeat_interleave(group, 0)  # (R, V), R live rows
+    mask = mask.repeat_interleave(group, 0)
+    position = positions[:, -1:].repeat_interleave(group, 0)
+    ends = torch.tensor(list(eos_ids), device=device)
+    completions: list[list[int]] = [[] for _ in prompts]
+    rows = list(range(len(prompts)))  # which prompt each live row belongs to
+    finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    for step in range(max_new_tokens):
+        probabilities = torch.softmax(logits.float() / temperature, dim=-1)
+        tokens = torch.multinomial(probabilities, 1)  # (R, 1)
+        for row, token, over in zip(rows, tokens[:, 0].tolist(), finished.tolist(), strict=True):
+            if not over:
+                completions[row].append(token)
+        finished |= torch.isin(tokens[:, 0], ends)
+        if bool(finished.all()) or step == max_new_tokens - 1:
+            break
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        position = position + 1
+        if int(finished.sum()) >= COMPACT_SHARE * len(rows):
+            live = torch.nonzero(~finished)[:, 0]
+            cache.batch_select_indices(live)
+            tokens, mask, position = tokens[live], mask[live], position[live]
+            rows = [rows[i] for i in live.tolist()]
+            finished = finished[live]
+        output = model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache = output.past_key_values
+        logits = output.logits[:, -1]
+    return completions
