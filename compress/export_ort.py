@@ -23,9 +23,10 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from compress.parity import measure_parity
-from compress.prompts import read_cases, sample_prompts
+from compress.prompts import sample_prompts
 from curt.artifact import Manifest, load_manifest, parent_of, write_artifact
 from curt.config import Config, load_config
+from curt.corpus.store import read_cases
 from curt.files import write_json
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def export_ort(config: ExportOrtConfig) -> dict[str, float]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(config.model)
-    cases = read_cases(config.cases)
+    cases = list(read_cases(config.cases))
     prompts = sample_prompts(cases, tokenizer, parent, config.prompts, config.seed)
 
     row: dict[str, float] = {}  # the manifest's evaluation, filled in before it is written

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from compress.prompts import read_cases, sample_prompts
+from compress.prompts import sample_prompts
 from compress.verify_trt import (
     INT4_BLOCK,
     TOKENIZER_CLASS,
@@ -35,6 +35,7 @@ from compress.verify_trt import (
 )
 from curt.artifact import Manifest, load_manifest, parent_of, write_artifact
 from curt.config import Config, load_config
+from curt.corpus.store import read_cases
 from curt.dialogue import MAX_ANSWER_TOKENS
 from curt.files import write_atomic, write_json
 
@@ -92,7 +93,7 @@ def export_trt(config: ExportTrtConfig) -> dict[str, float]:
 
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     examples = sample_prompts(
-        read_cases(config.cases),
+        list(read_cases(config.cases)),
         tokenizer,
         parent,
         config.calibration_cases,

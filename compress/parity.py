@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.prompts import read_cases, sample_prompts
+from compress.prompts import sample_prompts
 from curt.artifact import load_manifest
 from curt.config import Config, load_config
+from curt.corpus.store import read_cases
 from curt.engines.onnxruntime_genai import append_tokens, session_config
 from curt.files import write_json
 
@@ -188,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     prompts = sample_prompts(
-        read_cases(config.cases), tokenizer, manifest, config.prompts, config.seed
+        list(read_cases(config.cases)), tokenizer, manifest, config.prompts, config.seed
     )
     row = measure_parity(config.model, config.artifact, prompts, config.continuation_tokens)
     log.info("parity of %s: %s", config.artifact, json.dumps(row))

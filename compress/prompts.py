@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from curt.dialogue import BUDGET_LEVELS, clip_fact, normalise_fact, render_completion, render_prompt
@@ -16,27 +15,8 @@ if TYPE_CHECKING:
     from curt.artifact import Manifest
 
 
-def read_cases(path: Path) -> list[Case]:
-    """Cases from a JSON Lines file of `Case.to_json` rows.
-
-    Raises ValueError when the file is missing, empty or holds a malformed row.
-    """
-    if not path.is_file():
-        raise ValueError(f"no cases at {path}: make the corpus first or name a file with --cases")
-    cases = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                cases.append(Case.from_json(json.loads(line)))
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}:{number} is not a case row: {error!r}") from error
-    if not cases:
-        raise ValueError(f"{path} holds no case: name another file with --cases")
-    return cases
-
-
 def sample_prompts(
-    cases: list[Case],
+    cases: Sequence[Case],
     tokenizer: PreTrainedTokenizerBase,
     manifest: Manifest,
     count: int,
@@ -48,8 +28,10 @@ def sample_prompts(
 
     Facts are clipped to the manifest's limit; the stated budget runs through every level the
     model may be given, so that a measurement covers them all. `with_completion` appends the
-    case's own reasoning, where it has one, and verdict.
+    case's own reasoning, where it has one, and verdict. Raises ValueError when there is no case.
     """
+    if not cases:
+        raise ValueError("no cases to draw prompts from: name another file with --cases")
     drawn = random.Random(seed).sample(cases, min(count, len(cases)))
     budgets = [level for level in BUDGET_LEVELS if level <= manifest.max_thinking_tokens]
     prompts = []

@@ -66,6 +66,7 @@ class GRPOSettings(Config):
     """Completions a prompt: the group."""
     max_thinking_tokens: int = 128
     learning_rate: float = 2e-4
+    """Peak rate; falls to 0 over the run."""
     temperature: float = 1.0
     compact: bool = False
     """Sample with `train.sampler`, which drops finished rows: faster for small models whose
@@ -127,7 +128,8 @@ def train_grpo(config: GRPOSettings) -> Path:
         max_completion_length=config.max_thinking_tokens + MAX_ANSWER_TOKENS,
         temperature=config.temperature,
         learning_rate=config.learning_rate,
-        lr_scheduler_type="constant_with_warmup",
+        # The last, small steps average out the noise of small batches.
+        lr_scheduler_type="linear",
         warmup_steps=5,
         beta=config.kl,
         epsilon_high=config.epsilon_high,

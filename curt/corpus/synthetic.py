@@ -188,7 +188,7 @@ def write_reasonings(
     return {
         "full": _full(offence, harm, total, circumstances, outcome),
         "medium": f"{offence.charge}。{total}，{step}。{sum_of_ratios}。{scale}={result}。",
-        "terse": f"{total}，{step}；{ratios or 0}；{scale}={outcome.months}",
+        "terse": f"{total}，{step}；{sum_of_ratios if circumstances else 0}；{scale}={outcome.months}",
         "mini": f"{outcome.base}{outcome.ratio:+d}%={outcome.months}",
         "gap": rng.choice(gaps),
     }

@@ -40,7 +40,7 @@ class ThinkingLimit(LogitsProcessor):
         for row, ids in enumerate(input_ids[:, self.prompt_tokens :].tolist()):
             token = self._forced_token(ids, self.thinking_limits[row], self.answer_limits[row])
             if token is not None:
-                if len(ids) == self.thinking_limits[row]:
+                if token == self.end_ids[0] and len(ids) == self.thinking_limits[row]:
                     self.cut[row] = int(scores[row].argmax()) != token
                 forced[row] = -torch.inf
                 forced[row, token] = 0.0
@@ -51,7 +51,8 @@ class ThinkingLimit(LogitsProcessor):
         if end is not None:
             return self.eos_id if len(ids) - end - len(self.end_ids) >= answer else None
         position = len(ids) - thinking
-        return self.end_ids[position] if position >= 0 else None
+        # past the last one: a row that ended its turn inside its thinking, and is padded now
+        return self.end_ids[position] if 0 <= position < len(self.end_ids) else None
 
 
 class TransformersEngine:

@@ -5,26 +5,21 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from compress.prompts import read_cases, sample_prompts
+from compress.prompts import sample_prompts
 from curt.artifact import load_manifest
+from curt.corpus.store import read_cases
 from curt.dialogue import THINK_END, THINK_START, parse_completion
 from tests.compress.exports import write_cases
 
 
-def test_a_missing_or_broken_corpus_names_the_remedy(tmp_path: Path) -> None:
+def test_no_case_names_the_remedy(micro_model: Path) -> None:
+    tokenizer, manifest = AutoTokenizer.from_pretrained(micro_model), load_manifest(micro_model)
     with pytest.raises(ValueError, match="--cases"):
-        read_cases(tmp_path / "absent.jsonl")
-    file = write_cases(tmp_path / "cases.jsonl", 2)
-    file.write_text(file.read_text() + '{"id": "x"}\n')
-    with pytest.raises(ValueError, match=r"cases\.jsonl:3"):
-        read_cases(file)
-    file.write_text("")
-    with pytest.raises(ValueError, match="no case"):
-        read_cases(file)
+        sample_prompts([], tokenizer, manifest, 7, seed=3)
 
 
 def test_prompts_are_seeded_and_run_through_the_budgets(micro_model: Path, tmp_path: Path) -> None:
-    cases = read_cases(write_cases(tmp_path / "cases.jsonl", 12))
+    cases = list(read_cases(write_cases(tmp_path / "cases.jsonl", 12)))
     tokenizer, manifest = AutoTokenizer.from_pretrained(micro_model), load_manifest(micro_model)
     prompts = sample_prompts(cases, tokenizer, manifest, 7, seed=3)
     assert prompts == sample_prompts(cases, tokenizer, manifest, 7, seed=3)
@@ -36,7 +31,7 @@ def test_prompts_are_seeded_and_run_through_the_budgets(micro_model: Path, tmp_p
 
 
 def test_examples_hold_a_readable_completion(micro_model: Path, tmp_path: Path) -> None:
-    cases = read_cases(write_cases(tmp_path / "cases.jsonl", 1))
+    cases = list(read_cases(write_cases(tmp_path / "cases.jsonl", 1)))
     tokenizer, manifest = AutoTokenizer.from_pretrained(micro_model), load_manifest(micro_model)
     [ids] = sample_prompts(cases, tokenizer, manifest, 1, seed=0, with_completion=True)
     completion = parse_completion(tokenizer.decode(ids).partition(THINK_START)[2])
