@@ -184,11 +184,12 @@ def write_reasonings(
     result = render_term(outcome.term)
     increments = f"{outcome.start}+{outcome.extra}={outcome.base}"
     step = increments if outcome.rung else f"{outcome.base}"
+    terse_ratios = sum_of_ratios if circumstances else "0"
     gaps = (f"{total}，{step}", sum_of_ratios, f"{offence.charge}，{total}")
     return {
         "full": _full(offence, harm, total, circumstances, outcome),
         "medium": f"{offence.charge}。{total}，{step}。{sum_of_ratios}。{scale}={result}。",
-        "terse": f"{total}，{step}；{sum_of_ratios if circumstances else 0}；{scale}={outcome.months}",
+        "terse": f"{total}，{step}；{terse_ratios}；{scale}={outcome.months}",
         "mini": f"{outcome.base}{outcome.ratio:+d}%={outcome.months}",
         "gap": rng.choice(gaps),
     }

@@ -77,22 +77,26 @@ def test_limits_hold_whatever_the_model_prefers(wanted, thinking, answer, end_id
     assert written[-1] == EOS
 
 
+def test_a_turn_ended_inside_its_thinking_is_left_to_its_padding():
+    # generate() goes on padding such a row until the others end
+    limit = limited(2, 4, prompt_tokens=0)
+    for padding in range(1, 8):
+        limit(torch.tensor([[EOS] + [0] * padding]), torch.zeros(1, 10))
+
+
+def test_only_thinking_that_the_limit_closed_counts_as_cut():
+    cut, by_itself = limited(3, 4), limited(3, 4)
+    follow(cut, [2] * 20, 20)
+    follow(by_itself, [2, 2, 2, 5, 3, 3, 3, 3], 20)
+    answered = limited(6, 2)
+    follow(answered, [2, 5, 3, 3, 3, 3, 3], 20)  # the answer's limit falls on the thinking's
+    assert (cut.cut, by_itself.cut, answered.cut) == ([True], [False], [False])
+
+
 def test_rows_of_a_batch_keep_their_own_limits():
     limit = ThinkingLimit(0, [1, 3], [9, 9], [5], EOS)
     scores = torch.zeros(2, 10)
-    forced = limit(
-        torch.tensor(
-            [
-                [
-                    2,
-                ],
-                [
-                    2,
-                ],
-            ]
-        ),
-        scores,
-    ).tolist()
+    forced = limit(torch.tensor([[2], [2]]), scores).tolist()
     assert forced[0].index(0.0) == 5
     assert forced[0].count(-torch.inf) == 9
     assert forced[1] == [0.0] * 10
