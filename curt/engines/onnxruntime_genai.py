@@ -74,7 +74,7 @@ class OrtEngine:
         settings = json.loads((folder / GENAI_CONFIG).read_text(encoding="utf-8"))["model"]
         self._context_tokens: int = settings["context_length"]
         eos = settings["eos_token_id"]
-        self._eos: frozenset[int] = frozenset(eos if isinstance(eos, list) else [eos])
+        self._eos_ids: list[int] = eos if isinstance(eos, list) else [eos]
         self._close = _single_token(self.tokenizer, THINK_END)
         self._streaming = False
         self._prepare_prefix()
@@ -138,11 +138,14 @@ class OrtEngine:
             if _is_past(request.deadline_s):
                 finish = "deadline"
                 break
-            token = int(generator.get_logits()[0, -1].argmax())
+            logits = np.array(generator.get_logits()[0, -1])
+            if not closed:  # a turn can't end before its thinking does
+                logits[self._eos_ids] = -np.inf
+            token = int(logits.argmax())
             if not closed and len(thinking) == limit:
                 cut = token != self._close
                 token = self._close
-            if token in self._eos:
+            if token in self._eos_ids:
                 finish = "stop"
                 break
             if closed:

@@ -24,13 +24,13 @@ class ThinkingLimit(LogitsProcessor):
         thinking_limits: Sequence[int],
         answer_limits: Sequence[int],
         end_ids: Sequence[int],
-        eos_id: int,
+        eos_ids: Sequence[int],
     ) -> None:
         self.prompt_tokens = prompt_tokens
         self.thinking_limits = thinking_limits
         self.answer_limits = answer_limits
         self.end_ids = list(end_ids)
-        self.eos_id = eos_id
+        self.eos_ids = list(eos_ids)
         self.cut = [False] * len(thinking_limits)
         """Rows whose thinking the limit closed where the model would have gone on."""
 
@@ -39,9 +39,13 @@ class ThinkingLimit(LogitsProcessor):
         forced = scores.clone()
         for row, ids in enumerate(input_ids[:, self.prompt_tokens :].tolist()):
             token = self._forced_token(ids, self.thinking_limits[row], self.answer_limits[row])
+            if (
+                find_sequence(ids, self.end_ids) is None
+            ):  # a turn can't end before its thinking does
+                forced[row, self.eos_ids] = -torch.inf
             if token is not None:
                 if token == self.end_ids[0] and len(ids) == self.thinking_limits[row]:
-                    self.cut[row] = int(scores[row].argmax()) != token
+                    self.cut[row] = int(forced[row].argmax()) != token
                 forced[row] = -torch.inf
                 forced[row, token] = 0.0
         return forced
@@ -49,10 +53,9 @@ class ThinkingLimit(LogitsProcessor):
     def _forced_token(self, ids: list[int], thinking: int, answer: int) -> int | None:
         end = find_sequence(ids, self.end_ids)
         if end is not None:
-            return self.eos_id if len(ids) - end - len(self.end_ids) >= answer else None
+            return self.eos_ids[0] if len(ids) - end - len(self.end_ids) >= answer else None
         position = len(ids) - thinking
-        # past the last one: a row that ended its turn inside its thinking, and is padded now
-        return self.end_ids[position] if 0 <= position < len(self.end_ids) else None
+        return self.end_ids[position] if position >= 0 else None
 
 
 class TransformersEngine:
@@ -69,7 +72,9 @@ class TransformersEngine:
         self.model = model.to(self.device).eval()
         self.end_ids: list[int] = self.tokenizer(THINK_END, add_special_tokens=False)["input_ids"]
         eos = self.model.generation_config.eos_token_id  # Qwen's hub checkpoints list two
-        self.eos_ids = {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
+        self.eos_ids = sorted(
+            {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
+        )
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Greedy completions in order, in batches of `batch`."""
@@ -98,7 +103,7 @@ class TransformersEngine:
             [r.thinking_limit for r in requests],
             [r.answer_limit for r in requests],
             self.end_ids,
-            self.tokenizer.eos_token_id,
+            self.eos_ids,
         )
         longest = max(r.thinking_limit + r.answer_limit for r in requests) + len(self.end_ids) + 1
         with torch.inference_mode():

@@ -40,7 +40,7 @@ def follow(limit: ThinkingLimit, wanted: list[int], steps: int) -> list[int]:
 
 
 def limited(thinking: int, answer: int, end_ids=(5,), prompt_tokens=3) -> ThinkingLimit:
-    return ThinkingLimit(prompt_tokens, [thinking], [answer], end_ids, EOS)
+    return ThinkingLimit(prompt_tokens, [thinking], [answer], end_ids, [EOS])
 
 
 @pytest.mark.parametrize("thinking", [0, 1, 8])
@@ -77,11 +77,11 @@ def test_limits_hold_whatever_the_model_prefers(wanted, thinking, answer, end_id
     assert written[-1] == EOS
 
 
-def test_a_turn_ended_inside_its_thinking_is_left_to_its_padding():
-    # generate() goes on padding such a row until the others end
-    limit = limited(2, 4, prompt_tokens=0)
-    for padding in range(1, 8):
-        limit(torch.tensor([[EOS] + [0] * padding]), torch.zeros(1, 10))
+def test_a_turn_cannot_end_before_its_thinking_does():
+    written = follow(limited(3, 4), [2, EOS, EOS, EOS, 3, EOS], 40)
+    assert written.index(5) <= 3
+    assert EOS not in written[: written.index(5)]
+    assert written[-1] == EOS
 
 
 def test_only_thinking_that_the_limit_closed_counts_as_cut():
@@ -94,7 +94,7 @@ def test_only_thinking_that_the_limit_closed_counts_as_cut():
 
 
 def test_rows_of_a_batch_keep_their_own_limits():
-    limit = ThinkingLimit(0, [1, 3], [9, 9], [5], EOS)
+    limit = ThinkingLimit(0, [1, 3], [9, 9], [5], [EOS])
     scores = torch.zeros(2, 10)
     forced = limit(torch.tensor([[2], [2]]), scores).tolist()
     assert forced[0].index(0.0) == 5
