@@ -99,7 +99,7 @@ def test_rows_of_a_batch_keep_their_own_limits():
     forced = limit(torch.tensor([[2], [2]]), scores).tolist()
     assert forced[0].index(0.0) == 5
     assert forced[0].count(-torch.inf) == 9
-    assert forced[1] == [0.0] * 10
+    assert forced[1] == [0.0] * EOS + [-torch.inf] + [0.0] * (9 - EOS)
     assert scores.sum() == 0  # the given scores are left as they were
 
 
