@@ -39,9 +39,8 @@ class ThinkingLimit(LogitsProcessor):
         forced = scores.clone()
         for row, ids in enumerate(input_ids[:, self.prompt_tokens :].tolist()):
             token = self._forced_token(ids, self.thinking_limits[row], self.answer_limits[row])
-            if (
-                find_sequence(ids, self.end_ids) is None
-            ):  # a turn can't end before its thinking does
+            # a turn can't end before its thinking does
+            if find_sequence(ids, self.end_ids) is None:
                 forced[row, self.eos_ids] = -torch.inf
             if token is not None:
                 if token == self.end_ids[0] and len(ids) == self.thinking_limits[row]:
@@ -72,9 +71,8 @@ class TransformersEngine:
         self.model = model.to(self.device).eval()
         self.end_ids: list[int] = self.tokenizer(THINK_END, add_special_tokens=False)["input_ids"]
         eos = self.model.generation_config.eos_token_id  # Qwen's hub checkpoints list two
-        self.eos_ids = sorted(
-            {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
-        )
+        listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        self.eos_ids = sorted({self.tokenizer.eos_token_id, *listed})
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Greedy completions in order, in batches of `batch`."""
