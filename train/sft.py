@@ -10,6 +10,7 @@ Ctrl-C at any time; the same command goes on from the last checkpoint.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from pathlib import Path
@@ -59,6 +60,8 @@ class SFTConfig(Config):
     """Peak rate of Muon on hidden matrices (see `train.optimizer`); AdamW everywhere without."""
     warmup: float = 0.05
     """Share of the steps over which the rate rises."""
+    decay: float = 0.25
+    """Share of the steps, at the end, over which the rate falls to 0."""
     bf16: bool = True
     """bf16 autocast: several times faster on processors with AMX or AVX-512 BF16, and on GPUs."""
     checkpoint_steps: int = 200
@@ -123,6 +126,7 @@ def train_warm_start(config: SFTConfig) -> Path:
         seed=config.seed,
     )
     logger.info("%d cases, %.1f M parameters", len(examples), model.num_parameters() / 1e6)
+    steps = math.ceil(math.ceil(len(examples) / config.batch) * config.epochs)
     stop = StopCleanly()
     optimizer = (
         MuonWithAdamW(model, muon_lr=config.muon_rate, adamw_lr=config.learning_rate)
@@ -137,7 +141,10 @@ def train_warm_start(config: SFTConfig) -> Path:
             per_device_train_batch_size=config.batch,
             learning_rate=config.learning_rate,
             warmup_steps=config.warmup,
-            lr_scheduler_type="cosine",
+            # A high rate for long: reading circumstances comes late and at once, or not at all
+            # when the rate has fallen by then. The decay at the end settles the rest.
+            lr_scheduler_type="warmup_stable_decay",
+            lr_scheduler_kwargs={"num_decay_steps": int(config.decay * steps)},
             weight_decay=0.01,
             max_grad_norm=1.0,
             bf16=config.bf16,
