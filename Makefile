@@ -21,7 +21,7 @@ RUN ?= artifacts/$(NAME)
 HOST ?= 127.0.0.1
 PORT ?= 8000
 RATE ?= 5
-DURATION ?= 60s
+DURATION ?= 65s
 
 # Two threads that spin for each other are slower than one when anything else runs.
 export OMP_WAIT_POLICY ?= passive
