@@ -94,7 +94,7 @@ demo: $(STAMP) ## The whole job: train, compress, serve, load test, report; the 
 	$(MAKE) --no-print-directory start
 	status=0; $(MAKE) --no-print-directory $(RUN)/loadtest.passed || status=$$?; \
 	$(MAKE) --no-print-directory report; exit $$status
-	@echo "verdicts at $(URL)   report in $(RUN)/report.html   stop the server with: make stop"
+	@echo "verdicts at $(URL)   report in $(RUN)/report.html   stop the server with: make stop RUN=$(RUN)"
 
 .PHONY: ablation
 ablation: $(RUN)/eval/grpo-none.json $(RUN)/eval/grpo-default.json report ## GRPO without penalty beside it
