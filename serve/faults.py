@@ -11,6 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from serve.schemas import PredictRequest
+
 
 class RequestError(Exception):
     """A request that gets an error reply. `reason` is the machine-readable code."""
@@ -95,7 +97,9 @@ def describe_problems(problems: Sequence[Mapping[str, Any]]) -> str:
         # The location of an unknown key is the key itself: the client's text, so left out.
         unknown = problem["type"] == "extra_forbidden"
         place = ".".join(str(part) for part in problem["loc"][1 : -1 if unknown else None])
-        lines.append(f"{place}: {problem['msg']}" if place else str(problem["msg"]))
+        known = ", ".join(PredictRequest.model_fields)
+        message = f"an unknown field: use only {known}" if unknown else str(problem["msg"])
+        lines.append(f"{place}: {message}" if place else message)
     return "; ".join(lines)
 
 

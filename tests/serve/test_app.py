@@ -102,6 +102,16 @@ def test_wrong_bodies_are_told_apart(
     assert response.json()["request_id"] == response.headers["x-request-id"]
 
 
+def test_an_unknown_field_is_answered_with_the_known_ones(client: AsgiClient) -> None:
+    body = {"fact": FACTS[0], "被告人张某": 400}
+    response = client.post(
+        "/predict", content=json.dumps(body), headers={"content-type": "application/json"}
+    )
+    message = response.json()["error"]["message"]
+    assert "use only fact, deadline_ms, tasks" in message
+    assert "张某" not in response.text
+
+
 @pytest.mark.parametrize(
     ("content", "status"),
     [
