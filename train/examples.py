@@ -14,10 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from curt.dialogue import (
     BUDGET_LEVELS,
-    THINK_END,
     clip_fact,
     normalise_fact,
-    render_answer,
+    render_completion,
     render_prompt,
 )
 from curt.schema import Case
@@ -70,7 +69,7 @@ def build_examples(
     examples = []
     for case in cases:
         fact = clip_fact(normalise_fact(case.fact), tokenizer, max_fact_tokens)
-        answer = f"{THINK_END}{render_answer(case.verdict)}{tokenizer.eos_token}"
+        answer = render_completion("", case.verdict) + tokenizer.eos_token
         answer_ids = _encode(tokenizer, answer)
         prompts, thoughts = [], []
         for _ in range(per_case):
