@@ -99,6 +99,10 @@ demo: $(STAMP) ## The whole job: train, compress, serve, load test, report; the 
 .PHONY: ablation
 ablation: $(RUN)/eval/grpo-none.json $(RUN)/eval/grpo-default.json report ## GRPO without penalty beside it
 
+.PHONY: bench-penalties
+bench-penalties: $(RUN)/warm-start/manifest.json ## Length penalties side by side (about an hour)
+	$(PY) -m benchmarks.penalties @configs/demo/bench-penalties.toml
+
 # --- single stages, with a model or config of your own --------------------------------------
 .PHONY: train-grpo
 train-grpo: $(STAMP) ## GRPO; CONFIG=file.toml for your own, else the demo's

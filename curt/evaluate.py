@@ -41,6 +41,10 @@ class EvaluateConfig(Config):
     """Use only the first so many cases."""
     budgets: list[int] = [0, 8, 16, 32, 64, 128]
     """Thinking budgets to state and enforce; the largest gives the headline scores."""
+    stated_budget: int | None = None
+    """State this budget in every prompt and only enforce `budgets`: truncation at inference."""
+    thinking_limit: int | None = None
+    """Enforce this limit everywhere and only state `budgets`: does the model obey by itself?"""
     budget_limit: int | None = None
     """Cases for the smaller budgets; all when not given."""
     batch: int = 100
@@ -105,14 +109,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise ValueError("no budgets: give at least one")
     engine = open_engine(config.model, batch=config.batch, threads=config.threads)
     widest = max(config.budgets)
-    headline = run_budget(engine, cases, widest, config.batch)
+    headline = run_budget(engine, cases, widest, config)
     by_budget = []
     for budget in sorted(set(config.budgets)):
         if budget == widest:
             outcomes = headline[: config.budget_limit]
         else:
-            outcomes = run_budget(engine, cases[: config.budget_limit], budget, config.batch)
-        by_budget.append({"budget": budget, "n": len(outcomes), **summarise(outcomes)})
+            outcomes = run_budget(engine, cases[: config.budget_limit], budget, config)
+        by_budget.append({"budget": budget, "n": len(outcomes), **summarise(outcomes, budget)})
     lengths = [o.generation.thinking_tokens for o in headline]
     return {
         "name": config.out.stem,
@@ -120,24 +124,34 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "model": str(config.model),
         "corpus": str(config.corpus),
         "n": len(cases),
-        "stated_budget": state_budget(widest),
+        "stated_budget": state_budget(
+            widest if config.stated_budget is None else config.stated_budget
+        ),
         "scores": score_outcomes(headline),
         "thinking_tokens": length_statistics(lengths),
         "thinking_lengths": lengths,
+        "exact_cases": [o.exact for o in headline],
+        "circumstances": [len(o.case.traits) for o in headline],
         "by_budget": by_budget,
         "by_trait": by_trait(headline),
+        "by_correctness": by_correctness(headline),
         "examples": [example(o) for o in headline[: config.examples]],
     }
 
 
-def run_budget(engine: Engine, cases: Sequence[Case], budget: int, batch: int) -> list[Outcome]:
-    """Answer all cases with the budget stated and enforced, behind a progress bar."""
+def run_budget(
+    engine: Engine, cases: Sequence[Case], budget: int, config: EvaluateConfig
+) -> list[Outcome]:
+    """Answer all cases under a budget, stated and enforced as configured, behind a progress bar."""
+    stated = budget if config.stated_budget is None else config.stated_budget
+    limit = budget if config.thinking_limit is None else config.thinking_limit
+    batch = config.batch
     outcomes: list[Outcome] = []
     with tqdm(total=len(cases), desc=f"budget {budget}", unit="case", leave=False) as bar:
         for start in range(0, len(cases), batch):
             part = cases[start : start + batch]
             requests = [
-                Request(c.fact, stated_budget=state_budget(budget), thinking_limit=budget)
+                Request(c.fact, stated_budget=state_budget(stated), thinking_limit=limit)
                 for c in part
             ]
             generations = engine.generate(requests)
@@ -152,13 +166,19 @@ def score_outcomes(outcomes: Sequence[Outcome]) -> dict[str, float]:
     return score_verdicts(verdicts, [o.case.verdict for o in outcomes])
 
 
-def summarise(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Scores and thinking tokens of one budget."""
+def summarise(outcomes: Sequence[Outcome], budget: int) -> dict[str, Any]:
+    """Scores and thinking tokens of one budget; `within`: the share that ended by it unforced."""
     scores = score_outcomes(outcomes)
     lengths = [o.generation.thinking_tokens for o in outcomes]
+    statistics = length_statistics(lengths)
+    ended = [
+        o.generation.thinking_tokens <= budget and not o.generation.thinking_cut for o in outcomes
+    ]
     return {
         "exact": scores["exact"],
-        "mean_thinking": length_statistics(lengths)["mean"],
+        "mean_thinking": statistics["mean"],
+        "p95_thinking": statistics["p95"],
+        "within": sum(ended) / len(outcomes),
         "cut": sum(o.generation.thinking_cut for o in outcomes) / len(outcomes),
         "scores": scores,
     }
@@ -176,6 +196,19 @@ def by_trait(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
             "mean_thinking": sum(o.generation.thinking_tokens for o in members) / len(members),
         }
         for name, members in sorted(groups.items())
+    }
+
+
+def by_correctness(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+    """Thinking tokens of right and of wrong verdicts; a side without cases is left out."""
+    sides = {
+        "right": [o.generation.thinking_tokens for o in outcomes if o.exact],
+        "wrong": [o.generation.thinking_tokens for o in outcomes if not o.exact],
+    }
+    return {
+        name: {"n": len(lengths), "mean_thinking": length_statistics(lengths)["mean"]}
+        for name, lengths in sides.items()
+        if lengths
     }
 
 

@@ -7,8 +7,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from accelerate.utils import gather_object
+
 from curt.dialogue import parse_completion
 from curt.schema import Term, Verdict
+from train.guard import AccuracyGuard, weigh_penalty
+from train.history import History, group_outcomes
 from train.penalties import Group, Penalty
 from train.rewards import score_completion
 from train.trajectories import Rollout
@@ -32,6 +36,8 @@ class GroupReward:
         end_ids: Sequence[int],
         eos_id: int,
         config_sha256: str,
+        guard: AccuracyGuard | None = None,
+        history: History | None = None,
     ) -> None:
         self.__name__ = "verdict"  # TRL names its metrics after this
         self.penalty = penalty
@@ -41,6 +47,9 @@ class GroupReward:
         self.end_ids = list(end_ids)
         self.eos_id = eos_id
         self.config_sha256 = config_sha256
+        self.guard = guard
+        self.history = history or History()
+        self.penalty_weight = 1.0
         self.pending: list[Rollout] = []
 
     def __call__(
@@ -60,6 +69,7 @@ class GroupReward:
         check_groups(prompts, size)
         step = trainer_state.global_step + 1
         self.pending = []
+        self.penalty_weight = self.guard.weight(self.history) if self.guard else 1.0
         for start in range(0, len(prompts), size):
             rows = slice(start, start + size)
             self.pending += self._score_group(
@@ -73,6 +83,9 @@ class GroupReward:
                 case_id=case_id[start],
             )
         self._log(log_metric)
+        outcomes = [(r.step, r.group, r.exact, r.thinking_tokens) for r in self.pending]
+        # All processes must see one history, or a guard would weigh each one's penalty otherwise.
+        self.history = self.history.extend(group_outcomes(gather_object(outcomes)))
         return [rollout.reward for rollout in self.pending]
 
     def _score_group(
@@ -90,7 +103,10 @@ class GroupReward:
         lengths = [count_thinking(ids, self.end_ids) for ids in completion_ids]
         parsed = [parse_completion(text) for text in completions]
         scores = [score_completion(completion, reference, self.weights) for completion in parsed]
-        shaped = self.penalty(Group(tuple(s.exact for s in scores), tuple(lengths), budget))
+        truncated = tuple(self.eos_id not in ids for ids in completion_ids)
+        exact = tuple(s.exact for s in scores)
+        shaped = self.penalty(Group(exact, tuple(lengths), budget, truncated), self.history)
+        shaped = weigh_penalty(shaped, exact, self.penalty_weight)
         share = self.partial_share
         return [
             Rollout(
@@ -104,7 +120,7 @@ class GroupReward:
                 token_ids=list(ids),
                 thinking_tokens=length,
                 answer_tokens=max(0, len(ids) - length - len(self.end_ids) - (self.eos_id in ids)),
-                truncated=self.eos_id not in ids,
+                truncated=cut,
                 reward_raw=dict(score.raw),
                 partial=score.partial,
                 exact=score.exact,
@@ -114,13 +130,14 @@ class GroupReward:
                 penalty=self.penalty.type,
                 config_sha256=self.config_sha256,
             )
-            for text, ids, length, score, value in zip(
-                completions, completion_ids, lengths, scores, shaped, strict=True
+            for text, ids, length, cut, score, value in zip(
+                completions, completion_ids, lengths, truncated, scores, shaped, strict=True
             )
         ]
 
     def _log(self, log_metric: Callable[[str, float], None]) -> None:
         count = len(self.pending)
+        log_metric("penalty_weight", self.penalty_weight)
         log_metric("exact", sum(r.exact for r in self.pending) / count)
         log_metric("partial", sum(r.partial for r in self.pending) / count)
         log_metric("shaped", sum(r.shaped for r in self.pending) / count)

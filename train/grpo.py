@@ -17,7 +17,7 @@ import random
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -27,7 +27,10 @@ from curt.corpus.store import read_cases
 from curt.dialogue import BUDGET_LEVELS, MAX_ANSWER_TOKENS, clip_fact, normalise_fact, render_prompt
 from curt.files import write_json
 from curt.logs import configure_logging
+from train.advantages import Estimator
 from train.checkpoints import checkpoint_step, close_run, last_checkpoint, open_run
+from train.curriculum import Curriculum, draw_budget
+from train.guard import AccuracyGuard
 from train.penalties import GatedPenalty, Penalty
 
 if TYPE_CHECKING:
@@ -47,7 +50,7 @@ class GRPOSettings(Config):
     out: Path = Path("artifacts/demo/grpo-default")
     """Model folder to write."""
     penalty: Penalty = GatedPenalty()
-    """Length penalty: {"type": "none" | "kimi" | "lcpo-max" | "gated", ...its constants}."""
+    """Length penalty: {"type": "none" | "kimi" | "gr3" | ..., ...its constants}."""
     reward_weights: dict[str, Annotated[float, Field(ge=0)]] = {
         "format": 0.1,
         "charge": 0.3,
@@ -59,6 +62,17 @@ class GRPOSettings(Config):
     """Share of the total that partial rewards make up; the rest is penalised exact correctness."""
     budgets: list[int] = [16, 32, 64, 128]
     """Thinking budgets to state in prompts, drawn uniformly."""
+    curriculum: Curriculum | None = None
+    """Budgets that change over the run, in place of `budgets`: {"type": "shift" | "range", ...}."""
+    advantages: Estimator | Literal["gdpo"] = "batch"
+    """From rewards to advantages; see `train.advantages`."""
+    spread_floor: float = Field(0.0, ge=0)
+    """A group whose rewards range over less teaches nothing."""
+    oversample: int = Field(0, ge=0)
+    """Prompts sampled on top of `prompts` every step, to train on `prompts` that have a spread
+    (dynamic sampling)."""
+    guard: AccuracyGuard | None = None
+    """Ease the length penalty while accuracy is down: {} for the guard's defaults."""
     steps: int = 100
     prompts: int = 8
     """Prompts a step."""
@@ -77,6 +91,11 @@ class GRPOSettings(Config):
     """Weight of the KL divergence to the starting model."""
     bf16: bool = False
     """bf16 autocast in the update."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]
+    """Where else to send the metrics (TensorBoard: `{out}.run/runs`); the others need their
+    package installed. The history is kept anyway."""
+    stop_on_collapse: bool = False
+    """End the run when `train.watch` sees the policy collapse; otherwise it only warns."""
     checkpoint_steps: int = 25
     seed: int = 7
 
@@ -107,6 +126,7 @@ def train_grpo(config: GRPOSettings) -> Path:
 
     from train.progress import ProgressBar, StopCleanly
     from train.rollouts import make_trainer
+    from train.watch import CollapseWatch
 
     started = time.monotonic()
     manifest = load_manifest(config.model, expect="hf")
@@ -120,10 +140,11 @@ def train_grpo(config: GRPOSettings) -> Path:
     model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
     resume = last_checkpoint(run)
     stop = StopCleanly()
+    watch = CollapseWatch(stop=config.stop_on_collapse)
     arguments = GRPOConfig(
         output_dir=str(run),
         max_steps=config.steps,
-        per_device_train_batch_size=config.prompts * config.generations,
+        per_device_train_batch_size=(config.prompts + config.oversample) * config.generations,
         num_generations=config.generations,
         max_completion_length=config.max_thinking_tokens + MAX_ANSWER_TOKENS,
         temperature=config.temperature,
@@ -134,8 +155,7 @@ def train_grpo(config: GRPOSettings) -> Path:
         beta=config.kl,
         epsilon_high=config.epsilon_high,
         loss_type="dapo",
-        # Group scaling turns a spread of a few tokens into full-size advantages.
-        scale_rewards="batch",
+        scale_rewards="none",  # `train.advantages` scales
         mask_truncated_completions=False,
         shuffle_dataset=False,
         bf16=config.bf16,
@@ -143,7 +163,7 @@ def train_grpo(config: GRPOSettings) -> Path:
         save_steps=config.checkpoint_steps,
         save_total_limit=2,
         logging_steps=1,
-        report_to="none",
+        report_to=list(config.trackers) or "none",
         disable_tqdm=True,
         seed=config.seed,
         use_cpu=not torch.cuda.is_available(),
@@ -159,13 +179,19 @@ def train_grpo(config: GRPOSettings) -> Path:
         config_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         trajectories=run / "trajectories",
         compact=config.compact,
+        estimator=config.advantages,
+        spread_floor=config.spread_floor,
+        trained_groups=config.prompts,
+        guard=config.guard,
         resumed_step=checkpoint_step(resume) if resume else 0,
-        callbacks=[stop, ProgressBar(f"GRPO, penalty {config.penalty.type}")],
+        callbacks=[stop, watch, ProgressBar(f"GRPO, penalty {config.penalty.type}")],
     )
     trainer.remove_callback(PrinterCallback)
     if resume:
         logger.info("resuming from %s", resume)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if watch.stopped:
+        sys.exit(f"stopped: {', '.join(watch.counts)}; the last checkpoint is in {run}")
     if stop.stopped:
         sys.exit("stopped; the same command goes on from here")
     describe: dict[str, Any] = {
@@ -196,12 +222,16 @@ def build_prompts(
     from train.group_reward import write_verdict
 
     rng = random.Random(config.seed)
-    wanted = config.steps * config.prompts
+    a_step = config.prompts + config.oversample
+    wanted = config.steps * a_step
     cases = list(read_cases(config.corpus / "train.jsonl"))
     drawn = rng.choices(cases, k=wanted) if wanted > len(cases) else rng.sample(cases, wanted)
     rows = []
-    for case in drawn:
-        budget = rng.choice(config.budgets)
+    for index, case in enumerate(drawn):
+        if config.curriculum is None:
+            budget = rng.choice(config.budgets)
+        else:
+            budget = draw_budget(rng, index // a_step, config.steps, config.curriculum)
         fact = clip_fact(normalise_fact(case.fact), tokenizer, max_fact_tokens)
         rows.append(
             {
@@ -214,7 +244,10 @@ def build_prompts(
     return Dataset.from_list(rows)
 
 
-SHOWN = ("reward", "exact", "thinking_tokens", "within_budget", "entropy", "frac_reward_zero_std")
+SHOWN = (
+    "reward", "exact", "thinking_tokens", "within_budget", "entropy", "frac_reward_zero_std",
+    "penalty_weight",
+)  # fmt: skip
 
 
 def history_rows(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:

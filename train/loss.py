@@ -78,7 +78,7 @@ def branch_mask(branch_of: torch.Tensor) -> torch.Tensor:
     A token sees itself, and what stands before it in the facts (0) or in its own branch.
     """
     length = branch_of.shape[1]
-    causal = torch.tril(torch.ones(length, length, dtype=torch.bool))
+    causal = torch.ones(length, length, dtype=torch.bool, device=branch_of.device).tril()
     query, key = branch_of[:, :, None], branch_of[:, None, :]
     return (causal & ((query == key) | (key == 0)))[:, None]
 

@@ -15,6 +15,7 @@ SHOWN = {
     "thinking_tokens": "think",
     "reward": "reward",
     "entropy": "entropy",
+    "penalty_weight": "weight",
 }
 
 

@@ -40,16 +40,19 @@ def sample_completions(
     ids = torch.tensor([[pad_id] * (longest - len(p)) + p for p in unique], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in unique], device=device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    output = model(
+    # The parts, not `model.forward`: accelerate wraps that in autocast, and casting every weight at
+    # every token costs more on a CPU than bf16 saves.
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    output = decoder(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
         use_cache=True,
-        logits_to_keep=1,
     )
     cache = output.past_key_values
     cache.batch_repeat_interleave(group)
-    logits = output.logits[:, -1].repeat_interleave(group, 0)  # (R, V), R live rows
+    last = output.last_hidden_state[:, -1].repeat_interleave(group, 0)
+    logits = head(last)  # (R, V), R live rows
     mask = mask.repeat_interleave(group, 0)
     position = positions[:, -1:].repeat_interleave(group, 0)
     ends = torch.tensor(list(eos_ids), device=device)
@@ -73,7 +76,7 @@ def sample_completions(
             tokens, mask, position = tokens[live], mask[live], position[live]
             rows = [rows[i] for i in live.tolist()]
             finished = finished[live]
-        output = model(
+        output = decoder(
             input_ids=tokens,
             attention_mask=mask,
             position_ids=position,
@@ -81,5 +84,5 @@ def sample_completions(
             use_cache=True,
         )
         cache = output.past_key_values
-        logits = output.logits[:, -1]
+        logits = head(output.last_hidden_state[:, -1])
     return completions

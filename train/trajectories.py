@@ -44,6 +44,8 @@ class Rollout:
     advantage: float
     penalty: str
     config_sha256: str
+    kept: bool = True
+    """False when the group was sampled but not trained on."""
 
 
 class TrajectoryWriter:

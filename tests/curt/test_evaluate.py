@@ -16,7 +16,8 @@ from curt.evaluate import EvaluateConfig, Outcome, by_trait, evaluate, open_engi
 
 KEYS = {
     "name", "engine", "model", "corpus", "n", "stated_budget", "scores", "thinking_tokens",
-    "thinking_lengths", "by_budget", "by_trait", "examples",
+    "thinking_lengths", "exact_cases", "circumstances", "by_budget", "by_trait", "by_correctness",
+    "examples",
 }  # fmt: skip
 ROOT = Path(__file__).parents[2]
 
@@ -74,6 +75,29 @@ def test_every_budget_has_its_row_in_order(report):
     assert all(0 <= row["cut"] <= 1 and row["exact"] == row["scores"]["exact"] for row in rows)
 
 
+def test_correctness_splits_the_headline_completely(report):
+    sides = report["by_correctness"]
+    assert sum(row["n"] for row in sides.values()) == 6
+    assert sides.keys() <= {"right", "wrong"}
+    assert len(report["exact_cases"]) == len(report["circumstances"]) == 6
+
+
+def test_a_budget_can_be_stated_without_being_enforced_and_the_other_way_round(micro_model, corpus):
+    def lengths(**changes):
+        config = EvaluateConfig(
+            model=micro_model, corpus=corpus, out=Path("x.json"), budgets=[8], limit=3, **changes
+        )
+        report = evaluate(config)
+        return report["stated_budget"], max(report["thinking_lengths"]), report["by_budget"][0]
+
+    stated, longest, row = lengths(thinking_limit=24)
+    assert stated == 8
+    assert longest > 8  # a model with random weights obeys nothing
+    assert row["within"] < 1
+    stated, longest, _ = lengths(stated_budget=64)
+    assert (stated, longest <= 8) == (64, True)
+
+
 def test_traits_split_the_headline_completely(report):
     assert sum(row["n"] for row in report["by_trait"].values()) == 6
     assert all(row.keys() == {"n", "exact", "mean_thinking"} for row in report["by_trait"].values())
@@ -105,10 +129,12 @@ def test_summaries_worked_by_hand():
         outcome(cases[1], tokens=20, cut=True),
         outcome(cases[2], tokens=60, verdict=other),
     ]
-    summary = summarise(rows)
+    summary = summarise(rows, 32)
     assert summary["exact"] == pytest.approx(2 / 3)
     assert summary["mean_thinking"] == pytest.approx(30)
+    assert summary["p95_thinking"] == 60
     assert summary["cut"] == pytest.approx(1 / 3)
+    assert summary["within"] == pytest.approx(1 / 3)  # one was cut, one is too long
 
 
 def test_traits_are_counted_per_case():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.penalties import PenaltyBenchConfig
 from compress.export_ort import ExportOrtConfig
 from compress.export_trt import ExportTrtConfig
 from curt.config import load_config
@@ -19,6 +20,7 @@ from train.sft import SFTConfig
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs").glob("*/*.toml"))
 CLASSES = {
+    "bench-penalties": PenaltyBenchConfig,
     "corpus": CorpusConfig,
     "sft": SFTConfig,
     "grpo": GRPOSettings,
@@ -63,7 +65,7 @@ def test_shipped_grpo_settings_fit_what_the_warm_start_learned(file):
     assert config.max_thinking_tokens <= warm.max_thinking_tokens
     assert set(config.budgets) <= set(BUDGET_LEVELS)
     assert max(config.budgets) <= warm.max_thinking_tokens
-    assert config.reward_weights.keys() == REWARDS.keys()
+    assert config.reward_weights.keys() <= REWARDS.keys()
     assert sum(config.reward_weights.values()) == pytest.approx(1)
 
 
@@ -80,6 +82,16 @@ def test_any_penalty_can_be_chosen_over_the_shipped_one(file, name):
     assert config.penalty == (shipped if shipped.type == name else other)
 
 
+def test_every_method_of_the_benchmark_is_a_change_that_grpo_accepts():
+    bench = load(ROOT / "configs" / "demo" / "bench-penalties.toml")
+    shipped = GRPOSettings.model_validate(load(ROOT / bench.grpo).model_dump())
+    assert bench.methods["default"]["penalty"] == shipped.penalty.model_dump(
+        exclude_defaults=True
+    ) | {"type": shipped.penalty.type}
+    for changes in bench.methods.values():
+        assert GRPOSettings.model_validate({**shipped.model_dump(), **changes})
+
+
 def test_one_constant_can_be_changed_alone():
     file = ROOT / "configs" / "demo" / "grpo.toml"
     changed, shipped = load(file, "--penalty.weight", "0.15").penalty, load(file).penalty
@@ -89,7 +101,7 @@ def test_one_constant_can_be_changed_alone():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--penalty", '{"type": "linear"}'], "penalty"),
+        (["--penalty", '{"type": "quadratic"}'], "penalty"),
         (["--penalty.wieght", "0.1"], "wieght"),
         (["--partial_share", "1.0"], "partial_share"),
     ],

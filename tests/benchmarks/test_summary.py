@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.plots import draw_penalties
+from benchmarks.summary import area_under_curve, interval, obedience_rows, summarise_method
+
+
+def evaluation(flags, lengths, curve):
+    return {
+        "exact_cases": flags,
+        "thinking_lengths": lengths,
+        "scores": {"term_score_official": 0.5},
+        "by_budget": [
+            {"budget": b, "exact": a, "mean_thinking": b / 2, "p95_thinking": b, "within": 1.0}
+            for b, a in curve.items()
+        ],
+    }
+
+
+CURVE = {8: 0.0, 16: 0.5, 32: 1.0}
+
+
+def test_the_area_is_the_mean_over_doublings_of_the_budget():
+    assert area_under_curve(CURVE) == pytest.approx(0.5)
+    assert area_under_curve({0: 1.0, 8: 0.2, 128: 0.2}) == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="at least two"):
+        area_under_curve({0: 1.0, 8: 0.5})
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0]), min_size=5, max_size=60))
+def test_an_interval_holds_the_mean_and_stays_within_the_values(values):
+    low, high = interval(values)
+    assert min(values) <= low <= sum(values) / len(values) <= high <= max(values)
+
+
+def test_a_method_is_summed_up_over_seeds_and_paired_with_the_warm_start():
+    warm = evaluation([True, False], [80, 80], CURVE)
+    runs = [
+        evaluation([True, True], [20, 30], CURVE),
+        evaluation([True, False], [20, 10], {8: 0.5, 16: 0.5, 32: 0.5}),
+    ]
+    row = summarise_method(runs, warm)
+    assert (row["seeds"], row["n"]) == (2, 2)
+    assert row["exact_accuracy"] == pytest.approx(0.75)
+    assert row["exact_accuracy_range"] == (0.5, 1.0)
+    assert row["exact_change"] == pytest.approx(0.25)
+    assert row["thinking_tokens"] == pytest.approx(20)
+    assert row["thinking_change"] == pytest.approx(-0.75)
+    assert row["accuracy_at_budget"] == {8: 0.25, 16: 0.5, 32: 0.75}
+
+
+def test_obedience_takes_the_worst_seed_for_the_tail():
+    one, two = (evaluation([True], [1], {16: 0.5}) for _ in range(2))
+    two["by_budget"][0]["p95_thinking"] = 40
+    two["by_budget"][0]["within"] = 0.5
+    (row,) = obedience_rows([one, two])
+    assert (row["stated"], row["p95"], row["within"]) == (16, 40, 0.75)
+
+
+def test_the_plot_is_a_picture_of_every_method():
+    warm = evaluation([True, False], [80, 80], CURVE)
+    summary = {
+        "warm_start": summarise_method([warm], None),
+        "default": summarise_method([warm], warm),
+    }
+    picture = draw_penalties(summary)
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 10_000

@@ -1,0 +1,126 @@
+"""What every length penalty is: a pure function of one prompt's group of completions.
+
+A penalty turns each completion's correctness `c` and length `L` in thinking tokens into a shaped
+correctness. A completion is right when c > 0, wrong otherwise; exact correctness is 1 or 0, the
+original recipe's rewards may be negative. Published constants are for thousands of tokens; the
+defaults here are rescaled to about a hundred, and each field names the paper's value.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from train.history import History
+
+NO_HISTORY = History()
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All completions of one prompt. `budget` is the thinking budget stated in the prompt."""
+
+    correct: tuple[float, ...]
+    lengths: tuple[int, ...]
+    budget: int
+    truncated: tuple[bool, ...] = ()
+    """Which completions were cut off before their end token; empty: none."""
+
+    def __post_init__(self) -> None:
+        if len(self.correct) != len(self.lengths) or not self.correct:
+            raise ValueError(
+                f"a group of {len(self.correct)} scores and {len(self.lengths)} lengths: "
+                "give one of each for every completion"
+            )
+        if self.truncated and len(self.truncated) != len(self.correct):
+            raise ValueError(
+                f"a group of {len(self.correct)} scores and {len(self.truncated)} truncation "
+                "flags: give one of each for every completion, or no flags"
+            )
+
+    @property
+    def right(self) -> tuple[bool, ...]:
+        """Which completions are right."""
+        return tuple(c > 0 for c in self.correct)
+
+    @property
+    def pass_rate(self) -> float:
+        """Share of right completions."""
+        return sum(self.right) / len(self.right)
+
+    @property
+    def cut(self) -> tuple[bool, ...]:
+        """`truncated`, one flag a completion."""
+        return self.truncated or (False,) * len(self.correct)
+
+    def right_lengths(self) -> list[int]:
+        """Lengths of the right completions, in order."""
+        return [n for ok, n in zip(self.right, self.lengths, strict=True) if ok]
+
+
+Invariant = Literal[
+    "ranks_right_first",  # no wrong completion is worth more than a right one
+    "separates_right",  # nor as much
+    "reduces_to_grpo",  # with equal lengths: one value for right, one below it for wrong
+    "prefers_shorter",  # of two equally correct completions the longer is never worth more
+    "spares_wrong",  # a wrong completion is worth its c, whatever its length
+    "keeps_sign",  # right is never worth less than 0, wrong never more
+]
+
+
+class LengthPenalty(BaseModel, ABC):
+    """Base of all penalties: frozen constants, unknown ones refused.
+
+    `breaks` names each invariant that the published formula violates, and how; all others hold
+    for every admitted constant, for groups with c in {0, 1} or {-1, 1}.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    breaks: ClassVar[Mapping[Invariant, str]] = {}
+    type: str
+
+    @abstractmethod
+    def __call__(self, group: Group, history: History = NO_HISTORY) -> list[float]:
+        """Shaped correctness, one value a completion. `history`: the groups before this step."""
+
+    def bounds(self, longest: int) -> tuple[float, float]:
+        """Smallest and largest value for c in {0, 1}.
+
+        Args:
+            longest: upper end of lengths and stated budgets, in tokens.
+        """
+        return 0.0, 1.0
+
+
+def clip(value: float, low: float = 0.0, high: float = 1.0) -> float:
+    """The value, moved into [low, high]."""
+    return max(low, min(high, value))
+
+
+def shrink(c: float, factor: float) -> float:
+    """c x factor where c is positive.
+
+    A negative c stays: a factor below 1 would turn the penalty into a bonus.
+    """
+    return c * factor if c > 0 else c
+
+
+def resolve_limit(limit: int | None, group: Group) -> int:
+    """A configured limit in tokens; None stands for the budget stated in the prompt."""
+    return group.budget if limit is None else limit
+
+
+def standings(lengths: Sequence[int]) -> list[float]:
+    """Logistic of each length's z-score among `lengths`, in (0, 1); 0.5 without a spread."""
+    if not lengths:
+        return []
+    mean, spread = fmean(lengths), pstdev(lengths)
+    if not spread:
+        return [0.5] * len(lengths)
+    return [1 / (1 + math.exp((mean - n) / spread)) for n in lengths]

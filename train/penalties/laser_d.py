@@ -1,0 +1,71 @@
+"""LASER-D: LASER with a target length for each difficulty, renewed from history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from train.history import GroupOutcome, History
+from train.penalties.base import NO_HISTORY, Group, LengthPenalty
+from train.penalties.laser import add_bonus
+
+Bucket = Literal["easy", "medium", "hard"]
+
+
+class LaserDPenalty(LengthPenalty):
+    """LASER-D (arXiv 2505.15612): LASER with a target for each difficulty, renewed as it learns.
+
+    Groups fall into buckets by pass rate: at least 2/3, at least 1/3, below. A bucket's target
+    is the smallest length within which one of its groups is expected to hold at least one right
+    completion. Measured on the rollouts of the last `refresh_steps` steps, where the paper
+    samples 500 prompts anew; a bucket without enough right completions keeps `start`.
+
+    >>> LaserDPenalty(start=40)(Group((1, 1, 0), (40, 41, 10), 64))
+    [1.5, 1, 0]
+    """
+
+    type: Literal["laser-d"] = "laser-d"
+    bonus: float = Field(0.5, ge=0)
+    """Paper: 0.5."""
+    start: int = Field(128, ge=0)
+    """Target length in tokens of a bucket before there is evidence (paper: thousands)."""
+    refresh_steps: int = Field(20, ge=1)
+    """Steps between renewals, and the steps looked back on (paper: 20)."""
+
+    def __call__(self, group: Group, history: History = NO_HISTORY) -> list[float]:
+        """Shaped correctness in [0, 1 + bonus]."""
+        return add_bonus(group, self.bonus, self.target(bucket_of(group.pass_rate), history))
+
+    def target(self, bucket: Bucket, history: History) -> int:
+        """Target length in tokens of a bucket, from the last whole block of steps."""
+        done = history.groups[-1].step if history.groups else 0
+        last = done - done % self.refresh_steps
+        block = [
+            g
+            for g in history.groups
+            if last - self.refresh_steps < g.step <= last
+            and bucket_of(sum(c > 0 for c in g.correct) / len(g.correct)) == bucket
+        ]
+        return smallest_target(block, default=self.start)
+
+    def bounds(self, longest: int) -> tuple[float, float]:
+        """A right answer within the target."""
+        return 0.0, 1 + self.bonus
+
+
+def bucket_of(pass_rate: float) -> Bucket:
+    """Difficulty of a prompt from the share of right completions."""
+    if pass_rate >= 2 / 3:
+        return "easy"
+    return "medium" if pass_rate >= 1 / 3 else "hard"
+
+
+def smallest_target(groups: Sequence[GroupOutcome], default: int) -> int:
+    """Smallest length within which the groups hold, on average, one right completion or more.
+
+    `default` where no length does, or without groups.
+    """
+    right = sorted(n for g in groups for c, n in zip(g.correct, g.lengths, strict=True) if c > 0)
+    return right[len(groups) - 1] if 0 < len(groups) <= len(right) else default
