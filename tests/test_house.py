@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 GROUPS = sorted(set(PROJECT["dependency-groups"]) - {"gpu"})
-STAGES = ("compress", "loadtest", "serve", "train")
+STAGES = ("benchmarks", "compress", "loadtest", "serve", "train")
 MAX_TRACKED_BYTES = 1 << 20
 PIN = re.compile(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)")
 

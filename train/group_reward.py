@@ -7,8 +7,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from accelerate.utils import gather_object
-
 from curt.dialogue import parse_completion
 from curt.schema import Term, Verdict
 from train.guard import AccuracyGuard, weigh_penalty
@@ -38,6 +36,7 @@ class GroupReward:
         config_sha256: str,
         guard: AccuracyGuard | None = None,
         history: History | None = None,
+        gather: Callable[[list[Any]], list[Any]] = list,
     ) -> None:
         self.__name__ = "verdict"  # TRL names its metrics after this
         self.penalty = penalty
@@ -49,6 +48,7 @@ class GroupReward:
         self.config_sha256 = config_sha256
         self.guard = guard
         self.history = history or History()
+        self.gather = gather  # rows of every process, in their order
         self.penalty_weight = 1.0
         self.pending: list[Rollout] = []
 
@@ -85,7 +85,7 @@ class GroupReward:
         self._log(log_metric)
         outcomes = [(r.step, r.group, r.exact, r.thinking_tokens) for r in self.pending]
         # All processes must see one history, or a guard would weigh each one's penalty otherwise.
-        self.history = self.history.extend(group_outcomes(gather_object(outcomes)))
+        self.history = self.history.extend(group_outcomes(self.gather(outcomes)))
         return [rollout.reward for rollout in self.pending]
 
     def _score_group(

@@ -198,6 +198,7 @@ def make_trainer(
         config_sha256=config_sha256,
         guard=guard,
         history=read_history(trajectories),
+        gather=gather_object,
     )
     return RecordingTrainer(
         reward=reward,
