@@ -42,6 +42,11 @@ class RecordingTrainer(GRPOTrainer):
         **options: Any,
     ) -> None:
         super().__init__(reward_funcs=reward, **options)
+        if compact and self.accelerator.num_processes > 1:
+            # Its passes bypass the wrapper that averages gradients between processes.
+            raise ValueError(
+                f"compact with {self.accelerator.num_processes} processes: set compact to false"
+            )
         self.group_reward = reward
         self.writer = writer
         self.compact = compact

@@ -188,6 +188,42 @@ def test_grpo_trains_and_keeps_every_rollout(tmp_path, corpus, warm_start):
             assert by_reward[0]["advantage"] <= by_reward[-1]["advantage"]
 
 
+def test_more_groups_can_be_sampled_than_are_trained_on(tmp_path, corpus, warm_start):
+    config = grpo_config(
+        corpus,
+        warm_start,
+        tmp_path / "grpo",
+        oversample=1,
+        advantages="whitened",
+        guard={"window": 1},
+        penalty={"type": "laser-d", "refresh_steps": 1},
+        compact=True,
+    )
+    folder = train_grpo(config)
+    rows = read_rollouts(tmp_path / "grpo.run" / "trajectories").to_pylist()
+    assert len(rows) == 4 * (PROMPTS + 1) * GENERATIONS
+    for step in range(1, 5):
+        kept = Counter(r["group"] for r in rows if r["step"] == step and r["kept"])
+        assert list(kept.values()) == [GENERATIONS] * PROMPTS
+        left_out = [r["advantage"] for r in rows if r["step"] == step and not r["kept"]]
+        spreads = [any(r["advantage"] for r in rows if (r["step"], r["group"]) == (step, group))
+                   for group in kept]  # fmt: skip
+        assert all(spreads) or not any(left_out)
+    history = json.loads((folder / "history.json").read_bytes())
+    assert all(0 <= row["penalty_weight"] <= 1 for row in history)
+    assert list((tmp_path / "grpo.run" / "runs").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("estimator", ["gdpo", "rloo"])
+def test_grpo_takes_any_estimator(tmp_path, corpus, warm_start, estimator):
+    config = grpo_config(
+        corpus, warm_start, tmp_path / "grpo", steps=2, advantages=estimator, trackers=[]
+    )
+    train_grpo(config)
+    rows = read_rollouts(tmp_path / "grpo.run" / "trajectories").to_pylist()
+    assert any(r["advantage"] for r in rows)
+
+
 def test_a_killed_grpo_run_goes_on_and_doubles_no_step(tmp_path, corpus, warm_start):
     out, run, log = tmp_path / "grpo", tmp_path / "grpo.run", tmp_path / "log"
     config = grpo_config(corpus, warm_start, out, steps=6)
