@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from curt.dialogue import parse_completion
@@ -12,7 +12,7 @@ from curt.schema import Term, Verdict
 from train.guard import AccuracyGuard, weigh_penalty
 from train.history import History, group_outcomes
 from train.penalties import Group, Penalty
-from train.rewards import score_completion
+from train.scoring import Score, Scorer, mean_known
 from train.trajectories import Rollout
 
 
@@ -28,24 +28,26 @@ class GroupReward:
         self,
         *,
         penalty: Penalty,
-        weights: Mapping[str, float],
+        scorer: Scorer,
         partial_share: float,
         num_generations: int,
         end_ids: Sequence[int],
         eos_id: int,
         config_sha256: str,
+        checkpoint_sha256: str = "",
         guard: AccuracyGuard | None = None,
         history: History | None = None,
         gather: Callable[[list[Any]], list[Any]] = list,
     ) -> None:
         self.__name__ = "verdict"  # TRL names its metrics after this
         self.penalty = penalty
-        self.weights = dict(weights)
+        self.scorer = scorer
         self.partial_share = partial_share
         self.num_generations = num_generations
         self.end_ids = list(end_ids)
         self.eos_id = eos_id
         self.config_sha256 = config_sha256
+        self.checkpoint_sha256 = checkpoint_sha256  # of the policy that samples
         self.guard = guard
         self.history = history or History()
         self.gather = gather  # rows of every process, in their order
@@ -64,10 +66,16 @@ class GroupReward:
         log_metric: Callable[[str, float], None],
         **_: Any,
     ) -> list[float]:
-        """Rewards in batch order. Raises ValueError when a group is not whole."""
+        """Rewards in batch order, the mean of the others where a judge failed.
+
+        Raises ValueError when a group is not whole, JudgeUnavailableError when judges fail often.
+        """
         size = self.num_generations
         check_groups(prompts, size)
         step = trainer_state.global_step + 1
+        parsed = [parse_completion(text) for text in completions]
+        references = [read_verdict(text) for text in reference]
+        scores = self.scorer.score(parsed, references, size)
         self.pending = []
         self.penalty_weight = self.guard.weight(self.history) if self.guard else 1.0
         for start in range(0, len(prompts), size):
@@ -78,15 +86,19 @@ class GroupReward:
                 prompt=prompts[start],
                 completions=completions[rows],
                 completion_ids=completion_ids[rows],
-                reference=read_verdict(reference[start]),
+                scores=scores[rows],
                 budget=budget[start],
                 case_id=case_id[start],
             )
-        self._log(log_metric)
+        self._log(scores, log_metric)
         outcomes = [(r.step, r.group, r.exact, r.thinking_tokens) for r in self.pending]
         # All processes must see one history, or a guard would weigh each one's penalty otherwise.
         self.history = self.history.extend(group_outcomes(self.gather(outcomes)))
-        return [rollout.reward for rollout in self.pending]
+        # TRL prints the whole prompt, case facts included, when a reward is None. It uses rewards
+        # for its metrics only: the trainer takes advantages from `pending`, where None is kept.
+        known = mean_known([rollout.reward for rollout in self.pending])
+        stand_in = 0.0 if known is None else known
+        return [stand_in if r.reward is None else r.reward for r in self.pending]
 
     def _score_group(
         self,
@@ -96,18 +108,15 @@ class GroupReward:
         prompt: str,
         completions: Sequence[str],
         completion_ids: Sequence[list[int]],
-        reference: Verdict,
+        scores: Sequence[Score],
         budget: int,
         case_id: str,
     ) -> list[Rollout]:
         lengths = [count_thinking(ids, self.end_ids) for ids in completion_ids]
-        parsed = [parse_completion(text) for text in completions]
-        scores = [score_completion(completion, reference, self.weights) for completion in parsed]
         truncated = tuple(self.eos_id not in ids for ids in completion_ids)
         exact = tuple(s.exact for s in scores)
         shaped = self.penalty(Group(exact, tuple(lengths), budget, truncated), self.history)
         shaped = weigh_penalty(shaped, exact, self.penalty_weight)
-        share = self.partial_share
         return [
             Rollout(
                 step=step,
@@ -122,30 +131,49 @@ class GroupReward:
                 answer_tokens=max(0, len(ids) - length - len(self.end_ids) - (self.eos_id in ids)),
                 truncated=cut,
                 reward_raw=dict(score.raw),
+                reward_weighted=dict(score.weighted),
                 partial=score.partial,
                 exact=score.exact,
                 shaped=value,
-                reward=share * score.partial + (1 - share) * value,
+                reward=self._total(score.partial, value),
                 advantage=0.0,
                 penalty=self.penalty.type,
                 config_sha256=self.config_sha256,
+                checkpoint_sha256=self.checkpoint_sha256,
+                penalty_weight=self.penalty_weight,
             )
             for text, ids, length, cut, score, value in zip(
                 completions, completion_ids, lengths, truncated, scores, shaped, strict=True
             )
         ]
 
-    def _log(self, log_metric: Callable[[str, float], None]) -> None:
-        count = len(self.pending)
+    def _total(self, partial: float | None, shaped: float) -> float | None:
+        """Rewards and penalised correctness in one; open where rewards count and one is missing."""
+        share = self.partial_share
+        if not share:
+            return shaped
+        return None if partial is None else share * partial + (1 - share) * shaped
+
+    def _log(self, scores: Sequence[Score], log_metric: Callable[[str, float], None]) -> None:
+        rows = self.pending
+        columns: dict[str, list[float | None]] = {
+            "exact": [r.exact for r in rows],
+            "partial": [r.partial for r in rows],
+            "shaped": [r.shaped for r in rows],
+            "thinking_tokens": [r.thinking_tokens for r in rows],
+            "within_budget": [r.thinking_tokens <= r.budget for r in rows],
+            "unrewarded": [r.reward is None for r in rows],
+            "reward_disagreement": [score.disagreement for score in scores],
+            **{f"reward_{name}": [r.reward_raw[name] for r in rows] for name in rows[0].reward_raw},
+            **{
+                f"weighted_{name}": [r.reward_weighted[name] for r in rows]
+                for name in rows[0].reward_weighted
+            },
+        }
         log_metric("penalty_weight", self.penalty_weight)
-        log_metric("exact", sum(r.exact for r in self.pending) / count)
-        log_metric("partial", sum(r.partial for r in self.pending) / count)
-        log_metric("shaped", sum(r.shaped for r in self.pending) / count)
-        log_metric("thinking_tokens", sum(r.thinking_tokens for r in self.pending) / count)
-        under = sum(r.thinking_tokens <= r.budget for r in self.pending)
-        log_metric("within_budget", under / count)
-        for name in self.pending[0].reward_raw:
-            log_metric(f"reward_{name}", sum(r.reward_raw[name] for r in self.pending) / count)
+        for name, values in columns.items():
+            if (mean := mean_known(values)) is not None:
+                log_metric(name, mean)
 
 
 def check_groups(prompts: Sequence[str], size: int) -> None:

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from curt.artifact import MANIFEST, load_manifest, parent_of, write_artifact
 from curt.config import Config, load_config
@@ -31,7 +31,10 @@ from train.advantages import Estimator
 from train.checkpoints import checkpoint_step, close_run, last_checkpoint, open_run
 from train.curriculum import Curriculum, draw_budget
 from train.guard import AccuracyGuard
+from train.judge import JudgeSettings, JudgeUnavailableError
 from train.penalties import GatedPenalty, Penalty
+from train.rewards import Combination
+from train.scoring import check_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,8 +46,10 @@ logger = logging.getLogger(__name__)
 class GRPOSettings(Config):
     """GRPO settings."""
 
-    model: Path = Path("artifacts/demo/warm-start")
-    """Model folder to start from."""
+    model: str = "artifacts/demo/warm-start"
+    """Model folder to start from, or a local folder or hub id of any other checkpoint."""
+    max_fact_tokens: int | None = None
+    """Longer facts lose their middle. A model folder made here says so itself."""
     corpus: Path = Path("artifacts/demo/corpus")
     """Folder with train.jsonl."""
     out: Path = Path("artifacts/demo/grpo-default")
@@ -56,9 +61,18 @@ class GRPOSettings(Config):
         "charge": 0.3,
         "article": 0.2,
         "term": 0.4,
+        "consistency": 0.0,
+        "legality": 0.0,
+        "repetition": 0.0,
     }
-    """Weights of the partial rewards; 0 makes a reward a logged metric."""
-    partial_share: float = Field(0.4, ge=0, lt=1)
+    """Weights of the partial rewards: names of `train.rewards`, or `judge:task` for a judge's.
+    0 makes a reward a logged metric."""
+    reward_combination: Combination = "mean"
+    """How they become one: their weighted mean or sum, or the mean of their z-scores or ranks
+    within the group."""
+    judges: dict[str, JudgeSettings] = {}
+    """Judges by a name of your choice: {"qwen": {"type": "endpoint", ...}}; see `train.judge`."""
+    partial_share: float = Field(0.4, ge=0, le=1)
     """Share of the total that partial rewards make up; the rest is penalised exact correctness."""
     budgets: list[int] = [16, 32, 64, 128]
     """Thinking budgets to state in prompts, drawn uniformly."""
@@ -94,10 +108,17 @@ class GRPOSettings(Config):
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]
     """Where else to send the metrics (TensorBoard: `{out}.run/runs`); the others need their
     package installed. The history is kept anyway."""
+    trl: dict[str, Any] = {}
+    """Further settings of TRL's GRPOConfig, by its names: {"use_vllm": true, ...}."""
     stop_on_collapse: bool = False
     """End the run when `train.watch` sees the policy collapse; otherwise it only warns."""
     checkpoint_steps: int = 25
     seed: int = 7
+
+    @model_validator(mode="after")
+    def _known_rewards(self) -> GRPOSettings:
+        check_weights(self.reward_weights, self.judges.keys())
+        return self
 
     @field_validator("budgets")
     @classmethod
@@ -114,7 +135,7 @@ def main() -> None:
     configure_logging()
     try:
         train_grpo(config)
-    except ValueError as error:
+    except (JudgeUnavailableError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -124,59 +145,39 @@ def train_grpo(config: GRPOSettings) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
     from trl import GRPOConfig
 
+    from train.judge import make_judge
     from train.progress import ProgressBar, StopCleanly
     from train.rollouts import make_trainer
+    from train.scoring import Scorer
     from train.watch import CollapseWatch
 
     started = time.monotonic()
-    manifest = load_manifest(config.model, expect="hf")
+    start = describe_start(config)
     settings = config.model_dump(mode="json")
-    run = open_run(
-        config.out,
-        settings,
-        {"train": config.corpus / "train.jsonl", "model": config.model / MANIFEST},
-    )
+    inputs = {"train": config.corpus / "train.jsonl"}
+    if "parent" in start:
+        inputs["model"] = Path(config.model) / MANIFEST
+    run = open_run(config.out, settings, inputs)
     tokenizer = AutoTokenizer.from_pretrained(config.model, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
     resume = last_checkpoint(run)
     stop = StopCleanly()
     watch = CollapseWatch(stop=config.stop_on_collapse)
-    arguments = GRPOConfig(
-        output_dir=str(run),
-        max_steps=config.steps,
-        per_device_train_batch_size=(config.prompts + config.oversample) * config.generations,
-        num_generations=config.generations,
-        max_completion_length=config.max_thinking_tokens + MAX_ANSWER_TOKENS,
-        temperature=config.temperature,
-        learning_rate=config.learning_rate,
-        # The last, small steps average out the noise of small batches.
-        lr_scheduler_type="linear",
-        warmup_steps=5,
-        beta=config.kl,
-        epsilon_high=config.epsilon_high,
-        loss_type="dapo",
-        scale_rewards="none",  # `train.advantages` scales
-        mask_truncated_completions=False,
-        shuffle_dataset=False,
-        bf16=config.bf16,
-        gradient_checkpointing=False,
-        save_steps=config.checkpoint_steps,
-        save_total_limit=2,
-        logging_steps=1,
-        report_to=list(config.trackers) or "none",
-        disable_tqdm=True,
-        seed=config.seed,
-        use_cpu=not torch.cuda.is_available(),
-    )
+    arguments = GRPOConfig(**trl_options(config, run), use_cpu=not torch.cuda.is_available())
     trainer = make_trainer(
         model=model,
         tokenizer=tokenizer,
         arguments=arguments,
-        dataset=build_prompts(config, tokenizer, manifest.max_fact_tokens),
+        dataset=build_prompts(config, tokenizer, start["max_fact_tokens"]),
         penalty=config.penalty,
-        weights=config.reward_weights,
+        scorer=Scorer(
+            config.reward_weights,
+            {name: make_judge(judge) for name, judge in config.judges.items()},
+            config.reward_combination,
+        ),
         partial_share=config.partial_share,
         config_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        checkpoint_sha256=start["parent"].manifest_sha256 if "parent" in start else "",
         trajectories=run / "trajectories",
         compact=config.compact,
         estimator=config.advantages,
@@ -195,12 +196,10 @@ def train_grpo(config: GRPOSettings) -> Path:
     if stop.stopped:
         sys.exit("stopped; the same command goes on from here")
     describe: dict[str, Any] = {
+        **start,
         "format": "hf",
         "precision": "fp32",
         "stage": f"grpo-{config.penalty.type}",
-        "base": manifest.base,
-        "parent": parent_of(config.model),
-        "max_fact_tokens": manifest.max_fact_tokens,
         "max_thinking_tokens": config.max_thinking_tokens,
         "config": settings,
     }
@@ -211,6 +210,72 @@ def train_grpo(config: GRPOSettings) -> Path:
     close_run(run)
     logger.info("GRPO model in %s after %.0f s", config.out, time.monotonic() - started)
     return config.out
+
+
+def describe_start(config: GRPOSettings) -> dict[str, Any]:
+    """Manifest fields that follow from the model training starts from.
+
+    Raises ValueError when a folder made here is broken, and when another checkpoint comes without
+    `max_fact_tokens`.
+    """
+    if (Path(config.model) / MANIFEST).is_file():
+        manifest = load_manifest(config.model, expect="hf")
+        return {
+            "base": manifest.base,
+            "parent": parent_of(Path(config.model)),
+            "max_fact_tokens": config.max_fact_tokens or manifest.max_fact_tokens,
+        }
+    if config.max_fact_tokens is None:
+        raise ValueError(
+            f"{config.model} has no {MANIFEST}: set max_fact_tokens to start from a checkpoint "
+            "that was not made here"
+        )
+    return {"base": config.model, "max_fact_tokens": config.max_fact_tokens}
+
+
+def trl_options(config: GRPOSettings, run: Path) -> dict[str, Any]:
+    """Arguments for TRL's GRPOConfig; `config.trl` adds to them.
+
+    Raises ValueError when `config.trl` names one that is set from elsewhere, or breaks up a batch
+    that groups are chosen from.
+    """
+    ours = {
+        "output_dir": str(run),
+        "max_steps": config.steps,
+        "num_generations": config.generations,
+        "max_completion_length": config.max_thinking_tokens + MAX_ANSWER_TOKENS,
+        "temperature": config.temperature,
+        "learning_rate": config.learning_rate,
+        "beta": config.kl,
+        "epsilon_high": config.epsilon_high,
+        "scale_rewards": "none",  # `train.advantages` scales
+        "mask_truncated_completions": False,
+        "shuffle_dataset": False,
+        "bf16": config.bf16,
+        "save_steps": config.checkpoint_steps,
+        "report_to": list(config.trackers) or "none",
+        "seed": config.seed,
+    }
+    if taken := sorted(config.trl.keys() & ours.keys()):
+        raise ValueError(f"trl names {taken}: set these by their own fields of the configuration")
+    if config.oversample and config.trl.keys() & {
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "steps_per_generation",
+    }:
+        raise ValueError("oversample chooses among whole batches: leave their sizes out of trl")
+    defaults = {
+        "per_device_train_batch_size": (config.prompts + config.oversample) * config.generations,
+        # The last, small steps average out the noise of small batches.
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 5,
+        "loss_type": "dapo",
+        "gradient_checkpointing": False,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+    }
+    return {**defaults, **config.trl, **ours}
 
 
 def build_prompts(

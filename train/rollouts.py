@@ -5,7 +5,7 @@ The loss, the clipping and the loop are TRL's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from train.history import History, group_outcomes
 from train.packed_update import packed_log_probs
 from train.penalties import Penalty
 from train.sampler import sample_completions
+from train.scoring import Scorer
 from train.trajectories import Rollout, TrajectoryWriter, drop_after, read_rollouts
 
 
@@ -121,7 +122,7 @@ class RecordingTrainer(GRPOTrainer):
         if self.estimator == "gdpo":
             reward = self.group_reward
             weights = {
-                **{n: reward.partial_share * w for n, w in reward.weights.items() if w},
+                **{n: reward.partial_share * w for n, w in reward.scorer.weights.items() if w},
                 "shaped": 1 - reward.partial_share,
             }
             columns = [
@@ -179,9 +180,10 @@ def make_trainer(
     arguments: GRPOConfig,
     dataset: Dataset,
     penalty: Penalty,
-    weights: Mapping[str, float],
+    scorer: Scorer,
     partial_share: float,
     config_sha256: str,
+    checkpoint_sha256: str,
     trajectories: Path,
     resumed_step: int,
     compact: bool,
@@ -195,12 +197,13 @@ def make_trainer(
     drop_after(trajectories, resumed_step)
     reward = GroupReward(
         penalty=penalty,
-        weights=weights,
+        scorer=scorer,
         partial_share=partial_share,
         num_generations=arguments.num_generations,
         end_ids=tokenizer(THINK_END, add_special_tokens=False)["input_ids"],
         eos_id=tokenizer.eos_token_id,
         config_sha256=config_sha256,
+        checkpoint_sha256=checkpoint_sha256,
         guard=guard,
         history=read_history(trajectories),
         gather=gather_object,

@@ -7,9 +7,10 @@ are dropped and made again, so no finished step is lost and none is doubled.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +20,10 @@ from curt.files import write_atomic
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One completion of one prompt's group, with its reward breakdown. Lengths are tokens."""
+    """One completion of one prompt's group, with its reward breakdown. Lengths are tokens.
+
+    Rewards are None where a judge failed.
+    """
 
     step: int
     group: int
@@ -34,18 +38,55 @@ class Rollout:
     thinking_tokens: int
     answer_tokens: int
     truncated: bool
-    reward_raw: dict[str, float]
-    partial: float
+    reward_raw: dict[str, float | None]
+    partial: float | None
     exact: float
     shaped: float
     """Exact correctness after the length penalty."""
-    reward: float
+    reward: float | None
     """What the policy is trained on."""
     advantage: float
     penalty: str
     config_sha256: str
     kept: bool = True
     """False when the group was sampled but not trained on."""
+    reward_weighted: dict[str, float | None] = field(default_factory=dict)
+    """Raw reward times its weight, of those that count."""
+    checkpoint_sha256: str = ""
+    """Manifest of the model the run started from; `step` says how many updates came since."""
+    penalty_weight: float = 1.0
+    """Share of the penalty that the accuracy guard let through."""
+
+
+_REWARDS = pa.map_(pa.string(), pa.float64())  # names differ between runs, the type must not
+SCHEMA = pa.schema(
+    {
+        "step": pa.int64(),
+        "group": pa.int64(),
+        "case_id": pa.string(),
+        "prompt": pa.string(),
+        "prompt_sha256": pa.string(),
+        "budget": pa.int64(),
+        "completion": pa.string(),
+        "token_ids": pa.list_(pa.int64()),
+        "thinking_tokens": pa.int64(),
+        "answer_tokens": pa.int64(),
+        "truncated": pa.bool_(),
+        "reward_raw": _REWARDS,
+        "partial": pa.float64(),
+        "exact": pa.float64(),
+        "shaped": pa.float64(),
+        "reward": pa.float64(),
+        "advantage": pa.float64(),
+        "penalty": pa.string(),
+        "config_sha256": pa.string(),
+        "kept": pa.bool_(),
+        "reward_weighted": _REWARDS,
+        "checkpoint_sha256": pa.string(),
+        "penalty_weight": pa.float64(),
+    }
+)
+_MAPS = tuple(name for name in SCHEMA.names if SCHEMA.field(name).type == _REWARDS)
 
 
 class TrajectoryWriter:
@@ -58,7 +99,7 @@ class TrajectoryWriter:
     def write(self, step: int, rollouts: Sequence[Rollout]) -> Path:
         """Write the step's file in one go; replaces an earlier file of the same step."""
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist([asdict(r) for r in rollouts]), buffer)
+        pq.write_table(_table([asdict(rollout) for rollout in rollouts]), buffer)
         path = self.folder / f"step-{step:06d}-rank{self.rank}.parquet"
         write_atomic(path, buffer.getvalue())
         return path
@@ -73,15 +114,65 @@ def drop_after(folder: Path, step: int) -> int:
 
 
 def read_rollouts(folder: Path) -> pa.Table:
-    """All rollouts of a run, in order of step.
+    """All rollouts of a run, in order of step and process, with the columns of `SCHEMA`.
 
-    Raises ValueError when the folder holds none.
+    Files of earlier versions get the defaults of columns they lack. Raises ValueError when the
+    folder holds none, or a file that can't be read.
     """
-    files = sorted(folder.glob("step-*.parquet"))
+    return pa.concat_tables([_read(file) for file in _files(folder)])
+
+
+def iterate_rollouts(folder: Path) -> Iterator[Rollout]:
+    """The rollouts of a run one by one, a file in memory at a time; errors as `read_rollouts`."""
+    for file in _files(folder):
+        for row in _read(file).to_pylist():
+            yield Rollout(**{**row, **{name: dict(row[name]) for name in _MAPS}})
+
+
+def _files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("step-*.parquet"), key=_step_and_rank)
     if not files:
         raise ValueError(f"no trajectories in {folder}: train with GRPO first")
-    return pa.concat_tables([pq.read_table(f) for f in files])
+    return files
+
+
+def _read(file: Path) -> pa.Table:
+    try:
+        table = pq.read_table(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(
+            f"{file} can't be read ({error}): delete it and those of later steps, and run the "
+            "training again where it was not finished"
+        ) from error
+    return table if table.schema.equals(SCHEMA) else _table(table.to_pylist())
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """Rows of this or an earlier version as a table of `SCHEMA`."""
+    return pa.Table.from_pylist(
+        [
+            {
+                name: list(value.items()) if isinstance(value, dict) else value
+                for name, value in ({**_defaults(), **row}).items()
+            }
+            for row in rows
+        ],
+        schema=SCHEMA,
+    )
+
+
+def _defaults() -> dict[str, Any]:
+    plain = {f.name: f.default for f in fields(Rollout) if f.default is not MISSING}
+    made = {
+        f.name: f.default_factory() for f in fields(Rollout) if f.default_factory is not MISSING
+    }
+    return {**plain, **made}
 
 
 def _step_of(path: Path) -> int:
-    return int(path.name.split("-")[1])
+    return _step_and_rank(path)[0]
+
+
+def _step_and_rank(path: Path) -> tuple[int, int]:
+    _, step, rank = path.stem.split("-")
+    return int(step), int(rank.removeprefix("rank"))

@@ -36,7 +36,7 @@ from curt.dialogue import render_term
 from curt.schema import Case, Verdict
 
 SOURCE = "generated"
-VERBOSITIES = ("full", "medium", "terse", "mini", "gap")
+VERBOSITIES = ("full", "medium", "terse", "brief", "mini", "gap")
 _SPLITTABLE = frozenset({"元"})
 
 
@@ -174,7 +174,11 @@ def write_reasonings(
     outcome: Sentence,
     rng: random.Random,
 ) -> dict[str, str]:
-    """The same derivation at five verbosities; "gap" leaves a needed step out."""
+    """The same derivation at six verbosities; "gap" leaves a needed step out.
+
+    "brief" is the shortest that a small model can follow: a single chain in which every operand
+    stands where it is used, with the circumstances by name before the share they leave.
+    """
     total = f"{parts[0]}+{parts[1]}={harm}" if len(parts) == 2 else f"{harm}"
     if outcome.start == LIFE:
         return _life_reasonings(offence, total)
@@ -185,11 +189,14 @@ def write_reasonings(
     increments = f"{outcome.start}+{outcome.extra}={outcome.base}"
     step = increments if outcome.rung else f"{outcome.base}"
     terse_ratios = sum_of_ratios if circumstances else "0"
+    counted = f"{total}，{step}" if outcome.rung else step
     gaps = (f"{total}，{step}", sum_of_ratios, f"{offence.charge}，{total}")
     return {
         "full": _full(offence, harm, total, circumstances, outcome),
         "medium": f"{offence.charge}。{total}，{step}。{sum_of_ratios}。{scale}={result}。",
         "terse": f"{total}，{step}；{terse_ratios}；{scale}={outcome.months}",
+        "brief": f"{counted}{_scale(outcome, circumstances).removeprefix(str(outcome.base))}"
+        f"={outcome.months}",
         "mini": f"{outcome.base}{outcome.ratio:+d}%={outcome.months}",
         "gap": rng.choice(gaps),
     }
@@ -226,9 +233,9 @@ def _sum_ratios(circumstances: tuple[str, ...], outcome: Sentence) -> str:
     return f"{total:+d}" + (f"取{outcome.ratio:+d}" if total != outcome.ratio else "")
 
 
-def _scale(outcome: Sentence) -> str:
+def _scale(outcome: Sentence, names: tuple[str, ...] = ()) -> str:
     """The product that gives the months; before a ceiling that cuts it, its own value."""
-    product = f"{outcome.base}×{100 + outcome.ratio}%"
+    product = f"{outcome.base}×{''.join(names)}{100 + outcome.ratio}%"
     uncapped = (outcome.base * (100 + outcome.ratio) + 50) // 100
     return product if uncapped == outcome.months else f"{product}={uncapped}，上限"
 
@@ -241,6 +248,7 @@ def _life_reasonings(offence: Offence, total: str) -> dict[str, str]:
         ),
         "medium": f"{offence.charge}。{total}，最高一档，无期徒刑。",
         "terse": f"{total}，无期",
+        "brief": f"{total}，无期",
         "mini": "无期",
         "gap": f"{offence.charge}",
     }

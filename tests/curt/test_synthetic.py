@@ -123,13 +123,24 @@ def test_full_and_medium_reasoning_end_in_the_term_of_the_verdict(cases):
             assert numbers(case.reasonings["medium"])[-1] == case.verdict.term.months
 
 
-def test_terse_and_mini_reasoning_end_in_the_months_of_the_verdict(cases):
+def test_terse_brief_and_mini_reasoning_end_in_the_months_of_the_verdict(cases):
     for case in cases:
         if case.verdict.term.kind == "life":
             assert "无期" in case.reasonings["terse"]
             continue
         assert numbers(case.reasonings["terse"])[-1] == case.verdict.term.months
+        assert numbers(case.reasonings["brief"])[-1] == case.verdict.term.months
         assert numbers(case.reasonings["mini"])[-1] == case.verdict.term.months
+
+
+def test_brief_reasoning_names_every_circumstance_and_leaves_no_step_out(cases):
+    for case in cases:
+        if case.verdict.term.kind == "life":
+            continue
+        brief = case.reasonings["brief"]
+        assert all(name in brief for name in case.traits)
+        base, share = re.search(r"(\d+)×\D*(\d+)%", brief).groups()
+        assert f"{base}×{share}%" in case.reasonings["terse"]
 
 
 def test_the_gap_leaves_the_months_out(cases):
@@ -148,7 +159,7 @@ def test_lengths_spread_over_the_verbosities(cases):
         ids = tokenizer([c.reasonings[verbosity] for c in sample])["input_ids"]
         return sum(map(len, ids)) / len(ids)
 
-    means = [mean_tokens(v) for v in ("full", "medium", "terse", "mini")]
+    means = [mean_tokens(v) for v in ("full", "medium", "terse", "brief", "mini")]
     assert all(longer > 1.1 * shorter for longer, shorter in pairwise(means)), means
 
 

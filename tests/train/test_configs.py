@@ -9,6 +9,7 @@ from compress.export_ort import ExportOrtConfig
 from compress.export_trt import ExportTrtConfig
 from curt.config import load_config
 from curt.corpus.__main__ import CorpusConfig
+from curt.corpus.synthetic import VERBOSITIES
 from curt.dialogue import BUDGET_LEVELS
 from curt.evaluate import EvaluateConfig
 from train.examples import CUT, NONE
@@ -19,7 +20,7 @@ from train.sft import SFTConfig
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs").glob("*/*.toml"))
-CLASSES = {
+DEMO = {
     "bench-penalties": PenaltyBenchConfig,
     "corpus": CorpusConfig,
     "sft": SFTConfig,
@@ -28,12 +29,13 @@ CLASSES = {
     "export-ort": ExportOrtConfig,
     "export-trt": ExportTrtConfig,
 }
+CLASSES = {**DEMO, "pure-rl-judge": GRPOSettings}
 GIVEN = {
     "evaluate": ["--model", "m", "--out", "o.json"],
     "export-ort": ["--model", "m", "--out", "o"],
     "export-trt": ["--model", "m", "--out", "o"],
 }
-VERBOSITIES = {"full", "medium", "terse", "mini", "gap", NONE, CUT}
+KNOWN = {*VERBOSITIES, NONE, CUT}
 
 
 def load(file: Path, *arguments: str):
@@ -41,7 +43,7 @@ def load(file: Path, *arguments: str):
 
 
 def test_there_are_configurations_for_the_embedded_default():
-    assert {f.stem for f in FILES if f.parent.name == "demo"} == CLASSES.keys()
+    assert {f.stem for f in FILES if f.parent.name == "demo"} == DEMO.keys()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}/{f.name}")
@@ -52,7 +54,7 @@ def test_every_shipped_configuration_parses(file):
 @pytest.mark.parametrize("file", [f for f in FILES if f.stem == "sft"], ids=lambda f: f.parent.name)
 def test_shipped_verbosities_exist(file):
     config = load(file)
-    assert config.verbosity_weights.keys() <= VERBOSITIES
+    assert config.verbosity_weights.keys() <= KNOWN
     assert sum(config.verbosity_weights.values()) == pytest.approx(1)
 
 
@@ -103,7 +105,7 @@ def test_one_constant_can_be_changed_alone():
     [
         (["--penalty", '{"type": "quadratic"}'], "penalty"),
         (["--penalty.wieght", "0.1"], "wieght"),
-        (["--partial_share", "1.0"], "partial_share"),
+        (["--partial_share", "1.1"], "partial_share"),
     ],
 )
 def test_refusals_name_the_setting(arguments, said, capsys):

@@ -16,7 +16,9 @@ from train.group_reward import (
     read_verdict,
     write_verdict,
 )
+from train.judge import Grade, RuleJudgeSettings, make_judge
 from train.penalties import GatedPenalty, KimiPenalty, NoPenalty
+from train.scoring import Scorer
 
 END, EOS = 90, 99
 RIGHT = Verdict(("盗窃",), ("264",), Term("fixed", 8))
@@ -27,7 +29,7 @@ WEIGHTS = {"format": 0.1, "charge": 0.3, "article": 0.2, "term": 0.4}
 def make_reward(penalty=None, **changes):
     options = {
         "penalty": penalty or GatedPenalty(weight=0.4, tolerance=0),
-        "weights": WEIGHTS,
+        "scorer": Scorer(WEIGHTS),
         "partial_share": 0.4,
         "num_generations": 2,
         "end_ids": [END],
@@ -174,3 +176,58 @@ def test_verdicts_pass_through_the_dataset_column():
     verdicts = [case.verdict for case in generate_cases(200, seed=5)]
     verdicts.append(Verdict(("盗窃", "诈骗"), ("264", "266"), Term("death")))
     assert [read_verdict(write_verdict(v)) for v in verdicts] == verdicts
+
+
+class Failing:
+    """A judge that fails on every second question."""
+
+    def __init__(self):
+        self.counts = {}
+
+    def grade(self, questions):
+        return [Grade("full") if i % 2 else None for i in range(len(questions))]
+
+
+def test_a_completion_without_a_reward_is_kept_and_never_shown_to_trl_as_none():
+    rows = [("a", text(RIGHT), ids(10)), ("a", text(RIGHT), ids(20))]
+    scorer = Scorer({"j:ruling": 1.0, "term": 0.0}, {"j": Failing()}, "sum")
+    reward = make_reward(NoPenalty(), scorer=scorer, partial_share=1.0)
+    values, metrics = call(reward, rows)
+    assert values == [2.0, 2.0]  # TRL would print the prompt of a None
+    assert [r.reward for r in reward.pending] == [None, 2.0]
+    assert [r.reward_raw["term"] for r in reward.pending] == [1.0, 1.0]
+    assert metrics["unrewarded"] == 0.5
+    assert metrics["reward_j:ruling"] == metrics["weighted_j:ruling"] == 2.0
+
+
+def test_when_every_judge_fails_nothing_is_learned():
+    scorer = Scorer({"j:ruling": 1.0}, {"j": Failing()}, "sum")
+    reward = make_reward(NoPenalty(), scorer=scorer, partial_share=1.0, num_generations=1)
+    values, metrics = call(reward, [("a", text(RIGHT), ids(10))])
+    assert (values, metrics["unrewarded"]) == ([0.0], 1.0)
+    assert "partial" not in metrics
+
+
+def test_a_judge_does_not_count_where_rewards_have_no_share():
+    scorer = Scorer({"j:ruling": 1.0}, {"j": Failing()}, "sum")
+    reward = make_reward(NoPenalty(), scorer=scorer, partial_share=0.0)
+    values, _ = call(reward, [("a", text(RIGHT), ids(10)), ("a", text(OTHER), ids(10))])
+    assert values == [1.0, 0.0]
+
+
+def test_rewards_are_kept_raw_and_weighted():
+    reward = make_reward(scorer=Scorer({"charge": 0.5, "term": 0.25, "legality": 0.0}))
+    _, metrics = call(reward, [("a", text(RIGHT), ids(10)), ("a", text(OTHER), ids(10))])
+    first, second = reward.pending
+    assert first.reward_weighted == {"charge": 0.5, "term": 0.25}
+    assert second.reward_raw == {"charge": 0.0, "term": 1.0, "legality": 1.0}
+    assert metrics["weighted_term"] == 0.25
+
+
+def test_the_rule_judge_grades_in_a_group():
+    scorer = Scorer({"rule:charge": 1.0}, {"rule": make_judge(RuleJudgeSettings())}, "sum")
+    values, _ = call(
+        make_reward(NoPenalty(), scorer=scorer, partial_share=1.0),
+        [("a", text(RIGHT), ids(10)), ("a", text(OTHER), ids(10))],
+    )
+    assert values == [2.0, -2.0]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from curt.corpus.store import write_cases
 from curt.corpus.synthetic import generate_cases
+from tests.train.rollouts import make_rollout
 from train.length_figures import (
     LengthFiguresConfig,
     LengthRow,
@@ -21,7 +22,7 @@ from train.length_figures import (
     rows_of_evaluation,
     rows_of_rollouts,
 )
-from train.trajectories import Rollout, TrajectoryWriter
+from train.trajectories import TrajectoryWriter
 
 ROWS = [
     LengthRow(exact=True, thinking_tokens=10, circumstances=0, stated_budget=16),
@@ -50,17 +51,6 @@ rows = st.lists(
         cut=st.booleans(),
     )
 )
-
-
-def make_rollout(case_id, **changes):
-    options = {
-        "step": 1, "group": 0, "case_id": case_id, "prompt": "问", "prompt_sha256": "0" * 64,
-        "budget": 32, "completion": "想</think>答", "token_ids": [1, 2], "thinking_tokens": 20,
-        "answer_tokens": 5, "truncated": False, "reward_raw": {"format": 1.0}, "partial": 1.0,
-        "exact": 1.0, "shaped": 1.0, "reward": 1.0, "advantage": 0.0, "penalty": "none",
-        "config_sha256": "abc",
-    }  # fmt: skip
-    return Rollout(**options | changes)
 
 
 def test_lengths_by_correctness_worked_by_hand():
@@ -154,11 +144,13 @@ def test_rollouts_of_a_run_become_figures(tmp_path):
     cases = list(generate_cases(12, seed=3))
     write_cases(tmp_path / "train.jsonl", cases)
     writer = TrajectoryWriter(tmp_path / "trajectories")
-    writer.write(1, [make_rollout(cases[0].id, step=1, thinking_tokens=99)])
+    writer.write(1, [make_rollout(case_id=cases[0].id, step=1, thinking_tokens=99)])
     writer.write(
         2,
         [
-            make_rollout(c.id, step=2, budget=32, thinking_tokens=30 + i, exact=float(i % 2))
+            make_rollout(
+                case_id=c.id, step=2, budget=32, thinking_tokens=30 + i, exact=float(i % 2)
+            )
             for i, c in enumerate(cases[:4])
         ],
     )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from curt.corpus.calculus import OFFENCES
 from curt.dialogue import parse_completion, render_completion
 from curt.schema import Completion, Term, Verdict
-from train.rewards import REWARDS, score_completion
+from train.scoring import Score, Scorer
 
 WEIGHTS = {"format": 0.1, "charge": 0.3, "article": 0.2, "term": 0.4}
 THEFT = Verdict(("盗窃",), ("264",), Term("fixed", 36, 48), 3000)
@@ -27,6 +27,13 @@ VERDICTS = st.builds(
 )
 
 
+def score_completion(
+    completion: Completion, reference: Verdict, weights: dict[str, float]
+) -> Score:
+    (score,) = Scorer(weights).score([completion], [reference], 1)
+    return score
+
+
 def answered(verdict: Verdict, thinking: str = "想") -> Completion:
     return parse_completion(render_completion(thinking, verdict))
 
@@ -34,7 +41,7 @@ def answered(verdict: Verdict, thinking: str = "想") -> Completion:
 @given(guess=VERDICTS, reference=VERDICTS)
 def test_every_reward_lies_between_0_and_1(guess, reference):
     score = score_completion(answered(guess), reference, WEIGHTS)
-    assert score.raw.keys() == REWARDS.keys()
+    assert score.raw.keys() == WEIGHTS.keys()
     assert all(0 <= value <= 1 for value in score.raw.values())
     assert 0 <= score.partial <= 1 + 1e-12
     assert score.exact in (0.0, 1.0)

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from curt.artifact import ArtifactError, load_manifest
-from curt.corpus.store import read_cases, write_cases
-from curt.corpus.synthetic import generate_cases
+from curt.corpus.store import read_cases
 from curt.dialogue import parse_completion
-from train.grpo import GRPOSettings, train_grpo
+from tests.train.runs import (
+    GENERATIONS,
+    PROMPTS,
+    finish,
+    grpo_config,
+    make_corpus,
+    sft_config,
+    start,
+    wait_until,
+)
+from train.grpo import train_grpo
 from train.penalties import Group
-from train.rewards import score_completion
-from train.sft import SFTConfig, train_warm_start
-from train.shape import Shape
+from train.scoring import Scorer
+from train.sft import train_warm_start
 from train.trajectories import read_rollouts
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
-SHAPE = Shape(hidden=64, layers=2, heads=2, kv_heads=1, head_dim=32, ffn=128, vocab=600)
-PROMPTS, GENERATIONS = 2, 4
 
 
 @pytest.fixture(autouse=True)
@@ -43,38 +43,7 @@ def signal_handlers() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Cases of one charge with one kind of penalty: a model this small learns some by heart."""
-    folder = tmp_path_factory.mktemp("corpus")
-    cases = [c for c in generate_cases(2500, seed=1) if c.verdict.charges == ("危险驾驶",)]
-    assert write_cases(folder / "train.jsonl", cases[:60]) == 60
-    return folder
-
-
-def sft_config(corpus: Path, out: Path, **changes) -> SFTConfig:
-    options = {
-        "shape": SHAPE,
-        "verbosity_weights": {"terse": 0.4, "mini": 0.3, "gap": 0.1, "none": 0.2},
-        "per_case": 2,
-        "batch": 5,
-        "epochs": 20.0,
-        "learning_rate": 4e-3,
-        "max_fact_tokens": 120,
-        "max_thinking_tokens": 32,
-        "bf16": False,
-    }
-    return SFTConfig(corpus=corpus, out=out, **options | changes)
-
-
-def grpo_config(corpus: Path, model: Path, out: Path, **changes) -> GRPOSettings:
-    options = {
-        "steps": 4,
-        "prompts": PROMPTS,
-        "generations": GENERATIONS,
-        "budgets": [8, 16],
-        "max_thinking_tokens": 16,
-        "checkpoint_steps": 2,
-    }
-    return GRPOSettings(corpus=corpus, model=model, out=out, **options | changes)
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -84,41 +53,6 @@ def warm_start(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
         return train_warm_start(sft_config(corpus, tmp_path_factory.mktemp("warm") / "model"))
     finally:
         signal.signal(signal.SIGINT, kept)
-
-
-def start(module: str, config, log: Path) -> subprocess.Popen[bytes]:
-    """Run an entry point as a user does, from a TOML file of its settings."""
-    settings = {k: v for k, v in config.model_dump(mode="json").items() if v is not None}
-    toml = log.with_suffix(".toml")
-    toml.write_text(write_toml(settings), encoding="utf-8")
-    with open(log, "ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, f"@{toml}"],
-            cwd=ROOT,
-            stdout=output,
-            stderr=output,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-        )
-
-
-def write_toml(settings: dict) -> str:
-    plain = [f"{k} = {json.dumps(v)}" for k, v in settings.items() if not isinstance(v, dict)]
-    for name, table in settings.items():
-        if isinstance(table, dict):
-            plain += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in table.items())]
-    return "\n".join(plain)
-
-
-def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not reached():
-        assert process.poll() is None, f"ended too early: {log.read_text()[-2000:]}"
-        assert time.monotonic() < deadline, log.read_text()[-2000:]
-        time.sleep(0.02)
-
-
-def finish(process: subprocess.Popen[bytes], log: Path) -> None:
-    assert process.wait(timeout=180) == 0, log.read_text()[-2000:]
 
 
 def steps_of(run: Path) -> Counter[int]:
@@ -159,12 +93,11 @@ def test_grpo_trains_and_keeps_every_rollout(tmp_path, corpus, warm_start):
     for start_ in range(0, len(rows), GENERATIONS):
         group = rows[start_ : start_ + GENERATIONS]
         assert len({(r["step"], r["group"], r["case_id"], r["prompt_sha256"]) for r in group}) == 1
-        scores = [
-            score_completion(
-                parse_completion(r["completion"]), references[r["case_id"]], config.reward_weights
-            )
-            for r in group
-        ]
+        scores = Scorer(config.reward_weights).score(
+            [parse_completion(r["completion"]) for r in group],
+            [references[r["case_id"]] for r in group],
+            GENERATIONS,
+        )
         shaped = config.penalty(
             Group(
                 tuple(s.exact for s in scores),
@@ -173,7 +106,7 @@ def test_grpo_trains_and_keeps_every_rollout(tmp_path, corpus, warm_start):
             )
         )
         for row, score, value in zip(group, scores, shaped, strict=True):
-            assert row["reward_raw"] == pytest.approx(dict(score.raw))
+            assert dict(row["reward_raw"]) == pytest.approx(dict(score.raw))
             assert (row["partial"], row["exact"]) == pytest.approx((score.partial, score.exact))
             assert row["shaped"] == pytest.approx(value)
             assert row["reward"] == pytest.approx(0.4 * score.partial + 0.6 * value)

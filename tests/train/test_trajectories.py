@@ -1,42 +1,56 @@
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from train.trajectories import Rollout, TrajectoryWriter, drop_after, read_rollouts
-
-ROLLOUT = Rollout(
-    step=1,
-    group=0,
-    case_id="generated-7-1",
-    prompt="某",
-    prompt_sha256="0" * 64,
-    budget=64,
-    completion="想</think>",
-    token_ids=[3, 1, 4],
-    thinking_tokens=2,
-    answer_tokens=1,
-    truncated=False,
-    reward_raw={"format": 1.0, "term": 0.8},
-    partial=0.9,
-    exact=0.0,
-    shaped=0.0,
-    reward=0.36,
-    advantage=-0.5,
-    penalty="gated",
-    config_sha256="f" * 64,
+from tests.train.rollouts import make_rollout
+from train.trajectories import (
+    Rollout,
+    TrajectoryWriter,
+    drop_after,
+    iterate_rollouts,
+    read_rollouts,
 )
 
 
 def rollouts(step: int, count: int = 4) -> list[Rollout]:
-    return [replace(ROLLOUT, step=step, group=i // 2, reward=i / 10) for i in range(count)]
+    return [make_rollout(step=step, group=i // 2, reward=i / 10) for i in range(count)]
 
 
 def test_rollouts_come_back_as_they_were_written(tmp_path):
     written = rollouts(1)
     TrajectoryWriter(tmp_path / "new").write(1, written)
-    assert read_rollouts(tmp_path / "new").to_pylist() == [asdict(r) for r in written]
+    assert list(iterate_rollouts(tmp_path / "new")) == written
+
+
+def test_rewards_of_failed_judges_and_of_changing_names_come_back(tmp_path):
+    first = make_rollout(reward_raw={"qwen:charge": None}, reward=None, partial=None)
+    second = make_rollout(step=2, reward_raw={"term": 0.5}, reward_weighted={"term": 0.2})
+    for rollout in (first, second):
+        TrajectoryWriter(tmp_path).write(rollout.step, [rollout])
+    assert list(iterate_rollouts(tmp_path)) == [first, second]
+
+
+def test_files_of_an_earlier_version_are_read_with_defaults(tmp_path):
+    rollout = make_rollout(reward_raw={"format": 1.0, "term": 0.8})
+    old = asdict(rollout)
+    for name in ("reward_weighted", "checkpoint_sha256", "penalty_weight", "kept"):
+        del old[name]
+    pq.write_table(pa.Table.from_pylist([old]), tmp_path / "step-000001-rank0.parquet")
+    newer = make_rollout(step=2)
+    TrajectoryWriter(tmp_path).write(2, [newer])
+    assert list(iterate_rollouts(tmp_path)) == [rollout, newer]
+
+
+@pytest.mark.parametrize("kept", [0, 50, -10])
+def test_a_broken_file_is_named_with_the_remedy(tmp_path, kept):
+    path = TrajectoryWriter(tmp_path).write(1, rollouts(1))
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"step-000001-rank0.parquet can't be read.*delete it"):
+        read_rollouts(tmp_path)
 
 
 def test_steps_come_back_in_order(tmp_path):
@@ -53,10 +67,10 @@ def test_a_step_written_again_replaces_the_first(tmp_path):
     assert read_rollouts(tmp_path).num_rows == 4
 
 
-def test_processes_write_beside_each_other(tmp_path):
-    TrajectoryWriter(tmp_path, rank=0).write(1, rollouts(1))
-    TrajectoryWriter(tmp_path, rank=1).write(1, rollouts(1))
-    assert read_rollouts(tmp_path).num_rows == 8
+def test_processes_write_beside_each_other_and_come_back_in_their_order(tmp_path):
+    for rank in (10, 2):
+        TrajectoryWriter(tmp_path, rank).write(1, [make_rollout(group=rank)])
+    assert read_rollouts(tmp_path)["group"].to_pylist() == [2, 10]
 
 
 def test_later_steps_are_dropped_and_earlier_ones_kept(tmp_path):

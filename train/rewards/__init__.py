@@ -1,5 +1,19 @@
-"""Rewards for a verdict: pure functions of a completion and the reference, each in [0, 1]."""
+"""Rewards of a completion against the reference verdict: pure functions, no torch."""
 
-from train.rewards.verdict import REWARDS, Breakdown, score_completion
+from train.rewards.labels import FULL, PARTIAL, UNDECIDED, WRONG, exact_reward
+from train.rewards.score import REWARDS, Combination, combine
+from train.rewards.term import ERROR_SCALE_MONTHS, UNREADABLE, months_apart
 
-__all__ = ["REWARDS", "Breakdown", "score_completion"]
+__all__ = [
+    "ERROR_SCALE_MONTHS",
+    "FULL",
+    "PARTIAL",
+    "REWARDS",
+    "UNDECIDED",
+    "UNREADABLE",
+    "WRONG",
+    "Combination",
+    "combine",
+    "exact_reward",
+    "months_apart",
+]

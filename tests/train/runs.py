@@ -1,0 +1,90 @@
+"""The smallest real runs of `train.sft` and `train.grpo`, in process or as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from curt.corpus.store import write_cases
+from curt.corpus.synthetic import generate_cases
+from train.grpo import GRPOSettings
+from train.sft import SFTConfig
+from train.shape import Shape
+
+ROOT = Path(__file__).parents[2]
+SHAPE = Shape(hidden=64, layers=2, heads=2, kv_heads=1, head_dim=32, ffn=128, vocab=600)
+PROMPTS, GENERATIONS = 2, 4
+
+
+def make_corpus(folder: Path) -> Path:
+    """Cases of one charge with one kind of penalty: a model this small learns some by heart."""
+    cases = [c for c in generate_cases(2500, seed=1) if c.verdict.charges == ("危险驾驶",)]
+    assert write_cases(folder / "train.jsonl", cases[:60]) == 60
+    return folder
+
+
+def sft_config(corpus: Path, out: Path, **changes) -> SFTConfig:
+    options = {
+        "shape": SHAPE,
+        "verbosity_weights": {"terse": 0.4, "mini": 0.3, "gap": 0.1, "none": 0.2},
+        "per_case": 2,
+        "batch": 5,
+        "epochs": 20.0,
+        "learning_rate": 4e-3,
+        "max_fact_tokens": 120,
+        "max_thinking_tokens": 32,
+        "bf16": False,
+    }
+    return SFTConfig(corpus=corpus, out=out, **options | changes)
+
+
+def grpo_config(corpus: Path, model: Path, out: Path, **changes) -> GRPOSettings:
+    options = {
+        "steps": 4,
+        "prompts": PROMPTS,
+        "generations": GENERATIONS,
+        "budgets": [8, 16],
+        "max_thinking_tokens": 16,
+        "checkpoint_steps": 2,
+    }
+    return GRPOSettings(corpus=corpus, model=str(model), out=out, **options | changes)
+
+
+def start(module: str, config, log: Path) -> subprocess.Popen[bytes]:
+    """Run an entry point as a user does, from a TOML file of its settings."""
+    settings = {k: v for k, v in config.model_dump(mode="json").items() if v is not None}
+    toml = log.with_suffix(".toml")
+    toml.write_text(write_toml(settings), encoding="utf-8")
+    with open(log, "ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, f"@{toml}"],
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        )
+
+
+def write_toml(settings: dict) -> str:
+    plain = [f"{k} = {json.dumps(v)}" for k, v in settings.items() if not isinstance(v, dict)]
+    for name, table in settings.items():
+        if isinstance(table, dict):
+            plain += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in table.items())]
+    return "\n".join(plain)
+
+
+def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert process.poll() is None, f"ended too early: {log.read_text()[-2000:]}"
+        assert time.monotonic() < deadline, log.read_text()[-2000:]
+        time.sleep(0.02)
+
+
+def finish(process: subprocess.Popen[bytes], log: Path) -> None:
+    assert process.wait(timeout=180) == 0, log.read_text()[-2000:]

@@ -1,0 +1,77 @@
+"""kill -9 at random moments, as often as CURT_KILLS says: the run ends as an unbroken one would.
+
+"As it should be" is exact here: the same rollouts, rewards, advantages and weights, bit for bit,
+with one thread on one machine. A checkpoint holds the weights, the optimiser and the state of every
+random generator; what was sampled after it is dropped and sampled again, the same.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.train.runs import (
+    GENERATIONS,
+    PROMPTS,
+    finish,
+    grpo_config,
+    make_corpus,
+    sft_config,
+    start,
+)
+from train.sft import train_warm_start
+from train.trajectories import read_rollouts
+
+pytestmark = pytest.mark.slow
+
+KILLS = int(os.environ.get("CURT_KILLS", "3"))
+STEPS = 60
+
+
+def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(tmp_path: Path):
+    kept = signal.getsignal(signal.SIGINT)
+    corpus = make_corpus(tmp_path)
+    model = train_warm_start(sft_config(corpus, tmp_path / "warm", epochs=2.0))
+    signal.signal(signal.SIGINT, kept)
+    changes = {"steps": STEPS, "checkpoint_steps": 7}
+
+    whole_log = tmp_path / "whole.log"
+    whole = grpo_config(corpus, model, tmp_path / "whole", **changes)
+    finish(start("train.grpo", whole, whole_log), whole_log)
+
+    rng = random.Random(0)
+    out, log = tmp_path / "killed", tmp_path / "killed.log"
+    config = grpo_config(corpus, model, out, **changes)
+    trajectories = tmp_path / "killed.run" / "trajectories"
+    kills = 0
+    for number in range(KILLS):
+        # The next kill comes once the run has got further than the last one left it.
+        goal = 1 + (number + 1) * (STEPS - 10) // (KILLS + 1)
+        process = start("train.grpo", config, log)
+        while process.poll() is None:
+            reached = len(list(trajectories.glob("step-*.parquet")))
+            if reached >= goal:
+                time.sleep(rng.random() * 0.3)  # anywhere in a step: sampling, update, saving
+                process.kill()
+                process.wait()
+                kills += 1
+                break
+            time.sleep(0.005)
+        assert not out.exists()
+    assert kills == KILLS
+    finish(start("train.grpo", config, log), log)
+
+    unbroken = read_rollouts(tmp_path / "whole.run" / "trajectories")
+    resumed = read_rollouts(trajectories)
+    assert unbroken.num_rows == STEPS * PROMPTS * GENERATIONS
+    same = [c for c in unbroken.column_names if c != "config_sha256"]  # the folder differs
+    assert resumed.select(same).equals(unbroken.select(same))
+    weights = [load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", out)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])

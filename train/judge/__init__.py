@@ -1,0 +1,26 @@
+"""Judges: graders of a verdict against the reference, by rule or by a language model.
+
+`RuleJudge` needs nothing and is the default. `EndpointJudge` asks an OpenAI-compatible endpoint
+(vLLM, TensorRT-LLM, any other). A judge that fails says None, never a grade.
+"""
+
+from train.judge.protocol import Grade, Judge, JudgeUnavailableError, Level, Question, Task
+from train.judge.settings import (
+    EndpointJudgeSettings,
+    JudgeSettings,
+    RuleJudgeSettings,
+    make_judge,
+)
+
+__all__ = [
+    "EndpointJudgeSettings",
+    "Grade",
+    "Judge",
+    "JudgeSettings",
+    "JudgeUnavailableError",
+    "Level",
+    "Question",
+    "RuleJudgeSettings",
+    "Task",
+    "make_judge",
+]

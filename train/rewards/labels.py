@@ -1,0 +1,59 @@
+"""Charges and articles against the reference, and whether everything is right."""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+
+from curt.metrics import is_exact, set_f1
+from curt.schema import Completion, ParseFailure, Verdict
+
+FULL, PARTIAL, WRONG, UNDECIDED = 2.0, 1.0, -2.0, 0.0
+
+
+def charge_reward(completion: Completion, reference: Verdict) -> float:
+    """F1 between the sets of charges, in [0, 1]."""
+    if isinstance(completion.verdict, ParseFailure):
+        return 0.0
+    return set_f1(set(completion.verdict.charges), set(reference.charges))
+
+
+def article_reward(completion: Completion, reference: Verdict) -> float:
+    """F1 between the sets of articles, in [0, 1]."""
+    if isinstance(completion.verdict, ParseFailure):
+        return 0.0
+    return set_f1(set(completion.verdict.articles), set(reference.articles))
+
+
+def charge_levels_reward(completion: Completion, reference: Verdict) -> float:
+    """Charges in three levels: 2 all and no other, 1 some of them, -2 none or unreadable.
+
+    The scale of pure RL with a judge on CAIL2018's tasks, decided by rule.
+
+    >>> from curt.dialogue import parse_completion
+    >>> from curt.schema import Term
+    >>> reference = Verdict(("盗窃", "诈骗"), ("264", "266"), Term("fixed", 8))
+    >>> answer = parse_completion("</think>罪名：盗窃\\n法条：264\\n刑期：有期徒刑8个月")
+    >>> charge_levels_reward(answer, reference)
+    1.0
+    """
+    if isinstance(completion.verdict, ParseFailure):
+        return WRONG
+    return _level(set(completion.verdict.charges), set(reference.charges))
+
+
+def article_levels_reward(completion: Completion, reference: Verdict) -> float:
+    """Articles on the scale of `charge_levels_reward`."""
+    if isinstance(completion.verdict, ParseFailure):
+        return WRONG
+    return _level(set(completion.verdict.articles), set(reference.articles))
+
+
+def exact_reward(completion: Completion, reference: Verdict) -> float:
+    """1 when charges, articles and principal penalty are all those of the reference."""
+    return float(is_exact(completion.verdict, reference))
+
+
+def _level(predicted: AbstractSet[str], truth: AbstractSet[str]) -> float:
+    if predicted == truth:
+        return FULL
+    return PARTIAL if predicted & truth else WRONG
