@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +123,13 @@ def read_rollouts(folder: Path) -> pa.Table:
     return pa.concat_tables([_read(file) for file in _files(folder)])
 
 
-def iterate_rollouts(folder: Path) -> Iterator[Rollout]:
-    """The rollouts of a run one by one, a file in memory at a time; errors as `read_rollouts`."""
+def iterate_groups(folder: Path) -> Iterator[list[Rollout]]:
+    """The groups of a run one by one, a file in memory at a time; errors as `read_rollouts`."""
     for file in _files(folder):
-        for row in _read(file).to_pylist():
-            yield Rollout(**{**row, **{name: dict(row[name]) for name in _MAPS}})
+        rows = _read(file).to_pylist()
+        rollouts = [Rollout(**{**row, **{name: dict(row[name]) for name in _MAPS}}) for row in rows]
+        for _, members in groupby(rollouts, key=lambda rollout: (rollout.step, rollout.group)):
+            yield list(members)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -177,7 +177,8 @@ def write_reasonings(
     """The same derivation at six verbosities; "gap" leaves a needed step out.
 
     "brief" is the shortest that a small model can follow: a single chain in which every operand
-    stands where it is used, with the circumstances by name before the share they leave.
+    stands where it is used. Amounts are told in 万 or 千, ratios in tenths without their minus:
+    48万，3+24=27×退赔1累犯+2=110%=30.
     """
     total = f"{parts[0]}+{parts[1]}={harm}" if len(parts) == 2 else f"{harm}"
     if outcome.start == LIFE:
@@ -189,14 +190,12 @@ def write_reasonings(
     increments = f"{outcome.start}+{outcome.extra}={outcome.base}"
     step = increments if outcome.rung else f"{outcome.base}"
     terse_ratios = sum_of_ratios if circumstances else "0"
-    counted = f"{total}，{step}" if outcome.rung else step
     gaps = (f"{total}，{step}", sum_of_ratios, f"{offence.charge}，{total}")
     return {
         "full": _full(offence, harm, total, circumstances, outcome),
         "medium": f"{offence.charge}。{total}，{step}。{sum_of_ratios}。{scale}={result}。",
         "terse": f"{total}，{step}；{terse_ratios}；{scale}={outcome.months}",
-        "brief": f"{counted}{_scale(outcome, circumstances).removeprefix(str(outcome.base))}"
-        f"={outcome.months}",
+        "brief": _brief(offence, harm, parts, circumstances, outcome),
         "mini": f"{outcome.base}{outcome.ratio:+d}%={outcome.months}",
         "gap": rng.choice(gaps),
     }
@@ -233,9 +232,42 @@ def _sum_ratios(circumstances: tuple[str, ...], outcome: Sentence) -> str:
     return f"{total:+d}" + (f"取{outcome.ratio:+d}" if total != outcome.ratio else "")
 
 
-def _scale(outcome: Sentence, names: tuple[str, ...] = ()) -> str:
+def _brief(
+    offence: Offence,
+    harm: int | str,
+    parts: tuple[int, ...],
+    circumstances: tuple[str, ...],
+    outcome: Sentence,
+) -> str:
+    base = f"{outcome.base}"
+    if outcome.rung is not None:
+        told = [_shorten(part, offence) for part in parts]
+        total = f"{'+'.join(told)}={_shorten(int(harm), offence)}" if len(told) > 1 else told[0]
+        base = f"{total}，{outcome.start}+{outcome.extra}={outcome.base}"
+    tenths = "".join(f"{c}{_tenths(RATIOS[c])}" for c in circumstances)
+    share = f"{tenths}={100 + outcome.ratio}%" if circumstances else "100%"
+    uncapped = (outcome.base * (100 + outcome.ratio) + 50) // 100
+    capped = f"={uncapped}，上限" if uncapped != outcome.months else ""
+    return f"{base}×{share}{capped}={outcome.months}"
+
+
+def _shorten(quantity: int, offence: Offence) -> str:
+    """48万 for 480000 yuan, 36千 for 36000; other units as they are."""
+    if offence.unit != "元":
+        return str(quantity)
+    for unit, size in (("万", 10_000), ("千", 1000)):
+        if quantity % size == 0:
+            return f"{quantity // size}{unit}"
+    return str(quantity)
+
+
+def _tenths(ratio: int) -> str:
+    return f"{-ratio // 10}" if ratio < 0 else f"+{ratio // 10}"
+
+
+def _scale(outcome: Sentence) -> str:
     """The product that gives the months; before a ceiling that cuts it, its own value."""
-    product = f"{outcome.base}×{''.join(names)}{100 + outcome.ratio}%"
+    product = f"{outcome.base}×{100 + outcome.ratio}%"
     uncapped = (outcome.base * (100 + outcome.ratio) + 50) // 100
     return product if uncapped == outcome.months else f"{product}={uncapped}，上限"
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +13,7 @@ from train.trajectories import (
     Rollout,
     TrajectoryWriter,
     drop_after,
-    iterate_rollouts,
+    iterate_groups,
     read_rollouts,
 )
 
@@ -20,10 +22,14 @@ def rollouts(step: int, count: int = 4) -> list[Rollout]:
     return [make_rollout(step=step, group=i // 2, reward=i / 10) for i in range(count)]
 
 
+def flatten(groups: Iterable[list[Rollout]]) -> list[Rollout]:
+    return list(chain.from_iterable(groups))
+
+
 def test_rollouts_come_back_as_they_were_written(tmp_path):
     written = rollouts(1)
     TrajectoryWriter(tmp_path / "new").write(1, written)
-    assert list(iterate_rollouts(tmp_path / "new")) == written
+    assert flatten(iterate_groups(tmp_path / "new")) == written
 
 
 def test_rewards_of_failed_judges_and_of_changing_names_come_back(tmp_path):
@@ -31,7 +37,7 @@ def test_rewards_of_failed_judges_and_of_changing_names_come_back(tmp_path):
     second = make_rollout(step=2, reward_raw={"term": 0.5}, reward_weighted={"term": 0.2})
     for rollout in (first, second):
         TrajectoryWriter(tmp_path).write(rollout.step, [rollout])
-    assert list(iterate_rollouts(tmp_path)) == [first, second]
+    assert flatten(iterate_groups(tmp_path)) == [first, second]
 
 
 def test_files_of_an_earlier_version_are_read_with_defaults(tmp_path):
@@ -42,7 +48,7 @@ def test_files_of_an_earlier_version_are_read_with_defaults(tmp_path):
     pq.write_table(pa.Table.from_pylist([old]), tmp_path / "step-000001-rank0.parquet")
     newer = make_rollout(step=2)
     TrajectoryWriter(tmp_path).write(2, [newer])
-    assert list(iterate_rollouts(tmp_path)) == [rollout, newer]
+    assert flatten(iterate_groups(tmp_path)) == [rollout, newer]
 
 
 @pytest.mark.parametrize("kept", [0, 50, -10])
@@ -71,6 +77,16 @@ def test_processes_write_beside_each_other_and_come_back_in_their_order(tmp_path
     for rank in (10, 2):
         TrajectoryWriter(tmp_path, rank).write(1, [make_rollout(group=rank)])
     assert read_rollouts(tmp_path)["group"].to_pylist() == [2, 10]
+
+
+def test_groups_come_back_whole_even_when_processes_number_them_alike(tmp_path):
+    for rank in (0, 1):
+        rows = [make_rollout(group=g, prompt=f"{rank}{g}") for g in (0, 0, 1, 1)]
+        TrajectoryWriter(tmp_path, rank).write(1, rows)
+    groups = list(iterate_groups(tmp_path))
+    assert [[r.prompt for r in group] for group in groups] == [
+        ["00", "00"], ["01", "01"], ["10", "10"], ["11", "11"],
+    ]  # fmt: skip
 
 
 def test_later_steps_are_dropped_and_earlier_ones_kept(tmp_path):

@@ -9,18 +9,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from curt.corpus.calculus import RATIO_FLOOR
 from curt.dialogue import parse_term
 from curt.schema import COUNTED_KINDS, Completion, ParseFailure, Verdict
 from curt.statutes import canonical_charge, is_charge
 
 _NAME = "[一-鿿]{0,12}"
 # 5+17=22 · 退赔-10从犯-30=-40 · 退赔-10，从犯-30，合计-40%
-_SUM = re.compile(rf"((?:{_NAME}[+\-]?\d+)(?:，?{_NAME}[+\-]\d+)*)(?:=|，合计)([+\-]?\d+)")
+_SUM = re.compile(
+    rf"((?:{_NAME}[+\-]?\d+)(?:，?{_NAME}[+\-]\d+)*)(?:=(?=[+\-]?\d+(?![\d%]))|，合计)([+\-]?\d+)"
+)
 _TERMS = re.compile(r"[+\-]?\d+")
 # -80取-60: a sum kept at the limit of what circumstances may move
 _KEPT = re.compile(r"[+\-]?\d+取([+\-]\d+)")
-# 22×40%=9 · 22×40%，取9个月 · 27×70%=有期徒刑19个月 · 27×坦白前科未遂70%=19 · 22-60%=9
-_PRODUCT = re.compile(rf"(\d+)(?:×{_NAME}(\d+)|([+\-]\d+))%(?:=|，取)(?:有期徒刑|拘役|管制)?(\d+)")
+# 22×40%=9 · 22×40%，取9个月 · 27×70%=有期徒刑19个月 · 22-60%=9
+_PRODUCT = re.compile(
+    r"(\d+)(?:×(?:[一-鿿\d+]+=)?(\d+)|([+\-]\d+))%(?:=|，取)(?:有期徒刑|拘役|管制)?(\d+)"
+)
+# ×退赔1累犯+2=110%: ratios in tenths, down unless they carry a plus
+_TENTHS = re.compile(r"×((?:[一-鿿]+\+?\d)+)=(\d+)%")
+_TENTH = re.compile(r"(\+?)(\d)")
 _PENALTY = re.compile(r"(?:有期徒刑|拘役|管制)[0-9零一二三四五六七八九十百年个月]+|无期徒刑|死刑")
 _LAST_FIGURE = re.compile(r"(\d+)(?:个月)?[。.]?$")
 _NAMED = re.compile(r"([一-鿿、]{2,60}?)(?:罪|。)")
@@ -48,8 +56,11 @@ def consistency_reward(completion: Completion, reference: Verdict) -> float:
 
 def check_reasoning(thinking: str, verdict: Verdict) -> Iterator[bool]:
     """Outcome of every check that applies: arithmetic first, then the conclusions."""
+    for match in _TENTHS.finditer(thinking):
+        ratio = sum(10 * int(n) if plus else -10 * int(n) for plus, n in _TENTH.findall(match[1]))
+        yield int(match[2]) == 100 + max(RATIO_FLOOR, ratio)
     base: int | None = None
-    ratio: int | None = None
+    ratio = None
     for match in sorted((*_SUM.finditer(thinking), *_PRODUCT.finditer(thinking)), key=_start):
         if match.re is _SUM:
             terms = _TERMS.findall(match[1])

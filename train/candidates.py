@@ -1,0 +1,102 @@
+"""Completions of one prompt, wherever they come from: what the views of a dataset are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from train.trajectories import Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One completion. None stands for what its source does not say."""
+
+    prompt: str
+    completion: str
+    reward: float | None
+    exact: bool | None = None
+    thinking_tokens: int | None = None
+    source: str = ""
+    """Model that wrote it: a name, or the hash of the checkpoint."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Everything else, flat; numbers among them can be filtered on."""
+
+    def to_row(self) -> dict[str, Any]:
+        """A flat row of a table."""
+        return {
+            "prompt": self.prompt,
+            "completion": self.completion,
+            "reward": self.reward,
+            "exact": self.exact,
+            "thinking_tokens": self.thinking_tokens,
+            "source": self.source,
+            **self.columns,
+        }
+
+
+CandidateGroup = Sequence[Candidate]
+_OWN = ("prompt", "completion", "reward", "exact", "thinking_tokens", "checkpoint_sha256")
+_REWARDS = {"reward_raw": "raw", "reward_weighted": "weighted"}
+
+
+def from_rollouts(groups: Iterable[Sequence[Rollout]]) -> Iterator[list[Candidate]]:
+    """Groups of a GRPO run; rewards become columns `raw_charge`, `weighted_charge`."""
+    for group in groups:
+        yield [_from_rollout(rollout) for rollout in group]
+
+
+def _from_rollout(rollout: Rollout) -> Candidate:
+    row = asdict(rollout)
+    columns = {name: row[name] for name in row if name not in (*_OWN, *_REWARDS)}
+    for name, prefix in _REWARDS.items():
+        columns |= {f"{prefix}_{reward}": value for reward, value in row[name].items()}
+    return Candidate(
+        prompt=rollout.prompt,
+        completion=rollout.completion,
+        reward=rollout.reward,
+        exact=bool(rollout.exact),
+        thinking_tokens=rollout.thinking_tokens,
+        source=f"{rollout.checkpoint_sha256[:12]}+{rollout.step - 1}",
+        columns=columns,
+    )
+
+
+class Range(BaseModel):
+    """Bounds of a column, both included."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min: float | None = None
+    max: float | None = None
+
+    def holds(self, value: float | bool | None) -> bool:
+        """Whether a value lies inside; one that is missing does not."""
+        if value is None:
+            return False
+        above = self.min is None or value >= self.min
+        return above and (self.max is None or value <= self.max)
+
+
+def select(
+    groups: Iterable[CandidateGroup], filters: Mapping[str, Range]
+) -> Iterator[list[Candidate]]:
+    """Groups with the candidates that pass every filter; emptied groups are left out.
+
+    Raises ValueError on a column that a candidate lacks or that holds no numbers.
+    """
+    for group in groups:
+        kept = []
+        for candidate in group:
+            row = candidate.to_row()
+            for name in filters:
+                if name not in row or isinstance(row[name], str | list):
+                    numbers = sorted(k for k, v in row.items() if not isinstance(v, str | list))
+                    raise ValueError(f"no column of numbers {name!r}: filter on some of {numbers}")
+            if all(bounds.holds(row[name]) for name, bounds in filters.items()):
+                kept.append(candidate)
+        if kept:
+            yield kept

@@ -1,0 +1,78 @@
+"""The card that goes with a published dataset: what it holds, how it came about, what to mind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+import pyarrow as pa
+
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+_CONSTANT = ("penalty", "config_sha256", "source")
+_AVERAGED = ("reward", "exact", "thinking_tokens", "budget")
+_MOST_VALUES = 8
+
+
+def render_card(
+    table: pa.Table, redactions: Mapping[str, int], *, title: str, license_id: str
+) -> str:
+    """A README.md with the metadata block that the hub reads."""
+    rows = table.num_rows
+    size = next((name for limit, name in _SIZES if rows < limit), "n>1M")
+    head = {
+        "language": ["zh"],
+        "license": license_id,
+        "task_categories": ["text-generation"],
+        "size_categories": [size],
+        "tags": ["legal", "grpo", "reasoning", "length-penalty"],
+        "configs": [{"config_name": "default", "data_files": "data/train.parquet"}],
+    }
+    # JSON is YAML: no title can break out of its line.
+    block = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())
+    parts = [
+        f"---\n{block}\n---\n\n# {title}",
+        "Completions of a small legal model on Chinese criminal cases: from the facts to charges, "
+        "articles and sentence, with the reasoning and its rewards. For research: no legal advice, "
+        "and no basis for a decision about a person.",
+        f"## Rows\n\n{rows} rows.\n\n{_columns(table)}",
+        f"## How they were made\n\n{_origin(table)}",
+        f"## Personal data\n\n{_privacy(redactions)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _columns(table: pa.Table) -> str:
+    lines = ["| column | type | missing |", "|---|---|---|"]
+    lines += [
+        f"| `{column.name}` | {column.type} | {table.column(column.name).null_count} |"
+        for column in table.schema
+    ]
+    return "\n".join(lines)
+
+
+def _origin(table: pa.Table) -> str:
+    lines = []
+    for name in _CONSTANT:
+        if name in table.column_names:
+            values = sorted({str(v) for v in table.column(name).to_pylist()})
+            more = f" and {len(values) - _MOST_VALUES} more" if len(values) > _MOST_VALUES else ""
+            lines.append(f"- `{name}`: {', '.join(values[:_MOST_VALUES])}{more}")
+    for name in _AVERAGED:
+        if name in table.column_names:
+            known: list[Any] = [v for v in table.column(name).to_pylist() if v is not None]
+            if known:
+                lines.append(f"- mean `{name}`: {fmean(known):.3g}")
+    for name in table.column_names:
+        if name.startswith("weighted_"):
+            lines.append(f"- rewarded for `{name.removeprefix('weighted_')}`")
+    return "\n".join(lines) or "Not known from the columns."
+
+
+def _privacy(redactions: Mapping[str, int]) -> str:
+    found = ", ".join(f"{count} × {kind}" for kind, count in sorted(redactions.items()))
+    return (
+        "Identity cards, bank accounts, mobile phones and e-mail addresses were replaced by 某 "
+        f"before publishing: {found or 'none were found'}. Names and addresses were not looked for."
+    )
