@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from curt.corpus.synthetic import draw_drill
 from curt.dialogue import (
     BUDGET_LEVELS,
     clip_fact,
@@ -57,8 +58,9 @@ def build_examples(
     max_fact_tokens: int,
     max_thinking_tokens: int,
     seed: int,
+    drills: int = 0,
 ) -> list[Example]:
-    """One example a case, with `per_case` branches.
+    """One example a case, with `per_case` branches and `drills` steps of arithmetic beside them.
 
     `verbosity_weights` weighs the keys of `Case.reasonings` and two more: "none" answers at
     once, "cut" breaks a reasoning off at its stated budget, as a forced end of thinking does.
@@ -82,13 +84,22 @@ def build_examples(
         examples.append(
             Example(
                 prompts[0][:shared],
-                tuple(
-                    Branch(prompt[shared:], thinking + answer_ids)
-                    for prompt, thinking in zip(prompts, thoughts, strict=True)
+                (
+                    *(
+                        Branch(prompt[shared:], thinking + answer_ids)
+                        for prompt, thinking in zip(prompts, thoughts, strict=True)
+                    ),
+                    *(_draw_drill(rng, tokenizer) for _ in range(drills)),
                 ),
             )
         )
     return examples
+
+
+def _draw_drill(rng: random.Random, tokenizer: PreTrainedTokenizerBase) -> Branch:
+    """A drill after the facts, which say nothing about it: only what is given counts."""
+    given, answer = draw_drill(rng)
+    return Branch(_encode(tokenizer, given), _encode(tokenizer, answer))
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:

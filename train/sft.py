@@ -47,6 +47,8 @@ class SFTConfig(Config):
     """Branches of each case, each with its own verbosity and stated budget."""
     verbosity_weights: dict[str, float] = {"none": 1.0}
     """How often each verbosity is drawn; see `train.examples`."""
+    drills: int = 0
+    """Steps of the generator's arithmetic added to each case; for generated cases."""
     max_fact_tokens: int = 256
     """Longer facts lose their middle."""
     max_thinking_tokens: int = 128
@@ -124,6 +126,7 @@ def train_warm_start(config: SFTConfig) -> Path:
         max_fact_tokens=config.max_fact_tokens,
         max_thinking_tokens=config.max_thinking_tokens,
         seed=config.seed,
+        drills=config.drills,
     )
     logger.info("%d cases, %.1f M parameters", len(examples), model.num_parameters() / 1e6)
     steps = math.ceil(math.ceil(len(examples) / config.batch) * config.epochs)

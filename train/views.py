@@ -1,6 +1,6 @@
 """Views of logged completions as datasets to train on.
 
-    python -m train.views --trajectories artifacts/demo/grpo-default.run/trajectories \
+    python -m train.views --trajectories '["artifacts/demo/grpo-default.run/trajectories"]' \
         --view shortest --out artifacts/views/shortest.parquet
     python -m train.views --dataset public.jsonl --view pairs --out pairs.jsonl \
         --filters '{"thinking_tokens": {"max": 64}}'

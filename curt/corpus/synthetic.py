@@ -50,6 +50,39 @@ def generate_cases(count: int, seed: int | str) -> Iterator[Case]:
         yield _draw_case(rng, f"{SOURCE}-{seed}-{index}")
 
 
+def draw_drill(rng: random.Random) -> tuple[str, str]:
+    """A step of reasoning by itself, without a case: what is given, and what follows from it.
+
+    Small models are slow to learn arithmetic from whole cases, where it is a few tokens in
+    hundreds. The steps stand as they do in "full" and "brief" reasoning.
+    """
+    while True:
+        offence = rng.choice(OFFENCES)
+        harm, parts = _draw_harm(rng, offence)
+        circumstances = _draw_circumstances(rng, offence)
+        outcome = sentence(offence, harm, circumstances)
+        if outcome.rung is not None and outcome.start != LIFE and circumstances:
+            break
+    reasonings = write_reasonings(offence, harm, parts, circumstances, outcome, rng)
+    if rng.random() < 0.5:
+        given, _, answer = reasonings["full"].partition("月，增")
+        quantity, _, rest = answer.partition("然后看情节，")
+        told, _, conclusion = rest.partition("合计")
+        steps = (
+            (f"{given[given.index('再看后果') :]}月，增", quantity),
+            (f"{quantity[quantity.index('基准刑') :]}然后看情节，{told}合计", conclusion),
+        )
+    else:
+        quantity, tenths, product = reasonings["brief"].split("；")
+        head, _, increments = quantity.rpartition(f"{outcome.start}+")
+        base, _, result = product.partition("×")
+        steps = (
+            (f"{head}{outcome.start}+", increments),
+            (f"；{tenths}；{base}×", result),
+        )
+    return rng.choice(steps)
+
+
 def _draw_case(rng: random.Random, case_id: str) -> Case:
     offence = rng.choice(OFFENCES)
     harm, parts = _draw_harm(rng, offence)
@@ -176,9 +209,9 @@ def write_reasonings(
 ) -> dict[str, str]:
     """The same derivation at six verbosities; "gap" leaves a needed step out.
 
-    "brief" is the shortest that a small model can follow: a single chain in which every operand
-    stands where it is used. Amounts are told in 万 or 千, ratios in tenths without their minus:
-    48万，3+24=27×退赔1累犯+2=110%=30.
+    "brief" is the shortest that a small model can follow: every operand stands where it is used,
+    amounts are told in 万 or 千, ratios in tenths without their minus:
+    48万3+24=27；退赔1累犯+2；27×110%=30.
     """
     total = f"{parts[0]}+{parts[1]}={harm}" if len(parts) == 2 else f"{harm}"
     if outcome.start == LIFE:
@@ -241,14 +274,18 @@ def _brief(
 ) -> str:
     base = f"{outcome.base}"
     if outcome.rung is not None:
-        told = [_shorten(part, offence) for part in parts]
-        total = f"{'+'.join(told)}={_shorten(int(harm), offence)}" if len(told) > 1 else told[0]
-        base = f"{total}，{outcome.start}+{outcome.extra}={outcome.base}"
-    tenths = "".join(f"{c}{_tenths(RATIOS[c])}" for c in circumstances)
-    share = f"{tenths}={100 + outcome.ratio}%" if circumstances else "100%"
-    uncapped = (outcome.base * (100 + outcome.ratio) + 50) // 100
-    capped = f"={uncapped}，上限" if uncapped != outcome.months else ""
-    return f"{base}×{share}{capped}={outcome.months}"
+        base = f"{_tell_total(offence, harm, parts)}{outcome.start}+{outcome.extra}={outcome.base}"
+    if circumstances:
+        return f"{base}；{_tell_tenths(circumstances)}；{_scale(outcome)}={outcome.months}"
+    capped = "" if outcome.base == outcome.months else f"{outcome.base}，上限"
+    return f"{base}；{capped}{outcome.months}"
+
+
+def _tell_total(offence: Offence, harm: int | str, parts: tuple[int, ...]) -> str:
+    """The quantity before the sum it leads to, with a mark between where digits would touch."""
+    told = [_shorten(part, offence) for part in parts]
+    total = f"{'+'.join(told)}={_shorten(int(harm), offence)}" if len(told) > 1 else told[0]
+    return total if total[-1] in "万千" else f"{total}，"
 
 
 def _shorten(quantity: int, offence: Offence) -> str:
@@ -261,8 +298,12 @@ def _shorten(quantity: int, offence: Offence) -> str:
     return str(quantity)
 
 
-def _tenths(ratio: int) -> str:
-    return f"{-ratio // 10}" if ratio < 0 else f"+{ratio // 10}"
+def _tell_tenths(circumstances: tuple[str, ...]) -> str:
+    """退赔1累犯+2 for -10 and +20 percent."""
+    return "".join(
+        f"{c}{-RATIOS[c] // 10}" if RATIOS[c] < 0 else f"{c}+{RATIOS[c] // 10}"
+        for c in circumstances
+    )
 
 
 def _scale(outcome: Sentence) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
 from itertools import pairwise
@@ -7,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from curt.corpus.calculus import EXCLUSIVE, OFFENCES, RATIOS, allows
-from curt.corpus.synthetic import SOURCE, VERBOSITIES, generate_cases
+from curt.corpus.synthetic import SOURCE, VERBOSITIES, draw_drill, generate_cases
 from curt.corpus.wording import CIRCUMSTANCES, LOOKALIKES
 from curt.dialogue import normalise_fact, render_term
 from curt.schema import Case
@@ -139,8 +140,29 @@ def test_brief_reasoning_names_every_circumstance_and_leaves_no_step_out(cases):
             continue
         brief = case.reasonings["brief"]
         assert all(name in brief for name in case.traits)
-        base, share = re.search(r"(\d+)×(?:.*=)?(\d+)%", brief).groups()
-        assert f"{base}×{share}%" in case.reasonings["terse"]
+        assert numbers(brief)[-1] == case.verdict.term.months
+        if case.traits:
+            base, share = re.search(r"(\d+)×(\d+)%", brief).groups()
+            assert f"{base}×{share}%" in case.reasonings["terse"]
+
+
+def test_drills_are_steps_of_right_reasoning():
+    rng = random.Random(5)
+    for _ in range(500):
+        given, answer = draw_drill(rng)
+        assert given
+        assert answer
+        if given[-1] == "+":  # 26千5+ | 13=18
+            start = int(re.search(r"(\d+)\+$", given)[1])
+            extra, base = map(int, answer.split("="))
+            assert start % 1000 + extra == base or str(start).endswith(str(base - extra))
+        if given[-1] == "×":
+            base = int(re.search(r"(\d+)×$", given)[1])
+            share, months = re.match(r"(\d+)%=(\d+)", answer).groups()
+            assert (base * int(share) + 50) // 100 == int(months)
+        if given.endswith("合计"):
+            ratios = [int(n) for n in re.findall(r"[+-]\d+(?=，)", given)]
+            assert int(re.match(r"[+-]\d+", answer)[0]) == sum(ratios)
 
 
 def test_the_gap_leaves_the_months_out(cases):

@@ -16,18 +16,14 @@ from curt.statutes import canonical_charge, is_charge
 
 _NAME = "[一-鿿]{0,12}"
 # 5+17=22 · 退赔-10从犯-30=-40 · 退赔-10，从犯-30，合计-40%
-_SUM = re.compile(
-    rf"((?:{_NAME}[+\-]?\d+)(?:，?{_NAME}[+\-]\d+)*)(?:=(?=[+\-]?\d+(?![\d%]))|，合计)([+\-]?\d+)"
-)
+_SUM = re.compile(rf"((?:{_NAME}[+\-]?\d+)(?:，?{_NAME}[+\-]\d+)*)(?:=|，合计)([+\-]?\d+)")
 _TERMS = re.compile(r"[+\-]?\d+")
 # -80取-60: a sum kept at the limit of what circumstances may move
 _KEPT = re.compile(r"[+\-]?\d+取([+\-]\d+)")
 # 22×40%=9 · 22×40%，取9个月 · 27×70%=有期徒刑19个月 · 22-60%=9
-_PRODUCT = re.compile(
-    r"(\d+)(?:×(?:[一-鿿\d+]+=)?(\d+)|([+\-]\d+))%(?:=|，取)(?:有期徒刑|拘役|管制)?(\d+)"
-)
-# ×退赔1累犯+2=110%: ratios in tenths, down unless they carry a plus
-_TENTHS = re.compile(r"×((?:[一-鿿]+\+?\d)+)=(\d+)%")
+_PRODUCT = re.compile(r"(\d+)(?:×(\d+)|([+\-]\d+))%(?:=|，取)(?:有期徒刑|拘役|管制)?(\d+)")
+# ；退赔1累犯+2；27×110%: ratios in tenths, down unless they carry a plus
+_TENTHS = re.compile(r"；((?:[一-鿿]+\+?\d)+)；\d+×(\d+)%")
 _TENTH = re.compile(r"(\+?)(\d)")
 _PENALTY = re.compile(r"(?:有期徒刑|拘役|管制)[0-9零一二三四五六七八九十百年个月]+|无期徒刑|死刑")
 _LAST_FIGURE = re.compile(r"(\d+)(?:个月)?[。.]?$")
