@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,3 +24,12 @@ def real_cases() -> Path:
     if not folder.is_dir():
         pytest.skip("no real CAIL2018 files beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_judgments() -> list[dict[str, Any]]:
+    """Whole real judgments beside the checkout, where a developer has them."""
+    path = Path(__file__).parents[2] / "shared" / "data" / "judgments.jsonl"
+    if not path.is_file():
+        pytest.skip("no real judgments beside this checkout")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

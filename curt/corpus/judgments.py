@@ -1,0 +1,419 @@
+"""Whole first-instance judgments, split and read by rule: who was sentenced to what, by which law.
+
+A judgment (刑事判决书) has a fixed order: header with the parties, the prosecution's charge, facts
+as found, the court's opinion (本院认为), cited law, 判决如下 and the ruling, one item a defendant.
+Rulings keep to the wording of the Supreme People's Court's templates, so that rules read them.
+
+What a model may see is `mask_leaks` of the facts: sentences that state a charge, a recommended
+sentence or the ruling go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+
+from curt.corpus.extract import extract_reasoning
+from curt.dialogue import normalise_fact
+from curt.numerals import NUMBER, article_order, parse_article, parse_months, parse_number
+from curt.schema import Case, Term, TermKind, Verdict
+from curt.statutes import article_carries, canonical_charge, is_charge
+
+logger = logging.getLogger(__name__)
+
+SOURCE = "judgments"
+RULING_MARK = "判决如下"
+COMBINED = "combined punishment"
+SHORT_FACTS = 80
+LEAST_FACTS = 60  # characters; a court that only refers to the charge writes fewer
+REASONING = "terse"  # the verbosity under which extracted evidence is filed
+
+
+class JudgmentError(ValueError):
+    """A judgment that can't be read; the message is the reason and quotes no text of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sections:
+    """The parts of a document, blanks removed; empty where a part is missing."""
+
+    header: str
+    prosecution: str
+    facts: str
+    opinion: str
+    law: str
+    ruling: str
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """One cited article of the Criminal Law with its paragraphs (款) and items (项)."""
+
+    article: str
+    paragraphs: tuple[int, ...] = ()
+    items: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """One charge and what it alone brought."""
+
+    charge: str
+    term: Term | None
+    fine_yuan: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sentencing:
+    """What one defendant was sentenced to; `term` is None where there was a fine alone."""
+
+    defendant: str
+    unit: bool
+    counts: tuple[Count, ...]
+    term: Term | None
+    fine_yuan: int
+    combined: bool
+    """Whether several penalties were joined (数罪并罚, article 69)."""
+    text: str
+
+    @property
+    def charges(self) -> tuple[str, ...]:
+        """Charges in the order of the ruling."""
+        return tuple(dict.fromkeys(count.charge for count in self.counts))
+
+
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """A document, read."""
+
+    sections: Sections
+    citations: tuple[Citation, ...]
+    sentencings: tuple[Sentencing, ...]
+    confiscates: bool
+
+    def verdict_of(self, sentencing: Sentencing) -> Verdict:
+        """A defendant's verdict with the cited articles that carry the charges.
+
+        Raises JudgmentError for a unit or a fine alone, which have no principal penalty, and where
+        no cited article carries a charge.
+        """
+        if sentencing.term is None:
+            raise JudgmentError("a fine alone")
+        articles = tuple(
+            c.article
+            for c in self.citations
+            if any(article_carries(c.article, charge) for charge in sentencing.charges)
+        )
+        if not articles:
+            raise JudgmentError("no cited article carries the charge")
+        ordered = tuple(sorted(set(articles), key=article_order))
+        return Verdict(sentencing.charges, ordered, sentencing.term, sentencing.fine_yuan)
+
+
+def read_judgments(path: Path, dropped: Counter[str] | None = None) -> Iterator[Case]:
+    """Yield a case a defendant from a file of judgments, one JSON object with `document` a line.
+
+    What can't be read is counted in `dropped` by its reason: whole documents, or single defendants.
+    Raises FileNotFoundError without the file.
+    """
+    dropped = Counter() if dropped is None else dropped
+    with open(path, "rb") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            try:
+                judgment = read_judgment(str(json.loads(line)["document"]))
+            except JudgmentError as error:
+                dropped[str(error)] += 1
+            except (ValueError, KeyError, TypeError):
+                dropped["not a JSON object with a document"] += 1
+            else:
+                yield from _cases_of(judgment, dropped)
+    logger.info("%s: dropped %s", path, dict(dropped))
+
+
+def _cases_of(judgment: Judgment, dropped: Counter[str]) -> Iterator[Case]:
+    sections = judgment.sections
+    fact = normalise_fact(read_facts(sections))
+    digest = hashlib.sha256(sections.ruling.encode() + fact.encode()).hexdigest()
+    evidence = extract_reasoning(fact)
+    several = len(judgment.sentencings) > 1
+    for number, sentencing in enumerate(judgment.sentencings, start=1):
+        try:
+            if not fact:
+                raise JudgmentError("no facts")
+            verdict = judgment.verdict_of(sentencing)
+        except JudgmentError as error:
+            dropped[str(error)] += 1
+            continue
+        yield Case(
+            id=f"judgment-{digest[:16]}-{number}",
+            # With several defendants the facts tell of all: say whose verdict is asked for.
+            fact=f"{fact}本案被告人：{sentencing.defendant}。" if several else fact,
+            verdict=verdict,
+            source=SOURCE,
+            reasonings={REASONING: evidence} if evidence else {},
+            traits=(COMBINED,) if sentencing.combined else (),
+        )
+
+
+# --- splitting ---------------------------------------------------------------------------------
+
+_LAW = re.compile(r"(?:依照|依据|根据|按照|照)(?=《中华人民共和国刑)")
+_END = re.compile(r"如不服|本判决为终审|审判长|审判员|(?:上述)?罚金于本判决生效之日起十日内向本院")
+_OPINION = re.compile(r"本院认[为某]")
+_FACTS = re.compile(r"(?:本院)?(?:经(?:依法)?(?:开庭)?审理|经本院|原审)?查明|审理查明|原审判决认定")
+_CHARGED = re.compile(r"(?:公诉机关|[^。]{2,20}检察院)?指控")
+_EVIDENCE = re.compile(r"(?:上述|以上)(?:犯罪)?(?:事实|指控)")
+_FULL_WIDTH = str.maketrans("０１２３４５６７８９，．", "0123456789，.")
+_THOUSANDS = re.compile(r"(?<=[0-9])[,，](?=[0-9]{3}(?![0-9]))")
+
+
+def split_document(document: str) -> Sections:
+    """The parts of a judgment. Raises JudgmentError without a ruling."""
+    text = _THOUSANDS.sub("", re.sub(r"\s+", "", document).translate(_FULL_WIDTH))
+    mark = text.rfind(RULING_MARK)
+    if mark < 0:
+        raise JudgmentError("no ruling")
+    ruling = text[mark + len(RULING_MARK) :].lstrip("：:")
+    if end := _END.search(ruling):
+        ruling = ruling[: end.start()]
+    before = text[:mark]
+    law_at = max((m.start() for m in _LAW.finditer(before)), default=mark)
+    opinion_at = _start(_OPINION, before, law_at)
+    # The introduction names the charge; what was charged in full and found comes after it.
+    introduced = before.find("审理终结", 0, opinion_at) + 1
+    facts_at = _start(_FACTS, before[:opinion_at], opinion_at, after=introduced)
+    charged_at = _start(_CHARGED, before[:facts_at], facts_at, after=introduced)
+    return Sections(
+        header=before[:charged_at],
+        prosecution=before[charged_at:facts_at],
+        facts=_without_evidence(before[facts_at:opinion_at]),
+        opinion=before[opinion_at:law_at],
+        law=before[law_at:],
+        ruling=ruling,
+    )
+
+
+def _start(pattern: re.Pattern[str], text: str, default: int, *, after: int = 0) -> int:
+    match = pattern.search(text, after)
+    return match.start() if match else default
+
+
+def _without_evidence(facts: str) -> str:
+    match = _EVIDENCE.search(facts)
+    return facts[: match.start()] if match else facts
+
+
+# --- leaks -------------------------------------------------------------------------------------
+
+_LEAKS = (
+    re.compile(r"建议.{0,40}(?:判处|量刑|适用缓刑|从[轻重])|量刑建议|判决如下|判处如下"),
+    re.compile(r"本院认[为某]|(?:公诉机关|检察院|检察机关|公诉人)[^。]{0,20}认[为某]"),
+    re.compile(r"(?:指控|涉嫌)[^。]{0,40}犯[^。]{1,40}罪|起诉书"),
+    re.compile(r"应当?以[^。]{1,40}罪(?:追究|定罪|处罚)|追究(?:其|被告人)?[^。]{0,20}刑事责任"),
+    re.compile(r"(?:已|其行为|均|之行为)[^。]{0,12}构成[^。]{1,40}罪|触犯[^。]{0,60}条"),
+)
+_REFERS = re.compile(r"与[^。]{0,20}(?:一致|相同|相符)|(?:同|如)(?:起诉书?)?指控")
+_RECORD = re.compile(r"曾因|前科|刑满释放|因犯|累犯|原判|假释")
+_SENTENCE = re.compile(r"[^。；;]*[。；;]?")
+
+
+def read_facts(sections: Sections) -> str:
+    """What was found, without what gives the answer away; and what was charged, where that is all.
+
+    Empty when too little is left to judge by.
+    """
+    found = mask_leaks(sections.facts)
+    if len(found) < LEAST_FACTS or _REFERS.search(found[:SHORT_FACTS]):
+        found = mask_leaks(sections.prosecution) + found
+    return found if len(found) >= LEAST_FACTS else ""
+
+
+def mask_leaks(facts: str) -> str:
+    """Facts without the sentences that give the answer away.
+
+    Recommended sentences go, what prosecution or court hold the conduct to be, and the ruling. A
+    previous conviction stays: it is a fact of the case.
+    """
+    kept = (s for s in _SENTENCE.findall(facts) if _RECORD.search(s) or not _leaks(s))
+    return "".join(kept)
+
+
+def _leaks(sentence: str) -> bool:
+    return any(pattern.search(sentence) for pattern in _LEAKS)
+
+
+# --- cited law ---------------------------------------------------------------------------------
+
+_STATUTE = re.compile(r"《([^》]*)》")
+_MISSING_WORD = re.compile(rf"第({NUMBER})(?=第{NUMBER}款)")  # 第六十七第三款
+_ARTICLES = re.compile(rf"第?({NUMBER}(?:、{NUMBER})*)条(?:之({NUMBER}))?")
+_PARAGRAPHS = re.compile(rf"第({NUMBER}(?:、第?{NUMBER})*)款")
+_ITEMS = re.compile(rf"第?[（(]({NUMBER})[）)]项")
+
+
+def read_citations(law: str) -> tuple[Citation, ...]:
+    """Articles of the Criminal Law cited in a text, each once, in its order."""
+    found: dict[str, Citation] = {}
+    marks = list(_STATUTE.finditer(law))
+    for mark, following in zip_longest(marks, marks[1:]):
+        if mark[1] != "中华人民共和国刑法":
+            continue
+        part = law[mark.end() : following.start() if following else len(law)]
+        for citation in _read_articles(_MISSING_WORD.sub(r"第\1条", part)):
+            earlier = found.get(citation.article, Citation(citation.article))
+            found[citation.article] = Citation(
+                citation.article,
+                tuple(dict.fromkeys(earlier.paragraphs + citation.paragraphs)),
+                tuple(dict.fromkeys(earlier.items + citation.items)),
+            )
+    return tuple(found.values())
+
+
+def _read_articles(text: str) -> Iterator[Citation]:
+    matches = list(_ARTICLES.finditer(text))
+    for match, following in zip_longest(matches, matches[1:]):
+        details = text[match.end() : following.start() if following else len(text)]
+        paragraphs = tuple(
+            parse_number(number)
+            for group in _PARAGRAPHS.findall(details)
+            for number in re.findall(NUMBER, group)
+        )
+        items = tuple(parse_number(number) for number in _ITEMS.findall(details))
+        numbers = match[1].split("、")
+        for number in numbers:
+            branch = f"之{match[2]}" if match[2] and number == numbers[-1] else ""
+            try:
+                article = parse_article(f"第{number}条{branch}")
+            except ValueError:  # 第五百零五条 of an interpretation without its own title
+                continue
+            last = number == numbers[-1]
+            yield Citation(article, paragraphs if last else (), items if last else ())
+
+
+# --- the ruling --------------------------------------------------------------------------------
+
+_KINDS: dict[str, TermKind] = {
+    "有期徒刑": "fixed", "拘役": "detention", "管制": "surveillance", "无期徒刑": "life",
+    "死刑": "death",
+}  # fmt: skip
+_DURATION = r"[0-9零〇一二两三四五六七八九十年个月又半]+"
+_PENALTY = rf"(有期徒刑|拘役|管制|无期徒刑|死刑)({_DURATION})?"
+_COUNT = re.compile(
+    r"(被告单位|被告人|上诉人（原审被告人）|原审被告人)?([^，。；：、（）]{0,30}?)犯"
+    r"([^，。；（）]{1,40}?)罪(?=[，,；]?(?:判处|免予|免除|单处))"
+)
+_PRINCIPAL = re.compile(rf"判处{_PENALTY}")
+_COMBINED = re.compile(rf"执行{_PENALTY}(.*)")
+_PROBATION = re.compile(rf"缓刑({_DURATION})")
+_HAN = "[零〇一二两三四五六七八九十百千]+"
+_FINE = re.compile(rf"罚金(?:人民币?)?([0-9.]+|{_HAN})(万)?({_HAN})?")
+_EXEMPT = re.compile(r"免[予除]刑事处[罚分]|免[予除]处罚")
+_BRACKETS = re.compile(r"（[^（）]*）|\([^()]*\)")
+_ITEM_END = re.compile(r"。[一二三四五六七八九十]+、|；[一二三四五六七八九十]+、")
+_PRIOR = ("原", "与原", "前", "与前")
+
+
+def read_judgment(document: str) -> Judgment:
+    """Read a document. Raises JudgmentError with the reason it can't be read."""
+    sections = split_document(document)
+    sentencings = tuple(_read_sentencings(sections.ruling))
+    if not sentencings:
+        raise JudgmentError("no sentence in the ruling")
+    return Judgment(
+        sections=sections,
+        citations=read_citations(sections.law),
+        sentencings=sentencings,
+        confiscates="没收" in sections.ruling or "追缴" in sections.ruling,
+    )
+
+
+def _read_sentencings(ruling: str) -> Iterator[Sentencing]:
+    text = _strip_brackets(ruling)
+    matches = [m for m in _COUNT.finditer(text) if m[2] not in _PRIOR]
+    current: Sentencing | None = None
+    for match, following in zip_longest(matches, matches[1:]):
+        segment = text[match.end() : following.start() if following else len(text)]
+        if end := _ITEM_END.search(segment):
+            segment = segment[: end.start()]
+        count = Count(_read_charge(match[3]), _read_term(segment), _read_fine(segment))
+        if match[1] or match[2] or current is None:
+            if current is not None:
+                yield _finish(current)
+            current = Sentencing(
+                match[2], match[1] == "被告单位", (count,), None, 0, False, match[0] + segment
+            )
+        else:
+            current = replace(
+                current, counts=(*current.counts, count), text=current.text + match[0] + segment
+            )
+    if current is not None:
+        yield _finish(current)
+
+
+def _finish(sentencing: Sentencing) -> Sentencing:
+    """Penalties of the counts joined as the ruling says."""
+    counts = sentencing.counts
+    fines = sum(count.fine_yuan for count in counts)
+    if joined := _COMBINED.search(sentencing.text):
+        fine = _read_fine(joined[3])
+        term = _make_term(joined[1], joined[2], joined[3])
+        return replace(sentencing, term=term, fine_yuan=fine or fines, combined=True)
+    terms = [count.term for count in counts if count.term is not None]
+    if len(terms) > 1:
+        raise JudgmentError("several penalties and none to be served")
+    return replace(sentencing, term=terms[0] if terms else None, fine_yuan=fines)
+
+
+def _strip_brackets(text: str) -> str:
+    """Without remarks in brackets, which hold dates and terms of their own."""
+    kept = text.replace("上诉人（原审被告人）", "原审被告人")
+    while (shorter := _BRACKETS.sub("", kept)) != kept:
+        kept = shorter
+    return kept
+
+
+def _read_charge(name: str) -> str:
+    if not is_charge(name):
+        raise JudgmentError("unknown charge")
+    return canonical_charge(name)
+
+
+def _read_term(segment: str) -> Term | None:
+    if _EXEMPT.search(segment):
+        return Term("exempt")
+    own = segment.split("执行")[0]
+    match = _PRINCIPAL.search(own)
+    return _make_term(match[1], match[2], own) if match else None
+
+
+def _make_term(name: str, duration: str | None, rest: str) -> Term:
+    probation = _PROBATION.search(rest)
+    try:
+        return Term(
+            _KINDS[name],
+            parse_months(duration.replace("又", "")) if duration else 0,
+            parse_months(probation[1]) if probation else 0,
+        )
+    except ValueError:
+        raise JudgmentError("an impossible term") from None
+
+
+def _read_fine(segment: str) -> int:
+    """Fine in yuan: 二万元, 1.5万元, 一万二千元, 人民币3000元; 0 without one."""
+    match = _FINE.search(segment)
+    if not match:
+        return 0
+    first, wan, rest = match.groups()
+    number = float(first) if first[0].isdigit() else float(parse_number(first))
+    if not wan:
+        return round(number)
+    return round(number * 10_000) + (parse_number(rest) if rest else 0)
