@@ -16,12 +16,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from curt.config import Config, load_config
 from curt.corpus.cail import ReadReport, read_cail
+from curt.corpus.clean import RULES, domains_of
 from curt.corpus.dedup import ContaminationFilter, DuplicateFilter
 from curt.corpus.judgments import read_judgments
 from curt.corpus.store import write_cases
@@ -32,6 +33,7 @@ from curt.schema import Case
 
 logger = logging.getLogger(__name__)
 
+Rule = Literal["too short", "appeal", "language", "few steps", "repetition"]
 SPLITS = ("test", "dev", "train")
 
 
@@ -44,6 +46,8 @@ class CorpusConfig(Config):
     """Folder of CAIL2018 files; generated cases when not given."""
     judgments: Path | None = None
     """File of whole judgments (`document` a line) to split into the three sets, in their place."""
+    rules: list[Rule] = ["too short", "appeal", "language"]
+    """Read cases: rules of `curt.corpus.clean` that drop a case."""
     near_duplicates: float | None = Field(0.6, gt=0, le=1)
     """Read cases: similarity from which a case repeats an earlier one of its set and is dropped."""
     contamination: float | None = Field(0.5, gt=0, le=1)
@@ -83,6 +87,7 @@ def build_corpus(config: CorpusConfig) -> dict[str, Any]:
     dropped: dict[str, Counter[str]] = {name: Counter() for name in (*SPLITS, "reading")}
     removed: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
+    domains: Counter[str] = Counter()
     judged = list(read_judgments(config.judgments, dropped["reading"])) if config.judgments else []
     with whole_folder(config.out) as folder:
         held_out: list[tuple[str, str]] = []
@@ -92,16 +97,24 @@ def build_corpus(config: CorpusConfig) -> dict[str, Any]:
                 cases = _read_split(config, split, dropped[split])
             if config.cail or config.judgments:
                 cases = _filter(cases, config, split, held_out, dropped[split], removed)
-            counts[split] = write_cases(folder / f"{split}.jsonl", cases)
+            counts[split] = write_cases(folder / f"{split}.jsonl", count_domains(cases, domains))
         lines = (json.dumps(row, ensure_ascii=False) for row in removed)
         (folder / "removed.jsonl").write_text("".join(f"{r}\n" for r in lines), encoding="utf-8")
         summary = {
             "config": config.model_dump(mode="json"),
             "counts": counts,
+            "domains": dict(domains.most_common()),
             "dropped": {split: dict(reasons) for split, reasons in dropped.items()},
         }
         write_json(folder / "corpus.json", summary)
     return summary
+
+
+def count_domains(cases: Iterable[Case], counts: Counter[str]) -> Iterator[Case]:
+    """The cases, counting the chapters of the law they stand in as they pass."""
+    for case in cases:
+        counts.update(domains_of(case))
+        yield case
 
 
 def _read_split(config: CorpusConfig, split: str, dropped: Counter[str]) -> Iterator[Case]:
@@ -131,12 +144,16 @@ def _filter(
     dropped: Counter[str],
     removed: list[dict[str, Any]],
 ) -> Iterator[Case]:
-    """Cases without repeats, and for training without what dev and test hold."""
+    """Cases that keep the rules, without repeats; for training without what dev and test hold."""
     repeats = DuplicateFilter(config.near_duplicates) if config.near_duplicates else None
     leaks = None
     if split == "train" and config.contamination:
         leaks = ContaminationFilter(held_out, config.contamination)
     for case in cases:
+        broken = next((name for name in config.rules if RULES[name](case)), None)
+        if broken is not None:
+            dropped[broken] += 1
+            continue
         match = repeats.match(case.id, case.fact) if repeats else None
         if match is None and leaks is not None:
             match = leaks.match(case.id, case.fact)

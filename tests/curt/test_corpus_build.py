@@ -51,6 +51,15 @@ def test_repeats_and_test_cases_are_dropped_and_everything_is_accounted_for(tmp_
     assert all(FACT[:20] not in line for line in removed)  # ids, no facts
 
 
+def test_cases_that_break_a_rule_are_counted_by_its_name(tmp_path, cail):
+    with open(cail / "train.json", "a", encoding="utf-8") as file:
+        file.write(
+            "\n" + cail_line("盗窃手机一部。") + "\n" + cail_line("上诉人赵某不服。" + FACT[30:])
+        )
+    dropped = build_corpus(CorpusConfig(cail=cail, out=tmp_path / "out"))["dropped"]["train"]
+    assert (dropped["too short"], dropped["appeal"]) == (1, 1)
+
+
 def test_filters_can_be_switched_off(tmp_path, cail):
     config = CorpusConfig(cail=cail, out=tmp_path / "out", near_duplicates=None, contamination=None)
     assert build_corpus(config)["counts"] == {"test": 2, "dev": 1, "train": 4}
