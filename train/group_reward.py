@@ -171,6 +171,9 @@ class GroupReward:
             },
         }
         log_metric("penalty_weight", self.penalty_weight)
+        for judge, asked in self.scorer.judges.items():
+            for what, count in asked.counts.items():
+                log_metric(f"judge_{judge}_{what}", count)
         for name, values in columns.items():
             if (mean := mean_known(values)) is not None:
                 log_metric(name, mean)

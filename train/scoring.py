@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import get_args
@@ -124,7 +124,7 @@ def reward_of_grade(grade: Grade | None, task: Task) -> float | None:
     return LEVELS[grade.level]
 
 
-def check_weights(weights: Mapping[str, float], judges: Sequence[str] | frozenset[str]) -> None:
+def check_weights(weights: Mapping[str, float], judges: Collection[str]) -> None:
     """Raise ValueError on an unknown reward, or when no weight is above 0."""
     judged = [f"{judge}{SEPARATOR}{task}" for judge in judges for task in TASKS]
     if unknown := sorted(weights.keys() - {*REWARDS, *judged}):

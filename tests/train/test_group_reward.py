@@ -182,7 +182,7 @@ class Failing:
     """A judge that fails on every second question."""
 
     def __init__(self):
-        self.counts = {}
+        self.counts = {"asked": 2, "failed_timeout": 1}
 
     def grade(self, questions):
         return [Grade("full") if i % 2 else None for i in range(len(questions))]
@@ -198,6 +198,7 @@ def test_a_completion_without_a_reward_is_kept_and_never_shown_to_trl_as_none():
     assert [r.reward_raw["term"] for r in reward.pending] == [1.0, 1.0]
     assert metrics["unrewarded"] == 0.5
     assert metrics["reward_j:ruling"] == metrics["weighted_j:ruling"] == 2.0
+    assert metrics["judge_j_failed_timeout"] == 1
 
 
 def test_when_every_judge_fails_nothing_is_learned():

@@ -42,8 +42,10 @@ class JudgeUnavailableError(RuntimeError):
 class Judge(Protocol):
     """Grades questions in order; None where it failed, which is no reward and no grade of 0."""
 
-    counts: Mapping[str, int]
-    """How many questions were asked, answered from the cache, or failed, by reason."""
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many questions were asked, answered from the cache, or failed, by reason."""
+        ...
 
     def grade(self, questions: Sequence[Question]) -> list[Grade | None]:
         """One grade a question. Raises JudgeUnavailableError when too many fail."""

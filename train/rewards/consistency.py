@@ -53,10 +53,10 @@ def consistency_reward(completion: Completion, reference: Verdict) -> float:
 def check_reasoning(thinking: str, verdict: Verdict) -> Iterator[bool]:
     """Outcome of every check that applies: arithmetic first, then the conclusions."""
     for match in _TENTHS.finditer(thinking):
-        ratio = sum(10 * int(n) if plus else -10 * int(n) for plus, n in _TENTH.findall(match[1]))
-        yield int(match[2]) == 100 + max(RATIO_FLOOR, ratio)
+        moved = sum(10 * int(n) if plus else -10 * int(n) for plus, n in _TENTH.findall(match[1]))
+        yield int(match[2]) == 100 + max(RATIO_FLOOR, moved)
     base: int | None = None
-    ratio = None
+    ratio: int | None = None
     for match in sorted((*_SUM.finditer(thinking), *_PRODUCT.finditer(thinking)), key=_start):
         if match.re is _SUM:
             terms = _TERMS.findall(match[1])
