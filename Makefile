@@ -103,6 +103,10 @@ ablation: $(RUN)/eval/grpo-none.json $(RUN)/eval/grpo-default.json report ## GRP
 bench-penalties: $(RUN)/warm-start/manifest.json ## Length penalties side by side (about an hour)
 	$(PY) -m benchmarks.penalties @configs/demo/bench-penalties.toml
 
+.PHONY: bench-step
+bench-step: $(RUN)/warm-start/manifest.json ## A GRPO step of ours beside plain TRL's (minutes)
+	$(PY) -m benchmarks.step_time @$(CONFIGS)/grpo.toml --model $(RUN)/warm-start --corpus $(RUN)/corpus
+
 # --- single stages, with a model or config of your own --------------------------------------
 .PHONY: train-grpo
 train-grpo: $(STAMP) ## GRPO; CONFIG=file.toml for your own, else the demo's
