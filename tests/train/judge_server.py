@@ -84,7 +84,7 @@ class JudgeServer:
 def judge_server(behaviour: Behaviour) -> Iterator[JudgeServer]:
     """Run a server in a thread."""
     server = JudgeServer(behaviour)
-    thread = threading.Thread(target=server.http.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.http.serve_forever, args=[0.02], daemon=True)
     thread.start()
     try:
         yield server

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import logging
 import pickle
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from train.judge import (
     make_judge,
 )
 from train.judge.cache import ReplyCache
-from train.judge.prompts import build_judge_messages, parse_grade
+from train.judge.prompts import build_judge_messages, parse_grade, render_grade
 
 THEFT = Verdict(("盗窃",), ("264",), Term("fixed", 8, 12), 3000)
 FULL = '{"grade": "full"}'
@@ -85,6 +87,13 @@ def test_a_grade_says_one_thing():
         ('{"grade": "full"} 即 {"grade": "full"}', "charge", Grade("full")),
         ('{"grade": "full"} 或 {"grade": "wrong"}', "charge", None),
         ('{"grade": "excellent"}', "charge", None),
+        ('{"grade": "full", "grade": "wrong"}', "charge", None),
+        ('{"grade": "wrong", "other": {"grade": "full"}}', "charge", None),
+        ('{"grade": "full", "reason": "罪名相同"}', "charge", Grade("full")),
+        ('<think>也许{"grade": "wrong"}', "charge", None),
+        ('也许{"grade": "wrong"}</think>{"grade": "full"}', "charge", Grade("full")),
+        ('{"grade": "full"', "charge", None),
+        ('{"grade": ' + "[" * 100_000, "charge", None),
         ('{"error_months": 3}', "charge", None),
         ('{"error_months": 3}', "term", Grade(error_months=3)),
         ('{"error_months": -3}', "term", None),
@@ -96,9 +105,16 @@ def test_a_grade_says_one_thing():
         ("完全正确", "charge", None),
         ("", "term", None),
     ],
+    ids=lambda value: value[:40] if isinstance(value, str) else None,
 )
 def test_replies(text, task, grade):
     assert parse_grade(text, task) == grade
+
+
+@pytest.mark.parametrize("grade", [Grade("undecided"), Grade("wrong"), Grade(error_months=12)])
+def test_a_grade_reads_back(grade):
+    task = "ruling" if grade.level else "term"
+    assert parse_grade(render_grade(grade), task) == grade
 
 
 @given(text=st.text(max_size=100))
@@ -172,7 +188,10 @@ def test_passing_trouble_is_retried(trouble):
         (Reply(body=b"{not json"), "failed_reply"),
         (Reply(body=b"[]"), "failed_reply"),
         (Reply(body=b'{"choices": []}'), "failed_reply"),
+        (Reply(body=b"[" * 200_000), "failed_reply"),
         (Reply(None), "failed_reply"),
+        (Reply([{"type": "text", "text": FULL}]), "failed_reply"),
+        (Reply(5), "failed_reply"),
         (Reply("我认为正确"), "failed_reply"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -241,6 +260,18 @@ def test_failures_are_not_cached(tmp_path):
         assert judge.grade([ask()]) == [Grade("full")]
 
 
+def test_the_cache_holds_the_grade_and_nothing_said_beside_it(tmp_path):
+    path = tmp_path / "c.sqlite"
+    with judge_server(lambda *_: Reply(FULL + "盗窃一案\ud800")) as server:
+        judge = make_judge(endpoint(server.url, cache=path))
+        assert judge.grade([ask()]) == [Grade("full")]
+        assert make_judge(endpoint(server.url, cache=path)).grade([ask()]) == [Grade("full")]
+    assert len(server.requests) == 1
+    kept = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert FULL.encode() in kept
+    assert "盗窃".encode() not in kept
+
+
 def test_processes_can_share_a_cache(tmp_path):
     code = (
         "import sys; from pathlib import Path; from train.judge.cache import ReplyCache\n"
@@ -268,6 +299,46 @@ def test_the_key_goes_to_the_endpoint_and_nowhere_else(tmp_path, monkeypatch, ca
     told = f"{stopped.value} {settings!r} {vars(judge)} {caplog.text}"
     assert "very-secret" not in told
     assert b"very-secret" not in (tmp_path / "c.sqlite").read_bytes()
+
+
+def test_a_key_read_from_a_file_may_end_with_a_line_break(monkeypatch):
+    monkeypatch.setenv("CURT_JUDGE_API_KEY", "sk-very-secret\n")
+    with judge_server(lambda *_: Reply(FULL)) as server:
+        assert make_judge(endpoint(server.url)).grade([ask()]) == [Grade("full")]
+    assert server.keys == {"Bearer sk-very-secret"}
+
+
+@pytest.mark.parametrize("key", ["sk-very\nsecret", "sk-very-secret钥"])
+def test_a_key_no_header_can_carry_is_refused_unseen(key, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("CURT_JUDGE_API_KEY", key)
+    with pytest.raises(ValueError, match="CURT_JUDGE_API_KEY holds") as refused:
+        make_judge(endpoint("http://127.0.0.1:9/v1"))
+    assert "secret" not in str(refused.value) + caplog.text
+
+
+def test_an_interrupt_is_not_held_up_by_questions_under_way():
+    code = (
+        "import sys; from tests.train.test_judge import ask, endpoint, make_judge\n"
+        "make_judge(endpoint(sys.argv[1], timeout_s=30.0)).grade([ask(n) for n in range(7, 9)])"
+    )
+    asked, done = threading.Event(), threading.Event()
+
+    def hang(*_):
+        asked.set()
+        done.wait(30)
+        return Reply(FULL)
+
+    root = Path(__file__).parents[2]
+    with judge_server(hang) as server:
+        command = [sys.executable, "-c", code, server.url]
+        child = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
+        assert asked.wait(60)
+        child.send_signal(signal.SIGINT)
+        _, told = child.communicate(timeout=10)
+        done.set()
+    assert child.returncode == -signal.SIGINT
+    assert told.rstrip().endswith("KeyboardInterrupt")
 
 
 def test_no_case_text_is_logged(caplog):

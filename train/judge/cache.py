@@ -13,7 +13,7 @@ class ReplyCache:
     """A table from a question's hash to the reply, in one SQLite file.
 
     Each call opens its own connection: several processes may share the file, and the object can be
-    sent to another process. Replies hold grades, no case text.
+    sent to another process. A reply is a bare grade, no text of a case.
     """
 
     def __init__(self, path: Path) -> None:

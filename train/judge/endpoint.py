@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import openai
 
 from train.judge.cache import ReplyCache
-from train.judge.prompts import PROMPTS_VERSION, build_judge_messages, parse_grade
+from train.judge.prompts import PROMPTS_VERSION, build_judge_messages, parse_grade, render_grade
 from train.judge.protocol import Grade, JudgeUnavailableError, Question
 from train.judge.settings import EndpointJudgeSettings
 
@@ -25,11 +25,12 @@ Messages = list[dict[str, str]]
 class EndpointJudge:
     """Asks a model for grades, many at once.
 
-    Questions that are the same are asked once, and replies with a grade are kept in the cache.
-    Retries, their pauses and timeouts are the client library's.
+    Questions that are the same are asked once, and grades are kept in the cache. Retries, their
+    pauses and timeouts are the client library's. Raises ValueError when the key can't be sent.
     """
 
     def __init__(self, settings: EndpointJudgeSettings) -> None:
+        read_api_key(settings.api_key_env)  # fail now, not at the first step
         self.settings = settings
         self.counts: Counter[str] = Counter()
         self._cache = ReplyCache(settings.cache) if settings.cache else None
@@ -54,7 +55,7 @@ class EndpointJudge:
         for key in fresh:
             if grades[key] is None:
                 self.counts["failed_reply"] += 1
-        readable = {key: reply for key, reply in fresh.items() if grades[key] is not None}
+        readable = {key: render_grade(grade) for key in fresh if (grade := grades[key]) is not None}
         if self._cache and readable:
             self._cache.write(readable)
         self._recent.extend(key not in readable for key in missing)
@@ -67,7 +68,7 @@ class EndpointJudge:
         gate = asyncio.Semaphore(settings.concurrency)
         async with openai.AsyncOpenAI(
             base_url=settings.base_url,
-            api_key=os.environ.get(settings.api_key_env) or "none",
+            api_key=read_api_key(settings.api_key_env),
             timeout=settings.timeout_s,
             max_retries=settings.retries,
         ) as client:
@@ -87,15 +88,19 @@ class EndpointJudge:
                 temperature=0.0,
                 max_tokens=self.settings.max_tokens,
             )
-            return reply.choices[0].message.content or ""
+            content = reply.choices[0].message.content or ""
+            if isinstance(content, str):  # the library checks no types
+                return content
+            self.counts["failed_reply"] += 1
         except openai.APITimeoutError:
             self.counts["failed_timeout"] += 1
         except openai.APIConnectionError:
             self.counts["failed_connection"] += 1
         except openai.APIStatusError as error:
             self.counts[f"failed_status_{error.status_code}"] += 1
-        except (openai.APIError, ValueError, AttributeError, IndexError, TypeError):
-            # A body that is no JSON, or JSON that is no chat completion.
+        except (openai.APIError, ValueError, RecursionError):  # a body that is no JSON
+            self.counts["failed_reply"] += 1
+        except (AttributeError, LookupError, TypeError):  # JSON that is no chat completion
             self.counts["failed_reply"] += 1
         return None
 
@@ -116,3 +121,15 @@ class EndpointJudge:
     def _key(self, messages: Messages) -> str:
         text = json.dumps([self.settings.model, PROMPTS_VERSION, messages], ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_api_key(variable: str) -> str:
+    """The key in an environment variable, "none" when it is unset.
+
+    Raises ValueError for a key that no HTTP header can carry: left to the client library, its
+    text would end up in the message of a connection error.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(f"{variable} holds characters that no key has: set it again")
+    return key or "none"
