@@ -44,6 +44,8 @@ class PenaltyBenchConfig(Config):
     """GRPO settings shared by all methods."""
     methods: dict[str, dict[str, Any]]
     """Method name to the GRPO settings that it changes."""
+    default: str
+    """The method that `grpo` has; it gets a row of its own in the summary."""
     steps: int
     learning_rate: float
     seeds: list[int] = [7, 8, 9]
@@ -190,6 +192,7 @@ def collect(config: PenaltyBenchConfig) -> dict[str, Any]:
             "by_trait": [e["by_trait"] for e in evaluations],
         }
         runs |= {name: _raw(e) for name, e in zip(names, evaluations, strict=True)}
+    summary["default"] = {**summary[config.default], "method": config.default}
     settings = config.model_dump(mode="json", exclude={"folder", "out"})
     return {"settings": settings, "summary": summary, "runs": runs}
 

@@ -8,16 +8,18 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-NAMES = {"warm_start": "warm start", "truncation": "warm start, cut off", "default": "ours"}
+NAMES = {"warm_start": "warm start", "truncation": "warm start, cut off"}
 
 
 def draw_penalties(summary: Mapping[str, Mapping[str, Any]]) -> bytes:
     """A PNG: accuracy against thinking tokens, and accuracy against the enforced budget."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for index, (method, row) in enumerate(summary.items()):
-        label = NAMES.get(method, method)
-        style = {"color": f"C{index % 10}", "linewidth": 2.5 if method == "default" else 1.2}
+    chosen = summary["default"]["method"]
+    rows = {method: row for method, row in summary.items() if method != "default"}
+    for index, (method, row) in enumerate(rows.items()):
+        label = f"{method} (default)" if method == chosen else NAMES.get(method, method)
+        style = {"color": f"C{index % 10}", "linewidth": 2.5 if method == chosen else 1.2}
         if method != "truncation":  # at the widest budget it is the warm start itself
             low, high = row["exact_accuracy_interval"]
             middle = row["exact_accuracy"]
@@ -50,7 +52,7 @@ def draw_penalties(summary: Mapping[str, Mapping[str, Any]]) -> bytes:
     left.set_ylabel("exact accuracy (95% over cases)")
     left.set_title("Accuracy against reasoning length")
     right.set_xscale("log", base=2)
-    ticks = sorted({int(b) for row in summary.values() for b in row["accuracy_at_budget"]})
+    ticks = sorted({int(b) for row in rows.values() for b in row["accuracy_at_budget"]})
     right.set_xticks(ticks, [str(t) for t in ticks])
     right.set_xlabel("thinking budget, stated and enforced (tokens)")
     right.set_ylabel("exact accuracy")

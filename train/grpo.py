@@ -32,7 +32,7 @@ from train.checkpoints import checkpoint_step, close_run, last_checkpoint, open_
 from train.curriculum import Curriculum, draw_budget
 from train.guard import AccuracyGuard
 from train.judge import JudgeSettings, JudgeUnavailableError
-from train.penalties import GatedPenalty, Penalty
+from train.penalties import KimiPenalty, Penalty
 from train.rewards import Combination
 from train.scoring import check_weights
 
@@ -54,7 +54,7 @@ class GRPOSettings(Config):
     """Folder with train.jsonl."""
     out: Path = Path("artifacts/demo/grpo-default")
     """Model folder to write."""
-    penalty: Penalty = GatedPenalty()
+    penalty: Penalty = KimiPenalty()
     """Length penalty: {"type": "none" | "kimi" | "gr3" | ..., ...its constants}."""
     reward_weights: dict[str, Annotated[float, Field(ge=0)]] = {
         "format": 0.1,

@@ -6,15 +6,20 @@ Three shapes are known by their columns:
   `response_i_model`;
 - long: rows of prompt, response and reward; neighbours with the same prompt are a group;
 - preference: `chosen` and `rejected`, as text or as chat messages, with or without `prompt`.
+
+Rows without a prompt or a response are left out; a reward that is not finite is none.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from train.candidates import Candidate
 
@@ -29,7 +34,8 @@ _NUMBERED = re.compile(r"response_(\d+)")
 def read_public(name: str, split: str = "train") -> Iterator[list[Candidate]]:
     """Groups of a local .jsonl, .json, .csv or .parquet file, or of a dataset on the hub, streamed.
 
-    Raises ValueError when the file is of no known kind or the columns of no known shape.
+    Raises ValueError when the file is of no known kind or the columns of no known shape, or when
+    a file is broken.
     """
     from datasets import load_dataset
 
@@ -39,12 +45,16 @@ def read_public(name: str, split: str = "train") -> Iterator[list[Candidate]]:
             raise ValueError(f"{name}: give a file ending in {', '.join(SUFFIXES)}, or a hub id")
         if not path.is_file():
             raise ValueError(f"{name} is not there: give a file or a hub id")
-        rows = load_dataset(
-            SUFFIXES[path.suffix], data_files=str(path), split="train", streaming=True
-        )
-    else:
-        rows = load_dataset(name, split=split, streaming=True)
-    yield from group_rows(rows)
+        if not path.stat().st_size:
+            raise ValueError(f"{name} is empty: give a file with rows")
+    try:
+        if kind := SUFFIXES.get(path.suffix):
+            rows = load_dataset(kind, data_files=str(path), split="train", streaming=True)
+        else:
+            rows = load_dataset(name, split=split, streaming=True)
+        yield from group_rows(rows)
+    except pa.ArrowException as error:
+        raise ValueError(f"{name} can't be read ({error}): give a whole file") from error
 
 
 def group_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Candidate]]:
@@ -57,19 +67,24 @@ def group_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Candidate]]:
     prompt = _first(PROMPTS, first)
     response = _first(RESPONSES, first)
     if {"chosen", "rejected"} <= first.keys():
-        for row in everything:
+        for row in _filled(everything, *filter(None, ("chosen", "rejected", prompt))):
             yield _from_preference(row, prompt)
     elif prompt and any(_NUMBERED.fullmatch(name) for name in first):
-        for row in everything:
+        for row in _filled(everything, prompt):
             yield _from_wide(row, prompt)
     elif prompt and response:
-        for _, members in groupby(everything, key=lambda row: _text(row[prompt])):
+        whole = _filled(everything, prompt, response)
+        for _, members in groupby(whole, key=lambda row: _text(row[prompt])):
             yield [_from_long(row, prompt, response) for row in members]
     else:
         raise ValueError(
             f"columns {sorted(first)} are of no known shape: need a prompt ({', '.join(PROMPTS)}) "
             "with response_1..N, or with one response and its reward, or chosen and rejected"
         )
+
+
+def _filled(rows: Iterable[Mapping[str, Any]], *names: str) -> Iterator[Mapping[str, Any]]:
+    return (row for row in rows if all(row[name] is not None for name in names))
 
 
 def _from_wide(row: Mapping[str, Any], prompt: str) -> list[Candidate]:
@@ -116,7 +131,13 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"reward {value!r} is no number: leave such rows out") from error
+    return number if math.isfinite(number) else None
 
 
 def _first(names: Iterable[str], row: Mapping[str, Any]) -> str | None:

@@ -27,6 +27,11 @@ from train.redaction import redact
 
 logger = logging.getLogger(__name__)
 
+# Both give away the text as it was: ids spell it, and where a hash leaves only a phone number
+# open, every number can be tried.
+_LEFT_OUT = ("token_ids", "prompt_sha256")
+_HASHES = ("config_sha256", "checkpoint_sha256")
+
 
 class PublishConfig(Config):
     """What to publish and where."""
@@ -87,12 +92,19 @@ def prepare(config: PublishConfig) -> Path:
 
 
 def redact_table(table: pa.Table) -> tuple[pa.Table, Counter[str]]:
-    """The table with every text column redacted and token ids left out: they spell the text."""
-    if "token_ids" in table.column_names:
-        table = table.drop_columns(["token_ids"])
+    """The table with all text redacted, nested text included, and how much of each kind it held.
+
+    Columns that give the text away are left out. Raises ValueError on binary columns.
+    """
+    table = table.drop_columns([name for name in _LEFT_OUT if name in table.column_names])
+    table = table.replace_schema_metadata(None)  # other tools note what may be text as well
     counts: Counter[str] = Counter()
 
     def cleaned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cleaned(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(cleaned(item) for item in value)
         if not isinstance(value, str):
             return value
         text, found = redact(value)
@@ -100,10 +112,24 @@ def redact_table(table: pa.Table) -> tuple[pa.Table, Counter[str]]:
         return text
 
     for index, column in enumerate(table.schema):
-        if pa.types.is_string(column.type) and not column.name.endswith("_sha256"):
-            values = [cleaned(value) for value in table.column(index).to_pylist()]
-            table = table.set_column(index, column, pa.array(values, pa.string()))
+        if column.name in _HASHES or pa.types.is_primitive(column.type):
+            continue
+        if _holds_bytes(column.type):
+            raise ValueError(
+                f"column {column.name!r} is binary and can't be redacted: leave it out"
+            )
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        values = [cleaned(value) for value in table.column(index).to_pylist()]
+        table = table.set_column(index, column.with_type(kind), pa.array(values, kind))
     return table, counts
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _holds_bytes(kind.value_type)
+    if pa.types.is_nested(kind):
+        return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    return "binary" in str(kind)  # binary, large_binary, binary_view, fixed_size_binary[n]
 
 
 def push(config: PublishConfig) -> str:
@@ -134,6 +160,11 @@ def push(config: PublishConfig) -> str:
     except httpx.HTTPError as error:
         raise ValueError(
             f"the hub can't be reached ({type(error).__name__}): run the same command again"
+        ) from error
+    except RuntimeError as error:  # of large files; its text may hold a signed address
+        raise ValueError(
+            f"the upload to {config.repo_id} broke off ({type(error.__cause__ or error).__name__}):"
+            " run the same command again"
         ) from error
     return str(commit.repo_url)
 

@@ -100,7 +100,9 @@ class TrajectoryWriter:
     def write(self, step: int, rollouts: Sequence[Rollout]) -> Path:
         """Write the step's file in one go; replaces an earlier file of the same step."""
         buffer = io.BytesIO()
-        pq.write_table(_table([asdict(rollout) for rollout in rollouts]), buffer)
+        table = _table([asdict(rollout) for rollout in rollouts])
+        # without checksums a flipped bit in a reward is read as another reward
+        pq.write_table(table, buffer, write_page_checksum=True)
         path = self.folder / f"step-{step:06d}-rank{self.rank}.parquet"
         write_atomic(path, buffer.getvalue())
         return path
@@ -125,11 +127,22 @@ def read_rollouts(folder: Path) -> pa.Table:
 
 def iterate_groups(folder: Path) -> Iterator[list[Rollout]]:
     """The groups of a run one by one, a file in memory at a time; errors as `read_rollouts`."""
-    for file in _files(folder):
-        rows = _read(file).to_pylist()
-        rollouts = [Rollout(**{**row, **{name: dict(row[name]) for name in _MAPS}}) for row in rows]
-        for _, members in groupby(rollouts, key=lambda rollout: (rollout.step, rollout.group)):
+    for file in _files(folder):  # groups never span files: every process numbers its own
+        for _, members in groupby(
+            _rollouts(file), key=lambda rollout: (rollout.step, rollout.group)
+        ):
             yield list(members)
+
+
+def iterate_rollouts(folder: Path) -> Iterator[Rollout]:
+    """The rollouts of a run one by one, a file in memory at a time; errors as `read_rollouts`."""
+    for file in _files(folder):
+        yield from _rollouts(file)
+
+
+def _rollouts(file: Path) -> list[Rollout]:
+    rows = _read(file).to_pylist()
+    return [Rollout(**{**row, **{name: dict(row[name]) for name in _MAPS}}) for row in rows]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -141,13 +154,16 @@ def _files(folder: Path) -> list[Path]:
 
 def _read(file: Path) -> pa.Table:
     try:
-        table = pq.read_table(file)
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pq.read_table(file, page_checksum_verification=True)
+        table.validate(full=True)  # text that is no UTF-8 would fail later, far from its file
+        if missing := [f for f in SCHEMA.names if f not in {*table.column_names, *_defaults()}]:
+            raise pa.ArrowInvalid(f"columns {', '.join(missing)} are missing")
+        return table if table.schema.equals(SCHEMA) else _table(table.to_pylist())
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{file} can't be read ({error}): delete it and those of later steps, and run the "
             "training again where it was not finished"
         ) from error
-    return table if table.schema.equals(SCHEMA) else _table(table.to_pylist())
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:

@@ -21,8 +21,7 @@ import io
 import json
 import logging
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 View = Literal["long", "wide", "best", "shortest", "pairs", "negatives"]
 Pairing = Literal["reward", "length"]
+_SHARED = ("case_id", "budget", "penalty", "config_sha256")  # by a whole group
 
 
 class ViewConfig(Config):
@@ -57,7 +57,12 @@ class ViewConfig(Config):
     min_margin: float = Field(0.0, ge=0)
     """Pairs: by how much the chosen reward must be above the rejected one."""
     dedup: bool = False
-    """Keep one row a prompt, the one with most reward, however often it was sampled."""
+    """Keep one row a prompt, the one with most reward (least thinking in views about length)."""
+
+    @property
+    def by_length(self) -> bool:
+        """Whether the view looks for short thinking, not for reward."""
+        return self.view == "shortest" or (self.view == "pairs" and self.pairing == "length")
 
     @model_validator(mode="after")
     def _one_source(self) -> ViewConfig:
@@ -84,10 +89,9 @@ def write_view(config: ViewConfig) -> int:
 
     Raises ValueError when the source can't be read or nothing is left of it.
     """
-    groups = select(read_groups(config), config.filters)
-    rows = list(make_view(config, groups))
+    rows = list(make_view(config, select(read_groups(config), config.filters)))
     if config.dedup:
-        rows = drop_repeats(rows)
+        rows = drop_repeats(rows, by_length=config.by_length)
     if not rows:
         raise ValueError(f"no row is left for the view {config.view}: widen the filters")
     write_rows(config.out, rows)
@@ -108,14 +112,21 @@ def read_groups(config: ViewConfig) -> Iterator[list[Candidate]]:
 
 
 def make_view(config: ViewConfig, groups: Iterable[CandidateGroup]) -> Iterator[dict[str, Any]]:
-    """Rows of the configured view, in the order of the groups."""
-    if config.view == "pairs":
-        for group in groups:
+    """Rows of the configured view, in the order of the groups.
+
+    Groups that lack every reward are left out of views that rank by it, and counted in the log.
+    """
+    ranked = config.view in ("wide", "best", "pairs") and not config.by_length
+    unrewarded = 0
+    for group in groups:
+        if ranked and all(candidate.reward is None for candidate in group):
+            unrewarded += 1
+        elif config.view == "pairs":
             yield from pairs(group, config.pairing, config.min_margin)
-    else:
-        rows_of = VIEWS[config.view]
-        for group in groups:
-            yield from rows_of(group)
+        else:
+            yield from VIEWS[config.view](group)
+    if unrewarded:
+        logger.warning("%d groups without any reward are left out", unrewarded)
 
 
 def long(group: CandidateGroup) -> list[dict[str, Any]]:
@@ -125,7 +136,7 @@ def long(group: CandidateGroup) -> list[dict[str, Any]]:
 
 def wide(group: CandidateGroup) -> list[dict[str, Any]]:
     """One row, the best response first; those without a reward come last."""
-    row: dict[str, Any] = {"prompt": group[0].prompt}
+    row: dict[str, Any] = {"prompt": group[0].prompt, **_shared(group[0])}
     for number, candidate in enumerate(_ranked(group), start=1):
         row[f"response_{number}"] = candidate.completion
         row[f"response_{number}_model"] = candidate.source
@@ -141,8 +152,7 @@ def best(group: CandidateGroup) -> list[dict[str, Any]]:
 
 def shortest(group: CandidateGroup) -> list[dict[str, Any]]:
     """The right completion with the fewest thinking tokens."""
-    right = [c for c in group if c.exact and c.thinking_tokens is not None]
-    return [min(right, key=_length).to_row()] if right else []
+    return [candidate.to_row() for candidate in _right(group)[:1]]
 
 
 def negatives(group: CandidateGroup) -> list[dict[str, Any]]:
@@ -153,64 +163,53 @@ def negatives(group: CandidateGroup) -> list[dict[str, Any]]:
 def pairs(group: CandidateGroup, pairing: Pairing, min_margin: float) -> list[dict[str, Any]]:
     """At most one pair: best and worst by reward, or shortest and longest of the right ones.
 
-    Under "length" the margin is in tokens.
+    Under "length" the margin is in tokens, and a pair that the rewards contradict is left out.
     """
     if pairing == "length":
-        right = [c for c in group if c.exact and c.thinking_tokens is not None]
-        if len(right) < 2:
-            return []
-        chosen, rejected = min(right, key=_length), max(right, key=_length)
-        margin: float = _length(rejected) - _length(chosen)
+        ranked = _right(group)
     else:
-        scored = [c for c in _ranked(group) if c.reward is not None]
-        if len(scored) < 2:
-            return []
-        chosen, rejected = scored[0], scored[-1]
-        margin = _reward(chosen) - _reward(rejected)
-    if margin <= 0 or margin < min_margin:
+        ranked = [c for c in _ranked(group) if c.reward is not None]
+    if len(ranked) < 2:
         return []
-    return [
-        {
-            "prompt": chosen.prompt,
-            "chosen": chosen.completion,
-            "rejected": rejected.completion,
-            "chosen_reward": chosen.reward,
-            "rejected_reward": rejected.reward,
-            "chosen_thinking_tokens": chosen.thinking_tokens,
-            "rejected_thinking_tokens": rejected.thinking_tokens,
-        }
-    ]
+    chosen, rejected = ranked[0], ranked[-1]
+    gain = _reward(chosen) - _reward(rejected)
+    margin = _length(rejected) - _length(chosen) if pairing == "length" else gain
+    contradicted = gain < 0 and None not in (chosen.reward, rejected.reward)
+    if margin <= 0 or margin < min_margin or contradicted:
+        return []
+    row: dict[str, Any] = {"prompt": chosen.prompt, **_shared(chosen)}
+    row |= {"chosen": chosen.completion, "rejected": rejected.completion}
+    for role, candidate in (("chosen", chosen), ("rejected", rejected)):
+        row[f"{role}_reward"] = candidate.reward
+        row[f"{role}_thinking_tokens"] = candidate.thinking_tokens
+        row[f"{role}_model"] = candidate.source
+    return [row]
 
 
-VIEWS: dict[str, Callable[[CandidateGroup], list[dict[str, Any]]]] = {
-    "long": long,
-    "wide": wide,
-    "best": best,
-    "shortest": shortest,
-    "negatives": negatives,
-}
+VIEWS = {"long": long, "wide": wide, "best": best, "shortest": shortest, "negatives": negatives}
 
 
-def drop_repeats(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a prompt: the one with most reward, the earliest of equals."""
-    kept: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        before = kept.get(row["prompt"])
-        if before is None or _worth(row) > _worth(before):
-            kept[row["prompt"]] = row
+def drop_repeats(
+    rows: Iterable[dict[str, Any]], *, by_length: bool = False
+) -> list[dict[str, Any]]:
+    """One row a known prompt: of most reward, or least thinking; the earliest of equals."""
+    kept: dict[str | int, dict[str, Any]] = {}
+    for number, row in enumerate(rows):
+        key = row["prompt"] or number  # some public pairs come without
+        if key not in kept or _worth(row, by_length) > _worth(kept[key], by_length):
+            kept[key] = row
     return list(kept.values())
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write a table in one go; columns that some rows lack are empty there."""
     if path.suffix == ".jsonl":
-        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
-        write_atomic(path, "".join(f"{line}\n" for line in lines))
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = list(Counter(name for row in rows for name in row))
+    names = list(dict.fromkeys(name for row in rows for name in row))
     table = pa.table({name: [row.get(name) for row in rows] for name in names})
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
@@ -222,6 +221,11 @@ def _ranked(group: CandidateGroup) -> list[Candidate]:
     return sorted(group, key=lambda c: (c.reward is None, -_reward(c), _length(c)))
 
 
+def _right(group: CandidateGroup) -> list[Candidate]:
+    """Right completions of known length, the shortest first."""
+    return sorted((c for c in group if c.exact and c.thinking_tokens is not None), key=_length)
+
+
 def _reward(candidate: Candidate) -> float:
     return 0.0 if candidate.reward is None else candidate.reward
 
@@ -230,7 +234,13 @@ def _length(candidate: Candidate) -> int:
     return 0 if candidate.thinking_tokens is None else candidate.thinking_tokens
 
 
-def _worth(row: dict[str, Any]) -> float:
+def _shared(candidate: Candidate) -> dict[str, Any]:
+    return {name: candidate.columns[name] for name in _SHARED if name in candidate.columns}
+
+
+def _worth(row: dict[str, Any], by_length: bool) -> float:
+    if by_length:
+        return -float(row.get("thinking_tokens", row.get("chosen_thinking_tokens")))
     known = (row.get(name) for name in ("reward", "reward_1", "chosen_reward"))
     return next((value for value in known if value is not None), float("-inf"))
 

@@ -64,7 +64,8 @@ def test_the_plot_is_a_picture_of_every_method():
     warm = evaluation([True, False], [80, 80], CURVE)
     summary = {
         "warm_start": summarise_method([warm], None),
-        "default": summarise_method([warm], warm),
+        "kimi": summarise_method([warm], warm),
+        "default": {**summarise_method([warm], warm), "method": "kimi"},
     }
     picture = draw_penalties(summary)
     assert picture.startswith(b"\x89PNG")

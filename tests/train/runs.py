@@ -13,6 +13,7 @@ from pathlib import Path
 from curt.corpus.store import write_cases
 from curt.corpus.synthetic import generate_cases
 from train.grpo import GRPOSettings
+from train.penalties import GatedPenalty
 from train.sft import SFTConfig
 from train.shape import Shape
 
@@ -45,6 +46,7 @@ def sft_config(corpus: Path, out: Path, **changes) -> SFTConfig:
 
 def grpo_config(corpus: Path, model: Path, out: Path, **changes) -> GRPOSettings:
     options = {
+        "penalty": GatedPenalty(),
         "steps": 4,
         "prompts": PROMPTS,
         "generations": GENERATIONS,

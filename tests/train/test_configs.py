@@ -87,7 +87,7 @@ def test_any_penalty_can_be_chosen_over_the_shipped_one(file, name):
 def test_every_method_of_the_benchmark_is_a_change_that_grpo_accepts():
     bench = load(ROOT / "configs" / "demo" / "bench-penalties.toml")
     shipped = GRPOSettings.model_validate(load(ROOT / bench.grpo).model_dump())
-    assert bench.methods["default"]["penalty"] == shipped.penalty.model_dump(
+    assert bench.methods[bench.default]["penalty"] == shipped.penalty.model_dump(
         exclude_defaults=True
     ) | {"type": shipped.penalty.type}
     for changes in bench.methods.values():

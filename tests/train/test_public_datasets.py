@@ -71,6 +71,44 @@ def test_an_unknown_shape_names_the_columns():
         list(group_rows([{"text": "甲"}]))
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"prompt": "问", "response": None, "reward": 1}],
+        [{"prompt": None, "response": "甲", "reward": 1}],
+        [{"prompt": "问", "chosen": "好", "rejected": None}],
+        [{"prompt": None, "response_1": "甲", "reward_1": 1}],
+    ],
+)
+def test_what_is_not_there_is_no_text(rows):
+    assert list(group_rows(rows)) == []
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
+def test_a_reward_that_is_not_finite_is_none(reward):
+    rows = [{"prompt": "问", "response": "甲", "reward": reward}]
+    assert told(group_rows(rows)) == [[("问", "甲", None)]]
+
+
+def test_a_reward_in_words_is_refused():
+    with pytest.raises(ValueError, match="'good' is no number"):
+        list(group_rows([{"prompt": "问", "response": "甲", "reward": "good"}]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("d.jsonl", b"", "is empty"),
+        ("d.jsonl", b'{"prompt": "a", "resp\n', "can't be read"),
+        ("d.parquet", b"PAR1", "can't be read"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} {said}"):
+        list(read_public(str(tmp_path / name)))
+
+
 def test_no_rows_are_no_groups():
     assert list(group_rows([])) == []
 

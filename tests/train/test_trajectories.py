@@ -14,6 +14,7 @@ from train.trajectories import (
     TrajectoryWriter,
     drop_after,
     iterate_groups,
+    iterate_rollouts,
     read_rollouts,
 )
 
@@ -57,6 +58,34 @@ def test_a_broken_file_is_named_with_the_remedy(tmp_path, kept):
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"step-000001-rank0.parquet can't be read.*delete it"):
         read_rollouts(tmp_path)
+
+
+def test_no_flipped_byte_changes_a_rollout_unnoticed(tmp_path):
+    written = rollouts(1)
+    path = TrajectoryWriter(tmp_path).write(1, written)
+    whole = path.read_bytes()
+    outcomes = set()
+    for position in range(0, len(whole), 23):
+        broken = bytearray(whole)
+        broken[position] ^= 0x55
+        path.write_bytes(broken)
+        try:
+            outcomes.add(list(iterate_rollouts(tmp_path)) == written)
+        except ValueError as error:
+            outcomes.add(f"{path} can't be read" in str(error))
+    assert outcomes == {True}
+
+
+def test_a_table_of_something_else_names_the_columns_it_lacks(tmp_path):
+    pq.write_table(pa.table({"text": ["甲"]}), tmp_path / "step-000001-rank0.parquet")
+    with pytest.raises(ValueError, match=r"step-000001-rank0.parquet .*case_id.* are missing"):
+        read_rollouts(tmp_path)
+
+
+def test_rollouts_come_one_by_one_in_the_order_of_steps(tmp_path):
+    for step in (2, 1):
+        TrajectoryWriter(tmp_path).write(step, rollouts(step, 2))
+    assert list(iterate_rollouts(tmp_path)) == [*rollouts(1, 2), *rollouts(2, 2)]
 
 
 def test_steps_come_back_in_order(tmp_path):

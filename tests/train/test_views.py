@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tests.train.rollouts import make_rollout
 from train import views
 from train.candidates import Candidate, Range, from_rollouts, select
+from train.public_datasets import group_rows
 from train.trajectories import TrajectoryWriter
-from train.views import ViewConfig, drop_repeats, write_view
+from train.views import ViewConfig, drop_repeats, make_view, write_view
 
 CANDIDATES = st.builds(
     Candidate,
@@ -54,8 +55,17 @@ def test_the_chosen_is_always_better_by_the_margin(group, margin, pairing):
             assert pair["chosen_reward"] - pair["rejected_reward"] >= margin
             assert pair["chosen_reward"] > pair["rejected_reward"]
         else:
+            if None not in (pair["chosen_reward"], pair["rejected_reward"]):
+                assert pair["chosen_reward"] >= pair["rejected_reward"]
             longer, shorter = pair["rejected_thinking_tokens"], pair["chosen_thinking_tokens"]
             assert longer - shorter >= max(margin, 1)
+
+
+@given(group=GROUPS)
+def test_a_wide_row_read_again_is_the_same_group(group):
+    (again,) = group_rows(views.wide(group))
+    told = [[(c.prompt, c.completion, c.reward) for c in side] for side in (group, again)]
+    assert sorted(map(repr, told[0])) == sorted(map(repr, told[1]))
 
 
 @given(group=GROUPS)
@@ -104,6 +114,48 @@ def test_a_filter_on_no_number_names_the_columns(name):
 def test_a_prompt_sampled_twice_keeps_its_best():
     rows = [{"prompt": p, "reward": r} for p, r in (("a", 0.1), ("b", None), ("a", 0.9))]
     assert drop_repeats(rows) == [{"prompt": "a", "reward": 0.9}, {"prompt": "b", "reward": None}]
+
+
+def test_a_prompt_sampled_twice_keeps_its_shortest_where_length_counts():
+    rows = [{"prompt": "a", "reward": r, "thinking_tokens": n} for r, n in ((0.9, 30), (0.5, 10))]
+    assert drop_repeats(rows, by_length=True) == rows[1:]
+
+
+def test_rows_without_a_prompt_are_no_repeats():
+    rows = [{"prompt": "", "chosen_reward": r} for r in (1.0, 1.0)]
+    assert drop_repeats(rows) == rows
+
+
+def test_a_length_pair_against_the_rewards_is_left_out():
+    group = [
+        candidate("短", 0.2, exact=True, thinking_tokens=5),
+        candidate("长", 0.9, exact=True, thinking_tokens=50),
+    ]
+    assert views.pairs(group, "length", 0) == []
+
+
+@pytest.mark.parametrize("view", ["wide", "best", "pairs"])
+def test_groups_without_rewards_are_left_out_and_counted(tmp_path, view, caplog):
+    failed = [candidate("甲", None), candidate("乙", None)]
+    whole = [candidate("丙", 1.0), candidate("丁", 0.0)]
+    config = ViewConfig(dataset="d", view=view, out=tmp_path / "o.jsonl")
+    assert len(list(make_view(config, [failed, whole, failed]))) == 1
+    assert "2 groups without any reward" in caplog.text
+
+
+def test_the_shortest_needs_no_reward(tmp_path):
+    failed = [candidate("甲", None, exact=True, thinking_tokens=3)]
+    config = ViewConfig(dataset="d", view="shortest", out=tmp_path / "o.jsonl")
+    assert [row["completion"] for row in make_view(config, [failed])] == ["甲"]
+
+
+@pytest.mark.parametrize("view", ["wide", "pairs"])
+def test_rows_of_a_group_say_how_it_was_sampled(tmp_path, view):
+    group = [make_rollout(reward=r, checkpoint_sha256="ab" * 32, step=5) for r in (0.0, 1.0)]
+    config = ViewConfig(trajectories=["t"], view=view, out=tmp_path / "o.jsonl")
+    (row,) = make_view(config, from_rollouts([group]))
+    assert (row["case_id"], row["budget"], row["penalty"]) == ("c-1", 32, "none")
+    assert row["response_1_model" if view == "wide" else "chosen_model"] == "abababababab+4"
 
 
 @pytest.fixture
