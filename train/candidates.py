@@ -86,17 +86,18 @@ def select(
 ) -> Iterator[list[Candidate]]:
     """Groups with the candidates that pass every filter; emptied groups are left out.
 
-    Raises ValueError on a column that a candidate lacks or that holds no numbers.
+    A candidate without the column does not pass: steps and runs differ in what they were scored by.
+    Raises ValueError, once all groups are through, on a column that none of them holds numbers in.
     """
+    numbers: set[str] = set()
     for group in groups:
         kept = []
         for candidate in group:
             row = candidate.to_row()
-            for name in filters:
-                if name not in row or isinstance(row[name], str | list):
-                    numbers = sorted(k for k, v in row.items() if not isinstance(v, str | list))
-                    raise ValueError(f"no column of numbers {name!r}: filter on some of {numbers}")
-            if all(bounds.holds(row[name]) for name, bounds in filters.items()):
+            numbers |= {name for name, value in row.items() if not isinstance(value, str | list)}
+            if all(n in numbers and bounds.holds(row.get(n)) for n, bounds in filters.items()):
                 kept.append(candidate)
         if kept:
             yield kept
+    if numbers and (unknown := sorted(filters.keys() - numbers)):
+        raise ValueError(f"no column of numbers {unknown}: filter on some of {sorted(numbers)}")

@@ -46,6 +46,13 @@ def view_file(tmp_path):
         (PHONE, "mobile phone"),
         (ACCOUNT, "bank account"),
         ("zhang.san@example.com", "e-mail"),
+        ("+8613812345678", "mobile phone"),
+        ("138 1234 5678", "mobile phone"),
+        ("138-1234-5678", "mobile phone"),
+        ("１３８１２３４５６７８", "mobile phone"),
+        ("6222 0202 0011 2233 445", "bank account"),
+        ("110105491231002", "old identity card"),
+        ("１１０１０５１９４９１２３１００２Ｘ", "identity card"),
     ],
 )
 def test_identifying_numbers_go(text, kind):

@@ -111,6 +111,12 @@ def test_a_filter_on_no_number_names_the_columns(name):
         list(select([[candidate()]], {name: Range(min=1)}))
 
 
+def test_what_was_not_scored_by_a_reward_does_not_pass_a_filter_on_it():
+    groups = [[candidate("a")], [candidate("b", columns={"raw_term": 0.9})], [candidate("c")]]
+    kept = list(select(groups, {"raw_term": Range(min=0.5)}))
+    assert [c.completion for group in kept for c in group] == ["b"]
+
+
 def test_a_prompt_sampled_twice_keeps_its_best():
     rows = [{"prompt": p, "reward": r} for p, r in (("a", 0.1), ("b", None), ("a", 0.9))]
     assert drop_repeats(rows) == [{"prompt": "a", "reward": 0.9}, {"prompt": "b", "reward": None}]
