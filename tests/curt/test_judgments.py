@@ -6,15 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from curt.corpus.judgments import (
-    JudgmentError,
-    mask_leaks,
-    read_citations,
-    read_facts,
-    read_judgment,
-    read_judgments,
-    split_document,
-)
+from curt.corpus.documents import JudgmentError, mask_leaks, read_facts, split_document
+from curt.corpus.judgments import read_citations, read_judgment, read_judgments
 from curt.schema import Term
 from curt.statutes import canonical_charge
 

@@ -7,11 +7,9 @@ import re
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from curt.corpus.clean import repetition_ratio
 from curt.dialogue import render_answer
 from curt.schema import Completion, ParseFailure, Verdict
-
-NGRAM = 8
-"""Characters. A step of a sum is shorter, a copied sentence is longer."""
 
 _HEADING = re.compile(r"^#{1,6} +\S")
 _SECTIONS = ("罪名", "法条", "刑期")
@@ -83,6 +81,4 @@ def repetition_reward(completion: Completion, reference: Verdict) -> float:
 
     Repetition is how reasoning fills a length it is paid for (arXiv 2502.03373, section 4).
     """
-    text = completion.thinking
-    grams = [text[i : i + NGRAM] for i in range(len(text) - NGRAM + 1)]
-    return len(set(grams)) / len(grams) if grams else 1.0
+    return 1 - repetition_ratio(completion.thinking)
