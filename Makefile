@@ -100,7 +100,7 @@ demo: $(STAMP) ## The whole job: train, compress, serve, load test, report; the 
 ablation: $(RUN)/eval/grpo-none.json $(RUN)/eval/grpo-default.json report ## GRPO without penalty beside it
 
 .PHONY: bench-penalties
-bench-penalties: $(RUN)/warm-start/manifest.json ## Length penalties side by side (about an hour)
+bench-penalties: $(RUN)/warm-start/manifest.json ## Length penalties side by side (40 minutes)
 	$(PY) -m benchmarks.penalties @configs/demo/bench-penalties.toml
 
 .PHONY: bench-step
