@@ -20,7 +20,7 @@ class ReplyCache:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(self._connect()) as connection, connection:
-            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("BEGIN IMMEDIATE")  # waits for other processes, a later lock may not
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)"
             )
@@ -34,6 +34,7 @@ class ReplyCache:
     def write(self, replies: Mapping[str, str]) -> None:
         """Keep replies; one that is there already stays."""
         with closing(self._connect()) as connection, connection:
+            connection.execute("BEGIN IMMEDIATE")
             connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?)", replies.items())
 
     def _connect(self) -> sqlite3.Connection:
