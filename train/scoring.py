@@ -11,6 +11,7 @@ from curt.schema import Completion, Verdict
 from train.advantages import aggregate_scores
 from train.judge import Grade, Judge, Question, Task
 from train.rewards import (
+    DEATH_MONTHS,
     ERROR_SCALE_MONTHS,
     FULL,
     PARTIAL,
@@ -117,7 +118,8 @@ def reward_of_grade(grade: Grade | None, task: Task) -> float | None:
     if grade is None:
         return None
     if grade.error_months is not None:
-        return -grade.error_months / ERROR_SCALE_MONTHS
+        # No two penalties are further apart: a judge that says more has miscounted.
+        return -min(grade.error_months, DEATH_MONTHS) / ERROR_SCALE_MONTHS
     assert grade.level is not None  # a grade has one or the other
     if task == "term":
         return UNREADABLE if grade.level == "wrong" else UNDECIDED

@@ -39,6 +39,7 @@ def answered(*verdicts):
         (Grade("undecided"), "ruling", 0.0),
         (Grade("wrong"), "ruling", -2.0),
         (Grade(error_months=24), "term", -0.1),
+        (Grade(error_months=99999), "term", -1.5),
         (Grade("wrong"), "term", -2.0),
         (None, "term", None),
         (None, "charge", None),

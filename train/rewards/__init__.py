@@ -2,9 +2,10 @@
 
 from train.rewards.labels import FULL, PARTIAL, UNDECIDED, WRONG, exact_reward
 from train.rewards.score import REWARDS, Combination, combine
-from train.rewards.term import ERROR_SCALE_MONTHS, UNREADABLE, months_apart
+from train.rewards.term import DEATH_MONTHS, ERROR_SCALE_MONTHS, UNREADABLE, months_apart
 
 __all__ = [
+    "DEATH_MONTHS",
     "ERROR_SCALE_MONTHS",
     "FULL",
     "PARTIAL",
