@@ -13,18 +13,14 @@ from train.judge import Grade, Judge, Question, Task
 from train.rewards import (
     DEATH_MONTHS,
     ERROR_SCALE_MONTHS,
-    FULL,
-    PARTIAL,
+    LEVELS,
     REWARDS,
-    UNDECIDED,
     UNREADABLE,
-    WRONG,
     Combination,
     combine,
     exact_reward,
 )
 
-LEVELS = {"full": FULL, "partial": PARTIAL, "undecided": UNDECIDED, "wrong": WRONG}
 TASKS: tuple[Task, ...] = get_args(Task)
 SEPARATOR = ":"  # between a judge's name and its task, in the name of a reward
 
@@ -122,7 +118,7 @@ def reward_of_grade(grade: Grade | None, task: Task) -> float | None:
         return -min(grade.error_months, DEATH_MONTHS) / ERROR_SCALE_MONTHS
     assert grade.level is not None  # a grade has one or the other
     if task == "term":
-        return UNREADABLE if grade.level == "wrong" else UNDECIDED
+        return UNREADABLE if grade.level == "wrong" else LEVELS["undecided"]
     return LEVELS[grade.level]
 
 

@@ -6,9 +6,9 @@ import base64
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 
 class Hub:
@@ -74,10 +74,17 @@ class Hub:
         return 404, {"error": path}
 
 
+def hub_server(refuse: dict[str, int] | None = None) -> AbstractContextManager[Hub]:
+    """A stand-in in a thread."""
+    return running(Hub(refuse))
+
+
+AnyHub = TypeVar("AnyHub", bound=Hub)
+
+
 @contextmanager
-def hub_server(refuse: dict[str, int] | None = None) -> Iterator[Hub]:
+def running(hub: AnyHub) -> Iterator[AnyHub]:
     """Run a stand-in in a thread."""
-    hub = Hub(refuse)
     thread = threading.Thread(target=hub.http.serve_forever, daemon=True)
     thread.start()
     try:

@@ -3,9 +3,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.train.hub_server import Hub, hub_server
+from tests.train.hub_server import Hub, hub_server, running
 from train.dataset_card import render_card
 from train.publish import PublishConfig, prepare, push, redact_table
 from train.redaction import redact
@@ -226,18 +223,6 @@ class LargeFileHub(Hub):
             plain = [json.dumps(item).encode() for item in items if item["key"] != "lfsFile"]
             return super().answer(path, b"\n".join(plain))
         return status, reply
-
-
-@contextmanager
-def running(hub: LargeFileHub) -> Iterator[LargeFileHub]:
-    thread = threading.Thread(target=hub.http.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield hub
-    finally:
-        hub.http.shutdown()
-        hub.http.server_close()
-        thread.join()
 
 
 @pytest.fixture

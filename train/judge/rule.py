@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 
 from curt.metrics import cail_term_score
 from curt.schema import ParseFailure, Verdict
 from train.judge.protocol import Grade, Level, Question
-from train.rewards import months_apart
+from train.rewards import compare_labels, months_apart
 
 CLOSE_TERM = 0.6
 """CAIL2018 term score from which a ruling with the right charges is partly right."""
@@ -41,19 +40,13 @@ def _grade(question: Question) -> Grade:
         return Grade("wrong")
     match question.task:
         case "charge":
-            return Grade(_compare(set(guess.charges), set(reference.charges)))
+            return Grade(compare_labels(set(guess.charges), set(reference.charges)))
         case "article":
-            return Grade(_compare(set(guess.articles), set(reference.articles)))
+            return Grade(compare_labels(set(guess.articles), set(reference.articles)))
         case "term":
             return Grade(error_months=months_apart(guess.term, reference.term))
         case "ruling":
             return Grade(_compare_rulings(guess, reference))
-
-
-def _compare(predicted: AbstractSet[str], truth: AbstractSet[str]) -> Level:
-    if predicted == truth:
-        return "full"
-    return "partial" if predicted & truth else "wrong"
 
 
 def _compare_rulings(guess: Verdict, reference: Verdict) -> Level:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
+from typing import Literal
 
 from curt.metrics import is_exact, set_f1
 from curt.schema import Completion, ParseFailure, Verdict
 
 FULL, PARTIAL, WRONG, UNDECIDED = 2.0, 1.0, -2.0, 0.0
+LEVELS = {"full": FULL, "partial": PARTIAL, "undecided": UNDECIDED, "wrong": WRONG}
 
 
 def charge_reward(completion: Completion, reference: Verdict) -> float:
@@ -38,14 +40,14 @@ def charge_levels_reward(completion: Completion, reference: Verdict) -> float:
     """
     if isinstance(completion.verdict, ParseFailure):
         return WRONG
-    return _level(set(completion.verdict.charges), set(reference.charges))
+    return LEVELS[compare_labels(set(completion.verdict.charges), set(reference.charges))]
 
 
 def article_levels_reward(completion: Completion, reference: Verdict) -> float:
     """Articles on the scale of `charge_levels_reward`."""
     if isinstance(completion.verdict, ParseFailure):
         return WRONG
-    return _level(set(completion.verdict.articles), set(reference.articles))
+    return LEVELS[compare_labels(set(completion.verdict.articles), set(reference.articles))]
 
 
 def exact_reward(completion: Completion, reference: Verdict) -> float:
@@ -53,7 +55,10 @@ def exact_reward(completion: Completion, reference: Verdict) -> float:
     return float(is_exact(completion.verdict, reference))
 
 
-def _level(predicted: AbstractSet[str], truth: AbstractSet[str]) -> float:
+def compare_labels(
+    predicted: AbstractSet[str], truth: AbstractSet[str]
+) -> Literal["full", "partial", "wrong"]:
+    """Full when the sets are equal, partial when they share something, else wrong."""
     if predicted == truth:
-        return FULL
-    return PARTIAL if predicted & truth else WRONG
+        return "full"
+    return "partial" if predicted & truth else "wrong"
