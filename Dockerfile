@@ -7,7 +7,7 @@
 #
 #   docker build --target train -t curt-train .
 #   docker run --rm --user "$(id -u)" -v "$PWD/artifacts:/app/artifacts" curt-train \
-#       python -m curt.corpus @configs/demo/corpus.toml --out artifacts/demo/corpus
+#       python -m curt.corpus build @configs/demo/corpus.toml --out artifacts/demo/corpus
 #
 # `train` brings in torch: pass `--build-arg PIP_EXTRA_INDEX_URL=...` with PyTorch's index of CPU
 # wheels, or the image grows by the CUDA packages of the usual wheel.

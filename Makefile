@@ -50,7 +50,7 @@ setup: $(STAMP) ## Make .venv (remade when constraints.txt or pyproject.toml cha
 
 # --- the main job, stage by stage; each file is made once and a stopped run goes on --------
 $(RUN)/corpus/corpus.json: | $(STAMP)
-	$(TIMED) corpus -- $(PY) -m curt.corpus @$(CONFIGS)/corpus.toml --out $(RUN)/corpus \
+	$(TIMED) corpus -- $(PY) -m curt.corpus build @$(CONFIGS)/corpus.toml --out $(RUN)/corpus \
 	    $(if $(CORPUS),--cail $(CORPUS))
 
 $(RUN)/warm-start/manifest.json: $(RUN)/corpus/corpus.json
@@ -106,6 +106,10 @@ bench-penalties: $(RUN)/warm-start/manifest.json ## Length penalties side by sid
 .PHONY: bench-step
 bench-step: $(RUN)/warm-start/manifest.json ## A GRPO step of ours beside plain TRL's (minutes)
 	$(PY) -m benchmarks.step_time @$(CONFIGS)/grpo.toml --model $(RUN)/warm-start --corpus $(RUN)/corpus
+
+.PHONY: bench-corpus
+bench-corpus: $(STAMP) ## Speed and memory of a corpus build, 10,000 and 200,000 records
+	$(PY) -m benchmarks.corpus_throughput
 
 # --- single stages, with a model or config of your own --------------------------------------
 .PHONY: train-grpo

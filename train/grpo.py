@@ -23,7 +23,7 @@ from pydantic import Field, field_validator, model_validator
 
 from curt.artifact import MANIFEST, load_manifest, parent_of, write_artifact
 from curt.config import Config, load_config
-from curt.corpus.store import read_cases
+from curt.corpus.store import find_cases, read_cases
 from curt.dialogue import BUDGET_LEVELS, MAX_ANSWER_TOKENS, clip_fact, normalise_fact, render_prompt
 from curt.files import write_json
 from curt.logs import configure_logging
@@ -51,7 +51,7 @@ class GRPOSettings(Config):
     max_fact_tokens: int | None = None
     """Longer facts lose their middle. A model folder made here says so itself."""
     corpus: Path = Path("artifacts/demo/corpus")
-    """Folder with train.jsonl."""
+    """Folder with the training cases, train.jsonl or train.parquet."""
     out: Path = Path("artifacts/demo/grpo-default")
     """Model folder to write."""
     penalty: Penalty = KimiPenalty()
@@ -154,7 +154,7 @@ def train_grpo(config: GRPOSettings) -> Path:
     started = time.monotonic()
     start = describe_start(config)
     settings = config.model_dump(mode="json")
-    inputs = {"train": config.corpus / "train.jsonl"}
+    inputs = {"train": find_cases(config.corpus, "train")}
     if "parent" in start:
         inputs["model"] = Path(config.model) / MANIFEST
     run = open_run(config.out, settings, inputs)
@@ -289,7 +289,7 @@ def build_prompts(
     rng = random.Random(config.seed)
     a_step = config.prompts + config.oversample
     wanted = config.steps * a_step
-    cases = list(read_cases(config.corpus / "train.jsonl"))
+    cases = list(read_cases(find_cases(config.corpus, "train")))
     drawn = rng.choices(cases, k=wanted) if wanted > len(cases) else rng.sample(cases, wanted)
     rows = []
     for index, case in enumerate(drawn):

@@ -20,7 +20,7 @@ from pydantic import field_validator
 
 from curt.artifact import parent_of, write_artifact
 from curt.config import Config, load_config
-from curt.corpus.store import read_cases
+from curt.corpus.store import find_cases, read_cases
 from curt.corpus.synthetic import VERBOSITIES
 from curt.files import write_json
 from curt.logs import configure_logging
@@ -34,7 +34,7 @@ class SFTConfig(Config):
     """Warm-start settings."""
 
     corpus: Path = Path("artifacts/demo/corpus")
-    """Folder with train.jsonl."""
+    """Folder with the training cases, train.jsonl or train.parquet."""
     out: Path = Path("artifacts/demo/warm-start")
     """Model folder to write."""
     model: str | None = None
@@ -108,9 +108,9 @@ def train_warm_start(config: SFTConfig) -> Path:
 
     started = time.monotonic()
     settings = config.model_dump(mode="json")
-    run = open_run(config.out, settings, {"train": config.corpus / "train.jsonl"})
+    run = open_run(config.out, settings, {"train": find_cases(config.corpus, "train")})
     set_seed(config.seed)
-    cases = list(read_cases(config.corpus / "train.jsonl", config.cases))
+    cases = list(read_cases(find_cases(config.corpus, "train"), config.cases))
     if config.model is None:
         logger.info("training a tokenizer on %d cases", len(cases))
         tokenizer = train_tokenizer(corpus_texts(cases), config.shape.vocab)

@@ -1,4 +1,4 @@
-"""CAIL2018 files (one JSON object a line) as cases, read as a stream.
+"""CAIL2018 records as cases.
 
 The labels say less than a judgment does; this is what is done about it:
 
@@ -18,83 +18,43 @@ Facts are kept as they are. One that repeats a recommended sentence carries the 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from curt.corpus.extract import extract_reasoning
+from curt.corpus.records import RecordError
 from curt.dialogue import normalise_fact
 from curt.numerals import article_order, parse_article
 from curt.schema import MAX_MONTHS, Case, Term, Verdict
 from curt.statutes import CHARGES, MIN_FIXED_MONTHS, canonical_charge, is_charge, locate_article
 
-logger = logging.getLogger(__name__)
-
 SOURCE = "cail2018"
 RECOMMENDATION = "recommended sentence in the facts"
 REASONING = "terse"  # the verbosity under which extracted evidence is filed
+MAX_ONE_CHARGE_MONTHS = 240
+"""More is reached only where sums of 35 years are joined (article 69)."""
 
 _RECOMMENDATION = re.compile(r"建议[^。；]{0,30}(?:判处|量刑|适用缓刑)|量刑建议")
+_MASKED = re.compile(r"[×＊*某]|[Xx]{2}")
+_TERM_KEYS = ("death_penalty", "life_imprisonment", "imprisonment")
 
 
-@dataclass(slots=True)
-class ReadReport:
-    """How many cases a file gave, and how many lines were skipped for which reason."""
+def read_row(row: Any) -> Case:
+    """A record as a case: the release's own nesting, or the flat columns of its Hugging Face copy.
 
-    cases: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-
-
-class LineError(ValueError):
-    """A line that holds no usable case; the message is the reason and never quotes the fact."""
-
-
-def read_cail(
-    path: Path, *, strict: bool = False, report: ReadReport | None = None
-) -> Iterator[Case]:
-    """Yield the cases of a CAIL2018 file in order.
-
-    Unusable lines are skipped and counted in `report`; with `strict` the first one raises
-    ValueError naming file, line number and reason. Raises FileNotFoundError without the file.
+    Raises RecordError with the reason it is unusable.
     """
-    report = ReadReport() if report is None else report
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                case = read_line(line)
-            except LineError as error:
-                message = f"{path}, line {number}: {error}"
-                if strict:
-                    raise ValueError(f"{message}: mend the line or read without strict") from None
-                logger.debug("skipped %s", message)
-                report.skipped[str(error)] += 1
-            else:
-                report.cases += 1
-                yield case
-    logger.info("%s: %d cases, skipped %s", path, report.cases, dict(report.skipped))
-
-
-def read_line(line: bytes | str) -> Case:
-    """One line of a CAIL2018 file as a case. Raises LineError with the reason it is unusable."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        raise LineError("not JSON in UTF-8") from None
+    if isinstance(row, dict) and "meta" not in row and "accusation" in row:
+        row = {"fact": row.get("fact"), "meta": _nest(row)}
     if not isinstance(row, dict) or not isinstance(row.get("meta"), dict):
-        raise LineError("not an object with fact and meta")
+        raise RecordError("not an object with fact and meta")
     fact = row.get("fact")
     if not isinstance(fact, str) or not normalise_fact(fact):
-        raise LineError("no fact")
+        raise RecordError("no fact")
     meta = row["meta"]
     if isinstance(meta.get("criminals"), list) and len(meta["criminals"]) > 1:
-        raise LineError("more than one defendant")
+        raise RecordError("several defendants")
     charges = _read_charges(meta.get("accusation"))
     verdict = Verdict(
         charges=charges,
@@ -114,38 +74,47 @@ def read_line(line: bytes | str) -> Case:
     )
 
 
+def _nest(row: Mapping[str, Any]) -> dict[str, Any]:
+    meta = {key: value for key, value in row.items() if key not in ("fact", *_TERM_KEYS)}
+    if "imprisonment" in row:
+        meta["term_of_imprisonment"] = {key: row.get(key) for key in _TERM_KEYS}
+    return meta
+
+
 def _read_charges(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(c, str) for c in value):
-        raise LineError("no charge")
+        raise RecordError("no charge")
     names = [c for c in value if c.strip("[]【】 ")]
+    if any(map(_MASKED.search, names)):
+        raise RecordError("masked charge")
     if not names or not all(map(is_charge, names)):
-        raise LineError("unknown charge")
+        raise RecordError("unknown charge")
     return tuple(dict.fromkeys(map(canonical_charge, names)))
 
 
 def _read_articles(value: Any, charges: tuple[str, ...]) -> tuple[str, ...]:
     if not isinstance(value, list) or not value:
-        raise LineError("no article")
+        raise RecordError("no article")
     articles = set()
     for item in value:
         try:
             article = parse_article(str(item))
         except ValueError:
-            raise LineError("unreadable article") from None
+            raise RecordError("unreadable article") from None
         articles.add(locate_article(int(article), charges) if article.isdigit() else article)
     return tuple(sorted(articles, key=article_order))
 
 
 def _read_term(value: Any, charges: tuple[str, ...]) -> Term:
     if not isinstance(value, Mapping):
-        raise LineError("no term")
+        raise RecordError("no term")
     if value.get("death_penalty") is True:
         return Term("death")
     if value.get("life_imprisonment") is True:
         return Term("life")
     months = _read_whole(value.get("imprisonment"), "term")
-    if months > MAX_MONTHS["fixed"]:
-        raise LineError("term over the legal maximum")
+    if months > (MAX_ONE_CHARGE_MONTHS if len(charges) == 1 else MAX_MONTHS["fixed"]):
+        raise RecordError("term over the legal maximum")
     if months == 0:
         return Term("exempt")
     imprisons = any(
@@ -161,7 +130,7 @@ def _read_whole(value: Any, name: str) -> int:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise LineError(f"unreadable {name}") from None
+        raise RecordError(f"unreadable {name}") from None
     if isinstance(value, bool) or not number.is_integer() or number < 0:
-        raise LineError(f"unreadable {name}")
+        raise RecordError(f"unreadable {name}")
     return int(number)

@@ -54,12 +54,18 @@ def repetition_ratio(text: str) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
+def has_no_term(case: Case) -> bool:
+    """No principal penalty: exempt, or a fine alone (CAIL2018 does not tell them apart)."""
+    return case.verdict.term.kind == "exempt"
+
+
 RULES: Mapping[str, Callable[[Case], bool]] = {
     "too short": is_too_short,
     "appeal": is_an_appeal,
     "language": is_another_language,
     "few steps": reasons_in_few_steps,
     "repetition": repeats_itself,
+    "no term": has_no_term,
 }
 """Rules by name; a case for which one holds is dropped."""
 

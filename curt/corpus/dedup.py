@@ -1,119 +1,120 @@
-"""Duplicates and near-duplicates among facts, and contamination of training facts by test facts.
+"""Duplicates and near-duplicates among texts, from their MinHash signatures.
 
-Facts are compared without blanks, punctuation and the marks that stand for masked names, as sets of
-5-character shingles. MinHash with locality-sensitive hashing (Broder, 1997; the `rensa` library)
-finds candidates, and their signatures tell how alike they are.
+Locality-sensitive hashing in bands finds candidates by sorting, a band at a time, so that memory
+holds a few numbers a text, however long the texts are; signatures may lie in a memory-mapped file.
 """
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rensa import RMinHash, RMinHashLSH
+import numpy as np
+import numpy.typing as npt
 
-SHINGLE = 5  # characters
-PERMUTATIONS = 128
+from curt.corpus.fingerprint import PERMUTATIONS, Hashes, Signatures
+
 BANDS = 32  # four rows each: pairs of similarity .6 meet with 99%
-SEED = 7
-CONTAMINATION_GRAM = 13  # characters that two independent tellings of a case don't share by chance
+NEIGHBOURS = 16  # of a bucket's earlier members; its first is always compared
+PAIRS_AT_ONCE = 1 << 14
 
-_MASKS = frozenset("某×XxＸ")
+_ROWS = PERMUTATIONS // BANDS
+_MIX = np.uint64(0xD6E8FEB86659FD93)
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
-    """A text that is dropped, the one it repeats, and how alike they are."""
+class Repeat:
+    """A text that repeats an earlier one; both by their place in the order given."""
 
-    id: str
-    of: str
+    index: int
+    of: int
     similarity: float
-    rule: str
 
 
-def normalise_for_comparison(text: str) -> str:
-    """Letters and digits alone, in one width; masked names left out."""
-    folded = unicodedata.normalize("NFKC", text)
-    return "".join(c for c in folded if c.isalnum() and c not in _MASKS).lower()
-
-
-class DuplicateFilter:
-    """Tells which texts repeat an earlier one; the first is kept.
-
-    `threshold` is the Jaccard similarity of shingles from which two texts are one. Memory is about
-    a kilobyte a kept text, whatever its length. Raises ValueError on a threshold outside (0, 1].
-    """
-
-    def __init__(self, threshold: float = 0.6) -> None:
-        self.threshold = _checked(threshold)
-        self._index = RMinHashLSH(threshold, PERMUTATIONS, BANDS)
-        self._exact: dict[bytes, str] = {}
-        self._kept: list[tuple[str, RMinHash]] = []
-
-    def match(self, identifier: str, text: str) -> Match | None:
-        """The earlier text that this one repeats; None, and it is remembered, without one."""
-        plain = normalise_for_comparison(text)
-        digest = hashlib.sha256(plain.encode()).digest()
-        if digest in self._exact:
-            return Match(identifier, self._exact[digest], 1.0, "exact duplicate")
-        signature = _sign(plain)
-        candidates = (self._kept[key] for key in self._index.query(signature))
-        near = [(signature.jaccard(other), of) for of, other in candidates]
-        similarity, of = max(near, default=(0.0, ""))
-        if similarity >= self.threshold:
-            return Match(identifier, of, similarity, "near duplicate")
-        self._exact[digest] = identifier
-        self._index.insert(len(self._kept), signature)
-        self._kept.append((identifier, signature))
-        return None
-
-
-class ContaminationFilter:
-    """Tells which training texts give a test case away, from (id, text) pairs of the test sets.
-
-    A training text is contaminated when it holds at least `threshold` of a test text's 13-grams, or
-    the test text that share of its own: a fact cut short or told inside a longer one counts.
-    Raises ValueError on a threshold outside (0, 1].
-    """
-
-    def __init__(self, test: Iterable[tuple[str, str]], threshold: float = 0.5) -> None:
-        self.threshold = _checked(threshold)
-        self._owners: dict[int, list[str]] = {}
-        self._sizes: dict[str, int] = {}
-        for identifier, text in test:
-            grams = _grams(normalise_for_comparison(text))
-            self._sizes[identifier] = len(grams)
-            for gram in grams:
-                self._owners.setdefault(gram, []).append(identifier)
-
-    def match(self, identifier: str, text: str) -> Match | None:
-        """The test text that this one gives away, the most contained; None without one."""
-        grams = _grams(normalise_for_comparison(text))
-        shared = Counter(owner for gram in grams for owner in self._owners.get(gram, ()))
-        shares = {of: count / min(self._sizes[of], len(grams)) for of, count in shared.items()}
-        of = max(shares, key=lambda owner: shares[owner], default="")
-        if not of or shares[of] < self.threshold:
-            return None
-        return Match(identifier, of, shares[of], "test case")
-
-
-def _checked(threshold: float) -> float:
+def check_threshold(threshold: float) -> float:
+    """The threshold. Raises ValueError outside (0, 1]."""
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold {threshold}: use more than 0 and at most 1")
     return threshold
 
 
-def _sign(plain: str) -> RMinHash:
-    signature = RMinHash(PERMUTATIONS, SEED)
-    last = max(1, len(plain) - SHINGLE + 1)
-    signature.update([plain[i : i + SHINGLE] for i in range(last)])
-    return signature
+def find_repeats(
+    signatures: Signatures, threshold: float, groups: Hashes | None = None
+) -> list[Repeat]:
+    """Texts to drop, in order, each with the kept text that it is most like.
+
+    A text is dropped when a *kept* earlier one is at least `threshold` alike (Jaccard of shingles),
+    so that no chain of small changes swallows what is far from the first. Texts of the same
+    `groups` number other than 0 are never repeats of each other. Raises ValueError on a threshold
+    outside (0, 1].
+    """
+    check_threshold(threshold)
+    found = [
+        _alike(signatures, later, earlier, threshold, groups)
+        for later, earlier in _candidates(signatures)
+    ]
+    if not found:
+        return []
+    packed, similarities = (np.concatenate(part) for part in zip(*found, strict=True))
+    packed, first = np.unique(packed, return_index=True)
+    return keep_first(packed // len(signatures), packed % len(signatures), similarities[first])
 
 
-def _grams(plain: str) -> set[int]:
-    """Hashes of the 13-grams; a shorter text is one gram."""
-    last = max(1, len(plain) - CONTAMINATION_GRAM + 1)
-    return {hash(plain[i : i + CONTAMINATION_GRAM]) for i in range(last)}
+def keep_first(
+    later: Indices, earlier: Indices, similarities: npt.NDArray[np.float32]
+) -> list[Repeat]:
+    """Decide pair by pair, `later` ascending, which texts repeat a kept one."""
+    dropped: dict[int, Repeat] = {}
+    rows = zip(later.tolist(), earlier.tolist(), similarities.tolist(), strict=True)
+    for index, of, similarity in rows:
+        if of in dropped:
+            continue
+        known = dropped.get(index)
+        if known is None or similarity > known.similarity:
+            dropped[index] = Repeat(index, of, similarity)
+    return list(dropped.values())
+
+
+def _candidates(signatures: Signatures) -> Iterator[tuple[Indices, Indices]]:
+    """Pairs (later, earlier) that share a band, some at a time and some more than once."""
+    for band in range(BANDS):
+        rows = np.asarray(signatures[:, band * _ROWS : (band + 1) * _ROWS], np.uint64)
+        keys = np.zeros(len(rows), np.uint64)
+        for column in rows.T:
+            keys = (keys ^ column) * _MIX
+            keys ^= keys >> np.uint64(32)
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if len(keys) else order
+        sizes = np.diff(np.r_[starts, len(keys)])
+        places = np.arange(len(keys)) - np.repeat(starts, sizes)
+        far = np.flatnonzero(places > NEIGHBOURS)
+        if len(far):
+            yield from _chunks(order[far], order[far - places[far]])
+        for distance in range(1, min(NEIGHBOURS, int(sizes.max(initial=1)) - 1) + 1):
+            near = np.flatnonzero(places >= distance)
+            yield from _chunks(order[near], order[near - distance])
+
+
+def _chunks(later: Indices, earlier: Indices) -> Iterator[tuple[Indices, Indices]]:
+    for start in range(0, len(later), PAIRS_AT_ONCE):
+        stop = start + PAIRS_AT_ONCE
+        yield later[start:stop], earlier[start:stop]
+
+
+def _alike(
+    signatures: Signatures,
+    later: Indices,
+    earlier: Indices,
+    threshold: float,
+    groups: Hashes | None,
+) -> tuple[Indices, npt.NDArray[np.float32]]:
+    """Pairs that are alike enough, as later * texts + earlier, with their similarity."""
+    if groups is not None:
+        apart = (groups[later] != groups[earlier]) | (groups[later] == 0)
+        later, earlier = later[apart], earlier[apart]
+    equal = signatures[later] == signatures[earlier]
+    similarity = np.asarray(equal.mean(axis=1), np.float32)
+    close = similarity >= np.float32(threshold)
+    return later[close] * len(signatures) + earlier[close], similarity[close]

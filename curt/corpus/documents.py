@@ -9,13 +9,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from curt.corpus.records import RecordError
+
 RULING_MARK = "判决如下"
 SHORT_FACTS = 80
 LEAST_FACTS = 60  # characters; a court that only refers to the charge writes fewer
-
-
-class JudgmentError(ValueError):
-    """A judgment that can't be read; the message is the reason and quotes no text of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +39,11 @@ _THOUSANDS = re.compile(r"(?<=[0-9])[,，](?=[0-9]{3}(?![0-9]))")
 
 
 def split_document(document: str) -> Sections:
-    """The parts of a judgment. Raises JudgmentError without a ruling."""
+    """The parts of a judgment. Raises RecordError without a ruling."""
     text = _THOUSANDS.sub("", re.sub(r"\s+", "", document).translate(_FULL_WIDTH))
     mark = text.rfind(RULING_MARK)
     if mark < 0:
-        raise JudgmentError("no ruling")
+        raise RecordError("no ruling")
     ruling = text[mark + len(RULING_MARK) :].lstrip("：:")
     if end := _END.search(ruling):
         ruling = ruling[: end.start()]

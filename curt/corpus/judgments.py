@@ -8,23 +8,19 @@ Rulings keep to the wording of the Supreme People's Court's templates, so that r
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from pathlib import Path
+from typing import Any
 
-from curt.corpus.documents import JudgmentError, Sections, read_facts, split_document
+from curt.corpus.documents import Sections, read_facts, split_document
 from curt.corpus.extract import extract_reasoning
+from curt.corpus.records import RecordError
 from curt.dialogue import normalise_fact
 from curt.numerals import NUMBER, article_order, parse_article, parse_months, parse_number
 from curt.schema import Case, Term, TermKind, Verdict
 from curt.statutes import article_carries, canonical_charge, is_charge
-
-logger = logging.getLogger(__name__)
 
 SOURCE = "judgments"
 COMBINED = "combined punishment"
@@ -80,45 +76,30 @@ class Judgment:
     def verdict_of(self, sentencing: Sentencing) -> Verdict:
         """A defendant's verdict with the cited articles that carry the charges.
 
-        Raises JudgmentError for a unit or a fine alone, which have no principal penalty, and where
+        Raises RecordError for a unit or a fine alone, which have no principal penalty, and where
         no cited article carries a charge.
         """
         if sentencing.term is None:
-            raise JudgmentError("a fine alone")
+            raise RecordError("a fine alone")
         articles = tuple(
             c.article
             for c in self.citations
             if any(article_carries(c.article, charge) for charge in sentencing.charges)
         )
         if not articles:
-            raise JudgmentError("no cited article carries the charge")
+            raise RecordError("no cited article carries the charge")
         ordered = tuple(sorted(set(articles), key=article_order))
         return Verdict(sentencing.charges, ordered, sentencing.term, sentencing.fine_yuan)
 
 
-def read_judgments(path: Path, dropped: Counter[str] | None = None) -> Iterator[Case]:
-    """Yield a case a defendant from a file of judgments, one JSON object with `document` a line.
+def read_document(row: Any) -> Iterator[Case | RecordError]:
+    """Yield a case a defendant of a judgment, or why there is none for this one.
 
-    What can't be read is counted in `dropped` by its reason: whole documents, or single defendants.
-    Raises FileNotFoundError without the file.
+    Raises RecordError where the whole document, the text under `document`, can't be read.
     """
-    dropped = Counter() if dropped is None else dropped
-    with open(path, "rb") as file:
-        for line in file:
-            if not line.strip():
-                continue
-            try:
-                judgment = read_judgment(str(json.loads(line)["document"]))
-            except JudgmentError as error:
-                dropped[str(error)] += 1
-            except (ValueError, KeyError, TypeError):
-                dropped["not a JSON object with a document"] += 1
-            else:
-                yield from _cases_of(judgment, dropped)
-    logger.info("%s: dropped %s", path, dict(dropped))
-
-
-def _cases_of(judgment: Judgment, dropped: Counter[str]) -> Iterator[Case]:
+    if not isinstance(row, dict) or not isinstance(row.get("document"), str):
+        raise RecordError("not an object with a document")
+    judgment = read_judgment(row["document"])
     sections = judgment.sections
     fact = normalise_fact(read_facts(sections))
     digest = hashlib.sha256(sections.ruling.encode() + fact.encode()).hexdigest()
@@ -127,10 +108,10 @@ def _cases_of(judgment: Judgment, dropped: Counter[str]) -> Iterator[Case]:
     for number, sentencing in enumerate(judgment.sentencings, start=1):
         try:
             if not fact:
-                raise JudgmentError("no facts")
+                raise RecordError("no facts")
             verdict = judgment.verdict_of(sentencing)
-        except JudgmentError as error:
-            dropped[str(error)] += 1
+        except RecordError as error:
+            yield error
             continue
         yield Case(
             id=f"judgment-{digest[:16]}-{number}",
@@ -215,11 +196,11 @@ _PRIOR = ("原", "与原", "前", "与前")
 
 
 def read_judgment(document: str) -> Judgment:
-    """Read a document. Raises JudgmentError with the reason it can't be read."""
+    """Read a document. Raises RecordError with the reason it can't be read."""
     sections = split_document(document)
     sentencings = tuple(_read_sentencings(sections.ruling))
     if not sentencings:
-        raise JudgmentError("no sentence in the ruling")
+        raise RecordError("no sentence in the ruling")
     return Judgment(
         sections=sections,
         citations=read_citations(sections.law),
@@ -261,7 +242,7 @@ def _finish(sentencing: Sentencing) -> Sentencing:
         return replace(sentencing, term=term, fine_yuan=fine or fines, combined=True)
     terms = [count.term for count in counts if count.term is not None]
     if len(terms) > 1:
-        raise JudgmentError("several penalties and none to be served")
+        raise RecordError("several penalties and none to be served")
     return replace(sentencing, term=terms[0] if terms else None, fine_yuan=fines)
 
 
@@ -275,7 +256,7 @@ def _strip_brackets(text: str) -> str:
 
 def _read_charge(name: str) -> str:
     if not is_charge(name):
-        raise JudgmentError("unknown charge")
+        raise RecordError("unknown charge")
     return canonical_charge(name)
 
 
@@ -296,7 +277,7 @@ def _make_term(name: str, duration: str | None, rest: str) -> Term:
             parse_months(probation[1]) if probation else 0,
         )
     except ValueError:
-        raise JudgmentError("an impossible term") from None
+        raise RecordError("an impossible term") from None
 
 
 def _read_fine(segment: str) -> int:

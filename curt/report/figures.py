@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from curt.drawing import INK, LINES, MARKERS, SERIES, finish_figure, new_figure
 from curt.report.claims import column_of, wilson
 from curt.report.inputs import Evaluation, LoadTest, Step
 
-# Okabe and Ito's palette, safe for colour-blind readers; the page brightens it in dark mode.
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
-MARKERS = ("o", "s", "^", "D", "v", "P")
 LABELS = {
     "warm-start": "Warm start",
     "grpo-default": "GRPO, length penalty",
     "grpo-none": "GRPO, no penalty",
 }
-INK = "#010203"  # stands for the page's text colour
-WIDTH_IN, HEIGHT_IN = 4.2, 3.0  # narrow, so that text stays readable on a phone
-
-STYLE: dict[Any, Any] = {
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.fontsize": 9,
-}
 
 
 def draw_lengths(named: Sequence[tuple[str, Sequence[int]]]) -> str:
     """Overlaid histograms of thinking tokens, one for each (name, lengths)."""
-    figure, axes = _new(1)
+    figure, axes = new_figure(1)
     top = max(max(lengths) for _, lengths in named)
     width = max(1, round((top + 1) / 40))
     edges = list(range(0, top + 2 * width, width))
@@ -61,7 +35,7 @@ def draw_lengths(named: Sequence[tuple[str, Sequence[int]]]) -> str:
         )  # fmt: skip
     axes[0].set(xlabel="thinking tokens", ylabel="share of cases")
     axes[0].yaxis.set_major_formatter(PercentFormatter(1))
-    return _finish(figure, axes, "Distribution of thinking tokens")
+    return finish_figure(figure, axes, "Distribution of thinking tokens")
 
 
 def draw_training(named: Sequence[tuple[str, Sequence[Step]]]) -> str:
@@ -76,7 +50,7 @@ def draw_training(named: Sequence[tuple[str, Sequence[Step]]]) -> str:
         for column, label in wanted
         if any(column_of(rows, column) for _, rows in named)
     ]
-    figure, axes = _new(len(panels))
+    figure, axes = new_figure(len(panels))
     for panel, (column, label) in zip(axes, panels, strict=True):
         for name, rows in named:
             index = _place(name, named)
@@ -91,21 +65,21 @@ def draw_training(named: Sequence[tuple[str, Sequence[Step]]]) -> str:
             )  # fmt: skip
         panel.set_ylabel(label)
     axes[-1].set_xlabel("step")
-    return _finish(figure, axes, "Training over its steps")
+    return finish_figure(figure, axes, "Training over its steps")
 
 
 def draw_loss(rows: Sequence[Step]) -> str:
     """Warm-start loss over the steps."""
-    figure, axes = _new(1)
+    figure, axes = new_figure(1)
     pairs = column_of(rows, "loss")
     axes[0].plot(*zip(*pairs, strict=True), color=SERIES[0], linewidth=1.4)
     axes[0].set(xlabel="step", ylabel="loss")
-    return _finish(figure, axes, "Warm-start loss")
+    return finish_figure(figure, axes, "Warm-start loss")
 
 
 def draw_budgets(named: Sequence[tuple[str, Evaluation]]) -> str:
     """Exact accuracy under each forced budget, with 95% intervals, one line for each model."""
-    figure, axes = _new(1)
+    figure, axes = new_figure(1)
     for name, evaluation in named:
         index = _place(name, named)
         rows = sorted(evaluation.by_budget, key=lambda row: row.budget)
@@ -126,12 +100,12 @@ def draw_budgets(named: Sequence[tuple[str, Evaluation]]) -> str:
     axes[0].set(xlabel="thinking budget, tokens (enforced)", ylabel="exact verdicts")
     axes[0].yaxis.set_major_formatter(PercentFormatter(1))
     axes[0].set_ylim(bottom=0)
-    return _finish(figure, axes, "Exact accuracy by thinking budget")
+    return finish_figure(figure, axes, "Exact accuracy by thinking budget")
 
 
 def draw_artifacts(rows: Sequence[tuple[str, float, float | None]]) -> str:
     """Bars of size in MB and of decode tokens a second for each (name, size, speed)."""
-    figure, panels = _new(2, height_in=0.9 + 0.32 * len(rows), columns=2)
+    figure, panels = new_figure(2, height_in=0.9 + 0.32 * len(rows), columns=2)
     names = [name for name, _, _ in rows]
     for panel, values, label in (
         (panels[0], [size for _, size, _ in rows], "weights, MB"),
@@ -149,12 +123,12 @@ def draw_artifacts(rows: Sequence[tuple[str, float, float | None]]) -> str:
         panel.set_xlabel(label)
         panel.invert_yaxis()
     panels[1].tick_params(labelleft=False)
-    return _finish(figure, panels, "Size and decode speed of each model folder")
+    return finish_figure(figure, panels, "Size and decode speed of each model folder")
 
 
 def draw_latency(load: LoadTest) -> str:
     """Latencies of valid answers, timed from their schedule, with the SLO as a line."""
-    figure, axes = _new(1)
+    figure, axes = new_figure(1)
     limit = load.settings.slo_p99_ms
     top = max(max(load.latencies_ms), limit * 1.05)
     axes[0].hist(
@@ -165,7 +139,7 @@ def draw_latency(load: LoadTest) -> str:
     if p99 is not None:
         axes[0].axvline(p99, color=INK, linestyle="--", linewidth=1.2, label=f"p99 {p99:.0f} ms")
     axes[0].set(xlabel="latency from the scheduled arrival, ms", ylabel="answers")
-    return _finish(figure, axes, "Latency under open arrivals")
+    return finish_figure(figure, axes, "Latency under open arrivals")
 
 
 def _place(name: str, named: Sequence[tuple[str, Any]]) -> int:
@@ -182,34 +156,3 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
         sum(values[max(0, end - window) : end]) / len(values[max(0, end - window) : end])
         for end in range(1, len(values) + 1)
     ]
-
-
-def _new(
-    panels: int, *, height_in: float | None = None, columns: int = 1
-) -> tuple[Figure, list[Axes]]:
-    """A figure outside pyplot, whose global state a report has no use for."""
-    with mpl.rc_context(STYLE):
-        rows = panels // columns
-        height = height_in or HEIGHT_IN + 1.5 * (rows - 1)
-        figure = Figure(figsize=(WIDTH_IN, height), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False, sharex=columns == 1)
-    return figure, [axes for row in grid for axes in row]
-
-
-def _finish(figure: Figure, axes: Sequence[Axes], title: str) -> str:
-    buffer = io.StringIO()
-    with mpl.rc_context({**STYLE, "svg.hashsalt": title}):
-        if axes[0].get_legend_handles_labels()[1]:
-            # Above the axes, where it hides no data.
-            figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
-        figure.savefig(buffer, format="svg", transparent=True)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="[A-Za-z0-9]+_\d+"', "", svg)  # repeated in every figure of the page
-    svg = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" role="img">', svg)
-    svg = re.sub(r"<svg ([^>]*)>", rf"<svg \1><title>{title}</title>", svg, count=1)
-    svg = svg.replace("xlink:href=", "href=").replace(INK, "currentColor")
-    for index, colour in enumerate(SERIES):
-        svg = svg.replace(colour, f"var(--series-{index + 1})")
-    return svg

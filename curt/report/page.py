@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from curt.drawing import SERIES
 from curt.report import claims, figures
 from curt.report.claims import NOT_RUN
 from curt.report.figures import LABELS
@@ -181,7 +182,7 @@ def _budgets_panel(run: RunParts) -> Panel:
         (LABELS.get(name, name), evaluation)
         for name, evaluation in _in_order(run.evaluations)
         if evaluation.by_budget
-    ][: len(figures.SERIES)]
+    ][: len(SERIES)]
     if not named:
         return Panel(title, f"Evaluation under forced budgets: {NOT_RUN}.")
     svg = Markup(figures.draw_budgets(named))  # noqa: S704

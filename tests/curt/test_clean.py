@@ -6,15 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curt.corpus.__main__ import Rule
+from curt.corpus.build import Rule
 from curt.corpus.clean import RULES, domains_of, repetition_ratio
 from curt.corpus.synthetic import generate_cases
 from curt.schema import Case, Term, Verdict
 from tests.curt.test_dedup import FACT
 
+EIGHT = Term("fixed", 8)
 
-def case(fact: str = FACT, articles=("264",), **reasonings: str) -> Case:
-    return Case("c", fact, Verdict(("盗窃",), articles, Term("fixed", 8)), "test", reasonings)
+
+def case(fact: str = FACT, articles=("264",), term: Term = EIGHT, **reasonings: str) -> Case:
+    return Case("c", fact, Verdict(("盗窃",), articles, term), "test", reasonings)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,7 @@ def case(fact: str = FACT, articles=("264",), **reasonings: str) -> Case:
         ("few steps", case(full="一步；两步"), case(full="一步；两步；三步")),
         ("few steps", case(full="一；二；三", terse="一"), case()),
         ("repetition", case(full="被告人的行为构成盗窃罪。" * 9), case(full=FACT)),
+        ("no term", case(term=Term("exempt")), case()),
     ],
 )
 def test_rules(rule, dropped, kept):

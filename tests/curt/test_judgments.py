@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from curt.corpus.documents import JudgmentError, mask_leaks, read_facts, split_document
-from curt.corpus.judgments import read_citations, read_judgment, read_judgments
+from curt.corpus.documents import mask_leaks, read_facts, split_document
+from curt.corpus.judgments import read_citations, read_document, read_judgment
+from curt.corpus.records import RecordError
+from curt.corpus.sources import read_record
 from curt.schema import Term
 from curt.statutes import canonical_charge
 
@@ -101,7 +103,7 @@ def test_every_defendant_gets_a_record_and_a_unit_none():
     assert judgment.confiscates
     second = judgment.verdict_of(judgment.sentencings[2])
     assert (second.charges, second.articles) == (("诈骗",), ("266",))
-    with pytest.raises(JudgmentError, match="fine alone"):
+    with pytest.raises(RecordError, match="fine alone"):
         judgment.verdict_of(judgment.sentencings[0])
 
 
@@ -125,13 +127,13 @@ def test_citations_with_paragraphs_items_slips_and_other_laws():
     ],
 )
 def test_what_cannot_be_read_has_a_reason_without_text(ruling, reason):
-    with pytest.raises(JudgmentError, match=reason) as refused:
+    with pytest.raises(RecordError, match=reason) as refused:
         read_judgment(document(ruling))
     assert "甲某" not in str(refused.value)
 
 
 def test_a_document_without_a_ruling():
-    with pytest.raises(JudgmentError, match="no ruling"):
+    with pytest.raises(RecordError, match="no ruling"):
         read_judgment(HEAD + FOUND)
 
 
@@ -161,30 +163,40 @@ def test_a_court_that_refers_to_the_charge_is_read_together_with_it():
     assert "窃取手机一部" in facts
 
 
-def test_a_file_gives_cases_and_counts_what_it_drops(tmp_path):
+def test_a_document_gives_a_case_a_defendant():
     good = document(
         "一、被告人甲某犯盗窃罪，判处拘役五个月。二、被告人乙某犯盗窃罪，判处拘役四个月。"
     )
-    lines = [
-        json.dumps({"document": good}),
-        "{truncated",
-        json.dumps({"text": good}),
-        json.dumps({"document": document("驳回上诉。")}),
-        json.dumps({"document": document("被告人甲某犯盗窃罪，判处拘役五个月。", found="查明。")}),
-    ]
-    path = tmp_path / "judgments.jsonl"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    dropped: Counter[str] = Counter()
-    first, second = read_judgments(path, dropped)
+    first, second = read_document({"document": good})
     assert (first.verdict.term.months, second.verdict.term.months) == (5, 4)
     assert first.id != second.id
     assert second.fact.endswith("本案被告人：乙某。")
     assert "指控被告人" not in first.fact
-    assert dropped == {
-        "not a JSON object with a document": 2,
-        "no sentence in the ruling": 1,
-        "no facts": 1,
-    }
+
+
+def test_a_defendant_without_a_usable_sentence_does_not_hide_the_others():
+    ruling = "一、被告人甲某犯盗窃罪，判处拘役五个月。二、被告人乙某犯盗窃罪，单处罚金二千元。"
+    case, error = read_document({"document": document(ruling)})
+    assert case.verdict.term == Term("detention", 5)
+    assert str(error) == "a fine alone"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"text": "x"}, "not an object with a document"),
+        (["document"], "not an object with a document"),
+        ({"document": document("驳回上诉。")}, "no sentence in the ruling"),
+    ],
+)
+def test_a_document_that_cannot_be_read_says_why(row, reason):
+    with pytest.raises(RecordError, match=reason):
+        list(read_document(row))
+
+
+def test_a_document_without_facts_gives_no_case():
+    text = document("被告人甲某犯盗窃罪，判处拘役五个月。", found="查明。")
+    assert [str(result) for result in read_document({"document": text})] == ["no facts"]
 
 
 def test_real_judgments_are_read_as_people_read_them(real_judgments):
@@ -217,10 +229,13 @@ def test_real_judgments_are_read_as_people_read_them(real_judgments):
     assert 2 * hit / (named + cited) >= 0.97
 
 
-def test_real_facts_keep_no_recommendation_and_no_charge(real_judgments, tmp_path):
-    path = tmp_path / "judgments.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in real_judgments), encoding="utf-8")
-    cases = list(read_judgments(path))
+def test_real_facts_keep_no_recommendation_and_no_charge(real_judgments):
+    outcomes = [
+        outcome
+        for number, row in enumerate(real_judgments)
+        for outcome in read_record(row, "judgments", "file", number, "train")
+    ]
+    cases = [outcome.case for outcome in outcomes if outcome.case]
     assert len(cases) > 85
     for case in cases:
         assert "量刑建议" not in case.fact

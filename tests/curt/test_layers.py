@@ -18,11 +18,14 @@ def test_every_layer_imports_only_what_stands_below_it():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("module", ["train.grpo", "train.sft", "curt.evaluate", "curt.corpus"])
+@pytest.mark.parametrize(
+    "module", ["train.grpo", "train.sft", "curt.evaluate", "curt.corpus build"]
+)
 def test_help_is_shown_without_loading_a_framework(module):
+    module, *command = module.split()
     code = (
         "import runpy, sys\n"
-        f"sys.argv = [{module!r}, '--help']\n"
+        f"sys.argv = [{module!r}, *{command!r}, '--help']\n"
         "try:\n"
         f"    runpy.run_module({module!r}, run_name='__main__')\n"
         "except SystemExit as exit_:\n"

@@ -8,7 +8,7 @@ from benchmarks.penalties import PenaltyBenchConfig
 from compress.export_ort import ExportOrtConfig
 from compress.export_trt import ExportTrtConfig
 from curt.config import load_config
-from curt.corpus.__main__ import CorpusConfig
+from curt.corpus.build import CorpusConfig
 from curt.corpus.synthetic import VERBOSITIES
 from curt.dialogue import BUDGET_LEVELS
 from curt.evaluate import EvaluateConfig
