@@ -13,16 +13,9 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from curt.corpus.synthetic import draw_drill
-from curt.dialogue import (
-    BUDGET_LEVELS,
-    clip_fact,
-    normalise_fact,
-    render_completion,
-    render_prompt,
-)
+from curt.dialogue import clip_fact, normalise_fact, render_completion, render_prompt
+from curt.examples import draw_thinking
 from curt.schema import Case
-
-NONE, CUT = "none", "cut"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +68,7 @@ def build_examples(
         answer_ids = _encode(tokenizer, answer)
         prompts, thoughts = [], []
         for _ in range(per_case):
-            thinking_ids, budget = _draw_thinking(
+            thinking_ids, budget = draw_thinking(
                 rng, case, tokenizer, verbosity_weights, max_thinking_tokens
             )
             prompts.append(_encode(tokenizer, render_prompt(tokenizer, fact, budget)))
@@ -109,36 +102,6 @@ def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
         if len({p[index] for p in prompts}) > 1:
             return index
     return shortest
-
-
-def _draw_thinking(
-    rng: random.Random,
-    case: Case,
-    tokenizer: PreTrainedTokenizerBase,
-    weights: Mapping[str, float],
-    max_thinking_tokens: int,
-) -> tuple[list[int], int]:
-    """Thinking token ids and the budget to state with them."""
-    levels = [level for level in BUDGET_LEVELS if level <= max_thinking_tokens]
-    names = [n for n in weights if n in case.reasonings or n in (NONE, CUT)]
-    if not any(weights[n] > 0 for n in names):
-        raise ValueError(
-            f"{case.id} has no reasoning at verbosity {', '.join(weights)}: give {NONE} a weight"
-        )
-    name = rng.choices(names, weights=[weights[n] for n in names])[0]
-    if name == NONE or not case.reasonings:
-        return [], rng.choice(levels) if rng.random() < 0.5 else 0
-    if name == CUT:
-        text = rng.choice(list(case.reasonings.values()))
-        ids = _encode(tokenizer, text)
-        shorter = [level for level in levels if 0 < level < len(ids)]
-        if shorter:
-            budget = rng.choice(shorter)
-            return ids[:budget], budget
-    else:
-        ids = _encode(tokenizer, case.reasonings[name])
-    ids = ids[: levels[-1]]
-    return ids, rng.choice([level for level in levels if level >= len(ids)])
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

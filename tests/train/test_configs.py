@@ -12,7 +12,7 @@ from curt.corpus.build import CorpusConfig
 from curt.corpus.synthetic import VERBOSITIES
 from curt.dialogue import BUDGET_LEVELS
 from curt.evaluate import EvaluateConfig
-from train.examples import CUT, NONE
+from curt.examples import CUT, NONE
 from train.grpo import GRPOSettings
 from train.penalties import PENALTIES
 from train.rewards import REWARDS
