@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from curt.artifact import ArtifactError, load_manifest
 from curt.config import Config, load_config
+from curt.corpus.official import write_predictions
 from curt.corpus.store import read_cases
 from curt.dialogue import parse_completion, render_answer, state_budget
 from curt.engines import Engine, Generation, Request
@@ -53,6 +54,8 @@ class EvaluateConfig(Config):
     """Threads of the ONNX Runtime engine."""
     examples: int = 6
     """Worked examples to keep; 0 for a corpus whose text must not leave it."""
+    predictions: Path | None = None
+    """File for the headline verdicts in the format of CAIL2018's official scorer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         else:
             outcomes = run_budget(engine, cases[: config.budget_limit], budget, config)
         by_budget.append({"budget": budget, "n": len(outcomes), **summarise(outcomes, budget)})
+    if config.predictions is not None:
+        verdicts = [parse_completion(o.generation.text).verdict for o in headline]
+        counts = write_predictions(config.predictions, verdicts)
+        logger.info("official predictions in %s: %s", config.predictions, counts)
     lengths = [o.generation.thinking_tokens for o in headline]
     return {
         "name": config.out.stem,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain, groupby
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from train.trajectories import Rollout
@@ -38,6 +43,8 @@ class Candidate:
         }
 
 
+FIELDS = ("prompt", "completion", "reward", "exact", "thinking_tokens", "source")
+ROWS_AT_ONCE = 1000
 CandidateGroup = Sequence[Candidate]
 _OWN = ("prompt", "completion", "reward", "exact", "thinking_tokens", "checkpoint_sha256")
 _REWARDS = {"reward_raw": "raw", "reward_weighted": "weighted"}
@@ -63,6 +70,56 @@ def _from_rollout(rollout: Rollout) -> Candidate:
         source=f"{rollout.checkpoint_sha256[:12]}+{rollout.step - 1}",
         columns=columns,
     )
+
+
+def from_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Candidate]]:
+    """Groups of candidates from rows of `Candidate.to_row`; inverse of it.
+
+    Neighbours of one prompt are a group, or those of one step and group where rows name them.
+    """
+
+    def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return row["prompt"], row.get("step"), row.get("group")
+
+    for _, members in groupby(rows, key=key):
+        yield [
+            Candidate(
+                **{name: row[name] for name in FIELDS},
+                columns={name: value for name, value in row.items() if name not in FIELDS},
+            )
+            for row in members
+        ]
+
+
+def read_own(path: Path) -> Iterator[list[Candidate]] | None:
+    """Groups of a file of such rows (.jsonl or .parquet); None when it is no such file."""
+    if not path.is_file() or path.suffix not in (".jsonl", ".parquet"):
+        return None
+    rows = _read_table(path) if path.suffix == ".parquet" else _read_lines(path)
+    first = next(rows, None)
+    if first is None or not set(FIELDS) <= first.keys():
+        return None
+    return from_rows(chain([first], rows))
+
+
+def _read_table(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(ROWS_AT_ONCE):
+            yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} can't be read ({error}): give a whole file") from error
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}:{number} is no JSON: give a whole file") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number} is no object: give one a line")
+            yield row
 
 
 class Range(BaseModel):

@@ -4,6 +4,8 @@
         --view shortest --out artifacts/views/shortest.parquet
     python -m train.views --dataset public.jsonl --view pairs --out pairs.jsonl \
         --filters '{"thinking_tokens": {"max": 64}}'
+    python -m train.views --dataset verified.parquet --view shortest --out sft.parquet \
+        --verified_only true
 
 | view | a row |
 |---|---|
@@ -28,9 +30,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from curt.config import Config, load_config
+from curt.corpus.verify import VerificationSettings
 from curt.files import write_atomic
 from curt.logs import configure_logging
-from train.candidates import Candidate, CandidateGroup, Range, from_rollouts, select
+from train.candidates import Candidate, CandidateGroup, Range, from_rollouts, read_own, select
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +48,22 @@ class ViewConfig(Config):
     trajectories: list[Path] = []
     """Folders of GRPO runs."""
     dataset: str | None = None
-    """A public dataset in their place: a file, or a hub id; see `train.public_datasets`."""
+    """A dataset in their place: a file of a view or of `train.verify`, a public file, or a hub id;
+    see `train.public_datasets`."""
     view: View
     """long, wide, best, shortest, pairs or negatives."""
     out: Path
     """File to write: .parquet or .jsonl."""
     filters: dict[str, Range] = {}
     """Bounds on columns, before the view is made: {"raw_format": {"min": 1}}."""
+    verified_only: bool = False
+    """Keep only completions that are verified, before the view is made; see `train.verify`."""
+    checks: list[str] = []
+    """Keep only completions that fail none of these checks, whatever else they fail."""
+    corpus: Path | None = None
+    """Case file with reference verdicts, to verify completions that carry no checks."""
+    verification: VerificationSettings = VerificationSettings()
+    """What to accept of completions that carry no checks."""
     pairing: Pairing = "reward"
     """Pairs: the best against the worst, or the shortest right against the longest right."""
     min_margin: float = Field(0.0, ge=0)
@@ -89,7 +101,7 @@ def write_view(config: ViewConfig) -> int:
 
     Raises ValueError when the source can't be read or nothing is left of it.
     """
-    rows = list(make_view(config, select(read_groups(config), config.filters)))
+    rows = list(make_view(config, select(verified_groups(config), config.filters)))
     if config.dedup:
         rows = drop_repeats(rows, by_length=config.by_length)
     if not rows:
@@ -100,15 +112,42 @@ def write_view(config: ViewConfig) -> int:
 
 def read_groups(config: ViewConfig) -> Iterator[list[Candidate]]:
     """The configured source, group by group."""
-    if config.dataset is not None:
-        from train.public_datasets import read_public
+    yield from read_source(config.trajectories, config.dataset)
 
-        yield from read_public(config.dataset)
+
+def read_source(trajectories: Iterable[Path], dataset: str | None) -> Iterator[list[Candidate]]:
+    """Groups of a dataset where one is given, else of the runs in folders of trajectories.
+
+    A file of rows that this module or `train.verify` wrote keeps all of its columns.
+    """
+    if dataset is not None:
+        own = read_own(Path(dataset))
+        if own is None:
+            from train.public_datasets import read_public
+
+            own = read_public(dataset)
+        yield from own
         return
     from train.trajectories import iterate_groups
 
-    for folder in config.trajectories:
+    for folder in trajectories:
         yield from from_rollouts(iterate_groups(folder))
+
+
+def verified_groups(config: ViewConfig) -> Iterator[list[Candidate]]:
+    """The configured source without what is not verified, where that is asked for."""
+    groups = read_groups(config)
+    if not (config.verified_only or config.checks):
+        return groups
+    from train.verify import References, keep_verified
+
+    if config.corpus is None:
+        references = References()
+    else:
+        from curt.corpus.store import read_cases
+
+        references = References(read_cases(config.corpus))
+    return keep_verified(groups, config.checks, config.verification, references)
 
 
 def make_view(config: ViewConfig, groups: Iterable[CandidateGroup]) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Corpora: `python -m curt.corpus COMMAND @configs/... --key value`; COMMAND --help for settings.
 
 build    train, dev and test sets from judgments, CAIL2018, the hub or the generator
+tasks    charge, article, term and ruling as tasks of their own, in stratified sets
 """
 
 from __future__ import annotations
@@ -44,7 +45,14 @@ def build(arguments: list[str]) -> None:
     )  # fmt: skip
 
 
-COMMANDS = {"build": build}
+def tasks(arguments: list[str]) -> None:
+    """Make the sets of single tasks."""
+    from curt.corpus.tasks import main
+
+    main(arguments)
+
+
+COMMANDS = {"build": build, "tasks": tasks}
 
 if __name__ == "__main__":
     main()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from statistics import fmean
 
+from curt.corpus.legality import is_in_tier, share_carried, share_defining
 from curt.schema import Completion, ParseFailure, Verdict
-from curt.statutes import article_carries, article_charges, is_charge, term_in_range
 
 
 def legality_reward(completion: Completion, reference: Verdict) -> float:
@@ -22,20 +22,4 @@ def legality_reward(completion: Completion, reference: Verdict) -> float:
     verdict = completion.verdict
     if isinstance(verdict, ParseFailure):
         return 0.0
-    return fmean((_carried(verdict), _existing(verdict), float(_in_tier(verdict))))
-
-
-def _carried(verdict: Verdict) -> float:
-    return fmean(
-        is_charge(charge) and any(article_carries(a, charge) for a in verdict.articles)
-        for charge in verdict.charges
-    )
-
-
-def _existing(verdict: Verdict) -> float:
-    return fmean(bool(article_charges(a)) for a in verdict.articles) if verdict.articles else 0.0
-
-
-def _in_tier(verdict: Verdict) -> bool:
-    known = [charge for charge in verdict.charges if is_charge(charge)]
-    return len(known) > 1 or any(term_in_range(charge, verdict.term) for charge in known)
+    return fmean((share_carried(verdict), share_defining(verdict), float(is_in_tier(verdict))))
