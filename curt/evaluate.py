@@ -24,7 +24,7 @@ from curt.engines import Engine, Generation, Request
 from curt.files import write_json
 from curt.logs import configure_logging
 from curt.metrics import is_exact, length_statistics, score_verdicts
-from curt.schema import Case
+from curt.schema import AUGMENTATIONS, Case
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "thinking_tokens": length_statistics(lengths),
         "thinking_lengths": lengths,
         "exact_cases": [o.exact for o in headline],
-        "circumstances": [len(o.case.traits) for o in headline],
+        "circumstances": [count_circumstances(o.case) for o in headline],
         "by_budget": by_budget,
         "by_trait": by_trait(headline),
         "by_correctness": by_correctness(headline),
@@ -191,11 +191,16 @@ def summarise(outcomes: Sequence[Outcome], budget: int) -> dict[str, Any]:
     }
 
 
+def count_circumstances(case: Case) -> int:
+    """How many circumstances the generator drew; what was done to a case later is none."""
+    return len(set(case.traits) - AUGMENTATIONS)
+
+
 def by_trait(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
     """Exact accuracy and thinking tokens by the number of circumstances in a case."""
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        groups.setdefault(f"{len(outcome.case.traits)} circumstances", []).append(outcome)
+        groups.setdefault(f"{count_circumstances(outcome.case)} circumstances", []).append(outcome)
     return {
         name: {
             "n": len(members),

@@ -74,6 +74,10 @@ class ParseFailure:
     reason: str
 
 
+AUGMENTATIONS = frozenset({"distractors", "paraphrase"})
+"""Traits that say what was done to a case's text; every other trait is a circumstance of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """Facts and the verdict they led to.

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curt.config import Config, load_config
+from curt.corpus.redaction import redact
 from curt.files import whole_folder
 from curt.logs import configure_logging
 from train.dataset_card import render_card
-from train.redaction import redact
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """Corpora: `python -m curt.corpus COMMAND @configs/... --key value`; COMMAND --help for settings.
 
 build    train, dev and test sets from judgments, CAIL2018, the hub or the generator
+augment  more training cases: distracting claims, other words
 tasks    charge, article, term and ruling as tasks of their own, in stratified sets
 """
 
@@ -52,7 +53,14 @@ def tasks(arguments: list[str]) -> None:
     main(arguments)
 
 
-COMMANDS = {"build": build, "tasks": tasks}
+def augment(arguments: list[str]) -> None:
+    """Add cases to the training set."""
+    from curt.corpus.augment import main
+
+    main(arguments)
+
+
+COMMANDS = {"augment": augment, "build": build, "tasks": tasks}
 
 if __name__ == "__main__":
     main()

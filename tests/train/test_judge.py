@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curt.dialogue import parse_completion, render_completion
+from curt.endpoint import ReplyCache
 from curt.schema import Term, Verdict
 from tests.train.judge_server import Reply, judge_server
 from train.judge import (
@@ -23,7 +24,6 @@ from train.judge import (
     RuleJudgeSettings,
     make_judge,
 )
-from train.judge.cache import ReplyCache
 from train.judge.prompts import build_judge_messages, parse_grade, render_grade
 
 THEFT = Verdict(("盗窃",), ("264",), Term("fixed", 8, 12), 3000)
@@ -274,7 +274,7 @@ def test_the_cache_holds_the_grade_and_nothing_said_beside_it(tmp_path):
 
 def test_processes_can_share_a_cache(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from train.judge.cache import ReplyCache\n"
+        "import sys; from pathlib import Path; from curt.endpoint import ReplyCache\n"
         "cache = ReplyCache(Path(sys.argv[1]))\n"
         "[cache.write({f'{sys.argv[2]}-{n}': 'x'}) for n in range(100)]"
     )

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curt.corpus.redaction import redact
 from tests.train.hub_server import Hub, hub_server, running
 from train.dataset_card import render_card
 from train.publish import PublishConfig, prepare, push, redact_table
-from train.redaction import redact
 
 SHA = "1" * 64
 # The hub's client hands large files to httpx in a way that httpx calls old.
