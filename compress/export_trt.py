@@ -1,58 +1,69 @@
 """Export a model folder for TensorRT-LLM: the unified Hugging Face checkpoint of ModelOpt.
 
-    python -m compress.export_trt @configs/demo/export-trt.toml --model DIR --out DIR
+    python -m compress.export_trt @configs/demo/export-trt.toml --model DIR --out DIR --gpu h200
 
 TensorRT-LLM's LLM API and `trtllm-serve` load the folder as it is; `launch.sh` in it starts the
-server. Quantisation, export and verification run on a CPU. The checkpoint is compared with its
-parent tensor by tensor before it becomes a model folder (`verification.json`); one that differs
-is refused and leaves nothing behind. Where a GPU and TensorRT-LLM are there, it is loaded and
-made to write a token too; elsewhere the log says that this was not tried.
+server with `serve-config.yaml`, sized from the deadline. `--gpu` picks the weight format. With
+`--engine_checkpoint true` the rank-sharded checkpoint of TensorRT-LLM 1.2.1 and older is written
+beside it. Quantisation, export and verification run on a CPU: the checkpoint is compared with
+its parent tensor by tensor, and its own numbers are run on cases, before it becomes a model
+folder (`verification.json`); one that differs is refused and leaves nothing behind. Where a GPU
+and TensorRT-LLM are there, it is loaded and made to write a token too; elsewhere the log says
+that this was not tried.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import json
 import logging
+import random
 import sys
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from compress.prompts import sample_prompts
-from compress.verify_trt import (
-    INT4_BLOCK,
-    TOKENIZER_CLASS,
-    Precision,
-    rope_theta,
-    verify_checkpoint,
+from compress.trt_formats import LEAST_BITS, Precision
+from compress.trt_gpu import GpuName, choose_precision
+from compress.trt_quantise import (
+    count_parameters,
+    hash_examples,
+    measure_distance,
+    model_widths,
+    quantise,
 )
+from compress.trt_ranks import ENGINE_CHECKPOINT, verify_ranks
+from compress.trt_readers import write_for_older_readers
+from compress.trt_replay import compare_answers, load_dequantised
+from compress.trt_serve import (
+    Backend,
+    Sizes,
+    Workload,
+    build_options,
+    count_kv_bytes,
+    size_server,
+    write_engine_server,
+    write_server,
+)
+from compress.verify_trt import verify_checkpoint
 from curt.artifact import Manifest, load_manifest, parent_of, write_artifact
 from curt.config import Config, load_config
 from curt.corpus.store import read_cases
-from curt.dialogue import MAX_ANSWER_TOKENS
-from curt.files import write_atomic, write_json
+from curt.dialogue import clip_fact, normalise_fact, render_completion, render_prompt
+from curt.files import sha256, write_json
+from curt.schema import Case
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
 VERIFICATION = "verification.json"
-SERVE_CONFIG = "serve-config.yaml"
-LAUNCH = "launch.sh"
-
-# FP8 for Ada, Hopper and Blackwell; INT4 AWQ for Ampere.
-_RECIPES: dict[Precision, str | None] = {
-    "fp8": "FP8_DEFAULT_CFG",
-    "int4_awq": "INT4_AWQ_CFG",
-    "bf16": None,
-}
-_COMPARED_EXAMPLES = 16
-_PROMPT_OVERHEAD_TOKENS = 128  # system text, budget line and chat markers, generously
+_DISTANCE_EXAMPLES = 16
 
 
 class ExportTrtConfig(Config):
@@ -62,21 +73,39 @@ class ExportTrtConfig(Config):
     """The parent: a Hugging Face model folder of this project."""
     out: Path
     """Where the checkpoint goes; an older one there is replaced when all is well."""
-    precision: Precision = "fp8"
-    """fp8 for Ada, Hopper and Blackwell GPUs, int4_awq for Ampere, bf16 for a baseline."""
+    gpu: GpuName | None = None
+    """The GPU to serve on: picks the precision and sizes the server for the deadline."""
+    precision: Precision | None = None
+    """Weight format; overrides what `gpu` would pick. Without either: fp8."""
+    engine_checkpoint: bool = False
+    """Also write the rank-sharded checkpoint, for the engine builder of 1.2.1 and older."""
     cases: Path = Path("artifacts/demo/corpus/test.jsonl")
     """JSON Lines file of cases to calibrate on."""
+    compare_on: Path | None = None
+    """JSON Lines file of cases to compare answers on; by default some of `cases` are set apart."""
     calibration_cases: int = 64
     """How many cases to calibrate on."""
+    compared_cases: int = 16
+    """How many cases to compare likelihood and answers on, none of them calibrated on."""
     max_kl: float = 0.05
     """Refuse a checkpoint whose mean KL from its parent, in nats a token, is above this."""
+    max_nll_difference: float = 0.05
+    """Refuse one that finds the cases' own completions less likely by this, in nats a token."""
     seed: int = 0
     tensor_parallel: int = 1
-    """GPUs `launch.sh` shares the model over."""
+    """GPUs that share each layer."""
+    pipeline_parallel: int = 1
+    """Groups of GPUs that share the layers out."""
+    slo_ms: float = 400.0
+    """The deadline the server is sized for."""
+    slo_thinking_tokens: int = 16
+    """Thinking tokens that must fit the deadline at full load; the server may allow more."""
     max_batch_size: int = 32
-    """Requests `launch.sh` lets run at once."""
+    """Requests the server may run at once; the deadline may allow fewer."""
     gpu_memory_fraction: float = 0.9
-    """Share of the free GPU memory given to the key-value cache."""
+    """Share of the free GPU memory given to the key-value cache, at most."""
+    guided_decoding: Backend = "xgrammar"
+    """What enforces an answer grammar in the server."""
     port: int = 8001
 
 
@@ -84,40 +113,70 @@ def export_trt(config: ExportTrtConfig) -> dict[str, float]:
     """Quantise, export, verify and publish one checkpoint; returns the verification's figures.
 
     Raises ArtifactError when the parent must not be loaded, ValueError when a setting does not
-    fit the model or no cases are there, and VerificationError when the checkpoint differs from
-    its parent.
+    fit the model or the GPU or no cases are there, and VerificationError when the checkpoint
+    differs from its parent.
     """
     parent = load_manifest(config.model, expect="hf")
-    _check_widths(config)
+    shape = json.loads((config.model / "config.json").read_text(encoding="utf-8"))
+    precision, reason = choose_precision(
+        config.gpu,
+        config.precision,
+        widths=model_widths(shape),
+        engine_checkpoint=config.engine_checkpoint,
+    )
+    log.info("precision %s: %s", precision, reason)
+    _check_parallel(config, shape)
+    _size(config, parent, shape, precision)  # a deadline out of reach is refused before the work
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(config.model)
+    calibrated_on, compared = _split_cases(config)
     examples = sample_prompts(
-        list(read_cases(config.cases)),
+        calibrated_on,
         tokenizer,
         parent,
         config.calibration_cases,
         config.seed,
         with_completion=True,
     )
+    chosen = {
+        "precision": precision,
+        "precision_reason": reason,
+        "calibration_cases": len(examples),
+        "calibration_sha256": hash_examples(examples),
+        "cases_sha256": sha256(config.cases),
+    }
     figures: dict[str, float] = {}  # the manifest's evaluation, filled in before it is written
-    with write_artifact(config.out, _describe(config, parent, figures)) as folder:
+    with write_artifact(config.out, _describe(config, parent, chosen, figures)) as folder:
         started = time.perf_counter()
-        figures |= _quantise_and_save(config, examples, folder)
-        log.info("quantised to %s in %.1f s", config.precision, time.perf_counter() - started)
-        # "not <=" so that a NaN is refused too
-        if not figures["kl"] <= config.max_kl:
-            raise ValueError(
-                f"{config.precision} is {figures['kl']:.4g} nats a token from its parent, more "
-                f"than max_kl {config.max_kl}: calibrate on more cases or use another precision"
-            )
+        ranks = (folder / ENGINE_CHECKPOINT, config.tensor_parallel, config.pipeline_parallel)
+        distance = quantise(
+            config.model,
+            precision,
+            examples,
+            config.seed,
+            folder,
+            ranks if config.engine_checkpoint else None,
+        )
+        log.info("quantised to %s in %.1f s", precision, time.perf_counter() - started)
         tokenizer.save_pretrained(folder)
-        _patch_for_older_readers(config.model, folder)
-        _write_launcher(config, parent, folder)
+        write_for_older_readers(config.model, folder)
         started = time.perf_counter()
         texts = [str(tokenizer.decode(ids, skip_special_tokens=False)) for ids in examples]
-        figures |= verify_checkpoint(folder, config.model, config.precision, texts)
-        figures["engine_started"] = float(start_engine(folder, examples[0]))
+        figures |= verify_checkpoint(folder, config.model, precision, texts)
+        if config.engine_checkpoint:
+            figures |= verify_ranks(folder / ENGINE_CHECKPOINT, config.model, precision)
+        figures |= _compare_models(
+            config, parent, precision, folder, distance, tokenizer, examples, compared
+        )
+        _gate(config, precision, figures)
+        weight_bytes = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+        sizes = _size(config, parent, shape, precision, weight_bytes)
+        _write_server(config, sizes, precision, folder)
+        if precision == "int8_sq":
+            figures["engine_started"] = 0.0  # an engine has to be built first, by launch.sh
+        else:
+            figures["engine_started"] = float(start_engine(folder, examples[0]))
         log.info("verified in %.1f s: %s", time.perf_counter() - started, json.dumps(figures))
         write_json(folder / VERIFICATION, figures)
     return figures
@@ -141,12 +200,88 @@ def start_engine(folder: Path, prompt: list[int]) -> bool:
     return True
 
 
+def _check_parallel(config: ExportTrtConfig, shape: dict[str, Any]) -> None:
+    for name, parts, key in (
+        ("tensor_parallel", config.tensor_parallel, "num_attention_heads"),
+        ("tensor_parallel", config.tensor_parallel, "intermediate_size"),
+        ("pipeline_parallel", config.pipeline_parallel, "num_hidden_layers"),
+    ):
+        if parts < 1 or shape[key] % parts:
+            raise ValueError(f"{name} {parts} does not divide {key} {shape[key]}")
+
+
+def _split_cases(config: ExportTrtConfig) -> tuple[list[Case], list[Case]]:
+    """Cases to draw calibration from, and cases to compare answers on: apart, if there are more."""
+    cases = list(read_cases(config.cases))
+    draw = random.Random(config.seed)
+    if config.compare_on:
+        others = list(read_cases(config.compare_on))
+        return cases, draw.sample(others, min(config.compared_cases, len(others)))
+    draw.shuffle(cases)
+    compared = cases[: min(config.compared_cases, len(cases))]
+    rest = cases[len(compared) :]
+    if not rest:
+        log.warning("only %d cases: answers are compared on calibration cases", len(cases))
+        rest = cases
+    return rest, compared
+
+
+def _compare_models(
+    config: ExportTrtConfig,
+    parent: Manifest,
+    precision: Precision,
+    folder: Path,
+    distance: dict[str, float],
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[list[int]],
+    cases: Sequence[Case],
+) -> dict[str, float]:
+    from transformers import AutoModelForCausalLM
+
+    source = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32).eval()
+    child = load_dequantised(folder, precision)
+    if not distance:  # the quantiser could not simulate this format without a GPU
+        distance = measure_distance(source, child, examples[:_DISTANCE_EXAMPLES])
+    if not cases:
+        return distance
+    prompts: list[list[int]] = []
+    completions: list[list[int]] = []
+    for case in cases:
+        fact = clip_fact(normalise_fact(case.fact), tokenizer, parent.max_fact_tokens)
+        question = render_prompt(tokenizer, fact, parent.max_thinking_tokens)
+        answer = render_completion(next(iter(case.reasonings.values()), ""), case.verdict)
+        for text, ids in ((question, prompts), (answer, completions)):
+            ids.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    answers = compare_answers(
+        source, child, tokenizer, prompts, completions, cases, parent.max_thinking_tokens
+    )
+    return distance | answers
+
+
+def _gate(config: ExportTrtConfig, precision: Precision, figures: dict[str, float]) -> None:
+    remedy = "calibrate on more cases or use another precision"
+    # "not <=" so that a NaN is refused too
+    if not figures["kl"] <= config.max_kl:
+        raise ValueError(
+            f"{precision} is {figures['kl']:.4g} nats a token from its parent, more than max_kl "
+            f"{config.max_kl}: {remedy}"
+        )
+    if "nll_difference" in figures and not figures["nll_difference"] <= config.max_nll_difference:
+        raise ValueError(
+            f"{precision} finds the cases {figures['nll_difference']:.4g} nats a token less likely "
+            f"than its parent, more than max_nll_difference {config.max_nll_difference}: {remedy}"
+        )
+
+
 def _describe(
-    config: ExportTrtConfig, parent: Manifest, evaluation: dict[str, float]
+    config: ExportTrtConfig,
+    parent: Manifest,
+    chosen: dict[str, Any],
+    evaluation: dict[str, float],
 ) -> dict[str, Any]:
     return {
         "format": "trtllm-hf",
-        "precision": config.precision,
+        "precision": chosen["precision"],
         "stage": "export_trt",
         "base": parent.base,
         "parent": parent_of(config.model),
@@ -154,134 +289,49 @@ def _describe(
         "statute_version": parent.statute_version,
         "max_fact_tokens": parent.max_fact_tokens,
         "max_thinking_tokens": parent.max_thinking_tokens,
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json") | chosen,
         "evaluation": evaluation,
     }
 
 
-def _check_widths(config: ExportTrtConfig) -> None:
-    if config.precision != "int4_awq":
-        return
-    shape = json.loads((config.model / "config.json").read_text(encoding="utf-8"))
-    heads = shape["num_attention_heads"]
-    head_dim = shape.get("head_dim") or shape["hidden_size"] // heads
-    for name, width in (
-        ("hidden_size", shape["hidden_size"]),
-        ("intermediate_size", shape["intermediate_size"]),
-        ("attention width", heads * head_dim),
-    ):
-        if width % INT4_BLOCK:
-            raise ValueError(f"{name} {width} is no multiple of {INT4_BLOCK}: use fp8 or bf16")
-
-
-def _quantise_and_save(
-    config: ExportTrtConfig, examples: list[list[int]], folder: Path
-) -> dict[str, float]:
-    """Write the checkpoint; returns how far the quantised model is from its parent."""
-    from transformers import AutoModelForCausalLM
-
-    with _quiet_modelopt():
-        import modelopt.torch.quantization as mtq
-        from modelopt.torch.export import export_hf_checkpoint
-
-        model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.bfloat16).eval()
-        if not model.config.architectures:  # the exporter looks its layer names up by it
-            model.config.architectures = [type(model).__name__]
-
-        def calibrate(module: torch.nn.Module) -> None:
-            for ids in examples:
-                module(torch.tensor([ids]))
-
-        recipe = _RECIPES[config.precision]
-        with torch.inference_mode():
-            if recipe:
-                model = mtq.quantize(model, getattr(mtq, recipe), calibrate)
-            source = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32).eval()
-            distance = _distance(source, model, examples[:_COMPARED_EXAMPLES])
-            export_hf_checkpoint(model, dtype=torch.bfloat16, export_dir=folder)
-    return distance
-
-
-def _distance(
-    parent: torch.nn.Module, child: torch.nn.Module, examples: list[list[int]]
-) -> dict[str, float]:
-    """Mean KL(parent ‖ child) in nats a token and argmax agreement, as the GPU would compute."""
-    kl = agreed = positions = 0.0
-    for ids in examples:
-        left = parent(torch.tensor([ids])).logits[0].float().log_softmax(-1)
-        right = child(torch.tensor([ids])).logits[0].float().log_softmax(-1)
-        kl += float((left.exp() * (left - right)).sum())
-        agreed += float((left.argmax(-1) == right.argmax(-1)).sum())
-        positions += len(ids)
-    return {"kl": kl / positions, "argmax_agreement": agreed / positions}
-
-
-@contextlib.contextmanager
-def _quiet_modelopt() -> Iterator[None]:
-    """Send ModelOpt's prints to the debug log and drop the warnings it always gives."""
-    printed = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
-        # ModelOpt declares an older transformers than it works with.
-        warnings.filterwarnings("ignore", message=r"transformers \S+ is not tested")
-        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message="To copy construct from a tensor")
-        yield
-    for line in printed.getvalue().splitlines():
-        log.debug("modelopt: %s", line)
-
-
-def _patch_for_older_readers(parent: Path, folder: Path) -> None:
-    """Say things the way transformers 4.57, inside TensorRT-LLM 1.2, reads them.
-
-    It reads the rotary base only from the top level, falling back to 10,000 without a word, and
-    does not know the tokenizer class that transformers 5 writes.
-    """
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    source = json.loads((parent / "config.json").read_text(encoding="utf-8"))
-    config["rope_theta"] = rope_theta(source)
-    rope = source.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        config["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
-    write_json(path, config)
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    settings["tokenizer_class"] = TOKENIZER_CLASS
-    write_json(path, settings)
-
-
-def _write_launcher(config: ExportTrtConfig, parent: Manifest, folder: Path) -> None:
-    """`launch.sh` and the server's configuration, sized for this model's prompts."""
-    longest = (
-        parent.max_fact_tokens
-        + _PROMPT_OVERHEAD_TOKENS
-        + parent.max_thinking_tokens
-        + MAX_ANSWER_TOKENS
+def _size(
+    config: ExportTrtConfig,
+    parent: Manifest,
+    shape: dict[str, Any],
+    precision: Precision,
+    weight_bytes: int | None = None,
+) -> Sizes:
+    """The server's sizes; before the weights are written, from the least they can take."""
+    parameters = count_parameters(config.model)
+    least = round(parameters * LEAST_BITS[precision] / 8)
+    work = Workload(
+        slo_ms=config.slo_ms,
+        fact_tokens=parent.max_fact_tokens,
+        thinking_tokens=parent.max_thinking_tokens,
+        context_tokens=shape["max_position_embeddings"],
+        weight_bytes=least if weight_bytes is None else weight_bytes,
+        parameters=parameters,
+        kv_bytes_per_token=count_kv_bytes(shape),
+        precision=precision,
+        tensor_parallel=config.tensor_parallel,
+        pipeline_parallel=config.pipeline_parallel,
+        slo_thinking_tokens=config.slo_thinking_tokens,
     )
-    write_atomic(
-        folder / SERVE_CONFIG,
-        "# Read by trtllm-serve; see launch.sh beside it.\n"
-        "enable_chunked_prefill: true\n"
-        "kv_cache_config:\n"
-        "  enable_block_reuse: true  # every prompt starts with the same system text\n"
-        "cuda_graph_config:\n"
-        "  enable_padding: true\n"
-        f"  max_batch_size: {config.max_batch_size}\n",
+    return size_server(work, config.gpu, config.max_batch_size, config.gpu_memory_fraction)
+
+
+def _write_server(
+    config: ExportTrtConfig, sizes: Sizes, precision: Precision, folder: Path
+) -> None:
+    options = build_options(
+        sizes,
+        memory_fraction=config.gpu_memory_fraction,
+        tensor_parallel=config.tensor_parallel,
+        pipeline_parallel=config.pipeline_parallel,
+        guided_decoding=config.guided_decoding,
     )
-    script = folder / LAUNCH
-    write_atomic(
-        script,
-        "#!/bin/sh\n"
-        "# Starts TensorRT-LLM's OpenAI-compatible server on this folder.\n"
-        'here=$(cd "$(dirname "$0")" && pwd)\n'
-        'exec trtllm-serve "$here" \\\n'
-        f'  --host "${{HOST:-127.0.0.1}}" --port "${{PORT:-{config.port}}}" \\\n'
-        f"  --tp_size {config.tensor_parallel} --max_batch_size {config.max_batch_size} \\\n"
-        f"  --max_num_tokens {max(2048, 2 * longest)} --max_seq_len {longest} \\\n"
-        f"  --kv_cache_free_gpu_memory_fraction {config.gpu_memory_fraction} \\\n"
-        f'  --config "$here/{SERVE_CONFIG}" "$@"\n',
-    )
-    script.chmod(0o755)
+    write = write_engine_server if precision == "int8_sq" else write_server
+    write(folder, options, sizes, config.port)
 
 
 def main(argv: list[str] | None = None) -> None:

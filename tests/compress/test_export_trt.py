@@ -3,25 +3,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig
 
 from compress.export_trt import ExportTrtConfig, export_trt, start_engine
-from compress.verify_trt import Precision, VerificationError, verify_checkpoint
+from compress.trt_formats import Precision
+from compress.trt_replay import load_dequantised
+from compress.verify_trt import VerificationError, verify_checkpoint
 from curt.artifact import load_manifest, parent_of
 from curt.config import load_config
 from curt.files import write_json
 from tests.compress.exports import make_untied_model, write_cases
 from tests.micro import FACTS
 
-PRECISIONS: tuple[Precision, ...] = ("fp8", "int4_awq", "bf16")
+PRECISIONS: tuple[Precision, ...] = ("fp8", "int4_awq", "int8_sq", "nvfp4", "bf16")
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 DOWN_PROJ = "model.layers.1.mlp.down_proj"
 
@@ -39,7 +41,15 @@ def checkpoints(untied: Path) -> dict[str, Path]:
 def make_checkpoint(model: Path, out: Path, precision: Precision) -> Path:
     cases = write_cases(out.parent / "cases.jsonl")
     config = ExportTrtConfig(
-        model=model, out=out, precision=precision, cases=cases, calibration_cases=6, max_kl=5.0
+        model=model,
+        out=out,
+        precision=precision,
+        engine_checkpoint=precision == "int8_sq",
+        cases=cases,
+        calibration_cases=4,
+        compared_cases=2,
+        max_kl=5.0,
+        max_nll_difference=5.0,
     )
     export_trt(config)
     return out
@@ -83,26 +93,53 @@ def test_tied_embeddings_are_stored_once(
 
 
 @pytest.mark.slow
-def test_the_launcher_hands_its_own_folder_to_the_server(
-    checkpoints: dict[str, Path], tmp_path: Path
-) -> None:
-    server = tmp_path / "trtllm-serve"
-    server.write_text('#!/bin/sh\necho "$@"\n')
-    server.chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["/bin/sh", str(checkpoints["fp8"] / "launch.sh"), "--log_level", "info"],
-        env={"PATH": path, "PORT": "9000"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
+def test_a_gpu_picks_the_format_and_sizes_the_server(untied: Path, tmp_path: Path) -> None:
+    config = ExportTrtConfig(
+        model=untied,
+        out=tmp_path / "out",
+        gpu="a10",
+        engine_checkpoint=True,
+        pipeline_parallel=2,
+        cases=write_cases(tmp_path / "cases.jsonl"),
+        compare_on=write_cases(tmp_path / "others.jsonl"),
+        calibration_cases=4,
+        compared_cases=2,
+        max_kl=5.0,
+        max_nll_difference=5.0,
     )
-    words = done.stdout.split()
-    assert words[0] == str(checkpoints["fp8"])
-    assert words[words.index("--port") + 1] == "9000"
-    assert Path(words[words.index("--config") + 1]).is_file()
-    assert words[-2:] == ["--log_level", "info"]
+    figures = export_trt(config)
+    manifest = load_manifest(config.out, expect="trtllm-hf")
+    assert manifest.precision == "int4_awq"
+    assert manifest.config["precision_reason"].startswith("a10 is Ampere")
+    assert manifest.config["calibration_cases"] == 4
+    assert len(manifest.config["calibration_sha256"]) == 64
+    assert "engine-checkpoint/rank1.safetensors" in manifest.files
+    assert figures["engine_ranks"] == 2
+    options = yaml.safe_load((config.out / "serve-config.yaml").read_text())
+    assert options["pipeline_parallel_size"] == 2
+    assert options["max_seq_len"] == 200 + 128 + 64 + 64
+    assert "600 GB/s" in (config.out / "serve-config.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_calibration_and_weights(
+    checkpoints: dict[str, Path], untied: Path, tmp_path: Path
+) -> None:
+    again = make_checkpoint(untied, tmp_path / "again", "int4_awq")
+    first, second = load_manifest(checkpoints["int4_awq"]), load_manifest(again)
+    assert first.config["calibration_sha256"] == second.config["calibration_sha256"]
+    assert first.files["model.safetensors"] == second.files["model.safetensors"]
+
+
+def test_splits_the_model_does_not_allow_are_refused(micro_model: Path, tmp_path: Path) -> None:
+    for wrong, fault in (
+        ({"tensor_parallel": 3}, "tensor_parallel 3 does not divide num_attention_heads 2"),
+        ({"pipeline_parallel": 4}, "pipeline_parallel 4 does not divide num_hidden_layers 2"),
+        ({"gpu": "a10", "precision": "fp8"}, "fp8 does not run on a10"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            export_trt(ExportTrtConfig(model=micro_model, out=tmp_path / "out", **wrong))
+    assert not (tmp_path / "out").exists()
 
 
 def flip(key: str, bits: int) -> Callable[[dict[str, Tensor]], None]:
@@ -131,6 +168,10 @@ def swap_nibbles(tensors: dict[str, Tensor]) -> None:
     tensors[f"{Q_PROJ}.weight"] = (packed >> 4) | (packed << 4)
 
 
+def drop_norm_sign(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{DOWN_PROJ}.weight"] = -tensors[f"{DOWN_PROJ}.weight"]
+
+
 def add_stranger(tensors: dict[str, Tensor]) -> None:
     tensors["model.stranger.weight"] = torch.ones(1)
 
@@ -154,6 +195,16 @@ def add_stranger(tensors: dict[str, Tensor]) -> None:
         ("int4_awq", scale("model.layers.0.input_layernorm.weight", 1.2), "off by"),
         ("int4_awq", scale("model.layers.0.input_layernorm.weight", -1.0), "positive multiple"),
         ("int4_awq", drop(f"{Q_PROJ}.weight"), "q_proj.weight is missing"),
+        ("int8_sq", flip(f"{DOWN_PROJ}.weight", 0x10), "error bound"),
+        ("int8_sq", drop_norm_sign, "error bound"),
+        ("int8_sq", scale(f"{DOWN_PROJ}.weight_scale", 1.1), "of its row / 127"),
+        ("int8_sq", scale(f"{DOWN_PROJ}.pre_quant_scale", 2.0), "row / 127"),
+        ("int8_sq", scale(f"{DOWN_PROJ}.input_scale", -1.0), "input_scale is not positive"),
+        ("nvfp4", flip(f"{Q_PROJ}.weight", 0x08), "error bound"),
+        ("nvfp4", swap_nibbles, "error bound"),
+        ("nvfp4", scale(f"{Q_PROJ}.weight_scale", 2.0), "of its block / 6"),
+        ("nvfp4", scale(f"{Q_PROJ}.weight_scale_2", 1.1), "weight_scale_2 is"),
+        ("nvfp4", drop(f"{Q_PROJ}.weight_scale_2"), "weight_scale_2 is missing"),
         ("bf16", scale("model.embed_tokens.weight", 1.01), "embed_tokens.weight differs"),
     ],
 )
@@ -230,10 +281,45 @@ def test_a_refused_checkpoint_leaves_nothing_behind(untied: Path, tmp_path: Path
     assert [p.name for p in tmp_path.iterdir()] == ["cases.jsonl"]
 
 
+@pytest.mark.slow
+def test_a_checkpoint_that_finds_the_cases_less_likely_is_refused(
+    untied: Path, tmp_path: Path
+) -> None:
+    config = ExportTrtConfig(
+        model=untied,
+        out=tmp_path / "out",
+        precision="bf16",
+        cases=write_cases(tmp_path / "cases.jsonl"),
+        compared_cases=2,
+        max_kl=5.0,
+        max_nll_difference=-1.0,
+    )
+    with pytest.raises(ValueError, match="more than max_nll_difference -1"):
+        export_trt(config)
+    assert not config.out.exists()
+
+
 @pytest.mark.gpu
 @pytest.mark.slow
 def test_tensorrt_llm_loads_the_checkpoint(checkpoints: dict[str, Path]) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
     pytest.importorskip("tensorrt_llm")
-    assert start_engine(checkpoints["fp8"], [5, 6, 7])
+    folder = checkpoints["fp8"]
+    assert start_engine(folder, [5, 6, 7])
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_tensorrt_llm_answers_as_the_stored_numbers_do(checkpoints: dict[str, Path]) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    tensorrt_llm = pytest.importorskip("tensorrt_llm")
+    folder, prompt = checkpoints["bf16"], list(range(5, 60))
+    options = yaml.safe_load((folder / "serve-config.yaml").read_text())
+    sampling = tensorrt_llm.SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
+    with tensorrt_llm.LLM(model=str(folder), **options) as engine:
+        written = engine.generate([prompt], sampling)[0].outputs[0].token_ids
+    logits = load_dequantised(folder, "bf16")(torch.tensor([[*prompt, *written]])).logits[0]
+    for position, token in enumerate(written, len(prompt) - 1):
+        assert logits[position].max() - logits[position, token] < 0.1  # a tie, within bfloat16

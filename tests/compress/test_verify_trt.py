@@ -1,27 +1,37 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from compress.verify_trt import rope_theta, unpack_int4
-
-
-@given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 1000))
-@settings(deadline=None)
-def test_unpacking_undoes_packing(half_rows: int, columns: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randint(-8, 8, (2 * half_rows, columns), generator=generator)
-    packed = torch.zeros(half_rows, columns, dtype=torch.uint8)
-    for row in range(half_rows):
-        for column in range(columns):
-            even, odd = int(values[2 * row, column]), int(values[2 * row + 1, column])
-            packed[row, column] = (even % 16) + 16 * (odd % 16)
-    assert torch.equal(unpack_int4(packed), values.float())
+from compress.verify_trt import (
+    VerificationError,
+    is_quantised,
+    raise_faults,
+    read_parent,
+    read_tensors,
+)
 
 
-def test_the_rotary_base_is_found_in_both_generations_of_configurations() -> None:
-    assert rope_theta({"rope_parameters": {"rope_theta": 5e4}}) == 5e4
-    assert rope_theta({"rope_theta": 1e6}) == 1e6
-    assert rope_theta({"rope_theta": 1e6}, nested_only=True) is None
-    assert rope_theta({}) is None
+def test_only_projections_inside_the_layers_are_quantised() -> None:
+    weight, vector = torch.zeros(2, 2), torch.zeros(2)
+    assert is_quantised("model.layers.0.self_attn.q_proj.weight", weight)
+    assert not is_quantised("model.layers.0.self_attn.q_proj.bias", vector)
+    assert not is_quantised("model.layers.0.input_layernorm.weight", vector)
+    assert not is_quantised("lm_head.weight", weight)
+
+
+def test_a_tied_output_layer_is_read_once(micro_model: Path) -> None:
+    tensors = read_parent(micro_model)
+    assert "lm_head.weight" not in tensors
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
+def test_a_long_list_of_faults_is_cut(tmp_path: Path) -> None:
+    raise_faults("folder", [])
+    with pytest.raises(VerificationError, match="folder has 30 faults") as error:
+        raise_faults("folder", [f"fault {i}" for i in range(30)])
+    assert str(error.value).count("\n") == 20
+    with pytest.raises(VerificationError, match="no safetensors"):
+        read_tensors(tmp_path)

@@ -1,0 +1,1 @@
+"""One table and one page from which a person chooses among the artifacts of one parent."""
