@@ -32,6 +32,8 @@ TIMED = $(PY) -m curt.stopwatch $(RUN)/timing.json
 EVALUATE = $(PY) -m curt.evaluate @$(CONFIGS)/evaluate.toml --corpus $(RUN)/corpus/test.jsonl
 URL = http://$(HOST):$(PORT)
 PID = $(RUN)/server.pid
+# int4 is the default recipe; int8, fp32, kquant and rtn have files of their own.
+ORT_RECIPE = configs/demo/compress-ort$(if $(filter-out int4,$1),-$1).toml
 
 .PHONY: help
 help: ## This list
@@ -67,14 +69,14 @@ $(RUN)/grpo-none/manifest.json: $(RUN)/warm-start/manifest.json
 	    --model $(RUN)/warm-start --corpus $(RUN)/corpus --out $(RUN)/grpo-none
 
 $(RUN)/ort-%/manifest.json: $(RUN)/grpo-default/manifest.json
-	$(TIMED) ort-$* -- $(PY) -m compress.export_ort @configs/demo/export-ort.toml \
+	$(TIMED) ort-$* -- $(PY) -m compress.export_ort @$(call ORT_RECIPE,$*) \
 	    --model $(RUN)/grpo-default --cases $(RUN)/corpus/dev.jsonl \
-	    --precision $* --out $(RUN)/ort-$*
+	    --calibration $(RUN)/corpus/train.jsonl --out $(RUN)/ort-$*
 
 $(RUN)/trt-%/manifest.json: $(RUN)/grpo-default/manifest.json
-	$(TIMED) trt-$* -- $(PY) -m compress.export_trt @configs/demo/export-trt.toml \
+	$(TIMED) trt-$* -- $(PY) -m compress.export_trt @configs/demo/compress-trt.toml \
 	    --model $(RUN)/grpo-default --cases $(RUN)/corpus/train.jsonl \
-	    --precision $* --out $(RUN)/trt-$*
+	    --compare_on $(RUN)/corpus/dev.jsonl --precision $* --out $(RUN)/trt-$*
 
 $(RUN)/eval/%.json: $(RUN)/%/manifest.json
 	$(TIMED) eval-$* -- $(EVALUATE) --model $(RUN)/$* --out $@
@@ -121,18 +123,40 @@ else
 endif
 
 .PHONY: export-ort
-export-ort: $(STAMP) ## ONNX Runtime artifact of MODEL=folder (PRECISION=int4|int8|fp32)
-	$(PY) -m compress.export_ort @configs/demo/export-ort.toml \
+export-ort: $(STAMP) ## ONNX Runtime artifact of MODEL=folder (PRECISION=int4|int8|fp32|kquant|rtn)
+	$(PY) -m compress.export_ort @$(call ORT_RECIPE,$(or $(PRECISION),int4)) \
 	    --model $(or $(MODEL),$(RUN)/grpo-default) --cases $(RUN)/corpus/dev.jsonl \
-	    --precision $(or $(PRECISION),int4) \
+	    --calibration $(RUN)/corpus/train.jsonl \
 	    --out $(or $(OUT),$(or $(MODEL),$(RUN)/grpo-default)-ort-$(or $(PRECISION),int4))
 
 .PHONY: export-trt
-export-trt: $(STAMP) ## TensorRT-LLM checkpoint of MODEL=folder (PRECISION=fp8|int4_awq|bf16)
-	$(PY) -m compress.export_trt @configs/demo/export-trt.toml \
+export-trt: $(STAMP) ## TensorRT-LLM checkpoint of MODEL=folder (GPU=h200|h100|l4|l40s|a10|a100|b200, or PRECISION=)
+	$(PY) -m compress.export_trt @configs/demo/compress-trt.toml \
 	    --model $(or $(MODEL),$(RUN)/grpo-default) --cases $(RUN)/corpus/train.jsonl \
-	    --precision $(or $(PRECISION),fp8) \
-	    --out $(or $(OUT),$(or $(MODEL),$(RUN)/grpo-default)-trt-$(or $(PRECISION),fp8))
+	    --compare_on $(RUN)/corpus/dev.jsonl $(if $(GPU),--gpu $(GPU)) \
+	    $(if $(PRECISION),--precision $(PRECISION)) $(if $(ENGINE),--engine_checkpoint true) \
+	    --out $(or $(OUT),$(or $(MODEL),$(RUN)/grpo-default)-trt-$(or $(PRECISION),$(GPU),fp8))
+
+.PHONY: trt-serve
+trt-serve: ## Serve MODEL=checkpoint in TRT_IMAGE, NVIDIA's TensorRT-LLM container 1.2.1 (needs Docker and a GPU)
+	$(if $(TRT_IMAGE),,$(error set TRT_IMAGE to the name under which you pull NVIDIA's tensorrt-llm/release:1.2.1))
+	docker run --rm --gpus all --ipc host --ulimit memlock=-1 --ulimit stack=67108864 \
+	    -p 127.0.0.1:$(or $(TRT_PORT),8001):8001 -e HOST=0.0.0.0 -e PORT=8001 -e ENGINE=/engine \
+	    -v curt-trt-engine:/engine -v $(abspath $(or $(MODEL),$(RUN)/trt-fp8)):/model:ro \
+	    $(TRT_IMAGE) /model/launch.sh
+
+.PHONY: compare
+compare: $(RUN)/ort-int4/manifest.json $(RUN)/ort-kquant/manifest.json $(RUN)/ort-rtn/manifest.json $(RUN)/ort-int8/manifest.json $(RUN)/ort-fp32/manifest.json ## Every recipe beside its parent: accuracy, size, speed; compare/report.html
+	$(PY) -m compress.report --parent $(RUN)/grpo-default \
+	    --artifacts '["$(RUN)/ort-fp32","$(RUN)/ort-int8","$(RUN)/ort-int4","$(RUN)/ort-kquant","$(RUN)/ort-rtn"]' \
+	    --corpus $(RUN)/corpus/test.jsonl --out $(RUN)/compare
+
+.PHONY: fallback
+fallback: $(RUN)/fallback/manifest.json ## The classifier for when no verdict fits the deadline
+
+$(RUN)/fallback/manifest.json: $(RUN)/corpus/corpus.json
+	$(TIMED) fallback -- $(PY) -m compress.fallback --cases $(RUN)/corpus/train.jsonl \
+	    --dev $(RUN)/corpus/dev.jsonl --out $(RUN)/fallback
 
 .PHONY: serve
 serve: $(STAMP) ## Serve MODEL=folder on PORT in the foreground

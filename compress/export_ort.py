@@ -1,6 +1,6 @@
 """Export a model folder to ONNX Runtime GenAI, for CPU serving or for CUDA.
 
-    python -m compress.export_ort @configs/demo/export-ort.toml --model DIR --out DIR
+    python -m compress.export_ort @configs/demo/compress-ort.toml --model DIR --out DIR
 
 The artifact is built, its graph checked, its tokenizer compared with the parent's, its distance
 from the parent measured (`parity.json` and the manifest's evaluation), and only then does it

@@ -1,6 +1,6 @@
 """Export a model folder for TensorRT-LLM: the unified Hugging Face checkpoint of ModelOpt.
 
-    python -m compress.export_trt @configs/demo/export-trt.toml --model DIR --out DIR --gpu h200
+    python -m compress.export_trt @configs/demo/compress-trt.toml --model DIR --out DIR --gpu h200
 
 TensorRT-LLM's LLM API and `trtllm-serve` load the folder as it is; `launch.sh` in it starts the
 server with `serve-config.yaml`, sized from the deadline. `--gpu` picks the weight format. With

@@ -23,7 +23,7 @@ from curt.engines.protocol import Request
 from tests.compress.exports import export, write_cases
 from tests.micro import FACTS
 
-SHIPPED = "@configs/demo/export-ort.toml"
+SHIPPED = "@configs/demo/compress-ort.toml"
 
 
 def make_config(model: Path, out: Path, **settings: object) -> ExportOrtConfig:

@@ -60,7 +60,7 @@ def check(folder: Path, parent: Path, precision: Precision) -> dict[str, float]:
 
 
 def test_the_shipped_settings_are_read() -> None:
-    arguments = ["@configs/demo/export-trt.toml", "--model", "m", "--out", "o"]
+    arguments = ["@configs/demo/compress-trt.toml", "--model", "m", "--out", "o"]
     config = load_config(ExportTrtConfig, [*arguments, "--precision", "int4_awq"])
     assert (config.precision, config.calibration_cases) == ("int4_awq", 64)
 

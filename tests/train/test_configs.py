@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.penalties import PenaltyBenchConfig
+from compress.distill import DistillConfig
 from compress.export_ort import ExportOrtConfig
 from compress.export_trt import ExportTrtConfig
+from compress.prune import PruneConfig
 from curt.config import load_config
 from curt.corpus.build import CorpusConfig
 from curt.corpus.synthetic import VERBOSITIES
@@ -26,14 +28,24 @@ DEMO = {
     "sft": SFTConfig,
     "grpo": GRPOSettings,
     "evaluate": EvaluateConfig,
-    "export-ort": ExportOrtConfig,
-    "export-trt": ExportTrtConfig,
+    "compress-ort": ExportOrtConfig,
+    "compress-ort-fp32": ExportOrtConfig,
+    "compress-ort-int8": ExportOrtConfig,
+    "compress-ort-kquant": ExportOrtConfig,
+    "compress-ort-rtn": ExportOrtConfig,
+    "compress-trt": ExportTrtConfig,
+    "compress-prune": PruneConfig,
+    "compress-recover": DistillConfig,
+    "compress-student": DistillConfig,
 }
 CLASSES = {**DEMO, "pure-rl-judge": GRPOSettings}
 GIVEN = {
     "evaluate": ["--model", "m", "--out", "o.json"],
-    "export-ort": ["--model", "m", "--out", "o"],
-    "export-trt": ["--model", "m", "--out", "o"],
+    **dict.fromkeys(
+        (name for name in DEMO if name.startswith("compress-")), ["--model", "m", "--out", "o"]
+    ),
+    "compress-recover": ["--teacher", "t", "--student", "s", "--data", "d", "--out", "o"],
+    "compress-student": ["--teacher", "t", "--data", "d", "--out", "o"],
 }
 KNOWN = {*VERBOSITIES, NONE, CUT}
 
