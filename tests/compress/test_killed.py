@@ -1,0 +1,97 @@
+"""kill -9 in the middle of each step: no half artifact is left, and the same command then works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from curt.artifact import load_manifest
+from curt.corpus.store import write_cases as write_generated
+from curt.corpus.synthetic import generate_cases
+from curt.engines.fallback import load_fallback
+from tests.compress.exports import make_untied_model, write_cases
+
+pytestmark = pytest.mark.slow
+MOMENTS = (0.5, 0.9)  # of the time that the whole step takes
+
+
+@pytest.fixture(scope="module")
+def model(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_untied_model(tmp_path_factory.mktemp("killed") / "model", micro_model)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cases(tmp_path_factory.mktemp("cases") / "cases.jsonl", 60)
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("generated") / "cases.jsonl"
+    write_generated(path, generate_cases(300, seed=1))
+    return path
+
+
+def commands(model: Path, cases: Path, generated: Path) -> dict[str, list[str]]:
+    case = str(cases)
+    return {
+        "export_ort": ["--model", str(model), "--cases", case, "--calibration", case,
+                       "--prompts", "4", "--algorithm", "gptq", "--calibration_cases", "8",
+                       "--max_kl", "9"],
+        "export_trt": ["--model", str(model), "--cases", case, "--precision", "fp8",
+                       "--calibration_cases", "8", "--compared_cases", "2",
+                       "--max_kl", "9", "--max_nll_difference", "9"],
+        "prune": ["--model", str(model), "--cases", case, "--layers", "1",
+                  "--calibration_cases", "8"],
+        "distill": ["--teacher", str(model), "--shape.layers", "1", "--data", case,
+                    "--steps", "12", "--batch", "4", "--held_out", "4", "--checkpoint_steps", "3"],
+        "fallback": ["--cases", str(generated), "--dev", str(generated), "--features", "1024"],
+    }  # fmt: skip
+
+
+def run(step: str, arguments: list[str], out: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"compress.{step}", *arguments, "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def load(step: str, folder: Path) -> None:
+    load_fallback(folder) if step == "fallback" else load_manifest(folder)
+
+
+@pytest.mark.parametrize("step", ["export_ort", "export_trt", "prune", "distill", "fallback"])
+def test_a_killed_step_leaves_no_half_artifact(
+    step, model: Path, cases: Path, generated: Path, tmp_path: Path
+):
+    arguments = commands(model, cases, generated)[step]
+    start = time.monotonic()
+    process = run(step, arguments, tmp_path / "whole")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    whole_s = time.monotonic() - start
+    load(step, tmp_path / "whole")
+    out = tmp_path / "out"
+    killed = 0
+    for moment in MOMENTS:
+        process = run(step, arguments, out)
+        try:
+            process.wait(whole_s * moment)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            killed += 1
+        process.communicate()
+        if out.exists():
+            load(step, out)  # a whole one, or this raises
+    assert killed
+    process = run(step, arguments, out)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    load(step, out)
