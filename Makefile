@@ -145,11 +145,16 @@ trt-serve: ## Serve MODEL=checkpoint in TRT_IMAGE, NVIDIA's TensorRT-LLM contain
 	    -v curt-trt-engine:/engine -v $(abspath $(or $(MODEL),$(RUN)/trt-fp8)):/model:ro \
 	    $(TRT_IMAGE) /model/launch.sh
 
+# Half a point takes thousands of cases to see: the generator has them.
+COMPARED = $(RUN)/$(if $(CORPUS),corpus,wide)/test.jsonl
+$(RUN)/wide/test.jsonl: | $(STAMP)
+	$(PY) -m curt.corpus build --train 10 --dev 10 --test 4000 --seed 99 --out $(RUN)/wide
+
 .PHONY: compare
-compare: $(RUN)/ort-int4/manifest.json $(RUN)/ort-kquant/manifest.json $(RUN)/ort-rtn/manifest.json $(RUN)/ort-int8/manifest.json $(RUN)/ort-fp32/manifest.json ## Every recipe beside its parent: accuracy, size, speed; compare/report.html
+compare: $(RUN)/ort-int4/manifest.json $(RUN)/ort-kquant/manifest.json $(RUN)/ort-rtn/manifest.json $(RUN)/ort-int8/manifest.json $(RUN)/ort-fp32/manifest.json $(COMPARED) ## Every recipe beside its parent: accuracy, size, speed; compare/report.html
 	$(PY) -m compress.report --parent $(RUN)/grpo-default \
 	    --artifacts '["$(RUN)/ort-fp32","$(RUN)/ort-int8","$(RUN)/ort-int4","$(RUN)/ort-kquant","$(RUN)/ort-rtn"]' \
-	    --corpus $(RUN)/corpus/test.jsonl --out $(RUN)/compare
+	    --corpus $(COMPARED) --out $(RUN)/compare
 
 .PHONY: fallback
 fallback: $(RUN)/fallback/manifest.json ## The classifier for when no verdict fits the deadline
