@@ -19,7 +19,6 @@ which stands inside charge names (走私、贩卖、运输、制造毒品).
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import TYPE_CHECKING
 
 from curt.numerals import article_order, parse_article, parse_months, parse_number, write_article
@@ -57,8 +56,10 @@ def normalise_fact(fact: str) -> str:
     Control characters and runs of white space become one space, and angle brackets become
     their full-width forms, so that a fact can never spell a special token or end the thinking.
     """
-    printable = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in fact)
-    return re.sub(r" +", " ", printable).strip().translate(_ANGLES)
+    # Not printable: exactly the categories Other and Separator, but for the plain space.
+    if not fact.isprintable():
+        fact = "".join(c if c.isprintable() else " " for c in fact)
+    return re.sub(r" +", " ", fact).strip().translate(_ANGLES)
 
 
 def clip_fact(fact: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
