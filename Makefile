@@ -78,10 +78,19 @@ $(RUN)/trt-%/manifest.json: $(RUN)/grpo-default/manifest.json
 	    --model $(RUN)/grpo-default --cases $(RUN)/corpus/train.jsonl \
 	    --compare_on $(RUN)/corpus/dev.jsonl --precision $* --out $(RUN)/trt-$*
 
+$(RUN)/fallback/manifest.json: $(RUN)/corpus/corpus.json
+	$(TIMED) fallback -- $(PY) -m compress.fallback --cases $(RUN)/corpus/train.jsonl \
+	    --dev $(RUN)/corpus/dev.jsonl --out $(RUN)/fallback
+
+# How often the served model is right where the classifier agrees with it, and where it does not.
+$(RUN)/fallback/agreement.json: $(RUN)/fallback/manifest.json $(RUN)/ort-int4/manifest.json
+	$(TIMED) agreement -- $(PY) -m compress.fallback_agreement --model $(RUN)/ort-int4 \
+	    --dev $(RUN)/corpus/dev.jsonl --fallback $(RUN)/fallback
+
 $(RUN)/eval/%.json: $(RUN)/%/manifest.json
 	$(TIMED) eval-$* -- $(EVALUATE) --model $(RUN)/$* --out $@
 
-$(RUN)/loadtest.passed: $(RUN)/ort-int4/manifest.json
+$(RUN)/loadtest.passed: $(RUN)/ort-int4/manifest.json $(RUN)/fallback/agreement.json
 	$(MAKE) --no-print-directory start loadtest
 	touch $@
 
@@ -92,7 +101,7 @@ demo: $(STAMP) ## The whole job: train, compress, serve, load test, report; the 
 	    $(RUN)/warm-start/manifest.json $(RUN)/grpo-default/manifest.json \
 	    $(RUN)/eval/warm-start.json $(RUN)/eval/grpo-default.json \
 	    $(RUN)/ort-fp32/manifest.json $(RUN)/ort-int4/manifest.json $(RUN)/trt-fp8/manifest.json \
-	    $(RUN)/eval/ort-int4.json
+	    $(RUN)/eval/ort-int4.json $(RUN)/fallback/agreement.json
 	$(MAKE) --no-print-directory start
 	status=0; $(MAKE) --no-print-directory $(RUN)/loadtest.passed || status=$$?; \
 	$(MAKE) --no-print-directory report; exit $$status
@@ -157,21 +166,21 @@ compare: $(RUN)/ort-int4/manifest.json $(RUN)/ort-kquant/manifest.json $(RUN)/or
 	    --corpus $(COMPARED) --out $(RUN)/compare
 
 .PHONY: fallback
-fallback: $(RUN)/fallback/manifest.json ## The classifier for when no verdict fits the deadline
+fallback: $(RUN)/fallback/agreement.json ## The classifier for when no verdict fits, and how sure verdicts are
 
-$(RUN)/fallback/manifest.json: $(RUN)/corpus/corpus.json
-	$(TIMED) fallback -- $(PY) -m compress.fallback --cases $(RUN)/corpus/train.jsonl \
-	    --dev $(RUN)/corpus/dev.jsonl --out $(RUN)/fallback
+# With the classifier and the accuracy per budget of the run, where it has them.
+SERVE = CURT_MODEL=$(or $(MODEL),$(RUN)/ort-int4) CURT_HOST=$(HOST) CURT_PORT=$(PORT) \
+    $(if $(wildcard $(RUN)/fallback/manifest.json),CURT_FALLBACK=$(RUN)/fallback) \
+    $(if $(wildcard $(RUN)/eval/ort-int4.json),CURT_EVALUATION=$(RUN)/eval/ort-int4.json)
 
 .PHONY: serve
 serve: $(STAMP) ## Serve MODEL=folder on PORT in the foreground
-	CURT_MODEL=$(or $(MODEL),$(RUN)/ort-int4) CURT_HOST=$(HOST) CURT_PORT=$(PORT) $(PY) -m serve
+	$(SERVE) $(PY) -m serve
 
 .PHONY: start
 start: $(STAMP) ## Serve in the background until `make stop`
 	@if [ -f $(PID) ] && kill -0 "$$(cat $(PID))" 2>/dev/null; then exit 0; fi; \
-	CURT_MODEL=$(or $(MODEL),$(RUN)/ort-int4) CURT_HOST=$(HOST) CURT_PORT=$(PORT) \
-	    nohup $(PY) -m serve > $(RUN)/server.log 2>&1 & echo $$! > $(PID); \
+	$(SERVE) nohup $(PY) -m serve > $(RUN)/server.log 2>&1 & echo $$! > $(PID); \
 	for _ in $$(seq 60); do \
 	    if $(PY) -c "import urllib.request as u; u.urlopen('$(URL)/readyz', timeout=1)" 2>/dev/null; \
 	    then echo "server ready at $(URL)"; exit 0; fi; \

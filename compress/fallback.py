@@ -32,19 +32,20 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from compress.fallback_calibration import calibrate, calibration_error, measure_reliability
+from compress.fallback_confidence import fit_uncertainty, measure_confidence, measure_folds
 from curt.artifact import MANIFEST
 from curt.config import Config, load_config
 from curt.corpus.store import read_cases
 from curt.engines.fallback import (
+    CONFIDENCE,
     MODEL,
     PARTS,
     ArticleHabit,
-    Calibration,
-    Decider,
     Fallback,
     FallbackManifest,
     Labels,
-    Part,
+    Row,
     Vocabulary,
     digest_features,
     extract_features,
@@ -62,16 +63,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Booleans = npt.NDArray[np.bool_]
 Doubles = npt.NDArray[np.float64]
 
 OPSET, IR_VERSION = 17, 8  # read by every ONNX Runtime from 1.12 on
 MAX_PARITY = 1e-4  # largest difference of a score between ONNX (float32) and scikit-learn
 MIN_DEV_CASES = 20
-FOLDS = 5
 ALWAYS, EVER = 0.95, 0.03  # shares of a charge's cases that hold an article
 SAME_KIND_BONUS = 0.05  # the CAIL2018 score does not see the kind of a counted term
-RELIABILITY_BINS = 10
 
 
 class FallbackConfig(Config):
@@ -119,17 +117,26 @@ def train_fallback(config: FallbackConfig) -> dict[str, float]:
     )
     labels = calibrate(labels, dev_scores, [case.verdict for case in dev])
     model = build_onnx(matrix)
-    fallback = Fallback(labels, vocabulary, model)
+    truths, width = [case.verdict for case in dev], config.term_bin_width
+    fit = fit_uncertainty(labels, width, dev_scores, truths)
+    fallback = Fallback(labels, vocabulary, model, uncertainty=fit)
+    dev_row, dev_bins = measure_folds(labels, width, dev_scores, truths)
+    test_row, test_bins = measure_confidence(fallback, test) if test else ({}, [])
+    reliability = {"dev": dev_bins} | ({"test": test_bins} if test else {})
     row = {
         "training_seconds": time.perf_counter() - started,
         "train_cases": float(len(train)),
         "parity_max_difference": compare_scores(fallback, dev, dev_scores),
         **{f"dev_{name}": value for name, value in measure(fallback, dev).items()},
         # over the errors of `measure`, which saw the cases the confidences were fitted on
-        **measure_reliability(labels, dev_scores, [case.verdict for case in dev]),
+        **measure_reliability(labels, dev_scores, truths),
+        **{f"dev_{name}": value for name, value in dev_row.items()},
         **({f"test_{name}": v for name, v in measure(fallback, test).items()} if test else {}),
+        **{f"test_{name}": value for name, value in test_row.items()},
     }
-    _publish(config, {MODEL: model, **pack(labels, vocabulary)}, row)
+    content = {MODEL: model, **pack(labels, vocabulary)}
+    content[CONFIDENCE] = fit.model_dump_json(indent=1).encode()
+    _publish(config, content, row, reliability)
     return row
 
 
@@ -235,69 +242,6 @@ def fit_columns(
     return matrix, np.column_stack(scores)
 
 
-def calibrate(labels: Labels, scores: Doubles, truths: Sequence[Verdict]) -> Labels:
-    """The labels with Platt-scaled confidences, fitted on the scores of cases not trained on."""
-    trials = _trials(labels, scores, truths)
-    fitted = {part: fit_platt(evidence, right) for part, (evidence, right) in trials.items()}
-    return labels.model_copy(update={"calibration": fitted})
-
-
-def _trials(
-    labels: Labels, scores: Doubles, truths: Sequence[Verdict]
-) -> dict[Part, tuple[Doubles, Booleans]]:
-    """For each part, the evidence (cases, scores) of the answers and whether they were right."""
-    decider = Decider(labels)
-    decisions = [decider.decide(row) for row in scores.astype(np.float32)]
-    pairs = list(zip(decisions, truths, strict=True))
-    return {
-        part: (
-            np.array([decision.evidence[part] for decision in decisions]),
-            np.array([is_right(part, decision.verdict, truth) for decision, truth in pairs]),
-        )
-        for part in PARTS
-    }
-
-
-def fit_platt(evidence: Doubles, right: Booleans) -> Calibration:
-    """Platt's logistic fit (1999), with his smoothed targets: all right never means certain.
-
-    `evidence` has the shape (cases, scores), `right` (cases,).
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    hits = int(right.sum())
-    misses = len(right) - hits
-    targets = np.where(right, (hits + 1) / (hits + 2), 1 / (misses + 2))
-    model = LogisticRegression(C=10.0, max_iter=1000).fit(
-        np.concatenate([evidence, evidence]),
-        np.repeat([True, False], len(right)),
-        sample_weight=np.concatenate([targets, 1 - targets]),
-    )
-    return Calibration(weights=tuple(map(float, model.coef_[0])), bias=float(model.intercept_[0]))
-
-
-def measure_reliability(
-    labels: Labels, scores: Doubles, truths: Sequence[Verdict]
-) -> dict[str, float]:
-    """Expected calibration error of each part on dev, each case scored by a fit without it."""
-    row = {}
-    for part, (evidence, right) in _trials(labels, scores, truths).items():
-        confidences = np.zeros(len(right))
-        for fold in range(FOLDS):
-            held = np.arange(len(right)) % FOLDS == fold
-            fit = fit_platt(evidence[~held], right[~held])
-            confidences[held] = [fit.confidence(tuple(e)) for e in evidence[held]]
-        row[f"dev_{part}_ece"] = calibration_error(confidences, right)
-    return row
-
-
-def calibration_error(confidences: Doubles, right: Booleans) -> float:
-    """Expected calibration error over ten equal bins (Naeini et al., 2015), in [0, 1]."""
-    places = np.minimum((confidences * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
-    gaps = np.bincount(places, weights=confidences - right)
-    return float(np.abs(gaps).sum() / len(right))
-
-
 def build_onnx(matrix: Doubles) -> bytes:
     """The model in float32: scores = weights @ matrix[rows], of shape (1, columns)."""
     from onnx import TensorProto, checker, helper, numpy_helper
@@ -364,7 +308,12 @@ def _earn(answer: Term, truth: Term) -> float:
     return cail_term_score(answer, truth) + SAME_KIND_BONUS * (answer.kind == truth.kind)
 
 
-def _publish(config: FallbackConfig, content: dict[str, bytes], row: dict[str, float]) -> None:
+def _publish(
+    config: FallbackConfig,
+    content: dict[str, bytes],
+    row: dict[str, float],
+    reliability: dict[str, list[Row]],
+) -> None:
     tools = ("numpy", "onnx", "onnxruntime", "scikit-learn")
     with whole_folder(config.out) as folder:
         for name, data in content.items():
@@ -374,6 +323,7 @@ def _publish(config: FallbackConfig, content: dict[str, bytes], row: dict[str, f
             statute_version=STATUTE_VERSION,
             config=config.model_dump(mode="json"),
             evaluation=row,
+            reliability=reliability,
             tools={tool: version(tool) for tool in tools},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             files={name: sha256(folder / name) for name in sorted(content)},

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from curt.artifact import ArtifactError
 from curt.logs import configure_logging
-from serve.app import Pool, create_app
+from serve.answering import Pool
+from serve.app import create_app
 from serve.settings import MAX_DEADLINE_MS, Settings, unknown_variables
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ def main() -> None:
         app = create_app(settings)
     except ArtifactError as error:
         _refuse(f"CURT_MODEL: {error}")
+    except ValueError as error:
+        _refuse(str(error))
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -83,6 +86,7 @@ def main() -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # serve.limits reads them, from trusted proxies alone
         timeout_graceful_shutdown=MAX_DEADLINE_MS // 1000 + 5,
     )
     DrainingServer(config, app.state.pool, settings.drain_s).run()

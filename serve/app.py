@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import functools
+import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -15,14 +17,26 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from curt import __version__
+from curt.artifact import Manifest
+from curt.engines.fallback import Fallback, load_fallback
+from serve.answering import Answering, Pool
+from serve.cache import CacheMetrics, ResultCache, ServedPolicy
 from serve.checks import refuse_unusable
-from serve.faults import ClientGoneError, install_handlers
+from serve.confidence import ConfidenceReader
+from serve.faults import install_handlers
+from serve.headers import SafeHeaders, allow_origins
+from serve.limits import LocalBuckets, Rate, RateLimit, RedisBuckets, parse_proxies
 from serve.metrics import Metrics
 from serve.middleware import PREDICT_PATH, BodyLimit, RequestContext
 from serve.pool import Job, WorkerPool
-from serve.reply import Identity, Served, build_reply
+from serve.redis_link import RedisLink
+from serve.reply import Identity, Served
 from serve.schemas import ErrorReply, PredictReply, PredictRequest
+from serve.security import KeyGuard, open_keys
 from serve.settings import Settings
+from serve.stream import make_router
+from serve.tracing import TraceRequests, Tracing, open_tracing
+from serve.worker import open_ort_engine
 
 PAGE = Path(__file__).with_name("page.html")
 PAGE_POLICY = (
@@ -32,60 +46,59 @@ PAGE_POLICY = (
 )
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorReply, "description": "The body is not JSON in UTF-8"},
+    401: {"model": ErrorReply, "description": "No valid API key"},
+    403: {"model": ErrorReply, "description": "The key is not of the role that is needed"},
+    408: {"model": ErrorReply, "description": "The body took too long to arrive"},
     413: {"model": ErrorReply, "description": "The body is too large"},
     422: {"model": ErrorReply, "description": "A field is wrong, or the fact is unusable"},
+    429: {"model": ErrorReply, "description": "Too many requests; see Retry-After"},
     503: {"model": ErrorReply, "description": "Can't be met now; see Retry-After"},
 }
-
-
-class Pool(Protocol):
-    """What the routes need of a worker pool."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether requests can be served now."""
-        ...
-
-    async def start(self) -> None:
-        """Begin to make ready."""
-        ...
-
-    def drain(self) -> None:
-        """Take nothing new."""
-        ...
-
-    async def stop(self) -> None:
-        """Finish what was taken and end."""
-        ...
-
-    async def submit(self, job: Job) -> Served:
-        """Serve one job or raise a RequestError."""
-        ...
 
 
 def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     """The application over a verified model folder.
 
-    `pool` stands in for the worker pool in tests. Raises ArtifactError when the model folder is
-    not valid.
+    `pool` stands in for the worker pool in tests. Raises ArtifactError when a folder is not valid
+    and ValueError when other settings are not.
     """
     manifest = settings.manifest()
     identity = Identity.of(settings.model, manifest)
     metrics = Metrics()
-    workers: Pool = pool or WorkerPool(
-        settings.model,
-        manifest,
-        metrics,
-        workers=settings.workers,
-        queue_size=settings.queue_size,
-        margin_ms=settings.margin_ms,
+    metrics.describe(
+        version=__version__,
+        model=identity.model.name,
+        manifest=identity.model.manifest,
+        precision=identity.model.precision,
     )
+    fallback = load_fallback(settings.fallback) if settings.fallback else None
+    workers = pool or _make_pool(settings, manifest, metrics, fallback)
+    link = RedisLink(settings.redis_url.get_secret_value()) if settings.redis_url else None
+    cache = _make_cache(settings, manifest, metrics, link)
+    reader = None
+    if fallback is not None:
+        reader = ConfidenceReader(
+            fallback,
+            model_manifest=identity.model.manifest,
+            coverage=settings.interval_coverage,
+            abstain_below=settings.abstain_below,
+        )
+    answering = Answering(workers, identity, settings, metrics, cache=cache, reader=reader)
+    tracing = open_tracing(settings.otlp_endpoint, os.environ, __version__)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if link:
+            await link.open()
         await workers.start()
         yield
         await workers.stop()
+        if cache:
+            await cache.close()
+        if link:
+            await link.close()
+        if tracing:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPIOffline(
         title="Curt",
@@ -95,34 +108,24 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.pool = workers
-    # The last one added is the outermost.
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestContext, metrics=metrics)
+    _add_middleware(app, settings, metrics, link, tracing)
     install_handlers(app)
     page = PAGE.read_text(encoding="utf-8")
+    by_budget = read_budgets(settings.evaluation) if settings.evaluation else []
 
     @app.post(PREDICT_PATH, responses=ERRORS)
     async def predict(body: PredictRequest, request: Request) -> PredictReply:
         """Charges, articles, term, fine and ruling for the facts of one case."""
-        state = request.state
         refuse_unusable(body.fact, settings.max_fact_chars)
         deadline_ms = body.deadline_ms
         if deadline_ms is None:
             deadline_ms = settings.default_deadline_ms
-        job = Job(body.fact, state.started_s, state.started_s + deadline_ms / 1e3)
-        served = await _unless_client_leaves(request, workers, job)
-        reply = build_reply(
-            served,
-            fact=body.fact,
-            tasks=body.tasks,
-            include_reasoning=body.include_reasoning,
-            identity=identity,
-            request_id=state.request_id,
-            deadline_ms=deadline_ms,
-            total_ms=(time.monotonic() - state.started_s) * 1e3,
-        )
-        _record(metrics, reply, state.log)
-        return reply
+        started_s: float = request.state.started_s
+        job = Job(body.fact, started_s, started_s + deadline_ms / 1e3)
+        served = await answering.serve(request, job)
+        return answering.reply_to(request, body, served, deadline_ms)
+
+    app.include_router(make_router(workers, settings, answering.reply_to))
 
     @app.get("/livez")
     async def livez() -> dict[str, str]:
@@ -152,6 +155,7 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
             "statute_version": manifest.statute_version,
             "max_fact_tokens": manifest.max_fact_tokens,
             "max_thinking_tokens": manifest.max_thinking_tokens,
+            "by_budget": by_budget,
             "created": manifest.created,
             "tools": manifest.tools,
         }
@@ -163,44 +167,73 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     return app
 
 
-async def _unless_client_leaves(request: Request, pool: Pool, job: Job) -> Served:
-    """Serve the job; take it out of the queue when the client hangs up. Raises ClientGoneError."""
-    serving = asyncio.create_task(pool.submit(job))
-    leaving = asyncio.create_task(_wait_for_disconnect(request))
+def read_budgets(path: Path) -> list[dict[str, float]]:
+    """Accuracy under each thinking budget, as `python -m curt.evaluate` wrote it.
+
+    Raises ValueError when the file holds none.
+    """
     try:
-        await asyncio.wait({serving, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if serving.done():
-            return serving.result()
-        raise ClientGoneError("client_closed", "the client closed the connection")
-    finally:
-        serving.cancel()
-        leaving.cancel()
+        rows = json.loads(path.read_text(encoding="utf-8"))["by_budget"]
+        return [{name: row[name] for name in ("budget", "exact", "n")} for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"CURT_EVALUATION: {path} is no evaluation ({type(error).__name__}): give one that "
+            "`python -m curt.evaluate` wrote"
+        ) from None
 
 
-async def _wait_for_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _record(metrics: Metrics, reply: PredictReply, log: dict[str, Any]) -> None:
-    timings, thinking = reply.timings_ms, reply.thinking
-    metrics.queue.observe(timings.queue / 1e3)
-    metrics.prefill.observe(timings.prefill / 1e3)
-    metrics.decode.observe(timings.decode / 1e3)
-    metrics.thinking_used.observe(thinking.tokens)
-    metrics.thinking_allowed.observe(thinking.allowed)
-    if reply.degraded_reason:
-        metrics.degraded.labels(reply.degraded_reason).inc()
-    if timings.total > reply.deadline_ms:
-        metrics.deadline_missed.inc()
-    log.update(
-        deadline_ms=reply.deadline_ms,
-        queue_ms=timings.queue,
-        prefill_ms=timings.prefill,
-        decode_ms=timings.decode,
-        thinking_tokens=thinking.tokens,
-        thinking_allowed=thinking.allowed,
-        thinking_cut=thinking.cut,
-        degraded=reply.degraded_reason,
-        warnings=[warning.code for warning in reply.warnings],
+def _make_pool(
+    settings: Settings, manifest: Manifest, metrics: Metrics, fallback: Fallback | None
+) -> WorkerPool:
+    return WorkerPool(
+        settings.model,
+        manifest,
+        metrics,
+        workers=settings.workers,
+        queue_size=settings.queue_size,
+        margin_ms=settings.margin_ms,
+        spares=settings.spares,
+        fallback=fallback,
+        open_engine=functools.partial(open_ort_engine, guided=settings.guided),
     )
+
+
+def _make_cache(
+    settings: Settings, manifest: Manifest, metrics: Metrics, link: RedisLink | None
+) -> ResultCache[Served] | None:
+    if not settings.cache_ttl_s:
+        return None
+    return ResultCache(
+        ServedPolicy(),
+        CacheMetrics(metrics.registry),
+        max_thinking_tokens=manifest.max_thinking_tokens,
+        max_bytes=settings.cache_bytes,
+        ttl_s=settings.cache_ttl_s,
+        redis=link,
+    )
+
+
+def _add_middleware(
+    app: FastAPI,
+    settings: Settings,
+    metrics: Metrics,
+    link: RedisLink | None,
+    tracing: Tracing | None,
+) -> None:
+    """Each one added stands outside of those before it."""
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_s=settings.max_body_s)
+    if settings.rate_per_s is not None:
+        app.add_middleware(
+            RateLimit,
+            buckets=RedisBuckets(link, settings.secret_bytes()) if link else LocalBuckets(),
+            rate=Rate(settings.rate_per_s, settings.rate_burst),
+            max_concurrent=settings.max_concurrent,
+            trusted_proxies=parse_proxies(settings.trusted_proxies),
+            registry=metrics.registry,
+        )
+    app.add_middleware(KeyGuard, keys=open_keys(settings.keys_file), registry=metrics.registry)
+    allow_origins(app, settings.cors_origins)
+    app.add_middleware(SafeHeaders, hsts_s=settings.hsts_s)
+    if tracing:
+        app.add_middleware(TraceRequests, tracing=tracing)
+    app.add_middleware(RequestContext, metrics=metrics)

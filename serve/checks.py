@@ -7,6 +7,7 @@ import re
 from curt.dialogue import normalise_fact
 from curt.schema import Verdict
 from curt.statutes import is_charge, term_in_range
+from serve.confidence import LOW_CONFIDENCE_MESSAGE
 from serve.faults import UnusableFactError
 from serve.schemas import Caution
 
@@ -24,8 +25,12 @@ MESSAGES = {
     "term_outside_statute": "刑期不在该罪名任何法定量刑幅度之内，请核对有无减轻情节。",
     "life_or_death": "结果涉及无期徒刑或死刑，务必由人复核。",
     "unknown_charge": "罪名不在已知罪名表中。",
+    "low_confidence": LOW_CONFIDENCE_MESSAGE,
+    "fallback": "模型未能在时限内给出完整结果，以下为分类器的估计。",
 }
 
+# Half a character, which JSON can say and no tokenizer can read.
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]")
 _CRIME_WORDS = (
     "被告|犯罪|嫌疑|作案|公安|派出所|民警|抓获|归案|自首|投案|供述|赃|窃|盗|抢|骗|毒品|冰毒|海洛因|"
@@ -48,10 +53,14 @@ _EACH_NAME = re.compile(_NAME)
 
 
 def refuse_unusable(fact: str, max_chars: int) -> None:
-    """Raise UnusableFactError when no verdict can be given: empty, too long, hardly any Chinese."""
+    """Raise UnusableFactError when no verdict can be given: empty, too long, torn, not Chinese."""
     if len(fact) > max_chars:
         raise UnusableFactError(
             "fact_too_long", f"the fact has {len(fact)} characters: send {max_chars} or fewer"
+        )
+    if _SURROGATE.search(fact):
+        raise UnusableFactError(
+            "not_unicode", "the fact holds half of a surrogate pair: send whole characters"
         )
     if not normalise_fact(fact):
         raise UnusableFactError("empty_fact", "the fact is empty: send the facts of one case")

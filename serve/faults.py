@@ -51,11 +51,18 @@ class EngineFailedError(RequestError):
     """The engine raised on a request; details are in the log, not in the reply."""
 
 
-_HTTP_REASONS = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+_HTTP_REASONS = {
+    400: "invalid_json",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "too_slow",
+    413: "too_large",
+}
 _HTTP_MESSAGES = {
     "invalid_json": "the body is not valid JSON in UTF-8",
     "not_found": "no such address; see /docs",
     "method_not_allowed": "this address does not take that method; see /docs",
+    "too_slow": "the body took too long to arrive",
     "too_large": "the body is larger than this server takes",
 }
 

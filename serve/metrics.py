@@ -1,8 +1,27 @@
-"""Prometheus metrics of one server. Names and units follow Prometheus' conventions."""
+"""Prometheus metrics of one server. Names and units follow Prometheus' conventions.
+
+No label holds anything a client chose: their values are status codes and the reasons of our own
+faults, and a cap keeps a mistake there from growing without end.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import re
+from typing import TYPE_CHECKING, get_args
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+
+from serve.schemas import DegradedReason, PredictReply
+
+if TYPE_CHECKING:
+    from serve.reply import Served
 
 # Dense around 0.4 s, where the promise is.
 LATENCY_BUCKETS_S = (
@@ -13,7 +32,20 @@ PHASE_BUCKETS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4,
     0.5, 1.0, 2.0, 5.0, 20.0,
 )  # fmt: skip
+# From a tiny model on a free core to a large one on a busy core.
+TOKEN_TIME_BUCKETS_S = (
+    0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015,
+    0.02, 0.03, 0.05, 0.1, 0.2,
+)  # fmt: skip
 TOKEN_BUCKETS = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
+
+# Why the pool refuses or gives up; a test holds them against its code.
+SHED_REASONS = (
+    "draining", "starting", "deadline_too_short", "queue_full", "overloaded", "expired",
+    "overrun", "worker_died",
+)  # fmt: skip
+MAX_REASONS = 40
+_REASON = re.compile(r"[a-z][a-z_]{0,39}")
 
 
 class Metrics:
@@ -21,49 +53,132 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "curt_requests", "Requests to /predict", ["status"], registry=self.registry
-        )
-        self.latency = Histogram(
-            "curt_e2e_request_latency_seconds",
+        ProcessCollector(registry=self.registry)  # memory and open files of the front
+        self.requests = self._counter("requests", "Requests to /predict", "status")
+        self.latency = self._histogram(
+            "e2e_request_latency_seconds",
             "From the first byte of a /predict request to its reply, errors included",
-            buckets=LATENCY_BUCKETS_S,
+            LATENCY_BUCKETS_S,
+        )
+        self.answer_latency = self._histogram(
+            "answer_latency_seconds",
+            "From the first byte of a request to its verdict, refusals left out",
+            LATENCY_BUCKETS_S,
+        )
+        self.first_token = self._histogram(
+            "time_to_first_token_seconds",
+            "From the first byte of a request to its first token of reasoning or answer",
+            LATENCY_BUCKETS_S,
+        )
+        self.token_time = self._histogram(
+            "time_per_output_token_seconds",
+            "Decoding time of an answer by its tokens, forced ones included",
+            TOKEN_TIME_BUCKETS_S,
+        )
+        self.queue = self._histogram("queue_seconds", "Waiting for a worker", PHASE_BUCKETS_S)
+        self.prefill = self._histogram("prefill_seconds", "Reading the prompt", PHASE_BUCKETS_S)
+        self.decode = self._histogram("decode_seconds", "Thinking and answering", PHASE_BUCKETS_S)
+        self.thinking_used = self._histogram(
+            "thinking_tokens_used", "Thinking tokens generated", TOKEN_BUCKETS
+        )
+        self.thinking_allowed = self._histogram(
+            "thinking_tokens_allowed", "Thinking tokens the deadline allowed", TOKEN_BUCKETS
+        )
+        self.good = self._counter(
+            "good_answers", "Full verdicts of the model within their deadline"
+        )
+        self.deadline_missed = self._counter("deadline_missed", "Replies sent after their deadline")
+        self.degraded = self._counter("degraded", "Replies without a full verdict", "reason")
+        self.fallback = self._counter(
+            "fallback", "Verdicts given by the fallback classifier", "reason"
+        )
+        self.shed = self._counter("shed", "Requests refused or given up with 503", "reason")
+        self.rejected = self._counter(
+            "rejected", "Requests refused with a status from 400 to 499", "reason"
+        )
+        self.cancelled = self._counter(
+            "cancelled", "Requests whose client left before the answer", "stage"
+        )
+        self.worker_deaths = self._counter("worker_deaths", "Workers that ended unasked")
+        self.worker_restarts = self._counter(
+            "worker_restarts", "Workers that took the place of one that ended"
+        )
+        self.workers_ready = self._gauge("workers_ready", "Workers that can take requests")
+        self.queue_depth = self._gauge("queue_depth", "Requests waiting for a worker")
+        self.build = Gauge(
+            "curt_build_info",
+            "What is running; always 1",
+            ["version", "model", "manifest", "precision"],
             registry=self.registry,
         )
-        self.queue = self._phase("queue", "Waiting for a worker")
-        self.prefill = self._phase("prefill", "Reading the prompt")
-        self.decode = self._phase("decode", "Thinking and answering")
-        self.thinking_used = self._tokens("used", "Thinking tokens generated")
-        self.thinking_allowed = self._tokens("allowed", "Thinking tokens the deadline allowed")
-        self.shed = Counter(
-            "curt_shed", "Requests refused or given up with 503", ["reason"], registry=self.registry
-        )
-        self.degraded = Counter(
-            "curt_degraded", "Replies without a full verdict", ["reason"], registry=self.registry
-        )
-        self.deadline_missed = Counter(
-            "curt_deadline_missed", "Replies sent after their deadline", registry=self.registry
-        )
-        self.worker_deaths = Counter(
-            "curt_worker_deaths", "Workers that ended unasked", registry=self.registry
-        )
-        self.workers_ready = Gauge(
-            "curt_workers_ready", "Workers that can take requests", registry=self.registry
-        )
-        self.queue_depth = Gauge(
-            "curt_queue_depth", "Requests waiting for a worker", registry=self.registry
-        )
+        self._reasons: set[str] = set()
+
+    def describe(self, *, version: str, model: str, manifest: str, precision: str) -> None:
+        """Say what is running, and show every known reason at 0.
+
+        A series that first appears at 1 hides that first event from `rate()`.
+        """
+        self.build.labels(version, model, manifest, precision).set(1)
+        for reason in SHED_REASONS:
+            self.shed.labels(reason)
+        for reason in get_args(DegradedReason):
+            self.degraded.labels(reason)
+        for stage in ("queued", "running"):
+            self.cancelled.labels(stage)
+        for status in ("200", "500", "503"):
+            self.requests.labels(status)
+
+    def record_answer(self, served: Served, reply: PredictReply) -> None:
+        """Count one answer: its times, its tokens and whether it was a good one.
+
+        An answer that took no time of a worker (a cached one, the classifier's alone) counts in
+        the end-to-end figures only.
+        """
+        generation, timings = served.generation, reply.timings_ms
+        self.answer_latency.observe(timings.total / 1e3)
+        if generation.prefill_ms > 0:
+            self.queue.observe(timings.queue / 1e3)
+            self.prefill.observe(timings.prefill / 1e3)
+            self.decode.observe(timings.decode / 1e3)
+            self.thinking_used.observe(generation.thinking_tokens)
+            self.thinking_allowed.observe(served.thinking_allowed)
+            tokens = generation.thinking_tokens + generation.answer_tokens
+            if tokens:
+                self.first_token.observe((timings.queue + timings.prefill) / 1e3)
+                self.token_time.observe(timings.decode / tokens / 1e3)
+        late = timings.total > reply.deadline_ms
+        if late:
+            self.deadline_missed.inc()
+        if reply.degraded_reason:
+            self.degraded.labels(reply.degraded_reason).inc()
+        elif not late:
+            self.good.inc()
+
+    def record_end(self, status: int, reason: object, seconds: float) -> None:
+        """Count the end of a request to /predict; `reason` is the code of its error, if any."""
+        self.requests.labels(str(status)).inc()
+        self.latency.observe(seconds)
+        if 400 <= status < 500:
+            self.rejected.labels(self._bounded(reason)).inc()
 
     def render(self) -> bytes:
         """The exposition text."""
         return generate_latest(self.registry)
 
-    def _phase(self, name: str, text: str) -> Histogram:
-        return Histogram(
-            f"curt_{name}_seconds", text, buckets=PHASE_BUCKETS_S, registry=self.registry
-        )
+    def _bounded(self, reason: object) -> str:
+        """The reason if it looks like one of ours and there are not too many yet, else "other"."""
+        if not isinstance(reason, str) or not _REASON.fullmatch(reason):
+            return "other"
+        if reason not in self._reasons and len(self._reasons) >= MAX_REASONS:
+            return "other"
+        self._reasons.add(reason)
+        return reason
 
-    def _tokens(self, name: str, text: str) -> Histogram:
-        return Histogram(
-            f"curt_thinking_tokens_{name}", text, buckets=TOKEN_BUCKETS, registry=self.registry
-        )
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"curt_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"curt_{name}", text, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"curt_{name}", text, buckets=buckets, registry=self.registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PREDICT_PATH = "/predict"
+COUNTED_PATHS = frozenset({PREDICT_PATH, "/predict/stream", "/v1/chat/completions"})
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds by machines
 
 
@@ -67,9 +69,8 @@ class RequestContext:
                 await JSONResponse(body, status_code=500)(scope, receive, send_with_id)
         seconds = time.monotonic() - started_s
         route = getattr(scope.get("route"), "path", "-")
-        if scope["path"] == PREDICT_PATH:
-            self.metrics.requests.labels(str(status)).inc()
-            self.metrics.latency.observe(seconds)
+        if scope["path"] in COUNTED_PATHS:
+            self.metrics.record_end(status, fields.get("error"), seconds)
         line = {
             "request_id": request_id,
             "method": scope["method"],
@@ -83,11 +84,12 @@ class RequestContext:
 
 
 class BodyLimit:
-    """ASGI middleware that refuses bodies over a limit, by their announced or counted size."""
+    """ASGI middleware that refuses bodies that are too large, as announced or counted, or slow."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_s: float = 10.0) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.max_s = max_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -99,10 +101,17 @@ class BodyLimit:
             await self._refuse(scope, receive, send)
             return
         received = 0
+        whole = False
+        until_s = asyncio.get_running_loop().time() + self.max_s
 
         async def receive_counted() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, whole
+            try:  # what comes after the body is the client's leaving, which has no limit
+                async with asyncio.timeout_at(None if whole else until_s):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, headers={"Connection": "close"}) from None
+            whole = whole or not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self.max_bytes:
                 raise HTTPException(413)

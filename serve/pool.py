@@ -1,8 +1,8 @@
 """The scheduler: a bounded earliest-deadline-first queue in front of the workers.
 
 A request is admitted only when its deadline can be met; its thinking budget is settled when a
-worker takes it, from the time that is left then. Everything here runs in one event loop and
-never blocks it.
+worker takes it, from the time that is left then. Where the model gives no full verdict, a
+classifier's stands in if there is one. Everything here runs in one event loop and never blocks it.
 """
 
 from __future__ import annotations
@@ -12,70 +12,42 @@ import atexit
 import bisect
 import itertools
 import logging
-import math
 import time
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from curt.artifact import Manifest
 from curt.dialogue import state_budget
-from curt.engines.budget import Estimates, Observation, SpeedEstimator, allowed_thinking_tokens
+from curt.engines.budget import Observation
 from curt.engines.protocol import Generation
 from serve.faults import EngineFailedError, OverloadedError, RequestError
+from serve.forecast import Forecast
+from serve.last_rung import LEAST_S, Classifier, LastRung
 from serve.metrics import Metrics
+from serve.nursery import Grown, Nursery
 from serve.process import WorkerError, WorkerProcess
 from serve.reply import Served
-from serve.schedule import Demand, admits, latest_finish, seconds_until_free
+from serve.schedule import admits, seconds_until_free
+from serve.ticket import Job, Piece, ServedStream, Slot, Ticket
 from serve.worker import OpenEngine, observe, open_ort_engine
+
+__all__ = ["Job", "Piece", "ServedStream", "WorkerPool"]
 
 logger = logging.getLogger(__name__)
 
 OVERRUN_GRACE_S = 0.25  # a generation that overran its deadline by more is not waited for
 HANG_TIMEOUT_S = 10.0  # and a worker that overran it by this much is killed
 MAX_ATTEMPTS = 2  # a request whose worker died is tried once more
-ARRIVAL_WINDOW_S = 5.0
 PROBE_INTERVAL_S = 5.0
 PROBE_TIMEOUT_S = 60.0
 REPLY_MS = 5.0  # of the margin, kept for writing the reply once the engine has stopped
-FIRST_RESPAWN_DELAY_S, MAX_RESPAWN_DELAY_S = 0.1, 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A fact to judge by a deadline, a `time.monotonic()` instant."""
-
-    fact: str
-    arrived_s: float
-    deadline_s: float
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """A job in the queue or under way."""
-
-    job: Job
-    demand: Demand
-    prompt_tokens: int
-    order: tuple[float, int]
-    future: asyncio.Future[Served]
-    attempts: int = 0
-    timers: list[asyncio.TimerHandle] = field(default_factory=list)
-
-
-@dataclass(slots=True, eq=False)
-class Slot:
-    """A place for one worker; `free_at_s` is when it is expected to take the next request."""
-
-    free_at_s: float = 0.0
-    startup_s: float = 5.0  # until the first start has been timed
-    worker: WorkerProcess | None = None
-    busy: bool = False
 
 
 class WorkerPool:
-    """N workers over one model folder."""
+    """N workers over one model folder, and `spares` more that wait for one of them to die.
+
+    `fallback` gives a verdict where the model has no time for one, or gave none.
+    """
 
     def __init__(
         self,
@@ -86,19 +58,23 @@ class WorkerPool:
         workers: int,
         queue_size: int,
         margin_ms: float,
+        spares: int = 0,
+        fallback: Classifier | None = None,
         open_engine: OpenEngine = open_ort_engine,
     ) -> None:
-        self._folder = folder
-        self._manifest = manifest
         self._metrics = metrics
         self._queue_size = queue_size
         self._margin_ms = margin_ms
-        self._open_engine = open_engine
-        self._estimator = SpeedEstimator()
+        self._spares = spares
+        self._last_rung = LastRung(fallback)
+        self._forecast = Forecast(manifest, margin_ms)
+        self._estimator = self._forecast.estimator
         self._slots = [Slot() for _ in range(workers)]
+        self._nursery = Nursery(
+            lambda: WorkerProcess(folder, open_engine), self._metrics.worker_deaths.inc
+        )
         self._queue: list[Ticket] = []  # ordered by deadline
         self._running: set[Ticket] = set()
-        self._arrivals: deque[float] = deque(maxlen=10_000)
         self._order = itertools.count()
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -114,7 +90,7 @@ class WorkerPool:
 
     @property
     def worker_pids(self) -> list[int]:
-        """Process ids of the workers that are ready."""
+        """Process ids of the workers that are ready; without the spares."""
         return [slot.worker.pid for slot in self._slots if slot.worker and slot.worker.pid]
 
     async def start(self) -> None:
@@ -137,96 +113,144 @@ class WorkerPool:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._nursery.close()
         atexit.unregister(self._kill_all)
 
     async def submit(self, job: Job) -> Served:
         """Serve a job. Raises OverloadedError at once when its deadline can't be met.
 
-        Cancelling the call takes a job that still waits out of the queue.
+        Cancelling the call takes a job that still waits out of the queue and stops the worker of
+        one under way.
         """
-        now_s = time.monotonic()
-        self._arrivals.append(now_s)
-        ticket = self._admit(job, now_s)
-        bisect.insort(self._queue, ticket, key=lambda t: t.order)
-        self._metrics.queue_depth.set(len(self._queue))
-        loop = asyncio.get_running_loop()
-        ticket.timers = [
-            loop.call_later(ticket.demand.latest_start_s - now_s, self._expire, ticket),
-            loop.call_later(job.deadline_s + OVERRUN_GRACE_S - now_s, self._abandon, ticket),
-        ]
-        self._wake.set()
+        ticket = self._enter(job)
         try:
             return await ticket.future
         finally:
-            self._leave_queue(ticket)
-            for timer in ticket.timers:
-                timer.cancel()
+            self._leave(ticket)
 
-    def _admit(self, job: Job, now_s: float) -> Ticket:
+    def expected_thinking(self, job: Job) -> int | None:
+        """Thinking tokens a job would be granted if a worker took it now; None if it is refused."""
+        now_s = time.monotonic()
+        if not self.ready:
+            return None
+        prompt_tokens = self._forecast.prompt_tokens(len(job.fact), now_s)
+        demand = self._forecast.demand(job.deadline_s, prompt_tokens, now_s)
+        if demand.latest_start_s < now_s:
+            return None
+        waiting = [other.demand for other in self._queue]
+        alive = sum(each.worker is not None for each in self._slots)
+        return self._forecast.allow_thinking(demand, prompt_tokens, waiting, alive, now_s)
+
+    def stream(self, job: Job) -> ServedStream:
+        """Serve a job and tell its reasoning as it comes. Needs a running event loop.
+
+        Raises OverloadedError here, before anything streams, when the deadline can't be met. The
+        caller must `close()` the stream.
+        """
+        return ServedStream(self._enter(job, events=asyncio.Queue()), self._leave)
+
+    def _enter(self, job: Job, events: asyncio.Queue[Piece | None] | None = None) -> Ticket:
+        now_s = time.monotonic()
+        self._forecast.note_arrival(now_s)
+        ticket = self._make_ticket(job, now_s, events)
+        fault = self._why_refused(ticket, now_s)
+        if fault:
+            if job.deadline_s - now_s < LEAST_S:  # too late for the classifier, too
+                raise self._shed(fault)
+            self._give_up(ticket, fault)
+            if error := ticket.future.exception():
+                raise error
+            return ticket
+        bisect.insort(self._queue, ticket, key=lambda t: t.order)
+        self._metrics.queue_depth.set(len(self._queue))
+        # With a classifier at hand a late generation is replaced while there is still time.
+        patience_s = -LEAST_S if self._last_rung.present else OVERRUN_GRACE_S
+        loop = asyncio.get_running_loop()
+        ticket.timers = [
+            loop.call_later(ticket.demand.latest_start_s - now_s, self._expire, ticket),
+            loop.call_later(job.deadline_s + patience_s - now_s, self._abandon, ticket),
+        ]
+        self._wake.set()
+        return ticket
+
+    def _make_ticket(
+        self, job: Job, now_s: float, events: asyncio.Queue[Piece | None] | None
+    ) -> Ticket:
         if self.draining:
-            raise self._shed("draining", "the server is shutting down", 5.0)
+            raise self._shed(OverloadedError("draining", "the server is shutting down", 5.0))
         if not self._warm:
-            raise self._shed("starting", "the model is still loading", 2.0)
-        estimates = self._estimator.estimates(now_s)
-        prompt_tokens = self._prompt_tokens(len(job.fact), estimates)
-        demand = self._demand(job, prompt_tokens, estimates)
+            raise self._shed(OverloadedError("starting", "the model is still loading", 2.0))
+        prompt_tokens = self._forecast.prompt_tokens(len(job.fact), now_s)
+        return Ticket(
+            job,
+            self._forecast.demand(job.deadline_s, prompt_tokens, now_s),
+            prompt_tokens,
+            order=(job.deadline_s, next(self._order)),
+            future=asyncio.get_running_loop().create_future(),
+            events=events,
+        )
+
+    def _why_refused(self, ticket: Ticket, now_s: float) -> OverloadedError | None:
+        demand = ticket.demand
         if demand.latest_start_s < now_s:
             self._want_probe(now_s)
-            raise self._shed(
+            return OverloadedError(
                 "deadline_too_short",
                 f"even without reasoning this takes about {demand.least_s * 1e3:.0f} ms: "
                 "allow a longer deadline",
             )
         free_at_s = self._free_times(now_s)
-        waiting = [ticket.demand for ticket in self._queue]
+        waiting = [other.demand for other in self._queue]
         retry_after_s = seconds_until_free(now_s, free_at_s, waiting)
         if len(self._queue) >= self._queue_size:
-            raise self._shed("queue_full", "too many requests are waiting", retry_after_s)
+            return OverloadedError("queue_full", "too many requests are waiting", retry_after_s)
         if not admits(free_at_s, waiting, demand):
-            raise self._shed(
+            return OverloadedError(
                 "overloaded", "the deadline can't be met behind those waiting", retry_after_s
             )
-        return Ticket(
-            job,
-            demand,
-            prompt_tokens,
-            order=(job.deadline_s, next(self._order)),
-            future=asyncio.get_running_loop().create_future(),
-        )
+        return None
+
+    def _leave(self, ticket: Ticket) -> None:
+        """The client has its answer or is gone: free what it held."""
+        if ticket.future.cancelled():
+            stage = "running" if ticket.worker else "queued"
+            self._metrics.cancelled.labels(stage).inc()
+            if ticket.worker:
+                ticket.worker.cancel()
+        self._leave_queue(ticket)
+        for timer in ticket.timers:
+            timer.cancel()
 
     async def _supervise(self, slot: Slot) -> None:
-        """Keep a worker in a slot: spawn, serve until it dies, and again."""
-        delay_s = FIRST_RESPAWN_DELAY_S
+        """Keep a worker in a slot: take one, serve until it dies, and again."""
         while True:
-            worker = WorkerProcess(self._folder, self._open_engine)
-            started_s = time.monotonic()
-            slot.free_at_s = started_s + slot.startup_s
+            slot.free_at_s = time.monotonic() + self._nursery.expected_s
+            grown = await self._nursery.take()
             try:
-                calibration = await worker.start()
-                slot.startup_s = time.monotonic() - started_s
-                delay_s = FIRST_RESPAWN_DELAY_S
-                self._place(slot, worker, calibration)
-                await self._serve(slot, worker)
+                self._place(slot, grown)
+                await self._serve(slot, grown.worker)
             except WorkerError as death:
                 self._metrics.worker_deaths.inc()
-                logger.error("a worker ended: %s; next start in %.1f s", death, delay_s)
+                logger.error("a worker ended: %s", death)
             except Exception:  # a bug here must not leave the slot empty for good
+                self._metrics.worker_deaths.inc()
                 logger.exception("serving from a worker failed")
             finally:
                 slot.worker = None
                 self._count_workers()
-                await worker.close()
-            await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, MAX_RESPAWN_DELAY_S)
+                await grown.worker.close()
 
-    def _place(self, slot: Slot, worker: WorkerProcess, calibration: Sequence[Observation]) -> None:
-        self._estimator.calibrate(calibration)
-        worker.on_death(self._wake.set)
-        slot.worker, slot.busy = worker, False
+    def _place(self, slot: Slot, grown: Grown) -> None:
+        if self._warm:
+            self._metrics.worker_restarts.inc()
+        self._estimator.calibrate(grown.calibration)
+        grown.worker.on_death(self._wake.set)
+        slot.worker, slot.busy = grown.worker, False
         self._count_workers()
-        logger.info("worker %s ready after %.1f s", worker.pid, slot.startup_s)
-        if all(each.worker for each in self._slots):
+        logger.info("worker %s ready", grown.worker.pid)
+        if not self._warm and all(each.worker for each in self._slots):
             self._warm = True
+            self._nursery.keep_spares(self._spares)  # only now: they would delay the start
 
     async def _serve(self, slot: Slot, worker: WorkerProcess) -> None:
         """Give one worker its work. Raises WorkerError when it ends."""
@@ -246,65 +270,60 @@ class WorkerPool:
 
     async def _run(self, slot: Slot, worker: WorkerProcess, ticket: Ticket) -> None:
         job, now_s = ticket.job, time.monotonic()
-        estimates = self._estimator.estimates(now_s)
-        demand = self._demand(job, ticket.prompt_tokens, estimates)
+        if ticket.future.done():  # its client left a moment ago
+            return
+        demand = self._forecast.demand(job.deadline_s, ticket.prompt_tokens, now_s)
         if demand.latest_start_s < now_s:
             self._expire(ticket)
             return
-        allowed = self._allow_thinking(demand, ticket.prompt_tokens, estimates, now_s)
+        waiting = [other.demand for other in self._queue]
+        alive = sum(each.worker is not None for each in self._slots)
+        allowed = self._forecast.allow_thinking(demand, ticket.prompt_tokens, waiting, alive, now_s)
         stated = state_budget(allowed)
-        thinking_s = allowed * estimates.tpot_ms / 1e3
+        thinking_s = allowed * self._forecast.estimates(now_s).tpot_ms / 1e3
         slot.busy, slot.free_at_s = True, now_s + demand.least_s + thinking_s
         message = {
             "fact": job.fact,
             "stated_budget": stated,
             "thinking_limit": allowed,
             "deadline_s": job.deadline_s - min(self._margin_ms, REPLY_MS) / 1e3,
+            "tell_reasoning": ticket.events is not None,
         }
         ticket.attempts += 1
+        ticket.worker = worker
         self._running.add(ticket)
+        patience_s = job.deadline_s - now_s + HANG_TIMEOUT_S
         try:
-            answer = await worker.exchange(message, job.deadline_s - now_s + HANG_TIMEOUT_S)
+            answer = await worker.exchange(message, patience_s, ticket.tell)
         except WorkerError:
+            ticket.worker = None
             self._retry(ticket)
             raise
         finally:
             slot.busy = False
+            ticket.worker = None
             self._running.discard(ticket)
+        if "cancelled" not in answer:
+            self._settle(ticket, answer, allowed, stated, queue_s=now_s - job.arrived_s)
+
+    def _settle(
+        self, ticket: Ticket, answer: dict[str, Any], allowed: int, stated: int, *, queue_s: float
+    ) -> None:
         if "error" in answer:
             extra = {"error": answer["error"], "stack": answer["stack"]}
             logger.error("the engine raised", extra=extra)
-            self._fail(ticket, EngineFailedError("engine_error", "the engine raised"))
+            self._give_up(ticket, EngineFailedError("engine_error", "the engine raised"))
             return
         generation = Generation(**answer["generation"])
         self._estimator.observe(
-            observe(job.fact, generation, thinking_limit=allowed), time.monotonic()
+            observe(ticket.job.fact, generation, thinking_limit=allowed), time.monotonic()
         )
         if not ticket.future.done():
-            queue_ms = (now_s - job.arrived_s) * 1e3
-            served = Served(generation, allowed, stated, answer["fact_clipped"], queue_ms)
+            served = Served(generation, allowed, stated, answer["fact_clipped"], queue_s * 1e3)
+            served = self._last_rung.complete(ticket.job, served)
+            if served.fallback:
+                self._metrics.fallback.labels("no_full_verdict").inc()
             ticket.future.set_result(served)
-
-    def _allow_thinking(
-        self, demand: Demand, prompt_tokens: int, estimates: Estimates, now_s: float
-    ) -> int:
-        finish_s = latest_finish(
-            now_s,
-            demand,
-            [ticket.demand for ticket in self._queue],
-            sum(slot.worker is not None for slot in self._slots),
-            self._arrivals_per_s(now_s),
-        )
-        allowed = allowed_thinking_tokens(
-            (finish_s - now_s) * 1e3,
-            prompt_tokens,
-            estimates.answer_tokens,
-            estimates,
-            self._margin_ms,
-            self._manifest.max_thinking_tokens,
-        )
-        # latest_finish leaves room for zero thinking; None is that room missed by rounding.
-        return 0 if allowed is None else allowed
 
     async def _probe(self, slot: Slot, worker: WorkerProcess) -> None:
         """Time an idle worker: estimates that refuse everyone would else never be corrected."""
@@ -326,7 +345,7 @@ class WorkerPool:
     def _retry(self, ticket: Ticket) -> None:
         hopeless = ticket.demand.latest_start_s < time.monotonic()
         if ticket.attempts >= MAX_ATTEMPTS or hopeless:
-            self._fail(ticket, self._shed("worker_died", "the worker died on this request"))
+            self._give_up(ticket, OverloadedError("worker_died", "the worker died on this request"))
         elif not ticket.future.done():
             bisect.insort(self._queue, ticket, key=lambda t: t.order)
             self._wake.set()
@@ -335,34 +354,35 @@ class WorkerPool:
         """Give up a ticket that waited too long; one under way goes on."""
         if ticket not in self._running and not ticket.future.done():
             self._leave_queue(ticket)
-            self._fail(ticket, self._shed("expired", "no worker came free in time"))
+            self._give_up(ticket, OverloadedError("expired", "no worker came free in time"))
 
     def _abandon(self, ticket: Ticket) -> None:
         if not ticket.future.done():
-            self._fail(ticket, self._shed("overrun", "the worker overran the deadline"))
+            self._leave_queue(ticket)
+            self._give_up(ticket, OverloadedError("overrun", "the worker overran the deadline"))
+            if ticket.worker:
+                ticket.worker.cancel()
 
-    def _fail(self, ticket: Ticket, fault: RequestError) -> None:
-        if not ticket.future.done():
-            ticket.future.set_exception(fault)
+    def _give_up(self, ticket: Ticket, fault: RequestError) -> None:
+        """End a ticket without the model: by the classifier where that can be, else refused."""
+        if ticket.future.done():
+            return
+        served = self._last_rung.replace(ticket.job, fault.reason)
+        if served:
+            self._metrics.fallback.labels(fault.reason).inc()
+            ticket.future.set_result(served)
+        else:
+            ticket.future.set_exception(self._shed(fault))
 
     def _leave_queue(self, ticket: Ticket) -> None:
         if ticket in self._queue:
             self._queue.remove(ticket)
             self._metrics.queue_depth.set(len(self._queue))
 
-    def _shed(self, reason: str, message: str, retry_after_s: float = 1.0) -> OverloadedError:
-        self._metrics.shed.labels(reason).inc()
-        return OverloadedError(reason, message, retry_after_s)
-
-    def _demand(self, job: Job, prompt_tokens: int, estimates: Estimates) -> Demand:
-        least_ms = estimates.zero_thinking_ms(prompt_tokens) + self._margin_ms
-        return Demand(job.deadline_s, least_ms / 1e3)
-
-    def _prompt_tokens(self, fact_chars: int, estimates: Estimates) -> int:
-        """An upper estimate; the front has no tokenizer."""
-        clipped = math.ceil(max(0.0, estimates.tokens_of_chars.base))
-        clipped += self._manifest.max_fact_tokens
-        return min(math.ceil(estimates.tokens_of_chars.at(fact_chars)), clipped)
+    def _shed(self, fault: RequestError) -> RequestError:
+        if isinstance(fault, OverloadedError):
+            self._metrics.shed.labels(fault.reason).inc()
+        return fault
 
     def _free_times(self, now_s: float) -> list[float]:
         return [
@@ -370,16 +390,11 @@ class WorkerPool:
             for slot in self._slots
         ]
 
-    def _arrivals_per_s(self, now_s: float) -> float:
-        while self._arrivals and self._arrivals[0] < now_s - ARRIVAL_WINDOW_S:
-            self._arrivals.popleft()
-        # One request alone tells no rate.
-        return max(0, len(self._arrivals) - 1) / ARRIVAL_WINDOW_S
-
     def _count_workers(self) -> None:
         self._metrics.workers_ready.set(sum(slot.worker is not None for slot in self._slots))
 
     def _kill_all(self) -> None:
+        self._nursery.kill()
         for slot in self._slots:
             if slot.worker:
                 slot.worker.kill()

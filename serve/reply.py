@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from curt.artifact import MANIFEST, Manifest
 from curt.dialogue import parse_completion, render_ruling, render_term
@@ -28,16 +29,34 @@ from serve.schemas import (
     Timings,
 )
 
+if TYPE_CHECKING:
+    from curt.engines.fallback import Answer
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A generation with what the scheduler granted it."""
+    """A generation with what the scheduler granted it.
+
+    `fallback` is the classifier's answer where the model gave no full verdict. `unserved` says
+    why the model never ran at all; the generation is then empty.
+    """
 
     generation: Generation
     thinking_allowed: int
     stated_budget: int
     fact_clipped: bool
     queue_ms: float
+    fallback: Answer | None = None
+    unserved: DegradedReason | None = None
+
+    @property
+    def source(self) -> Literal["model", "fallback"]:
+        """Who gave the verdict."""
+        return "model" if self.fallback is None else "fallback"
+
+    def with_fallback(self, answer: Answer | None) -> Served:
+        """The same with a classifier's answer, if there is one."""
+        return replace(self, fallback=answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +85,14 @@ def build_reply(
     deadline_ms: int,
     total_ms: float,
 ) -> PredictReply:
-    """The reply for a served request; degraded, without a defendant, where no verdict came."""
+    """The reply for a served request.
+
+    Where the model gave no full verdict it is degraded: with the classifier's, or without a
+    defendant.
+    """
     generation = served.generation
     completion = parse_completion(generation.text)
-    degraded_reason = why_degraded(generation, completion)
+    degraded_reason = served.unserved or why_degraded(generation, completion)
     warnings = fact_warnings(fact)
     if served.fact_clipped:
         warnings.append(warning("fact_clipped"))
@@ -78,6 +101,9 @@ def build_reply(
         assert isinstance(completion.verdict, Verdict)
         warnings += verdict_warnings(completion.verdict)
         defendants = [build_defendant(completion.verdict, tasks)]
+    elif served.fallback:
+        warnings += [warning("fallback"), *verdict_warnings(served.fallback.verdict)]
+        defendants = [_without_fine(build_defendant(served.fallback.verdict, tasks))]
     return PredictReply(
         request_id=request_id,
         model=identity.model,
@@ -93,6 +119,10 @@ def build_reply(
         ),
         degraded=degraded_reason is not None,
         degraded_reason=degraded_reason,
+        source=served.source,
+        confidences={str(part): sure for part, sure in served.fallback.confidences.items()}
+        if served.fallback
+        else None,
         warnings=warnings,
         deadline_ms=deadline_ms,
         timings_ms=Timings(
@@ -130,6 +160,11 @@ def build_defendant(verdict: Verdict, tasks: Sequence[Task]) -> Defendant:
         fine_yuan=verdict.fine_yuan if "term" in tasks else None,
         ruling=render_ruling(verdict) if "ruling" in tasks else None,
     )
+
+
+def _without_fine(defendant: Defendant) -> Defendant:
+    """A classifier's verdict says nothing of fines: no fine is not a fine of nothing."""
+    return defendant.model_copy(update={"fine_yuan": None, "ruling": None})
 
 
 def _build_term(verdict: Verdict) -> PredictedTerm:

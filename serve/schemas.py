@@ -7,10 +7,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from curt.schema import TermKind
+from serve.confidence import Confidence
 from serve.settings import MAX_DEADLINE_MS, MIN_DEADLINE_MS
 
 Task = Literal["charge", "article", "term", "ruling"]
-DegradedReason = Literal["deadline", "unreadable_answer", "answer_too_long"]
+DegradedReason = Literal[
+    "deadline", "unreadable_answer", "answer_too_long", "overloaded", "worker_failed"
+]
 
 ALL_TASKS: tuple[Task, ...] = ("charge", "article", "term", "ruling")
 NOTICE = "本结果由模型生成，仅供参考，不构成法律意见，不能代替法官裁判。"
@@ -46,6 +49,13 @@ class PredictRequest(BaseModel):
 
     include_reasoning: bool = True
     """Whether to return the model's reasoning."""
+
+    top_k: int = Field(default=3, ge=1, le=20)
+    """How many charges to give a probability for, where the server knows any."""
+
+    on_low_confidence: Literal["answer", "interval"] = "answer"
+    """What to give where the verdict is probably wrong: the same with a warning, or no term, fine
+    and ruling, and the interval in `confidence` for the term."""
 
 
 class Model(BaseModel):
@@ -125,7 +135,11 @@ class Timings(BaseModel):
 
 
 class PredictReply(BaseModel):
-    """The answer. `defendants` is empty when `degraded`: never a canned verdict."""
+    """The answer.
+
+    When `degraded`, `source` tells whether a classifier's verdict stands in, with `confidences`
+    (calibrated probabilities for charge, article and term); else `defendants` is empty.
+    """
 
     request_id: str
     model: Model
@@ -136,6 +150,9 @@ class PredictReply(BaseModel):
     thinking: Thinking
     degraded: bool
     degraded_reason: DegradedReason | None
+    source: Literal["model", "fallback"] = "model"
+    confidences: dict[str, float] | None = None
+    confidence: Confidence | None = None
     warnings: list[Caution]
     deadline_ms: int
     timings_ms: Timings

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from curt.artifact import ArtifactError, Manifest, load_manifest
@@ -62,6 +62,68 @@ class Settings(BaseSettings):
 
     log_json: bool = True
     """One JSON object a log line; false for lines meant for people."""
+
+    spares: int = Field(1, ge=0, le=16)
+    """Warm workers that wait for one to die."""
+
+    fallback: Path | None = None
+    """Classifier folder of `compress.fallback`: verdicts where the model has no time, and how sure
+    every verdict is."""
+
+    interval_coverage: float = Field(0.8, gt=0, le=0.95)
+    """Share of cases whose term the interval in a reply is to hold."""
+
+    abstain_below: float = Field(0.5, ge=0, le=1)
+    """Probability of being right below which a reply carries the warning `low_confidence`."""
+
+    guided: bool = False
+    """Let only verdicts be written that the answer grammar reads; needs llguidance."""
+
+    cache_ttl_s: float = Field(600.0, ge=0)
+    """How long an answer is kept for the same facts; 0 keeps none."""
+
+    cache_bytes: int = Field(67_108_864, ge=0)
+    """Memory of the cache."""
+
+    redis_url: SecretStr | None = None
+    """redis:// address that shares cache and rate limits between servers."""
+
+    cache_secret: SecretStr | None = None
+    """Makes names in a shared cache unguessable; the same for all servers on one Redis."""
+
+    keys_file: Path | None = None
+    """API keys made by `python -m serve.security new`; without it whoever reaches us may ask."""
+
+    rate_per_s: float | None = Field(None, gt=0)
+    """Requests a second of one key, or of one address without keys; no limit when not given."""
+
+    rate_burst: int = Field(20, ge=1)
+    """How far ahead of that rate a client may run."""
+
+    max_concurrent: int = Field(32, ge=1)
+    """Requests of one client under way at once, where the rate is limited."""
+
+    trusted_proxies: list[str] = []
+    """Networks whose X-Forwarded-For counts, as a JSON list."""
+
+    cors_origins: list[str] = []
+    """Origins whose pages may call this server, as a JSON list; none by default."""
+
+    hsts_s: int = Field(0, ge=0)
+    """Seconds browsers shall insist on HTTPS; 0 leaves that to the proxy."""
+
+    evaluation: Path | None = None
+    """What `curt.evaluate` wrote for the model: accuracy per budget, for /version and the page."""
+
+    max_body_s: float = Field(10.0, gt=0)
+    """Bodies that take longer to arrive get 408."""
+
+    otlp_endpoint: str | None = None
+    """OTLP/HTTP collector for traces, http://host:4318."""
+
+    def secret_bytes(self) -> bytes:
+        """The cache's secret, empty without one."""
+        return self.cache_secret.get_secret_value().encode() if self.cache_secret else b""
 
     def manifest(self) -> Manifest:
         """The verified manifest of the model folder. Raises ArtifactError when it is not valid."""

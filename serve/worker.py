@@ -3,17 +3,24 @@
 The front never imports a model: engines hold the interpreter lock for whole prefill chunks, and
 a crash in native code must not take the front with it. Messages are JSON, never pickles: what
 comes back from a process that reads strangers' text is data.
+
+The front sends `{"fact": ...}` and reads `{"piece": ...}` (where it asked for the reasoning as it
+comes) and then one of `{"generation": ...}`, `{"cancelled": true}`, `{"error": ...}`. While a
+request is under way the front may send `{"cancel": true}`, which is looked for between two steps
+of the engine; one that comes too late is dropped.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
@@ -22,7 +29,7 @@ from typing import Any
 
 from curt.dialogue import MAX_ANSWER_TOKENS, normalise_fact
 from curt.engines.budget import Observation
-from curt.engines.protocol import Engine, Generation, Request
+from curt.engines.protocol import Engine, Generation, Request, StreamingEngine
 
 CountTokens = Callable[[str], int]
 OpenEngine = Callable[[Path], tuple[Engine, CountTokens]]
@@ -33,15 +40,16 @@ CALIBRATION_TEXT = (
     "后被公安机关抓获，归案后如实供述自己的罪行，自愿认罪认罚，并取得被害人谅解。"
 )
 CALIBRATION_THINKING_TOKENS = 16
+PIECE_INTERVAL_S = 0.02  # pieces of reasoning are gathered this long: a message costs two wake-ups
 
 
-def open_ort_engine(folder: Path) -> tuple[Engine, CountTokens]:
-    """Load an ort-genai model folder on one thread."""
+def open_ort_engine(folder: Path, *, guided: bool = False) -> tuple[Engine, CountTokens]:
+    """Load an ort-genai model folder on one thread; `guided` holds answers to their grammar."""
     from tokenizers import Tokenizer
 
     from curt.engines.onnxruntime_genai import OrtEngine
 
-    engine = OrtEngine(folder, threads=1)
+    engine = OrtEngine(folder, threads=1, guided=guided)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
 
@@ -67,12 +75,65 @@ def run_worker(connection: Connection, folder: Path, open_engine: OpenEngine) ->
         _send(connection, {"failed": f"{type(error).__name__}: {error}"})
         return
     _send(connection, {"calibration": [asdict(o) for o in observations]})
+    front = Front(connection)
     while True:
         try:
             message = json.loads(connection.recv_bytes())
         except (EOFError, OSError):
             return
-        _send(connection, _answer(engine, count_tokens, message))
+        if "cancel" not in message:  # of a request that was answered already
+            front.send(_answer(engine, count_tokens, message, front))
+
+
+class Front:
+    """What the worker sees of the front: a pipe that may hold a wish to stop."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._inbox = select.poll()  # a microsecond a look; Connection.poll takes twenty
+        self._inbox.register(connection.fileno(), select.POLLIN | select.POLLHUP)
+
+    def wants_stop(self) -> bool:
+        """Whether the front cancelled what is under way, or is gone. Never waits."""
+        if not self._inbox.poll(0):
+            return False
+        try:
+            message = json.loads(self._connection.recv_bytes())
+        except (EOFError, OSError):
+            return True  # the next read ends the worker
+        assert "cancel" in message, "the front sends one request at a time"
+        return True
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one message; ends the process when the front is gone."""
+        _send(self._connection, message)
+
+
+def complete(
+    engine: Engine, request: Request, front: Front, *, tell_reasoning: bool
+) -> Generation | None:
+    """Complete a request, telling its reasoning as it comes; None when the front cancelled it.
+
+    An engine that can't stream can't be stopped either: its request is completed.
+    """
+    if not isinstance(engine, StreamingEngine):
+        return engine.generate([request])[0]
+    gathered, sent_s = "", 0.0
+    with closing(engine.stream(request)) as steps:
+        for step in steps:
+            if step.generation:
+                return step.generation
+            if front.wants_stop():
+                return None
+            if not tell_reasoning:
+                continue
+            if step.phase == "thinking":
+                gathered += step.text
+            now_s = time.monotonic()
+            if gathered and (step.phase == "close" or now_s >= sent_s + PIECE_INTERVAL_S):
+                front.send({"piece": gathered})
+                gathered, sent_s = "", now_s
+    raise AssertionError("a stream ends with its generation")
 
 
 def calibrate(engine: Engine, count_tokens: CountTokens, rounds: int = 2) -> list[Observation]:
@@ -107,7 +168,9 @@ def observe(fact: str, generation: Generation, *, thinking_limit: int) -> Observ
     )
 
 
-def _answer(engine: Engine, count_tokens: CountTokens, message: dict[str, Any]) -> dict[str, Any]:
+def _answer(
+    engine: Engine, count_tokens: CountTokens, message: dict[str, Any], front: Front
+) -> dict[str, Any]:
     try:
         if message.get("calibrate"):
             return {"calibration": [asdict(o) for o in calibrate(engine, count_tokens, rounds=1)]}
@@ -121,9 +184,12 @@ def _answer(engine: Engine, count_tokens: CountTokens, message: dict[str, Any]) 
         started_s = time.monotonic()
         clipped = count_tokens(normalise_fact(request.fact)) > engine.manifest.max_fact_tokens
         counted_ms = (time.monotonic() - started_s) * 1e3
-        generation = asdict(engine.generate([request])[0])
-        generation["prefill_ms"] += counted_ms
-        return {"generation": generation, "fact_clipped": clipped}
+        generation = complete(engine, request, front, tell_reasoning=message["tell_reasoning"])
+        if generation is None:
+            return {"cancelled": True}
+        fields = asdict(generation)
+        fields["prefill_ms"] += counted_ms
+        return {"generation": fields, "fact_clipped": clipped}
     except Exception as error:  # the worker outlives a request it can't serve; the front logs it
         # Without the error's message, which may quote the fact.
         frames = traceback.extract_tb(error.__traceback__)

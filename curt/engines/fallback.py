@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from curt.artifact import MANIFEST, ArtifactError
 from curt.corpus.fingerprint import Hashes, hash_grams, normalise_for_comparison
+from curt.engines.confidence import Agreement, Assessor, Calibration, Uncertainty
 from curt.metrics import cail_term_score
 from curt.numerals import article_order
 from curt.schema import Term, Verdict
@@ -35,9 +36,11 @@ from curt.statutes import charge_articles, term_in_range
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 Part = Literal["charge", "article", "term"]
+Row = dict[str, float]
 
 PARTS: tuple[Part, ...] = ("charge", "article", "term")
 MODEL, VOCABULARY, LABELS = "model.onnx", "vocabulary.npz", "labels.json"
+CONFIDENCE, AGREEMENT = "confidence.json", "agreement.json"  # a folder may do without
 GRAM_SIZES = (1, 2, 3)  # characters
 MAX_CHARACTERS = 3000  # bounds the time of a request; sentences stand at the ends of a fact
 NO_RIVAL = 2.0  # margin where no other answer was possible, in the scores' own unit
@@ -64,19 +67,6 @@ class ArticleHabit(BaseModel):
     usual: tuple[str, ...]
 
 
-class Calibration(BaseModel):
-    """Platt scaling: confidence = sigmoid(weights · evidence + bias)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    weights: tuple[float, ...]
-    bias: float
-
-    def confidence(self, evidence: tuple[float, ...]) -> float:
-        """The probability, in [0, 1], that an answer with this evidence is right."""
-        logit = self.bias + sum(w * e for w, e in zip(self.weights, evidence, strict=True))
-        return 1 / (1 + math.exp(-max(-60.0, min(60.0, logit))))
-
-
 class Labels(BaseModel):
     """What the columns of the model mean and how an answer is read off them.
 
@@ -98,6 +88,8 @@ class FallbackManifest(BaseModel):
     """What a fallback folder is, how well it did, and the hash of every file in it.
 
     `features` stands for how facts are read: a folder made by other code is refused.
+    `reliability` holds, for each set of cases, what charges that were given a probability within
+    a bin turned out to be.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -106,6 +98,7 @@ class FallbackManifest(BaseModel):
     statute_version: str
     config: dict[str, Any]
     evaluation: dict[str, float]
+    reliability: dict[str, list[Row]] = Field(default_factory=dict)
     tools: dict[str, str]
     created: str
     files: dict[str, str]
@@ -285,7 +278,12 @@ class Decider:
 
 
 class Fallback:
-    """A loaded classifier. `manifest` is None for one that has not been published yet."""
+    """A loaded classifier.
+
+    `manifest` is None for one that has not been published yet, `assessor` (probabilities and
+    intervals) for a folder made before there was one, and `agreement` where no language model's
+    answers were compared.
+    """
 
     def __init__(
         self,
@@ -293,9 +291,17 @@ class Fallback:
         vocabulary: Vocabulary,
         model: bytes,
         manifest: FallbackManifest | None = None,
+        *,
+        uncertainty: Uncertainty | None = None,
+        agreement: Agreement | None = None,
     ) -> None:
         self.labels, self.vocabulary, self.manifest = labels, vocabulary, manifest
         self.decider = Decider(labels)
+        self.agreement = agreement
+        self.assessor = None
+        if uncertainty is not None:
+            first_term = len(labels.charges) + len(labels.articles)
+            self.assessor = Assessor(labels.charges, labels.terms, first_term, uncertainty)
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session = ort.InferenceSession(
@@ -310,7 +316,11 @@ class Fallback:
 
     def predict(self, fact: str) -> Answer:
         """A verdict for a raw fact. Raises ValueError when it holds no letter and no digit."""
-        decision = self.decider.decide(self.score(fact))
+        return self.read(self.score(fact))
+
+    def read(self, scores: Floats) -> Answer:
+        """The verdict that scores of `score` stand for, with its confidences."""
+        decision = self.decider.decide(scores)
         confidences = {
             part: self.labels.calibration[part].confidence(decision.evidence[part])
             for part in PARTS
@@ -335,7 +345,9 @@ def load_fallback(folder: Path | str) -> Fallback:
     if manifest.features != digest_features():
         raise ArtifactError(f"{folder} was made by code that reads facts in another way: {remedy}")
     content = {}
-    for name in (MODEL, VOCABULARY, LABELS):
+    for name in (MODEL, VOCABULARY, LABELS, CONFIDENCE, AGREEMENT):
+        if name in (CONFIDENCE, AGREEMENT) and name not in manifest.files:
+            continue
         if name not in manifest.files or not (folder / name).is_file():
             raise ArtifactError(f"{folder} lacks {name}: {remedy}")
         content[name] = (folder / name).read_bytes()
@@ -343,11 +355,25 @@ def load_fallback(folder: Path | str) -> Fallback:
             raise ArtifactError(f"{folder / name} is not the file that was made: {remedy}")
     try:
         labels = Labels.model_validate_json(content[LABELS])
+        return Fallback(
+            labels,
+            _read_vocabulary(content[VOCABULARY]),
+            content[MODEL],
+            manifest,
+            uncertainty=Uncertainty.model_validate_json(content[CONFIDENCE])
+            if CONFIDENCE in content
+            else None,
+            agreement=Agreement.model_validate_json(content[AGREEMENT])
+            if AGREEMENT in content
+            else None,
+        )
     except ValidationError as error:
-        raise ArtifactError(f"{folder / LABELS} was made by other code: {remedy}") from error
-    with np.load(io.BytesIO(content[VOCABULARY]), allow_pickle=False) as arrays:
-        vocabulary = Vocabulary(arrays["hashes"], arrays["idf"])
-    return Fallback(labels, vocabulary, content[MODEL], manifest)
+        raise ArtifactError(f"{folder}: {error.title} was made by other code: {remedy}") from error
+
+
+def _read_vocabulary(data: bytes) -> Vocabulary:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return Vocabulary(arrays["hashes"], arrays["idf"])
 
 
 def pack(labels: Labels, vocabulary: Vocabulary) -> dict[str, bytes]:

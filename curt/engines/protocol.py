@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from curt.artifact import Manifest
 from curt.dialogue import MAX_ANSWER_TOKENS
 
 Finish = Literal["stop", "length", "deadline"]
+Phase = Literal["prefill", "thinking", "close", "answer", "end"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,19 @@ class Generation:
     decode_ms: float
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One event of a stream: a prefilled chunk, a token with the text it completed, or the end.
+
+    `text` may be empty while a character still waits for its last byte. Only the last step,
+    whose phase is "end", carries the whole `generation`.
+    """
+
+    phase: Phase
+    text: str = ""
+    generation: Generation | None = None
+
+
 class Engine(Protocol):
     """A loaded model folder."""
 
@@ -55,4 +69,16 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Greedy completions, in order."""
+        ...
+
+
+@runtime_checkable
+class StreamingEngine(Engine, Protocol):
+    """An engine that tells of its work while it goes on, and can be stopped in the middle."""
+
+    def stream(self, request: Request) -> Generator[Step, None, None]:
+        """Complete a request step by step; closing the generator stops the work.
+
+        Between two steps lie milliseconds, so that who left or ran late costs little.
+        """
         ...

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfTransformer
@@ -17,8 +17,6 @@ from sklearn.svm import LinearSVC
 from compress.fallback import (
     FallbackConfig,
     build_onnx,
-    calibration_error,
-    fit_platt,
     learn_habit,
     learn_labels,
     learn_vocabulary,
@@ -26,12 +24,14 @@ from compress.fallback import (
     measure,
     train_fallback,
 )
+from compress.fallback_calibration import calibration_error, fit_platt
 from curt.artifact import MANIFEST, ArtifactError
 from curt.corpus.cail import read_row
 from curt.corpus.records import RecordError
 from curt.corpus.store import read_cases, write_cases
 from curt.corpus.synthetic import generate_cases
 from curt.engines.fallback import (
+    CONFIDENCE,
     LABELS,
     MODEL,
     VOCABULARY,
@@ -139,6 +139,7 @@ def test_weights_are_those_of_scikit_learns_tfidf():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 12))
 def test_the_graph_multiplies_as_numpy_does(seed, features, columns):
     rng = np.random.default_rng(seed)
@@ -152,7 +153,7 @@ def test_the_graph_multiplies_as_numpy_does(seed, features, columns):
 
 def test_a_second_training_gives_the_same_bytes(made, tmp_path):
     train_fallback(made.model_copy(update={"out": tmp_path / "again"}))
-    for name in (MODEL, VOCABULARY, LABELS):
+    for name in (MODEL, VOCABULARY, LABELS, CONFIDENCE):
         assert (tmp_path / "again" / name).read_bytes() == (made.out / name).read_bytes()
 
 
@@ -178,7 +179,7 @@ def test_the_manifest_tells_scores_calibration_and_tools(made):
         manifest.evaluation
     )
     assert set(manifest.tools) == {"numpy", "onnx", "onnxruntime", "scikit-learn"}
-    assert set(manifest.files) == {MODEL, VOCABULARY, LABELS}
+    assert set(manifest.files) == {MODEL, VOCABULARY, LABELS, CONFIDENCE}
     assert FallbackConfig(**manifest.config) == made
 
 
@@ -188,7 +189,9 @@ def test_an_older_folder_stays_when_training_fails(made, monkeypatch):
     with pytest.raises(ValueError, match="from scikit-learn"):
         train_fallback(made)
     assert (made.out / MANIFEST).read_bytes() == before
-    assert {path.name for path in made.out.iterdir()} == {MANIFEST, MODEL, VOCABULARY, LABELS}
+    assert {path.name for path in made.out.iterdir()} == {
+        *(MANIFEST, MODEL, VOCABULARY, LABELS, CONFIDENCE)
+    }
 
 
 def test_a_charge_seen_once_can_be_answered(tmp_path):

@@ -12,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curt.artifact import MANIFEST, ArtifactError, load_manifest
+from curt.engines.confidence import Calibration
 from curt.engines.fallback import (
+    CONFIDENCE,
     LABELS,
     MAX_CHARACTERS,
     MODEL,
     PARTS,
     VOCABULARY,
     ArticleHabit,
-    Calibration,
     Decider,
     Fallback,
     Labels,
@@ -226,7 +227,7 @@ def test_each_session_runs_on_one_thread(fallback):
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
 
 
-@pytest.mark.parametrize("name", [MODEL, VOCABULARY, LABELS])
+@pytest.mark.parametrize("name", [MODEL, VOCABULARY, LABELS, CONFIDENCE])
 def test_an_altered_file_is_refused(folder, tmp_path, name):
     copy = shutil.copytree(folder, tmp_path / "copy")
     data = bytearray((copy / name).read_bytes())
@@ -236,12 +237,24 @@ def test_an_altered_file_is_refused(folder, tmp_path, name):
         load_fallback(copy)
 
 
-@pytest.mark.parametrize("name", [MODEL, VOCABULARY, LABELS])
+@pytest.mark.parametrize("name", [MODEL, VOCABULARY, LABELS, CONFIDENCE])
 def test_a_missing_file_is_refused(folder, tmp_path, name):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / name).unlink()
     with pytest.raises(ArtifactError, match=f"lacks {name}"):
         load_fallback(copy)
+
+
+def test_a_folder_made_before_there_were_probabilities_still_answers(folder, fallback, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / CONFIDENCE).unlink()
+    manifest = json.loads((copy / MANIFEST).read_text(encoding="utf-8"))
+    del manifest["files"][CONFIDENCE], manifest["reliability"]
+    (copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    older = load_fallback(copy)
+    assert older.assessor is None
+    assert older.agreement is None
+    assert older.predict(THEFT) == fallback.predict(THEFT)
 
 
 def test_labels_of_other_code_are_refused(folder, tmp_path):

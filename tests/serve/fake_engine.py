@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from curt.artifact import Manifest
 from curt.dialogue import THINK_END, render_answer
-from curt.engines.protocol import Generation, Request
+from curt.engines.protocol import Generation, Request, Step
 from curt.schema import Term, Verdict
 from serve.worker import CountTokens
 
@@ -56,6 +57,40 @@ class FakeEngine:
             prefill_ms=prefill_ms,
             decode_ms=decode_ms,
         )
+
+
+class FakeStreamingEngine(FakeEngine):
+    """Takes 2 ms a thinking token and says one character of 推理。 each; else as FakeEngine.
+
+    读不懂 in a fact makes it answer outside the grammar. Its reasoning begins with the fact's own
+    digits, so that an answer to another fact is told apart.
+    """
+
+    def stream(self, request: Request) -> Generator[Step, None, None]:
+        own = "".join(re.findall(r"编号(\d+)", request.fact))
+        yield Step("prefill")
+        for place in range(request.thinking_limit):
+            if "崩溃" in request.fact and place == 5:
+                os._exit(9)
+            time.sleep(0.002)
+            if request.deadline_s is not None and time.monotonic() > request.deadline_s:
+                break
+            yield Step("thinking", (own + "推理。" * 999)[place])
+        yield Step("close", THINK_END)
+        whole = self._one(replace(request, thinking_limit=0))
+        text = (own + "推理。" * 999)[: request.thinking_limit] + THINK_END
+        answer = "读不懂" if "读不懂" in request.fact else render_answer(VERDICT)
+        yield Step(
+            "end",
+            generation=replace(
+                whole, text=text + answer, thinking_tokens=request.thinking_limit,
+                decode_ms=whole.decode_ms + 2.0 * request.thinking_limit,
+            ),
+        )  # fmt: skip
+
+
+def open_streaming_engine(folder: Path) -> tuple[FakeEngine, CountTokens]:
+    return FakeStreamingEngine(), len
 
 
 def open_fake_engine(folder: Path) -> tuple[FakeEngine, CountTokens]:

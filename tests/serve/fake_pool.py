@@ -40,3 +40,6 @@ class FakePool:
         if isinstance(self.answer, Exception):
             raise self.answer
         return Served(self.answer, 48, 48, self.clipped, 1.5)
+
+    def expected_thinking(self, job: Job) -> int | None:
+        return 48

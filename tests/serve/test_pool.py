@@ -13,12 +13,20 @@ from pathlib import Path
 
 import pytest
 
+from curt.engines.fallback import Answer
+from curt.schema import Term, Verdict
 from serve.faults import EngineFailedError, OverloadedError
+from serve.last_rung import Classifier
 from serve.metrics import Metrics
-from serve.pool import Job, WorkerPool
+from serve.pool import Job, Piece, WorkerPool
 from serve.reply import Served
 from serve.worker import OpenEngine
-from tests.serve.fake_engine import MANIFEST, open_broken_engine, open_fake_engine
+from tests.serve.fake_engine import (
+    MANIFEST,
+    open_broken_engine,
+    open_fake_engine,
+    open_streaming_engine,
+)
 
 FACT = "被告人张某窃取手机一部。"
 
@@ -37,20 +45,27 @@ async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
 
 @asynccontextmanager
 async def running_pool(
-    workers: int = 1, queue_size: int = 8, open_engine: OpenEngine = open_fake_engine
+    workers: int = 1,
+    queue_size: int = 8,
+    open_engine: OpenEngine = open_fake_engine,
+    spares: int = 0,
+    fallback: Classifier | None = None,
+    folder: Path = Path("unused"),
 ) -> AsyncIterator[WorkerPool]:
     pool = WorkerPool(
-        Path("unused"),
+        folder,
         MANIFEST,
         Metrics(),
         workers=workers,
+        spares=spares,
+        fallback=fallback,
         queue_size=queue_size,
         margin_ms=10,
         open_engine=open_engine,
     )
     await pool.start()
     try:
-        if open_engine is open_fake_engine:
+        if open_engine is not open_broken_engine:
             await until(lambda: pool.ready)
         yield pool
     finally:
@@ -261,5 +276,239 @@ def test_estimates_that_refuse_everyone_are_checked_on_an_idle_worker() -> None:
         async with running_pool() as pool:
             assert await reason_of(pool.submit(job(30))) == "deadline_too_short"
             await until(lambda: pool._estimator.quiet_s(time.monotonic()) < 5)
+
+    asyncio.run(scenario())
+
+
+def count(pool: WorkerPool, name: str, **labels: str) -> float:
+    return pool._metrics.registry.get_sample_value(f"curt_{name}_total", labels) or 0.0
+
+
+class FakeClassifier:
+    """Always says fraud, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.facts: list[str] = []
+
+    def predict(self, fact: str) -> Answer:
+        self.facts.append(fact)
+        verdict = Verdict(("诈骗",), ("266",), Term("fixed", 36))
+        return Answer(verdict, {"charge": 0.8, "article": 0.7, "term": 0.4}, {"charge": 0.3})
+
+
+async def idle_after(pool: WorkerPool) -> float:
+    """Seconds until no worker is busy."""
+    started_s = time.monotonic()
+    while any(slot.busy for slot in pool._slots):
+        assert time.monotonic() - started_s < 5, "still busy"
+        await asyncio.sleep(0.0005)
+    return time.monotonic() - started_s
+
+
+def test_one_who_leaves_while_a_worker_computes_frees_it_within_20_ms() -> None:
+    async def scenario() -> None:
+        async with running_pool(open_engine=open_streaming_engine) as pool:
+            freed_s = []
+            for _ in range(5):
+                leaver = asyncio.create_task(pool.submit(job(3000)))
+                await asyncio.sleep(0.05)
+                assert pool._slots[0].busy
+                leaver.cancel()
+                await asyncio.gather(leaver, return_exceptions=True)
+                freed_s.append(await idle_after(pool))
+            assert sorted(freed_s)[2] < 0.02
+            assert count(pool, "cancelled", stage="running") == 5
+            assert count(pool, "worker_deaths") == 0
+            assert "curt_shed_total{" not in pool._metrics.render().decode()
+            # and what comes next is its own answer, not a late one of those who left
+            served = await pool.submit(job(3000, FACT + "编号7319"))
+            assert served.generation.text.startswith("7319")
+
+    asyncio.run(scenario())
+
+
+def test_one_who_leaves_the_queue_counts_as_cancelled_there() -> None:
+    async def scenario() -> None:
+        async with running_pool() as pool:
+            slow = asyncio.create_task(pool.submit(job(3000, FACT + "睡200毫秒")))
+            await asyncio.sleep(0.05)
+            leaver = asyncio.create_task(pool.submit(job(3000)))
+            await asyncio.sleep(0.02)
+            leaver.cancel()
+            await asyncio.gather(leaver, return_exceptions=True)
+            assert count(pool, "cancelled", stage="queued") == 1
+            await slow
+
+    asyncio.run(scenario())
+
+
+def test_leaving_at_any_moment_never_mixes_up_answers() -> None:
+    async def scenario() -> None:
+        async with running_pool(workers=2, open_engine=open_streaming_engine) as pool:
+            for moment_ms in range(0, 60, 3):
+                leaver = asyncio.create_task(pool.submit(job(500, FACT + "编号1111")))
+                await asyncio.sleep(moment_ms / 1e3)
+                leaver.cancel()
+                served = await pool.submit(job(400, FACT + f"编号{2000 + moment_ms}"))
+                assert served.generation.text.startswith(str(2000 + moment_ms))
+                await asyncio.gather(leaver, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_tells_the_reasoning_and_then_the_answer() -> None:
+    async def scenario() -> None:
+        async with running_pool(open_engine=open_streaming_engine) as pool:
+            stream = pool.stream(job(2000))
+            events = [event async for event in stream]
+            stream.close()
+            *pieces, served = events
+            assert isinstance(served, Served)
+            assert len(pieces) > 3  # 64 tokens of 2 ms, gathered for 20 ms
+            assert all(isinstance(piece, Piece) and piece.attempt == 1 for piece in pieces)
+            told = "".join(piece.text for piece in pieces if isinstance(piece, Piece))
+            assert served.generation.text.startswith(told + "</think>")
+            assert count(pool, "cancelled", stage="running") == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_is_refused_before_it_begins() -> None:
+    async def scenario() -> None:
+        async with running_pool(open_engine=open_streaming_engine) as pool:
+            with pytest.raises(OverloadedError, match="longer deadline"):
+                pool.stream(job(25))
+            pool.drain()
+            with pytest.raises(OverloadedError, match="shutting down"):
+                pool.stream(job(2000))
+
+    asyncio.run(scenario())
+
+
+def test_closing_a_stream_stops_the_worker() -> None:
+    async def scenario() -> None:
+        async with running_pool(open_engine=open_streaming_engine) as pool:
+            stream = pool.stream(job(3000))
+            assert isinstance(await anext(stream), Piece)
+            stream.close()
+            stream.close()
+            assert await idle_after(pool) < 0.1
+            assert count(pool, "cancelled", stage="running") == 1
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_whose_worker_dies_begins_its_reasoning_again() -> None:
+    async def scenario() -> None:
+        async with running_pool(spares=1, open_engine=open_streaming_engine) as pool:
+            await until(lambda: len(pool._nursery.spare_pids) == 1)
+            stream = pool.stream(job(8000))
+            first = await anext(stream)
+            assert isinstance(first, Piece)
+            os.kill(pool.worker_pids[0], signal.SIGKILL)
+            *pieces, served = [event async for event in stream]
+            stream.close()
+            assert isinstance(served, Served)
+            again = [p.text for p in pieces if isinstance(p, Piece) and p.attempt == 2]
+            assert served.generation.text.startswith("".join(again) + "</think>")
+
+    asyncio.run(scenario())
+
+
+def test_a_spare_takes_the_place_of_a_dead_worker_within_two_seconds() -> None:
+    async def scenario() -> None:
+        async with running_pool(spares=1) as pool:
+            await until(lambda: len(pool._nursery.spare_pids) == 1)
+            (spare,) = pool._nursery.spare_pids
+            started_s = time.monotonic()
+            os.kill(pool.worker_pids[0], signal.SIGKILL)
+            await until(lambda: pool.worker_pids == [spare], 2.0)
+            assert time.monotonic() - started_s < 2.0
+            assert (await pool.submit(job(2000))).generation.finish == "stop"
+            await until(lambda: len(pool._nursery.spare_pids) == 1)  # and there is a new one
+
+    asyncio.run(scenario())
+
+
+def test_a_spare_that_dies_in_reserve_is_replaced_and_nobody_notices() -> None:
+    async def scenario() -> None:
+        async with running_pool(spares=1) as pool:
+            await until(lambda: len(pool._nursery.spare_pids) == 1)
+            before = pool._nursery.spare_pids
+            os.kill(before[0], signal.SIGKILL)
+            await until(lambda: pool._nursery.spare_pids not in (before, []))
+            assert (await pool.submit(job(2000))).generation.finish == "stop"
+            assert count(pool, "worker_deaths") == 1
+
+    asyncio.run(scenario())
+
+
+def test_the_classifier_answers_where_the_model_has_no_time() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier()
+        async with running_pool(fallback=classifier) as pool:
+            started_s = time.monotonic()
+            served = await pool.submit(job(25))
+            assert time.monotonic() - started_s < 0.1
+            assert (served.source, served.unserved) == ("fallback", "deadline")
+            assert served.fallback
+            assert served.fallback.confidences["charge"] == 0.8
+            assert served.generation.text == ""
+            assert count(pool, "fallback", reason="deadline_too_short") == 1
+            assert await reason_of(pool.submit(job(2))) == "deadline_too_short"
+            assert classifier.facts == [FACT]  # the hopeless one cost it nothing
+            pool.drain()
+            assert await reason_of(pool.submit(job(2000))) == "draining"
+
+    asyncio.run(scenario())
+
+
+def test_the_classifier_answers_for_those_a_full_pool_would_refuse() -> None:
+    async def scenario() -> None:
+        async with running_pool(queue_size=1, fallback=FakeClassifier()) as pool:
+            slow = asyncio.create_task(pool.submit(job(3000, FACT + "睡300毫秒")))
+            await asyncio.sleep(0.05)
+            waiting = asyncio.create_task(pool.submit(job(3000)))
+            await asyncio.sleep(0.01)
+            third = await pool.submit(job(3000))
+            assert (third.source, third.unserved) == ("fallback", "overloaded")
+            assert {(await slow).source, (await waiting).source} == {"model"}
+
+    asyncio.run(scenario())
+
+
+def test_the_classifier_stands_in_for_an_answer_that_cannot_be_read() -> None:
+    async def scenario() -> None:
+        async with running_pool(
+            open_engine=open_streaming_engine, fallback=FakeClassifier()
+        ) as pool:
+            served = await pool.submit(job(2000, FACT + "读不懂"))
+            assert (served.source, served.unserved) == ("fallback", None)
+            assert served.generation.thinking_tokens > 0
+            assert (await pool.submit(job(2000))).source == "model"
+
+    asyncio.run(scenario())
+
+
+def test_the_classifier_answers_in_time_for_a_worker_that_does_not() -> None:
+    async def scenario() -> None:
+        async with running_pool(fallback=FakeClassifier()) as pool:
+            started_s = time.monotonic()
+            served = await pool.submit(job(300, FACT + "睡900毫秒"))
+            assert time.monotonic() - started_s < 0.33
+            assert (served.source, served.unserved) == ("fallback", "deadline")
+
+    asyncio.run(scenario())
+
+
+def test_the_classifier_answers_for_an_engine_that_fails() -> None:
+    async def scenario() -> None:
+        async with running_pool(workers=2, fallback=FakeClassifier()) as pool:
+            raised = await pool.submit(job(2000, FACT + "出错"))
+            assert (raised.source, raised.unserved) == ("fallback", "worker_failed")
+            killed = await pool.submit(job(20_000, FACT + "崩溃"))
+            assert (killed.source, killed.unserved) == ("fallback", "worker_failed")
 
     asyncio.run(scenario())

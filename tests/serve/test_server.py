@@ -57,12 +57,12 @@ class Server:
         return httpx.post(self.url + "/predict", json=body, timeout=70)
 
     def workers(self) -> list[int]:
-        """The worker processes, found as the children that run the spawn entry point."""
+        """The worker processes: what was forked from the process that holds their imports."""
         pids = []
         for child in children(self.process.pid):
             command = Path(f"/proc/{child}/cmdline").read_bytes()
-            if b"spawn_main" in command:
-                pids.append(child)
+            if b"forkserver" in command:
+                pids += children(child)
         return pids
 
     def stop(self) -> None:
@@ -218,13 +218,46 @@ def test_sigterm_drains_finishes_and_exits_with_zero(own: Server) -> None:
     asking = threading.Thread(target=ask)
     asking.start()
     until(lambda: statuses.count(200) > 2)
+    signalled_s = time.monotonic()
     own.process.send_signal(signal.SIGTERM)
     until(lambda: own.status("/readyz") == 503, 5)
+    assert time.monotonic() - signalled_s < 0.4  # at once: the rest is the client's own
     assert own.process.wait(15) == 0
     asking.join(15)
     assert set(statuses) == {200, 503}
     assert statuses == sorted(statuses)  # once it drains, it takes nothing more
     assert not any(is_running(pid) for pid in workers)
+
+
+def test_a_sigterm_to_the_whole_group_drains_all_the_same(ort_model: Path, tmp_path: Path) -> None:
+    """As a service manager sends it: to the workers and their parent, too."""
+    server = Server(ort_model, tmp_path / "log", CURT_DRAIN_S="0.5")
+    try:
+        server.wait_ready()
+        forkers = children(server.process.pid)
+        statuses: list[int] = []
+
+        def ask() -> None:
+            while server.process.poll() is None:
+                try:
+                    statuses.append(server.predict(deadline_ms=2_000).status_code)
+                except httpx.TransportError:
+                    return  # the socket is closed: the end of the drain
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        until(lambda: statuses.count(200) > 2)
+        for pid in (*server.workers(), *forkers, server.process.pid):
+            if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGTERM)
+        asking.join(15)
+        assert statuses == sorted(statuses)
+        assert set(statuses) == {200, 503}
+        assert server.process.wait(15) == 0
+        until(lambda: not any(is_running(pid) for pid in forkers), 10)
+        assert "a worker ended" not in server.log.read_text()
+    finally:
+        server.stop()
 
 
 def test_workers_end_with_a_server_that_is_killed(own: Server) -> None:

@@ -1,0 +1,110 @@
+"""Holds an answer to the grammar of `curt.dialogue`: a token that would leave it is never picked.
+
+The guidance built into onnxruntime-genai 0.18 can't do this: `get_logits`, on which our own loop
+stands, returns logits that were not masked, and `generate_next_token`, which does mask, takes a
+token that is only part of a character for the replacement character and then fails. So the
+`llguidance` package keeps the grammar here, beside the loop.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from curt.schema import COUNTED_KINDS, MAX_MONTHS, TERM_NAMES
+from curt.statutes import CHARGES
+
+MOST_CHARGES, MOST_ARTICLES = 4, 8  # more would not fit the tokens an answer may have
+LAST_ARTICLE = 452
+MOST_PROBATION_MONTHS = 60
+
+
+@lru_cache(maxsize=1)
+def answer_pattern() -> str:
+    """A regular expression of all answers `parse_answer` reads, as `render_answer` writes them.
+
+    Only charges of the statute table, and only months a term of their kind may have.
+    """
+    charge = _any_of(re.escape(name) for name in sorted(CHARGES, key=lambda n: (-len(n), n)))
+    article = _any_of(str(n) for n in range(1, LAST_ARTICLE + 1)) + "(之[一二三四五六七八九])?"
+    terms = _any_of(
+        f"{name}{_up_to(MAX_MONTHS[kind])}个月" if kind in COUNTED_KINDS else name
+        for kind, name in TERM_NAMES.items()
+    )
+    return (
+        f"罪名：{_list_of(charge, MOST_CHARGES)}\\n"
+        f"法条：{_list_of(article, MOST_ARTICLES)}\\n"
+        f"刑期：{terms}"
+        f"(\\n缓刑：{_up_to(MOST_PROBATION_MONTHS)}个月)?"
+        "(\\n罚金：[1-9][0-9]{0,8}元)?"
+    )
+
+
+class AnswerGrammar:
+    """The grammar over one tokenizer's tokens; costs nothing until an answer begins."""
+
+    def __init__(self, tokenizer_json: str, vocab_tokens: int, eos_ids: Sequence[int]) -> None:
+        """`vocab_tokens` is the width of the model's logits.
+
+        Raises ValueError when the grammar can't be built, ModuleNotFoundError without llguidance.
+        """
+        import llguidance
+
+        tokenizer = llguidance.LLTokenizer(
+            tokenizer_json, n_vocab=vocab_tokens, eos_token=eos_ids[0]
+        )
+        grammar = llguidance.LLMatcher.grammar_from_regex(answer_pattern())
+        self._start: Any = llguidance.LLMatcher(tokenizer, grammar)
+        if self._start.is_error():
+            raise ValueError(f"the answer grammar was refused: {self._start.get_error()}")
+        self._eos_ids = list(eos_ids)
+
+    def begin(self) -> GuidedAnswer:
+        """A fresh answer."""
+        return GuidedAnswer(self._start.deep_copy(), self._eos_ids)
+
+
+class GuidedAnswer:
+    """One answer as it grows."""
+
+    def __init__(self, matcher: Any, eos_ids: list[int]) -> None:
+        self._matcher = matcher
+        self._eos_ids = eos_ids
+
+    def pick(self, logits: npt.NDArray[np.float32]) -> int:
+        """The likeliest token, of shape (vocab,), that the grammar allows; it becomes part of it.
+
+        Masks only where the likeliest of all is not allowed, which a trained model hardly needs.
+        """
+        token = int(logits.argmax())
+        if self._take(token):
+            return token
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        allowed = np.unpackbits(bits, bitorder="little")[: len(logits)].astype(bool)
+        allowed[self._eos_ids] = self._matcher.is_accepting()
+        token = int(np.where(allowed, logits, -np.inf).argmax())
+        taken = self._take(token)
+        assert taken, "a token of the mask is allowed"
+        return token
+
+    def _take(self, token: int) -> bool:
+        if token in self._eos_ids:
+            return bool(self._matcher.is_accepting())
+        return bool(self._matcher.try_consume_tokens([token]))
+
+
+def _any_of(choices: Iterable[str]) -> str:
+    return f"({'|'.join(choices)})"
+
+
+def _list_of(item: str, most: int) -> str:
+    return f"{item}(；{item}){{0,{most - 1}}}"
+
+
+def _up_to(most: int) -> str:
+    return _any_of(str(number) for number in range(1, most + 1))

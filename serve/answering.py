@@ -1,0 +1,190 @@
+"""From a job to a reply: the result cache, the pool, confidence and the counts, for every route."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from fastapi import Request
+
+from curt.artifact import MANIFEST
+from curt.dialogue import parse_completion
+from curt.files import sha256
+from curt.schema import Verdict
+from serve.cache import ResultCache, cache_key
+from serve.checks import warning
+from serve.confidence import LOW_CONFIDENCE, WITHHELD, ConfidenceReader
+from serve.faults import ClientGoneError
+from serve.metrics import Metrics
+from serve.reply import Identity, Served, build_reply
+from serve.schemas import PredictReply, PredictRequest
+from serve.settings import Settings
+from serve.ticket import Job, ServedStream
+
+Observer = Callable[[Request, PredictRequest, Served, PredictReply], None]
+"""Told of every reply that goes out: request, its body, what was served, the reply."""
+
+
+class Pool(Protocol):
+    """What the routes need of a worker pool."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests can be served now."""
+        ...
+
+    async def start(self) -> None:
+        """Begin to make ready."""
+        ...
+
+    def drain(self) -> None:
+        """Take nothing new."""
+        ...
+
+    async def stop(self) -> None:
+        """Finish what was taken and end."""
+        ...
+
+    async def submit(self, job: Job) -> Served:
+        """Serve one job or raise a RequestError."""
+        ...
+
+    def stream(self, job: Job) -> ServedStream:
+        """Serve one job and tell its reasoning, or raise a RequestError."""
+        ...
+
+    def expected_thinking(self, job: Job) -> int | None:
+        """Thinking tokens a job would be granted now; None where it would be refused."""
+        ...
+
+
+class Answering:
+    """What the routes of one application share."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        identity: Identity,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        cache: ResultCache[Served] | None = None,
+        reader: ConfidenceReader | None = None,
+    ) -> None:
+        self.observers: list[Observer] = []
+        self._pool, self._identity, self._metrics = pool, identity, metrics
+        self._cache, self._reader = cache, reader
+        self._manifest_sha256 = sha256(settings.model / MANIFEST)
+        self._secret = settings.secret_bytes()
+
+    async def serve(self, request: Request, job: Job) -> Served:
+        """Serve a job, from the cache where it can; stop when its client leaves.
+
+        Raises RequestError, ClientGoneError among them.
+        """
+        serving = asyncio.create_task(self._look_up(request, job))
+        leaving = asyncio.create_task(_wait_for_disconnect(request))
+        try:
+            await asyncio.wait({serving, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                return serving.result()
+            raise ClientGoneError("client_closed", "the client closed the connection")
+        finally:
+            serving.cancel()
+            leaving.cancel()
+
+    def reply_to(
+        self, request: Request, body: PredictRequest, served: Served, deadline_ms: int
+    ) -> PredictReply:
+        """Build, record and return the reply to a served request."""
+        state = request.state
+        reply = build_reply(
+            served,
+            fact=body.fact,
+            tasks=body.tasks,
+            include_reasoning=body.include_reasoning,
+            identity=self._identity,
+            request_id=state.request_id,
+            deadline_ms=deadline_ms,
+            total_ms=(time.monotonic() - state.started_s) * 1e3,
+        )
+        reply = self._with_confidence(reply, body, served)
+        self._record(request, served, reply)
+        for observe in self.observers:
+            observe(request, body, served, reply)
+        return reply
+
+    async def _look_up(self, request: Request, job: Job) -> Served:
+        if self._cache is None:
+            return await self._pool.submit(job)
+        key = cache_key(
+            job.fact,
+            manifest_sha256=self._manifest_sha256,
+            prompt_version=self._identity.manifest.prompt_version,
+            secret=self._secret,
+        )
+        answer = await self._cache.get_or_make(
+            key,
+            budget_tokens=self._pool.expected_thinking(job) or 0,
+            deadline_s=job.deadline_s,
+            make=lambda: self._pool.submit(job),
+        )
+        request.state.log["cache"] = answer.source
+        return answer.value
+
+    def _with_confidence(
+        self, reply: PredictReply, body: PredictRequest, served: Served
+    ) -> PredictReply:
+        verdict = _verdict_of(served)
+        if self._reader is None or verdict is None:
+            return reply
+        confidence = self._reader.assess(
+            body.fact,
+            verdict,
+            served.generation.thinking_cut,
+            thinking_tokens=served.generation.thinking_tokens,
+            source=served.source,
+            top_k=body.top_k,
+        )
+        if confidence is None:
+            return reply
+        changes: dict[str, object] = {"confidence": confidence}
+        if confidence.abstain:
+            changes["warnings"] = [*reply.warnings, warning(LOW_CONFIDENCE)]
+            if body.on_low_confidence == "interval":
+                changes["defendants"] = [
+                    defendant.model_copy(update=WITHHELD) for defendant in reply.defendants
+                ]
+        return reply.model_copy(update=changes)
+
+    def _record(self, request: Request, served: Served, reply: PredictReply) -> None:
+        self._metrics.record_answer(served, reply)
+        timings, thinking, generation = reply.timings_ms, reply.thinking, served.generation
+        request.state.log.update(
+            deadline_ms=reply.deadline_ms,
+            queue_ms=timings.queue,
+            prefill_ms=timings.prefill,
+            decode_ms=timings.decode,
+            prompt_tokens=generation.prompt_tokens,
+            thinking_tokens=thinking.tokens,
+            thinking_allowed=thinking.allowed,
+            thinking_cut=thinking.cut,
+            answer_tokens=generation.answer_tokens,
+            degraded=reply.degraded_reason,
+            source=reply.source,
+            warnings=[warning.code for warning in reply.warnings],
+        )
+
+
+def _verdict_of(served: Served) -> Verdict | None:
+    if served.fallback is not None:
+        return served.fallback.verdict
+    verdict = parse_completion(served.generation.text).verdict
+    return verdict if isinstance(verdict, Verdict) else None
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

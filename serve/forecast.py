@@ -1,0 +1,71 @@
+"""What the pool expects of its workers: how long a job takes and how long it may think."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+from curt.artifact import Manifest
+from curt.engines.budget import Estimates, SpeedEstimator, allowed_thinking_tokens
+from serve.schedule import Demand, latest_finish
+
+ARRIVAL_WINDOW_S = 5.0
+
+
+class Forecast:
+    """Estimates learned from the workers, applied to one model's jobs."""
+
+    def __init__(self, manifest: Manifest, margin_ms: float) -> None:
+        """`margin_ms` of every deadline is kept back for the front."""
+        self.estimator = SpeedEstimator()
+        self._manifest = manifest
+        self._margin_ms = margin_ms
+        self._arrivals: deque[float] = deque(maxlen=10_000)
+
+    def note_arrival(self, now_s: float) -> None:
+        """Count a request that came, taken or not."""
+        self._arrivals.append(now_s)
+
+    def prompt_tokens(self, fact_chars: int, now_s: float) -> int:
+        """An upper estimate of a prompt's length; the front has no tokenizer."""
+        line = self.estimator.estimates(now_s).tokens_of_chars
+        clipped = math.ceil(max(0.0, line.base)) + self._manifest.max_fact_tokens
+        return min(math.ceil(line.at(fact_chars)), clipped)
+
+    def demand(self, deadline_s: float, prompt_tokens: int, now_s: float) -> Demand:
+        """The least a job takes, margin included, against its deadline."""
+        least_ms = self.estimator.estimates(now_s).zero_thinking_ms(prompt_tokens)
+        return Demand(deadline_s, (least_ms + self._margin_ms) / 1e3)
+
+    def allow_thinking(
+        self,
+        demand: Demand,
+        prompt_tokens: int,
+        waiting: Sequence[Demand],
+        workers: int,
+        now_s: float,
+    ) -> int:
+        """Thinking tokens for a job about to run, given who waits behind it."""
+        estimates = self.estimator.estimates(now_s)
+        finish_s = latest_finish(now_s, demand, waiting, workers, self._arrivals_per_s(now_s))
+        allowed = allowed_thinking_tokens(
+            (finish_s - now_s) * 1e3,
+            prompt_tokens,
+            estimates.answer_tokens,
+            estimates,
+            self._margin_ms,
+            self._manifest.max_thinking_tokens,
+        )
+        # latest_finish leaves room for zero thinking; None is that room missed by rounding.
+        return 0 if allowed is None else allowed
+
+    def estimates(self, now_s: float) -> Estimates:
+        """What the machine can be relied on to do at this moment."""
+        return self.estimator.estimates(now_s)
+
+    def _arrivals_per_s(self, now_s: float) -> float:
+        while self._arrivals and self._arrivals[0] < now_s - ARRIVAL_WINDOW_S:
+            self._arrivals.popleft()
+        # One request alone tells no rate.
+        return max(0, len(self._arrivals) - 1) / ARRIVAL_WINDOW_S

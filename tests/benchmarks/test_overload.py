@@ -1,0 +1,107 @@
+"""The overload measurement against a server whose behaviour is known."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.overload import OverloadConfig, Reply, measure, quantiles, summarise
+from tests.micro import FACTS
+
+
+@asynccontextmanager
+async def server_of(capacity_per_s: float) -> AsyncIterator[str]:
+    """Answers so many requests a second and refuses the others at once."""
+    free_at_s = 0.0
+    seen: set[str] = set()
+    serving: set[asyncio.Task[None] | None] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal free_at_s
+        loop = asyncio.get_running_loop()
+        serving.add(asyncio.current_task())
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+                fact = json.loads(await reader.readexactly(length))["fact"]
+                assert fact not in seen, "a cache would answer it"
+                seen.add(fact)
+                status, body = "503 Busy", b"{}"
+                if free_at_s - loop.time() < 0.2:  # what it owes already
+                    free_at_s = max(free_at_s, loop.time()) + 1 / capacity_per_s
+                    status, body = "200 OK", b'{"degraded": false, "thinking": {"tokens": 7}}'
+                writer.write(
+                    f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+                )
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the client left
+        finally:
+            writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await asyncio.gather(*(task for task in serving if task))  # every client has left
+
+
+# The stand-in server's streams end with the loop.
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
+def test_capacity_and_goodput_of_a_server_that_refuses_the_rest(tmp_path: Path) -> None:
+    cases = tmp_path / "cases.jsonl"
+    cases.write_text("\n".join(json.dumps({"fact": fact}) for fact in FACTS))
+
+    config = OverloadConfig(
+        cases=cases, seconds=1.5, ramp_start=15, ramp_factor=3, ramp_seconds=1, settle_seconds=0
+    )
+
+    async def scenario() -> Any:
+        async with server_of(50) as url:
+            return await measure(config.model_copy(update={"url": url}))
+
+    results = asyncio.run(scenario())
+    row = results["overload"]
+    assert 20 <= results["capacity_per_s"] <= 64
+    assert set(row["statuses"]) == {"200", "503"}
+    assert row["arrived"] == pytest.approx(5 * results["capacity_per_s"] * 1.5, rel=0.4)
+    assert row["misses"] >= row["statuses"]["503"]  # late on a busy machine counts too
+    assert row["mean_thinking_tokens"] == 7
+    assert results["goodput_of_capacity"] > 0.5
+    assert results["passed"]["nothing_lost"]
+
+
+def test_a_server_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    cases = tmp_path / "cases.jsonl"
+    cases.write_text(json.dumps({"fact": FACTS[0]}))
+    config = OverloadConfig(
+        url="http://127.0.0.1:9", cases=cases, ramp_start=20, ramp_seconds=0.2, settle_seconds=0
+    )
+    with pytest.raises(ValueError, match="is it ready"):
+        asyncio.run(measure(config))
+
+
+def test_what_counts_as_a_miss_and_as_late() -> None:
+    replies = [
+        Reply(200, True, False, 0.1, 300, 299.9),
+        Reply(200, False, True, 0.1, 300, 299.9),
+        Reply(200, False, False, 0.1, 405, 404.9),
+        Reply(200, False, False, 0.1, 412, 411.9),
+        Reply(503, False, False, 0.1, 60, 59.9),
+        Reply(0, False, False, 0.1, 5400, 5399.9),
+    ]
+    row = summarise(replies, 10.0, 2.0, 400)
+    assert (row["goodput_per_s"], row["misses"], row["degraded"]) == (0.5, 5, 1)
+    assert (row["later_than_deadline"], row["later_than_allowed"]) == (2, 1)
+    assert row["refusals_of_50_ms_or_more"] == 1
+    assert row["statuses"] == {"200": 4, "503": 1, "0": 1}
+
+
+def test_quantiles_are_values_that_occurred() -> None:
+    assert quantiles([]) == {}
+    assert quantiles([3.0, 1.0, 2.0]) == {"p50": 2, "p95": 3, "p99": 3, "p999": 3, "max": 3}

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curt.dialogue import THINK_END, render_answer
+from serve.metrics import LATENCY_BUCKETS_S, MAX_REASONS, PHASE_BUCKETS_S, SHED_REASONS, Metrics
+from serve.reply import Served, build_reply
+from serve.schemas import ALL_TASKS, PredictReply
+from serve.settings import Settings
+from tests.micro import FACTS
+from tests.serve.fake_engine import MANIFEST, VERDICT
+from tests.serve.fake_pool import generation
+
+ROOT = Path(__file__).parents[2]
+TEXT = f"窃取8000元{THINK_END}{render_answer(VERDICT)}"
+
+
+def reply_to(served: Served, settings: Settings, total_ms: float = 120.0) -> PredictReply:
+    from serve.reply import Identity
+
+    return build_reply(
+        served,
+        fact=FACTS[0],
+        tasks=ALL_TASKS,
+        include_reasoning=True,
+        identity=Identity.of(settings.model, MANIFEST),
+        request_id="1",
+        deadline_ms=400,
+        total_ms=total_ms,
+    )
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(f"curt_{name}", labels)
+
+
+def record(served: Served, settings: Settings, total_ms: float = 120.0) -> Metrics:
+    metrics = Metrics()
+    metrics.record_answer(served, reply_to(served, settings, total_ms))
+    return metrics
+
+
+def test_an_answer_is_timed_by_its_phases_and_tokens(settings: Settings) -> None:
+    full = generation(TEXT, thinking_tokens=30, answer_tokens=20, prefill_ms=20.0, decode_ms=50.0)
+    metrics = record(Served(full, 48, 48, False, queue_ms=10.0), settings)
+    assert value(metrics, "queue_seconds_sum") == pytest.approx(0.01)
+    assert value(metrics, "time_to_first_token_seconds_sum") == pytest.approx(0.03)
+    assert value(metrics, "time_per_output_token_seconds_sum") == pytest.approx(0.001)
+    assert value(metrics, "answer_latency_seconds_sum") == pytest.approx(0.12)
+    assert value(metrics, "thinking_tokens_used_sum") == 30
+    assert value(metrics, "thinking_tokens_allowed_sum") == 48
+    assert value(metrics, "good_answers_total") == 1
+    assert value(metrics, "deadline_missed_total") == 0
+
+
+def test_only_full_verdicts_in_time_are_good(settings: Settings) -> None:
+    full, cut = generation(TEXT), generation("想", finish="deadline")
+    late = record(Served(full, 48, 48, False, 1.0), settings, total_ms=400.01)
+    assert (value(late, "good_answers_total"), value(late, "deadline_missed_total")) == (0, 1)
+    degraded = record(Served(cut, 48, 48, False, 1.0), settings)
+    assert value(degraded, "good_answers_total") == 0
+    assert value(degraded, "degraded_total", reason="deadline") == 1
+
+
+def test_an_answer_that_took_no_worker_leaves_the_phases_alone(settings: Settings) -> None:
+    kept = Served(generation(TEXT, prefill_ms=0.0, decode_ms=0.0), 48, 48, False, 0.0)
+    metrics = record(kept, settings, total_ms=2.0)
+    assert value(metrics, "answer_latency_seconds_count") == 1
+    assert value(metrics, "good_answers_total") == 1
+    for name in ("queue", "prefill", "decode", "time_to_first_token", "time_per_output_token"):
+        assert value(metrics, f"{name}_seconds_count") == 0
+
+
+def test_rejections_count_by_reason_and_refusals_of_the_pool_do_not() -> None:
+    metrics = Metrics()
+    metrics.record_end(422, "empty_fact", 0.001)
+    metrics.record_end(503, "overloaded", 0.001)
+    metrics.record_end(200, None, 0.1)
+    assert value(metrics, "rejected_total", reason="empty_fact") == 1
+    assert value(metrics, "rejected_total", reason="overloaded") is None
+    assert value(metrics, "requests_total", status="503") == 1
+    assert value(metrics, "e2e_request_latency_seconds_count") == 3
+
+
+@given(st.lists(st.one_of(st.text(), st.from_regex(r"[a-z_]{1,50}", fullmatch=True)), max_size=80))
+def test_no_reason_a_mistake_lets_through_grows_the_series_without_end(reasons: list[str]) -> None:
+    metrics = Metrics()
+    for reason in (*reasons, *(f"r{'x' * n}" for n in range(80))):
+        metrics.record_end(422, reason, 0.0)
+    shown = re.findall(r'curt_rejected_total\{reason="([^"]*)"\}', metrics.render().decode())
+    assert len(shown) <= MAX_REASONS + 1
+    assert all(re.fullmatch("[a-z][a-z_]*", reason) for reason in shown)
+
+
+def test_the_promise_of_400_ms_lies_between_near_buckets() -> None:
+    for buckets in (LATENCY_BUCKETS_S, PHASE_BUCKETS_S):
+        assert 0.4 in buckets
+        assert list(buckets) == sorted(set(buckets))
+    near = [bound for bound in LATENCY_BUCKETS_S if 0.39 <= bound <= 0.41]
+    assert near == [0.39, 0.4, 0.41]
+
+
+def test_names_follow_the_conventions_of_prometheus() -> None:
+    for family in Metrics().registry.collect():
+        if family.name.startswith("process_"):
+            continue
+        assert re.fullmatch(r"curt_[a-z0-9_]+", family.name)
+        assert family.documentation
+        for banned in ("_ms", "_millis", "_percent"):
+            assert banned not in family.name
+        if family.type == "counter":
+            assert not family.name.endswith("_total")  # the client library adds it
+
+
+def test_what_is_known_shows_at_zero() -> None:
+    metrics = Metrics()
+    metrics.describe(version="1.2.3", model="ort", manifest="abc", precision="int4")
+    assert [value(metrics, "shed_total", reason=reason) for reason in SHED_REASONS] == [0] * 8
+    assert value(metrics, "degraded_total", reason="deadline") == 0
+    labels = {"version": "1.2.3", "model": "ort", "manifest": "abc", "precision": "int4"}
+    assert value(metrics, "build_info", **labels) == 1
+    assert b"process_resident_memory_bytes" in metrics.render()
+
+
+def test_every_refusal_of_the_pool_is_known() -> None:
+    tree = ast.parse((ROOT / "serve" / "pool.py").read_text(encoding="utf-8"))
+    reasons = {
+        argument.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "OverloadedError"
+        for argument in node.args[:1]
+        if isinstance(argument, ast.Constant)
+    }
+    assert reasons == set(SHED_REASONS)
