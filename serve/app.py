@@ -19,6 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from curt import __version__
 from curt.artifact import Manifest
 from curt.engines.fallback import Fallback, load_fallback
+from serve import drift, feedback, openai_api, stream
 from serve.answering import Answering, Pool
 from serve.cache import CacheMetrics, ResultCache, ServedPolicy
 from serve.checks import refuse_unusable
@@ -26,15 +27,16 @@ from serve.confidence import ConfidenceReader
 from serve.faults import install_handlers
 from serve.headers import SafeHeaders, allow_origins
 from serve.limits import LocalBuckets, Rate, RateLimit, RedisBuckets, parse_proxies
+from serve.memory import Memory
 from serve.metrics import Metrics
 from serve.middleware import PREDICT_PATH, BodyLimit, RequestContext
-from serve.pool import Job, WorkerPool
+from serve.pool import WorkerPool
 from serve.redis_link import RedisLink
 from serve.reply import Identity, Served
 from serve.schemas import ErrorReply, PredictReply, PredictRequest
 from serve.security import KeyGuard, open_keys
 from serve.settings import Settings
-from serve.stream import make_router
+from serve.ticket import Job
 from serve.tracing import TraceRequests, Tracing, open_tracing
 from serve.worker import open_ort_engine
 
@@ -85,14 +87,20 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         )
     answering = Answering(workers, identity, settings, metrics, cache=cache, reader=reader)
     tracing = open_tracing(settings.otlp_endpoint, os.environ, __version__)
+    memory = Memory.open(settings, identity)
+    answering.observers.append(memory.observe)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if link:
             await link.open()
+        saving = asyncio.create_task(memory.drift.keep_saving())
         await workers.start()
         yield
         await workers.stop()
+        saving.cancel()
+        await asyncio.gather(saving, return_exceptions=True)
+        memory.close()
         if cache:
             await cache.close()
         if link:
@@ -125,7 +133,18 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         served = await answering.serve(request, job)
         return answering.reply_to(request, body, served, deadline_ms)
 
-    app.include_router(make_router(workers, settings, answering.reply_to))
+    app.include_router(stream.make_router(workers, settings, answering.reply_to))
+    app.include_router(
+        openai_api.make_router(
+            workers, settings, identity, answer=answering.serve, reply_to=answering.reply_to
+        )
+    )
+    app.include_router(drift.make_router(memory.drift, metrics.registry))
+    if memory.answers and memory.log:
+        on_feedback = memory.drift.observe_feedback
+        app.include_router(
+            feedback.make_router(memory.answers, memory.log, metrics.registry, on_feedback)
+        )
 
     @app.get("/livez")
     async def livez() -> dict[str, str]:

@@ -31,8 +31,6 @@ from serve.schedule import admits, seconds_until_free
 from serve.ticket import Job, Piece, ServedStream, Slot, Ticket
 from serve.worker import OpenEngine, observe, open_ort_engine
 
-__all__ = ["Job", "Piece", "ServedStream", "WorkerPool"]
-
 logger = logging.getLogger(__name__)
 
 OVERRUN_GRACE_S = 0.25  # a generation that overran its deadline by more is not waited for
@@ -139,7 +137,8 @@ class WorkerPool:
             return None
         waiting = [other.demand for other in self._queue]
         alive = sum(each.worker is not None for each in self._slots)
-        return self._forecast.allow_thinking(demand, prompt_tokens, waiting, alive, now_s)
+        allowed = self._forecast.allow_thinking(demand, prompt_tokens, waiting, alive, now_s)
+        return job.cap(allowed)
 
     def stream(self, job: Job) -> ServedStream:
         """Serve a job and tell its reasoning as it comes. Needs a running event loop.
@@ -279,6 +278,7 @@ class WorkerPool:
         waiting = [other.demand for other in self._queue]
         alive = sum(each.worker is not None for each in self._slots)
         allowed = self._forecast.allow_thinking(demand, ticket.prompt_tokens, waiting, alive, now_s)
+        allowed = job.cap(allowed)
         stated = state_budget(allowed)
         thinking_s = allowed * self._forecast.estimates(now_s).tpot_ms / 1e3
         slot.busy, slot.free_at_s = True, now_s + demand.least_s + thinking_s

@@ -112,6 +112,24 @@ class Settings(BaseSettings):
     hsts_s: int = Field(0, ge=0)
     """Seconds browsers shall insist on HTTPS; 0 leaves that to the proxy."""
 
+    feedback: Path | None = None
+    """Folder for what users say of answers; without it none is taken."""
+
+    keep_facts: bool = False
+    """Whether to keep facts with the answers, for training on feedback. They are personal data."""
+
+    fact_retention_s: float = Field(2_592_000, gt=0)
+    """After which kept facts are deleted; 30 days."""
+
+    answer_ttl_s: float = Field(604_800, gt=0)
+    """How long feedback on an answer is taken; 7 days."""
+
+    max_answers: int = Field(10_000, ge=1)
+    """Answers remembered for feedback."""
+
+    drift_reference: Path | None = None
+    """Charge mix of the training corpus, made by `python -m serve.drift mix`."""
+
     evaluation: Path | None = None
     """What `curt.evaluate` wrote for the model: accuracy per budget, for /version and the page."""
 

@@ -13,11 +13,20 @@ from serve.schedule import Demand
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A fact to judge by a deadline, a `time.monotonic()` instant."""
+    """A fact to judge by a deadline, a `time.monotonic()` instant.
+
+    `max_thinking_tokens` is the most the client wants thought, whatever the deadline allows.
+    """
 
     fact: str
     arrived_s: float
     deadline_s: float
+    max_thinking_tokens: int | None = None
+
+    def cap(self, allowed: int) -> int:
+        """Thinking tokens to grant of those the deadline allows."""
+        limit = self.max_thinking_tokens
+        return allowed if limit is None else min(allowed, limit)
 
 
 @dataclass(frozen=True, slots=True)

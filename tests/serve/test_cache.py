@@ -30,11 +30,11 @@ from serve.cache import (
 from serve.lru import ENTRY_OVERHEAD_BYTES, Lru
 from serve.metrics import Metrics
 from serve.middleware import RequestContext
-from serve.pool import Job
 from serve.redis_link import BUDGET_S, STRAGGLER_S, RedisLink, RedisMissError
 from serve.reply import Identity, Served, build_reply
 from serve.schemas import PredictReply, PredictRequest
 from serve.settings import Settings
+from serve.ticket import Job
 from tests.serve.asgi_client import AsgiClient
 from tests.serve.fake_engine import VERDICT
 from tests.serve.fake_pool import FakePool, generation

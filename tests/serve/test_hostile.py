@@ -31,9 +31,9 @@ from benchmarks.hostile import Tally, quotes_case, storm
 from benchmarks.hostile_bodies import MARK, RECIPES, Attack, attacks, post
 from curt.dialogue import THINK_END, render_answer
 from serve.app import create_app
-from serve.pool import Job
 from serve.reply import Served
 from serve.settings import Settings
+from serve.ticket import Job
 from tests.micro import FACTS
 from tests.serve.fake_engine import VERDICT
 from tests.serve.fake_pool import FakePool, generation

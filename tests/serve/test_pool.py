@@ -18,8 +18,9 @@ from curt.schema import Term, Verdict
 from serve.faults import EngineFailedError, OverloadedError
 from serve.last_rung import Classifier
 from serve.metrics import Metrics
-from serve.pool import Job, Piece, WorkerPool
+from serve.pool import WorkerPool
 from serve.reply import Served
+from serve.ticket import Job, Piece
 from serve.worker import OpenEngine
 from tests.serve.fake_engine import (
     MANIFEST,

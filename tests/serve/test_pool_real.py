@@ -16,8 +16,8 @@ from curt.dialogue import THINK_END, THINK_START
 from curt.engines.onnxruntime_genai import OrtEngine
 from curt.engines.protocol import Request
 from serve.faults import OverloadedError
-from serve.pool import Piece
 from serve.reply import Served
+from serve.ticket import Piece
 from serve.worker import open_ort_engine
 from tests.compress.exports import export, make_untied_model
 from tests.curt.test_onnxruntime_genai import chain
