@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from fastapi import Request
 
-from curt.artifact import MANIFEST
 from curt.dialogue import parse_completion
-from curt.files import sha256
+from curt.engines.fallback import Fallback
 from curt.schema import Verdict
 from serve.cache import ResultCache, cache_key
 from serve.checks import warning
@@ -23,6 +23,9 @@ from serve.schemas import PredictReply, PredictRequest
 from serve.settings import Settings
 from serve.ticket import Job, ServedStream
 
+DEFAULT_VARIANT = "default"
+Choose = Callable[[str, str | None, str], "Way"]
+"""From fact, user and request id to the way of a request."""
 Observer = Callable[[Request, PredictRequest, Served, PredictReply], None]
 """Told of every reply that goes out: request, its body, what was served, the reply."""
 
@@ -60,31 +63,90 @@ class Pool(Protocol):
         ...
 
 
+class Way(Protocol):
+    """How one request goes: to which variant of the model."""
+
+    @property
+    def variant(self) -> str:
+        """Name of the variant."""
+        ...
+
+    @property
+    def identity(self) -> Identity:
+        """The model behind it."""
+        ...
+
+    async def submit(self, job: Job) -> Served:
+        """Serve the job there or raise a RequestError."""
+        ...
+
+    def stream(self, job: Job) -> ServedStream:
+        """Serve the job there and tell its reasoning."""
+        ...
+
+    def expected_thinking(self, job: Job) -> int | None:
+        """Thinking tokens it would be granted there now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OnlyWay:
+    """Every request's way to a single pool."""
+
+    pool: Pool
+    identity: Identity
+    variant: str = DEFAULT_VARIANT
+
+    async def submit(self, job: Job) -> Served:
+        """Serve the job or raise a RequestError."""
+        return await self.pool.submit(job)
+
+    def stream(self, job: Job) -> ServedStream:
+        """Serve the job and tell its reasoning."""
+        return self.pool.stream(job)
+
+    def expected_thinking(self, job: Job) -> int | None:
+        """Thinking tokens it would be granted now."""
+        return self.pool.expected_thinking(job)
+
+
 class Answering:
     """What the routes of one application share."""
 
     def __init__(
         self,
-        pool: Pool,
-        identity: Identity,
+        choose: Choose,
         settings: Settings,
         metrics: Metrics,
         *,
         cache: ResultCache[Served] | None = None,
-        reader: ConfidenceReader | None = None,
+        fallback: Fallback | None = None,
     ) -> None:
+        """`choose` says which way a request goes. Raises ValueError on an unusable fallback."""
         self.observers: list[Observer] = []
-        self._pool, self._identity, self._metrics = pool, identity, metrics
-        self._cache, self._reader = cache, reader
-        self._manifest_sha256 = sha256(settings.model / MANIFEST)
+        self._choose, self._settings, self._metrics = choose, settings, metrics
+        self._cache, self._fallback = cache, fallback
+        self._readers: dict[str, ConfidenceReader] = {}
         self._secret = settings.secret_bytes()
 
-    async def serve(self, request: Request, job: Job) -> Served:
+    def choose(self, request: Request, fact: str, user: str | None) -> Way:
+        """The way of a request, remembered with it."""
+        way = self._choose(fact, user, request.state.request_id)
+        request.state.way = way
+        request.state.log["variant"] = way.variant
+        return way
+
+    def stream(self, request: Request, job: Job, user: str | None = None) -> ServedStream:
+        """Serve a job and tell its reasoning. Raises RequestError where it is refused."""
+        return self.choose(request, job.fact, user).stream(job)
+
+    async def serve(self, request: Request, job: Job, user: str | None = None) -> Served:
         """Serve a job, from the cache where it can; stop when its client leaves.
 
         Raises RequestError, ClientGoneError among them.
         """
-        serving = asyncio.create_task(self._look_up(request, job))
+        way = self.choose(request, job.fact, user)
+        serving = asyncio.create_task(self._look_up(way, request, job))
         leaving = asyncio.create_task(_wait_for_disconnect(request))
         try:
             await asyncio.wait({serving, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -100,36 +162,39 @@ class Answering:
     ) -> PredictReply:
         """Build, record and return the reply to a served request."""
         state = request.state
+        identity: Identity = state.way.identity
         reply = build_reply(
             served,
             fact=body.fact,
             tasks=body.tasks,
             include_reasoning=body.include_reasoning,
-            identity=self._identity,
+            identity=identity,
             request_id=state.request_id,
             deadline_ms=deadline_ms,
             total_ms=(time.monotonic() - state.started_s) * 1e3,
         )
+        model = reply.model.model_copy(update={"variant": state.way.variant})
+        reply = reply.model_copy(update={"model": model})
         reply = self._with_confidence(reply, body, served)
         self._record(request, served, reply)
         for observe in self.observers:
             observe(request, body, served, reply)
         return reply
 
-    async def _look_up(self, request: Request, job: Job) -> Served:
+    async def _look_up(self, way: Way, request: Request, job: Job) -> Served:
         if self._cache is None:
-            return await self._pool.submit(job)
+            return await way.submit(job)
         key = cache_key(
             job.fact,
-            manifest_sha256=self._manifest_sha256,
-            prompt_version=self._identity.manifest.prompt_version,
+            manifest_sha256=way.identity.manifest_sha256,
+            prompt_version=way.identity.manifest.prompt_version,
             secret=self._secret,
         )
         answer = await self._cache.get_or_make(
             key,
-            budget_tokens=self._pool.expected_thinking(job) or 0,
+            budget_tokens=way.expected_thinking(job) or 0,
             deadline_s=job.deadline_s,
-            make=lambda: self._pool.submit(job),
+            make=lambda: way.submit(job),
         )
         request.state.log["cache"] = answer.source
         return answer.value
@@ -138,9 +203,9 @@ class Answering:
         self, reply: PredictReply, body: PredictRequest, served: Served
     ) -> PredictReply:
         verdict = _verdict_of(served)
-        if self._reader is None or verdict is None:
+        if self._fallback is None or verdict is None:
             return reply
-        confidence = self._reader.assess(
+        confidence = self._reader(self._fallback, reply.model.manifest).assess(
             body.fact,
             verdict,
             served.generation.thinking_cut,
@@ -158,6 +223,17 @@ class Answering:
                     defendant.model_copy(update=WITHHELD) for defendant in reply.defendants
                 ]
         return reply.model_copy(update=changes)
+
+    def _reader(self, fallback: Fallback, manifest: str) -> ConfidenceReader:
+        """The classifier's view of one model's answers."""
+        if manifest not in self._readers:
+            self._readers[manifest] = ConfidenceReader(
+                fallback,
+                model_manifest=manifest,
+                coverage=self._settings.interval_coverage,
+                abstain_below=self._settings.abstain_below,
+            )
+        return self._readers[manifest]
 
     def _record(self, request: Request, served: Served, reply: PredictReply) -> None:
         self._metrics.record_answer(served, reply)

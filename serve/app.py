@@ -19,11 +19,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from curt import __version__
 from curt.artifact import Manifest
 from curt.engines.fallback import Fallback, load_fallback
-from serve import drift, feedback, openai_api, stream
-from serve.answering import Answering, Pool
+from serve import admin, drift, feedback, openai_api, stream
+from serve.answering import Answering, Choose, OnlyWay, Pool
 from serve.cache import CacheMetrics, ResultCache, ServedPolicy
 from serve.checks import refuse_unusable
-from serve.confidence import ConfidenceReader
 from serve.faults import install_handlers
 from serve.headers import SafeHeaders, allow_origins
 from serve.limits import LocalBuckets, Rate, RateLimit, RedisBuckets, parse_proxies
@@ -33,11 +32,13 @@ from serve.middleware import PREDICT_PATH, BodyLimit, RequestContext
 from serve.pool import WorkerPool
 from serve.redis_link import RedisLink
 from serve.reply import Identity, Served
+from serve.router import Router
 from serve.schemas import ErrorReply, PredictReply, PredictRequest
 from serve.security import KeyGuard, open_keys
 from serve.settings import Settings
 from serve.ticket import Job
 from serve.tracing import TraceRequests, Tracing, open_tracing
+from serve.variants import Variants
 from serve.worker import open_ort_engine
 
 PAGE = Path(__file__).with_name("page.html")
@@ -74,20 +75,18 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         precision=identity.model.precision,
     )
     fallback = load_fallback(settings.fallback) if settings.fallback else None
-    workers = pool or _make_pool(settings, manifest, metrics, fallback)
+    variants: Variants | None = None
+    if pool is None:
+        variants = _make_variants(settings, metrics, fallback)
+        workers: Pool = variants.router
+        choose = _routed(variants.router)
+    else:
+        workers, choose = pool, _only_way(pool, identity)
     link = RedisLink(settings.redis_url.get_secret_value()) if settings.redis_url else None
     cache = _make_cache(settings, manifest, metrics, link)
-    reader = None
-    if fallback is not None:
-        reader = ConfidenceReader(
-            fallback,
-            model_manifest=identity.model.manifest,
-            coverage=settings.interval_coverage,
-            abstain_below=settings.abstain_below,
-        )
-    answering = Answering(workers, identity, settings, metrics, cache=cache, reader=reader)
+    answering = Answering(choose, settings, metrics, cache=cache, fallback=fallback)
     tracing = open_tracing(settings.otlp_endpoint, os.environ, __version__)
-    memory = Memory.open(settings, identity)
+    memory = Memory.open(settings)
     answering.observers.append(memory.observe)
 
     @asynccontextmanager
@@ -95,9 +94,9 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         if link:
             await link.open()
         saving = asyncio.create_task(memory.drift.keep_saving())
-        await workers.start()
+        await (variants or workers).start()
         yield
-        await workers.stop()
+        await (variants or workers).stop()
         saving.cancel()
         await asyncio.gather(saving, return_exceptions=True)
         memory.close()
@@ -130,15 +129,21 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
             deadline_ms = settings.default_deadline_ms
         started_s: float = request.state.started_s
         job = Job(body.fact, started_s, started_s + deadline_ms / 1e3)
-        served = await answering.serve(request, job)
+        served = await answering.serve(request, job, body.user)
         return answering.reply_to(request, body, served, deadline_ms)
 
-    app.include_router(stream.make_router(workers, settings, answering.reply_to))
+    app.include_router(stream.make_router(answering.stream, settings, answering.reply_to))
     app.include_router(
         openai_api.make_router(
-            workers, settings, identity, answer=answering.serve, reply_to=answering.reply_to
+            answering.stream,
+            settings,
+            identity,
+            answer=answering.serve,
+            reply_to=answering.reply_to,
         )
     )
+    if variants:
+        app.include_router(admin.make_router(variants))
     app.include_router(drift.make_router(memory.drift, metrics.registry))
     if memory.answers and memory.log:
         on_feedback = memory.drift.observe_feedback
@@ -201,20 +206,36 @@ def read_budgets(path: Path) -> list[dict[str, float]]:
         ) from None
 
 
-def _make_pool(
-    settings: Settings, manifest: Manifest, metrics: Metrics, fallback: Fallback | None
-) -> WorkerPool:
-    return WorkerPool(
+def _make_variants(settings: Settings, metrics: Metrics, fallback: Fallback | None) -> Variants:
+    def make_pool(folder: Path, manifest: Manifest, counts: Metrics) -> WorkerPool:
+        return WorkerPool(
+            folder,
+            manifest,
+            counts,
+            workers=settings.workers,
+            queue_size=settings.queue_size,
+            margin_ms=settings.margin_ms,
+            spares=settings.spares,
+            fallback=fallback,
+            open_engine=functools.partial(open_ort_engine, guided=settings.guided),
+        )
+
+    return Variants(
         settings.model,
-        manifest,
+        make_pool,
         metrics,
-        workers=settings.workers,
-        queue_size=settings.queue_size,
-        margin_ms=settings.margin_ms,
-        spares=settings.spares,
-        fallback=fallback,
-        open_engine=functools.partial(open_ort_engine, guided=settings.guided),
+        models=settings.models,
+        state=settings.variants_file,
+        keep_previous=settings.keep_previous,
     )
+
+
+def _routed(router: Router) -> Choose:
+    return lambda fact, user, request_id: router.choose(fact, user=user, request_id=request_id)
+
+
+def _only_way(pool: Pool, identity: Identity) -> Choose:
+    return lambda fact, user, request_id: OnlyWay(pool, identity)
 
 
 def _make_cache(

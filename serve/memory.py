@@ -9,31 +9,28 @@ from fastapi import Request
 from serve.answers import AnswerStore
 from serve.drift import Drift
 from serve.feedback import FeedbackLog, open_feedback, owner_of
-from serve.reply import Identity, Served
+from serve.reply import Served
 from serve.schemas import PredictReply, PredictRequest
 from serve.settings import Settings
 from serve.tally import read_mix
-
-DEFAULT_VARIANT = "default"
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Recent answers, the feedback on them, and rolling figures; the first two only on request."""
 
-    identity: Identity
     drift: Drift
     answers: AnswerStore | None = None
     log: FeedbackLog | None = None
 
     @classmethod
-    def open(cls, settings: Settings, identity: Identity) -> Memory:
+    def open(cls, settings: Settings) -> Memory:
         """As the settings say. Raises ValueError when a file named there can't be used."""
         mix = read_mix(settings.drift_reference) if settings.drift_reference else None
         folder = settings.feedback
         drift = Drift(folder / "drift.json" if folder else None, mix)
         if folder is None:
-            return cls(identity, drift)
+            return cls(drift)
         answers, log = open_feedback(
             folder,
             keep_facts=settings.keep_facts,
@@ -41,7 +38,7 @@ class Memory:
             answer_ttl_s=settings.answer_ttl_s,
             max_answers=settings.max_answers,
         )
-        return cls(identity, drift, answers, log)
+        return cls(drift, answers, log)
 
     def observe(
         self, request: Request, body: PredictRequest, served: Served, reply: PredictReply
@@ -52,9 +49,9 @@ class Memory:
                 reply.request_id,
                 served,
                 fact=body.fact,
-                identity=self.identity,
+                identity=request.state.way.identity,
                 owner=owner_of(request),
-                variant=DEFAULT_VARIANT,
+                variant=request.state.way.variant,
             )
         self.drift.observe(served, fact_chars=len(body.fact), total_ms=reply.timings_ms.total)
 

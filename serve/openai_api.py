@@ -80,12 +80,8 @@ class Told(Protocol):
         ...
 
 
-class StreamingPool(Protocol):
-    """What these routes need of a worker pool."""
-
-    def stream(self, job: Job) -> Told:
-        """Serve a job, telling its reasoning; raises a RequestError where it refuses it."""
-        ...
+OpenStream = Callable[[Request, Job], Told]
+"""Serves a job of a request, telling its reasoning; raises a RequestError where it refuses it."""
 
 
 class OpenAIRoute(APIRoute):
@@ -112,14 +108,14 @@ class OpenAIRoute(APIRoute):
 
 
 def make_router(
-    pool: StreamingPool,
+    open_stream: OpenStream,
     settings: Settings,
     identity: Identity,
     *,
     answer: Answer,
     reply_to: ReplyTo,
 ) -> APIRouter:
-    """The routes over a pool.
+    """The routes.
 
     `answer(request, job)` serves a job whole, gives up when its client leaves;
     `reply_to(request, body, served, deadline_ms)` builds and records the reply, as for /predict.
@@ -152,7 +148,7 @@ def make_router(
         if not body.stream:
             served = await answer(request, job)
             return JSONResponse(chat.whole(served, reply(served)), headers=headers)
-        told = pool.stream(job)
+        told = open_stream(request, job)
         usage = bool(body.stream_options and body.stream_options.include_usage)
         chunks = _chunks(told, chat, reply, request.state.log, include_usage=usage)
         return ChunkStream(chunks, told, headers)

@@ -65,13 +65,15 @@ class Identity:
 
     model: Model
     manifest: Manifest
+    manifest_sha256: str = ""
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest) -> Identity:
         """The identity of a model folder whose manifest has been verified."""
         digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
         name = folder.resolve().name
-        return cls(Model(name=name, manifest=digest[:12], precision=manifest.precision), manifest)
+        model = Model(name=name, manifest=digest[:12], precision=manifest.precision)
+        return cls(model, manifest, digest)
 
 
 def build_reply(

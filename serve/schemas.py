@@ -50,6 +50,9 @@ class PredictRequest(BaseModel):
     include_reasoning: bool = True
     """Whether to return the model's reasoning."""
 
+    user: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """Who asks, in a form that names nobody: the same user meets the same variant of a model."""
+
     top_k: int = Field(default=3, ge=1, le=20)
     """How many charges to give a probability for, where the server knows any."""
 
@@ -65,6 +68,8 @@ class Model(BaseModel):
     manifest: str
     """First 12 hex digits of the manifest's SHA-256."""
     precision: str
+    variant: str = "default"
+    """Which of several models that are served side by side."""
 
 
 class Charge(BaseModel):

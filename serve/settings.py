@@ -112,6 +112,15 @@ class Settings(BaseSettings):
     hsts_s: int = Field(0, ge=0)
     """Seconds browsers shall insist on HTTPS; 0 leaves that to the proxy."""
 
+    models: Path | None = None
+    """Folder of model folders that `/admin` may load; off without it."""
+
+    variants_file: Path | None = None
+    """Where the split of traffic is kept, so that a restart comes back with the promoted model."""
+
+    keep_previous: bool = False
+    """Keep the model before a promotion loaded, for an instant roll-back."""
+
     feedback: Path | None = None
     """Folder for what users say of answers; without it none is taken."""
 

@@ -14,7 +14,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -47,16 +47,12 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 ReplyTo = Callable[[Request, PredictRequest, Served, int], PredictReply]
 
 
-class StreamingPool(Protocol):
-    """What this route needs of a worker pool."""
-
-    def stream(self, job: Job) -> ServedStream:
-        """Serve a job, telling its reasoning; raises a RequestError where it refuses it."""
-        ...
+OpenStream = Callable[[Request, Job, str | None], ServedStream]
+"""Serves a job of a request and user, telling its reasoning; raises a RequestError it refuses."""
 
 
-def make_router(pool: StreamingPool, settings: Settings, reply_to: ReplyTo) -> APIRouter:
-    """The route over a pool.
+def make_router(open_stream: OpenStream, settings: Settings, reply_to: ReplyTo) -> APIRouter:
+    """The route.
 
     `reply_to(request, body, served, deadline_ms)` builds and records the reply, as for /predict.
     """
@@ -70,7 +66,8 @@ def make_router(pool: StreamingPool, settings: Settings, reply_to: ReplyTo) -> A
         if deadline_ms is None:
             deadline_ms = settings.default_deadline_ms
         started_s: float = request.state.started_s
-        stream = pool.stream(Job(body.fact, started_s, started_s + deadline_ms / 1e3))
+        job = Job(body.fact, started_s, started_s + deadline_ms / 1e3)
+        stream = open_stream(request, job, body.user)
         return EventStream(
             stream,
             tell_reasoning=body.include_reasoning,

@@ -28,7 +28,7 @@ from curt.schema import Term, Verdict
 from serve.faults import EngineFailedError, OverloadedError, install_handlers
 from serve.metrics import Metrics
 from serve.middleware import BodyLimit, RequestContext
-from serve.openai_api import IGNORED_HEADER, StreamingPool, make_router
+from serve.openai_api import IGNORED_HEADER, make_router
 from serve.openai_shapes import ChatRequest, thinking_bound
 from serve.pool import WorkerPool
 from serve.reply import Identity, Served, build_reply
@@ -109,8 +109,16 @@ def make_app(pool: Any, settings: Settings) -> FastAPI:
             total_ms=(time.monotonic() - request.state.started_s) * 1e3,
         )  # fmt: skip
 
-    streaming: StreamingPool = pool
-    app.include_router(make_router(streaming, settings, identity, answer=answer, reply_to=reply_to))
+    streaming: Any = pool
+    app.include_router(
+        make_router(
+            lambda request, job: streaming.stream(job),
+            settings,
+            identity,
+            answer=answer,
+            reply_to=reply_to,
+        )
+    )
     return app
 
 

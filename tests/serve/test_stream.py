@@ -50,7 +50,7 @@ def make_app(pool: WorkerPool, settings: Settings) -> FastAPI:
     app = FastAPI()
     app.add_middleware(RequestContext, metrics=Metrics())
     install_handlers(app)
-    app.include_router(make_router(pool, settings, reply_to))
+    app.include_router(make_router(lambda request, job, user: pool.stream(job), settings, reply_to))
     return app
 
 
