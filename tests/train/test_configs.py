@@ -41,9 +41,7 @@ DEMO = {
 CLASSES = {**DEMO, "pure-rl-judge": GRPOSettings}
 GIVEN = {
     "evaluate": ["--model", "m", "--out", "o.json"],
-    **dict.fromkeys(
-        (name for name in DEMO if name.startswith("compress-")), ["--model", "m", "--out", "o"]
-    ),
+    **{name: ["--model", "m", "--out", "o"] for name in DEMO if name.startswith("compress-")},
     "compress-recover": ["--teacher", "t", "--student", "s", "--data", "d", "--out", "o"],
     "compress-student": ["--teacher", "t", "--data", "d", "--out", "o"],
 }
