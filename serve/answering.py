@@ -122,7 +122,7 @@ class Answering:
         cache: ResultCache[Served] | None = None,
         fallback: Fallback | None = None,
     ) -> None:
-        """`choose` says which way a request goes. Raises ValueError on an unusable fallback."""
+        """`choose` says which way a request goes."""
         self.observers: list[Observer] = []
         self._choose, self._settings, self._metrics = choose, settings, metrics
         self._cache, self._fallback = cache, fallback
@@ -205,7 +205,7 @@ class Answering:
         verdict = _verdict_of(served)
         if self._fallback is None or verdict is None:
             return reply
-        confidence = self._reader(self._fallback, reply.model.manifest).assess(
+        confidence = self.reader_for(self._fallback, reply.model.manifest).assess(
             body.fact,
             verdict,
             served.generation.thinking_cut,
@@ -224,8 +224,8 @@ class Answering:
                 ]
         return reply.model_copy(update=changes)
 
-    def _reader(self, fallback: Fallback, manifest: str) -> ConfidenceReader:
-        """The classifier's view of one model's answers."""
+    def reader_for(self, fallback: Fallback, manifest: str) -> ConfidenceReader:
+        """The classifier's view of one model's answers. Raises ValueError where it has none."""
         if manifest not in self._readers:
             self._readers[manifest] = ConfidenceReader(
                 fallback,

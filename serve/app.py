@@ -85,6 +85,8 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     link = RedisLink(settings.redis_url.get_secret_value()) if settings.redis_url else None
     cache = _make_cache(settings, manifest, metrics, link)
     answering = Answering(choose, settings, metrics, cache=cache, fallback=fallback)
+    if fallback:  # a folder that can't tell how sure it is fails now, not at the first request
+        answering.reader_for(fallback, identity.model.manifest)
     tracing = open_tracing(settings.otlp_endpoint, os.environ, __version__)
     memory = Memory.open(settings)
     answering.observers.append(memory.observe)

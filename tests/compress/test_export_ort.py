@@ -35,7 +35,7 @@ def make_config(model: Path, out: Path, **settings: object) -> ExportOrtConfig:
 
 def test_the_shipped_settings_are_read() -> None:
     config = load_config(ExportOrtConfig, [SHIPPED, "--model", "m", "--out", "o"])
-    assert (config.precision, config.algorithm) == ("int4", "k_quant_mixed")
+    assert (config.precision, config.algorithm) == ("int4", "gptq_last")
     changed = load_config(
         ExportOrtConfig, [SHIPPED, "--model", "m", "--out", "o", "--block_size", "64"]
     )
