@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from curt.engines.protocol import Generation
 from serve.reply import Served
-from serve.ticket import Job
+from serve.ticket import Job, Piece
 
 
 def generation(text: str, **changes: object) -> Generation:
@@ -15,6 +15,24 @@ def generation(text: str, **changes: object) -> Generation:
         "thinking_cut": False, "finish": "stop", "prefill_ms": 5.0, "decode_ms": 20.0,
     }  # fmt: skip
     return Generation(**(values | changes))  # type: ignore[arg-type]
+
+
+@dataclass
+class FakeStream:
+    """Tells what it was given."""
+
+    events: list[Piece | Served]
+
+    def __aiter__(self) -> FakeStream:
+        return self
+
+    async def __anext__(self) -> Piece | Served:
+        if not self.events:
+            raise StopAsyncIteration
+        return self.events.pop(0)
+
+    def close(self) -> None:
+        self.events.clear()
 
 
 @dataclass
@@ -40,6 +58,12 @@ class FakePool:
         if isinstance(self.answer, Exception):
             raise self.answer
         return Served(self.answer, 48, 48, self.clipped, 1.5)
+
+    def stream(self, job: Job) -> FakeStream:
+        self.jobs.append(job)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return FakeStream([Piece("推理", 1), Served(self.answer, 48, 48, self.clipped, 1.5)])
 
     def expected_thinking(self, job: Job) -> int | None:
         return 48
