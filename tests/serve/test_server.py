@@ -105,8 +105,8 @@ def shared(ort_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def own(ort_model: Path, tmp_path: Path) -> Iterator[Server]:
-    """A server a test may break."""
-    server = Server(ort_model, tmp_path / "log", CURT_DRAIN_S="0.5")
+    """A server a test may break; without spares, so that every worker is at work."""
+    server = Server(ort_model, tmp_path / "log", CURT_DRAIN_S="0.5", CURT_SPARES="0")
     try:
         server.wait_ready()
         yield server
