@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -67,31 +67,29 @@ def render_card(summary: Mapping[str, Any]) -> str:
 
 def draw_terms(sets: Mapping[str, Mapping[str, int]]) -> str:
     """Share of each set's cases by months of the principal penalty, other kinds beside them."""
-    figure, axes = new_figure(1)
     names = [_term_name(low, high) for low, high in pairwise(TERM_STEPS)]
     names += ["life", "death", "exempt"]
-    for index, (name, terms) in enumerate(sets.items()):
+    shares = {}
+    for name, terms in sets.items():
         counts = [0] * len(names)
         for term, count in terms.items():
             kind, _, months = term.partition(" ")
             place = _term_bin(int(months)) if months else names.index(kind)
             counts[place] += count
-        total = sum(counts)
-        axes[0].plot(
-            range(len(names)), [count / total for count in counts], marker="o", markersize=3,
-            color=SERIES[index], linestyle=LINES[index], label=name,
-        )  # fmt: skip
-    axes[0].set_xticks(range(len(names)), names, rotation=60, ha="right")
-    axes[0].set(xlabel="months, or kind", ylabel="share of cases")
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1))
-    axes[0].set_ylim(bottom=0)
-    return finish_figure(figure, axes, "Principal penalties")
+        shares[name] = counts
+    return _draw_shares(shares, names, "months, or kind", "Principal penalties")
 
 
 def draw_text_lengths(sets: Mapping[str, list[int]]) -> str:
     """Share of each set's cases by characters of the facts."""
-    figure, axes = new_figure(1)
     names = [f"≤ {step}" for step in LENGTH_STEPS] + [f"> {LENGTH_STEPS[-1]}"]
+    return _draw_shares(sets, names, "characters", "Length of the facts")
+
+
+def _draw_shares(
+    sets: Mapping[str, Sequence[int]], names: Sequence[str], label: str, title: str
+) -> str:
+    figure, axes = new_figure(1)
     for index, (name, counts) in enumerate(sets.items()):
         total = sum(counts)
         axes[0].plot(
@@ -99,10 +97,10 @@ def draw_text_lengths(sets: Mapping[str, list[int]]) -> str:
             color=SERIES[index], linestyle=LINES[index], label=name,
         )  # fmt: skip
     axes[0].set_xticks(range(len(names)), names, rotation=60, ha="right")
-    axes[0].set(xlabel="characters", ylabel="share of cases")
+    axes[0].set(xlabel=label, ylabel="share of cases")
     axes[0].yaxis.set_major_formatter(PercentFormatter(1))
     axes[0].set_ylim(bottom=0)
-    return finish_figure(figure, axes, "Length of the facts")
+    return finish_figure(figure, axes, title)
 
 
 def _term_name(low: int, high: int) -> str:

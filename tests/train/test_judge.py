@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curt.dialogue import parse_completion, render_completion
-from curt.endpoint import ReplyCache
 from curt.schema import Term, Verdict
 from tests.train.judge_server import Reply, judge_server
 from train.judge import (
@@ -270,21 +269,6 @@ def test_the_cache_holds_the_grade_and_nothing_said_beside_it(tmp_path):
     kept = b"".join(file.read_bytes() for file in tmp_path.iterdir())
     assert FULL.encode() in kept
     assert "盗窃".encode() not in kept
-
-
-def test_processes_can_share_a_cache(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from curt.endpoint import ReplyCache\n"
-        "cache = ReplyCache(Path(sys.argv[1]))\n"
-        "[cache.write({f'{sys.argv[2]}-{n}': 'x'}) for n in range(100)]"
-    )
-    path = tmp_path / "c.sqlite"
-    root = Path(__file__).parents[2]
-    writers = [
-        subprocess.Popen([sys.executable, "-c", code, str(path), name], cwd=root) for name in "ab"
-    ]
-    assert [w.wait(timeout=60) for w in writers] == [0, 0]
-    assert len(ReplyCache(path).read(f"{name}-{n}" for name in "abc" for n in range(100))) == 200
 
 
 def test_the_key_goes_to_the_endpoint_and_nowhere_else(tmp_path, monkeypatch, caplog):
