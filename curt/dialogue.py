@@ -37,6 +37,15 @@ BUDGET_LEVELS = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)  # toke
 MAX_ANSWER_TOKENS = 64
 ELLIPSIS = "……"
 
+TASK_INSTRUCTIONS = {
+    "charge": "根据案件事实判断被告人构成的罪名。只写“罪名：”一行，多个罪名用“；”分开。",
+    "article": "根据案件事实写出应适用的刑法条文序号。只写“法条：”一行，多个条文用“；”分开。",
+    "term": "根据案件事实判断应判处的主刑。写“刑期：”一行，宣告缓刑的再写“缓刑：”一行。",
+    "ruling": "根据案件事实写出判决主文，包括所依据的刑法条文、罪名、主刑、缓刑和罚金。",
+    "verdict": "根据案件事实写出罪名、法条、刑期，有缓刑、罚金的也写出，每项一行。",
+}
+"""What a single task asks, in sets of `curt.corpus.tasks`; its answers are lines of the grammar."""
+
 # ChatML, as Qwen uses it; only for tokenizers trained here. A real checkpoint brings its own.
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -6,7 +6,6 @@ them: an engine that forces the end of thinking appends its tokens to whatever s
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from curt.dialogue import (
     render_completion,
     render_prompt,
 )
+from curt.files import read_json_lines
 from curt.schema import Case
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def is_case_file(path: Path) -> bool:
         )
     if path.suffix == ".parquet":
         return "case" in _open_parquet(path).schema_arrow.names
-    first = next(_read_json_lines(path), None)
+    first = next(read_json_lines(path), None)
     if first is None:
         raise ValueError(f"{path} is empty: make it again")
     return "fact" in first and "verdict" in first
@@ -219,7 +219,7 @@ def batch_order(lengths: Sequence[int], batch: int, seed: int) -> Iterator[list[
 def read_rows(path: Path) -> Iterable[dict[str, Any]]:
     """Rows of a view, from JSON Lines or Parquet. Raises ValueError when it can't be read."""
     if path.suffix == ".jsonl":
-        return _read_json_lines(path)
+        return read_json_lines(path)
     rows: list[dict[str, Any]] = _open_parquet(path).read().to_pylist()
     return rows
 
@@ -232,18 +232,6 @@ def _open_parquet(path: Path) -> Any:
         return pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is no Parquet file: make it again") from error
-
-
-def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number} is no JSON: make the file again") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number} is no JSON object: make the file again")
-            yield row
 
 
 def _join(

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
+from serve.answering import Pool
 from serve.canary import Alarm, Arm, CanaryLimits, Outcome, Watch
 from serve.faults import OverloadedError, RequestError
 from serve.reply import Identity, Served
@@ -29,39 +30,6 @@ logger = logging.getLogger(__name__)
 
 LATENCIES_KEPT = 1000  # of each variant, for what a canary is held against
 State = Literal["loading", "ready", "draining", "failed"]
-
-
-class Pool(Protocol):
-    """What a router needs of a worker pool, and is itself."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether requests can be served now."""
-        ...
-
-    async def start(self) -> None:
-        """Begin to make ready."""
-        ...
-
-    def drain(self) -> None:
-        """Take nothing new."""
-        ...
-
-    async def stop(self) -> None:
-        """Finish what was taken and end."""
-        ...
-
-    async def submit(self, job: Job) -> Served:
-        """Serve one job or raise a RequestError."""
-        ...
-
-    def stream(self, job: Job) -> ServedStream:
-        """Serve one job and tell its reasoning, or raise a RequestError."""
-        ...
-
-    def expected_thinking(self, job: Job) -> int | None:
-        """Thinking tokens a job would be granted now; None where it would be refused."""
-        ...
 
 
 @dataclass(slots=True, eq=False)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from curt.artifact import ArtifactError, Manifest
+from serve.answering import Pool
 from serve.background import Background, History
 from serve.canary import Alarm, CanaryLimits
 from serve.faults import RequestError
@@ -36,7 +37,7 @@ from serve.plan import (
     write_plan,
 )
 from serve.reply import Identity
-from serve.router import Pool, Router, Variant
+from serve.router import Router, Variant
 from serve.split import Role, Split, with_role
 from serve.variant_metrics import VariantMetrics
 from serve.variant_view import describe

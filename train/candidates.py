@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain, groupby
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from curt.files import read_json_lines
 from train.trajectories import Rollout
 
 
@@ -95,7 +95,7 @@ def read_own(path: Path) -> Iterator[list[Candidate]] | None:
     """Groups of a file of such rows (.jsonl or .parquet); None when it is no such file."""
     if not path.is_file() or path.suffix not in (".jsonl", ".parquet"):
         return None
-    rows = _read_table(path) if path.suffix == ".parquet" else _read_lines(path)
+    rows = _read_table(path) if path.suffix == ".parquet" else read_json_lines(path)
     first = next(rows, None)
     if first is None or not set(FIELDS) <= first.keys():
         return None
@@ -108,18 +108,6 @@ def _read_table(path: Path) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} can't be read ({error}): give a whole file") from error
-
-
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number} is no JSON: give a whole file") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number} is no object: give one a line")
-            yield row
 
 
 class Range(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from curt.corpus.consistency import count_steps
 from curt.numerals import article_number
 from curt.schema import Case
 
@@ -16,7 +17,6 @@ _GRAM = 8  # characters
 
 _APPEAL = re.compile(r"二审|原审(?:判决|被告人|法院)|上诉人|抗诉|再审|终审")
 _HAN = re.compile(r"[一-鿿]")
-_STEP = re.compile(r"[；;。\n]")
 
 
 def is_too_short(case: Case) -> bool:
@@ -37,10 +37,7 @@ def is_another_language(case: Case) -> bool:
 
 def reasons_in_few_steps(case: Case) -> bool:
     """Some reasoning has under three steps; a case without reasoning passes."""
-    return any(
-        len([step for step in _STEP.split(text) if step.strip()]) < LEAST_STEPS
-        for text in case.reasonings.values()
-    )
+    return any(count_steps(text) < LEAST_STEPS for text in case.reasonings.values())
 
 
 def repeats_itself(case: Case) -> bool:

@@ -148,7 +148,12 @@ def drop_alike(ledger: Ledger, model: str, threshold: float, shop: Workshop) -> 
             continue
         known = _Gathered(ledger, places, done, shop.folder / split)
 
-        def same(later: int, earlier: int, places=places, known=known) -> bool:  # type: ignore[no-untyped-def]
+        def same(
+            later: int,
+            earlier: int,
+            places: npt.NDArray[np.int64] = places,
+            known: _Gathered = known,
+        ) -> bool:
             one, other = ledger.group[places[[later, earlier]]]
             return bool(one != other) and _confirmed(known.figures(later), known.figures(earlier))
 

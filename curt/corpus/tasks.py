@@ -28,6 +28,7 @@ from curt.config import Config, load_config
 from curt.corpus.store import find_cases, read_cases
 from curt.dialogue import (
     PROMPT_VERSION,
+    TASK_INSTRUCTIONS,
     normalise_fact,
     parse_answer,
     parse_fine,
@@ -52,14 +53,6 @@ Member = TypeVar("Member")
 
 TASKS: tuple[Task, ...] = get_args(Task)
 COLUMNS = ("id", "task", "instruction", "fact", "answer")
-INSTRUCTIONS: Mapping[Task, str] = {
-    "charge": "根据案件事实判断被告人构成的罪名。只写“罪名：”一行，多个罪名用“；”分开。",
-    "article": "根据案件事实写出应适用的刑法条文序号。只写“法条：”一行，多个条文用“；”分开。",
-    "term": "根据案件事实判断应判处的主刑。写“刑期：”一行，宣告缓刑的再写“缓刑：”一行。",
-    "ruling": "根据案件事实写出判决主文，包括所依据的刑法条文、罪名、主刑、缓刑和罚金。",
-    "verdict": "根据案件事实写出罪名、法条、刑期，有缓刑、罚金的也写出，每项一行。",
-}
-
 TERM_STEPS_MONTHS = (6, 12, 36, 60, 120)
 """Upper ends of the bins that counted terms fall into; one more is open."""
 
@@ -120,7 +113,7 @@ def build_task(case: Case, task: Task) -> TaskRow:
     return {
         "id": f"{case.id}/{task}",
         "task": task,
-        "instruction": INSTRUCTIONS[task],
+        "instruction": TASK_INSTRUCTIONS[task],
         "fact": normalise_fact(case.fact),
         "answer": render_task_answer(case.verdict, task),
     }

@@ -13,7 +13,6 @@ from curt.corpus.store import write_cases
 from curt.corpus.synthetic import generate_cases
 from curt.corpus.tasks import (
     COLUMNS,
-    INSTRUCTIONS,
     TASKS,
     TasksConfig,
     build_task,
@@ -26,6 +25,7 @@ from curt.corpus.tasks import (
     stratum_of,
     term_bin,
 )
+from curt.dialogue import TASK_INSTRUCTIONS
 from curt.numerals import article_order
 from curt.schema import Case, ParseFailure, Term, Verdict
 from curt.statutes import CHARGES
@@ -85,15 +85,15 @@ def test_a_row_of_each_task(task, answer):
     assert row == {
         "id": f"c-1/{task}",
         "task": task,
-        "instruction": INSTRUCTIONS[task],
+        "instruction": TASK_INSTRUCTIONS[task],
         "fact": "被告人盗窃 ＜三次＞",
         "answer": answer,
     }
 
 
 def test_every_task_has_an_instruction_of_its_own():
-    assert tuple(INSTRUCTIONS) == TASKS
-    assert len(set(INSTRUCTIONS.values())) == len(TASKS)
+    assert tuple(TASK_INSTRUCTIONS) == TASKS
+    assert len(set(TASK_INSTRUCTIONS.values())) == len(TASKS)
 
 
 @pytest.mark.parametrize(
