@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from curt.artifact import Manifest
-from curt.engines.budget import Estimates, SpeedEstimator, allowed_thinking_tokens
-from serve.schedule import Demand, latest_finish
+from curt.engines.budget import SpeedEstimator, allowed_thinking_tokens
+from serve.schedule import Demand, shared_room_s
 
 ARRIVAL_WINDOW_S = 5.0
 
@@ -34,9 +34,10 @@ class Forecast:
         return min(math.ceil(line.at(fact_chars)), clipped)
 
     def demand(self, deadline_s: float, prompt_tokens: int, now_s: float) -> Demand:
-        """The least a job takes, margin included, against its deadline."""
+        """The least a job takes, to rely on and on average, against its deadline."""
         least_ms = self.estimator.estimates(now_s).zero_thinking_ms(prompt_tokens)
-        return Demand(deadline_s, (least_ms + self._margin_ms) / 1e3)
+        work_ms = self.estimator.average(now_s).zero_thinking_ms(prompt_tokens)
+        return Demand(deadline_s, (least_ms + self._margin_ms) / 1e3, work_ms / 1e3)
 
     def allow_thinking(
         self,
@@ -48,21 +49,22 @@ class Forecast:
     ) -> int:
         """Thinking tokens for a job about to run, given who waits behind it."""
         estimates = self.estimator.estimates(now_s)
-        finish_s = latest_finish(now_s, demand, waiting, workers, self._arrivals_per_s(now_s))
+        shared_s = shared_room_s(now_s, demand, waiting, workers, self._arrivals_per_s(now_s))
         allowed = allowed_thinking_tokens(
-            (finish_s - now_s) * 1e3,
+            (demand.deadline_s - now_s) * 1e3,
             prompt_tokens,
             estimates.answer_tokens,
             estimates,
             self._margin_ms,
             self._manifest.max_thinking_tokens,
         )
-        # latest_finish leaves room for zero thinking; None is that room missed by rounding.
-        return 0 if allowed is None else allowed
+        if allowed is None:  # the room for zero thinking, missed by rounding
+            return 0
+        return int(min(allowed, shared_s * 1e3 / self.estimator.average(now_s).tpot_ms))
 
-    def estimates(self, now_s: float) -> Estimates:
-        """What the machine can be relied on to do at this moment."""
-        return self.estimator.estimates(now_s)
+    def hold_s(self, demand: Demand, thinking_tokens: int, now_s: float) -> float:
+        """How long a job is expected to hold a worker if it thinks as much as it may."""
+        return demand.work_s + thinking_tokens * self.estimator.average(now_s).tpot_ms / 1e3
 
     def _arrivals_per_s(self, now_s: float) -> float:
         while self._arrivals and self._arrivals[0] < now_s - ARRIVAL_WINDOW_S:

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 OVERRUN_GRACE_S = 0.25  # a generation that overran its deadline by more is not waited for
 HANG_TIMEOUT_S = 10.0  # and a worker that overran it by this much is killed
 MAX_ATTEMPTS = 2  # a request whose worker died is tried once more
-PROBE_INTERVAL_S = 5.0
+PROBE_INTERVAL_S = 1.0
 PROBE_TIMEOUT_S = 60.0
 REPLY_MS = 5.0  # of the margin, kept for writing the reply once the engine has stopped
 
@@ -280,8 +280,8 @@ class WorkerPool:
         allowed = self._forecast.allow_thinking(demand, ticket.prompt_tokens, waiting, alive, now_s)
         allowed = job.cap(allowed)
         stated = state_budget(allowed)
-        thinking_s = allowed * self._forecast.estimates(now_s).tpot_ms / 1e3
-        slot.busy, slot.free_at_s = True, now_s + demand.least_s + thinking_s
+        hold_s = self._forecast.hold_s(demand, allowed, now_s)
+        slot.busy, slot.free_at_s = True, now_s + hold_s
         message = {
             "fact": job.fact,
             "stated_budget": stated,
@@ -333,8 +333,8 @@ class WorkerPool:
             answer = await worker.exchange({"calibrate": True}, PROBE_TIMEOUT_S)
         finally:
             slot.busy = False
-        for observation in answer.get("calibration", ()):
-            self._estimator.observe(Observation(**observation), time.monotonic())
+        timings = [Observation(**observation) for observation in answer.get("calibration", ())]
+        self._estimator.begin_again(timings, time.monotonic())
 
     def _want_probe(self, now_s: float) -> None:
         quiet_s = min(self._estimator.quiet_s(now_s), now_s - self._last_probe_s)

@@ -16,10 +16,16 @@ TARGET_UTILISATION = 0.75  # of the workers; above it queues grow faster than bu
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a waiting request needs: its deadline and the least time it takes."""
+    """What a request needs, with zero thinking.
+
+    `least_s` is what to allow for it so that it is in time nearly always, the front's part
+    included; `work_s` how long it is expected to hold a worker. One request is judged by the
+    first, a queue of many by the second.
+    """
 
     deadline_s: float
     least_s: float
+    work_s: float
 
     @property
     def latest_start_s(self) -> float:
@@ -27,16 +33,16 @@ class Demand:
         return self.deadline_s - self.least_s
 
 
-def finish_times(free_at_s: Sequence[float], demands: Sequence[Demand]) -> list[float]:
-    """When each demand ends if the workers take them in the order given, at their least."""
+def start_times(free_at_s: Sequence[float], demands: Sequence[Demand]) -> list[float]:
+    """When each demand starts if the workers take them in the order given, with zero thinking."""
     workers = list(free_at_s)
     heapq.heapify(workers)
-    finishes = []
+    starts = []
     for demand in demands:
-        finish = heapq.heappop(workers) + demand.least_s
-        heapq.heappush(workers, finish)
-        finishes.append(finish)
-    return finishes
+        start = heapq.heappop(workers)
+        heapq.heappush(workers, start + demand.work_s)
+        starts.append(start)
+    return starts
 
 
 def admits(free_at_s: Sequence[float], waiting: Sequence[Demand], new: Demand) -> bool:
@@ -46,43 +52,47 @@ def admits(free_at_s: Sequence[float], waiting: Sequence[Demand], new: Demand) -
     """
     if not free_at_s:
         return False
-    late_before = sum(
-        finish > demand.deadline_s
-        for finish, demand in zip(finish_times(free_at_s, waiting), waiting, strict=True)
-    )
     place = sum(demand.deadline_s <= new.deadline_s for demand in waiting)
     with_new = [*waiting[:place], new, *waiting[place:]]
-    finishes = finish_times(free_at_s, with_new)
-    late_after = sum(
-        finish > demand.deadline_s for finish, demand in zip(finishes, with_new, strict=True)
-    )
-    return finishes[place] <= new.deadline_s and late_after <= late_before
+    starts = start_times(free_at_s, with_new)
+    if starts[place] > new.latest_start_s:
+        return False
+    return count_late(free_at_s, with_new) <= count_late(free_at_s, waiting)
 
 
-def latest_finish(
+def count_late(free_at_s: Sequence[float], demands: Sequence[Demand]) -> int:
+    """How many of the demands, taken in the order given, start too late for their deadlines."""
+    starts = start_times(free_at_s, demands)
+    return sum(s > demand.latest_start_s for s, demand in zip(starts, demands, strict=True))
+
+
+def shared_room_s(
     now_s: float, own: Demand, waiting: Sequence[Demand], workers: int, arrivals_per_s: float
 ) -> float:
-    """The instant by which a request about to run should end.
+    """How long a request about to run may think for the sake of others, whatever its deadline.
 
-    At most its own deadline; short enough that, at the present rate of arrivals, the workers
-    stay below `TARGET_UTILISATION`; and such that those waiting behind it can still be met. The
-    k-th of them runs in round k // workers after this one, and what time is to spare until it
-    must start is shared evenly by all whose reasoning it pays for. Never less than the least.
+    So that, at the present rate of arrivals, the workers stay below `TARGET_UTILISATION`, and
+    those waiting behind it can still be met: the k-th of them runs in round k // workers after
+    this one, and what time is to spare until it must start is shared evenly by all whose
+    reasoning it pays for. Infinite where there are no others, never negative.
     """
-    limits = [own.deadline_s]
+    shares = []
     for position, demand in enumerate(waiting):
         rounds_between = position // workers
-        spare_s = demand.latest_start_s - now_s - own.least_s - rounds_between * demand.least_s
+        spare_s = demand.latest_start_s - now_s - own.work_s - rounds_between * demand.work_s
         if spare_s >= 0:  # who is lost anyway shortens nobody
-            limits.append(now_s + own.least_s + spare_s / (rounds_between + 2))
+            shares.append(spare_s / (rounds_between + 2))
     if arrivals_per_s > 0:
-        limits.append(now_s + TARGET_UTILISATION * workers / arrivals_per_s)
-    return max(min(limits), min(own.deadline_s, now_s + own.least_s))
+        shares.append(TARGET_UTILISATION * workers / arrivals_per_s - own.work_s)
+    return max(0.0, min(shares, default=math.inf))
 
 
 def seconds_until_free(
     now_s: float, free_at_s: Sequence[float], waiting: Sequence[Demand]
 ) -> float:
     """When a client may try again: once what waits now is done. Whole seconds, at least 1."""
-    finishes = [*finish_times(free_at_s, waiting), *free_at_s] if free_at_s else [now_s]
-    return float(max(1, math.ceil(max(finishes) - now_s)))
+    if not free_at_s:
+        return 1.0
+    starts = start_times(free_at_s, waiting)
+    ends = [start + demand.work_s for start, demand in zip(starts, waiting, strict=True)]
+    return float(max(1, math.ceil(max(*ends, *free_at_s, now_s) - now_s)))

@@ -3,7 +3,7 @@
 The speed is learned while serving. A calibration at worker start gives the shape (milliseconds
 per prompt token, per decoded token); every request then updates an upper quantile of how much
 slower than that the machine really is. Upper quantiles, because a mean promises a deadline it
-misses half of the time.
+misses half of the time; means beside them, because a queue of many takes the mean of each.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from curt.dialogue import MAX_ANSWER_TOKENS
 
@@ -52,7 +53,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Estimates:
-    """What the machine can be relied on to do at this moment.
+    """What the machine can be relied on to do at this moment, or what it does on average.
 
     `tokens_of_chars` gives prompt tokens for a fact's characters, `prefill_ms_of_tokens` the
     prefill of a prompt; `tpot_ms` is the time per output token, `answer_tokens` the length of
@@ -118,35 +119,49 @@ class SpeedEstimator:
         self._max_age_s = max_age_s
         self._calibration: deque[Observation] = deque(maxlen=32)
         self._recent: deque[tuple[float, Observation]] = deque(maxlen=WINDOW)
-        self._cached: Estimates | None = None
+        self._cached: dict[float | None, Estimates] = {}
         self._cached_until_s = -math.inf
         self.calibrate(calibration)
 
     def calibrate(self, observations: Iterable[Observation]) -> None:
         """Add calibration runs, as of one more worker."""
         self._calibration.extend(observations)
-        self._cached = None
+        self._cached.clear()
 
     def observe(self, observation: Observation, now_s: float) -> None:
         """Learn from a completed generation at the monotonic instant `now_s`."""
         self._recent.append((now_s, observation))
-        self._cached = None
+        self._cached.clear()
+
+    def begin_again(self, observations: Iterable[Observation], now_s: float) -> None:
+        """Forget what was seen before these: the machine has changed since."""
+        self._recent = deque(((now_s, each) for each in observations), maxlen=WINDOW)
+        self._cached.clear()
 
     def quiet_s(self, now_s: float) -> float:
         """Seconds since the last observation; infinite when there was none."""
         return now_s - self._recent[-1][0] if self._recent else math.inf
 
     def estimates(self, now_s: float) -> Estimates:
-        """The estimates that hold at `now_s`. Raises ValueError before any calibration."""
+        """The estimates to rely on at `now_s`. Raises ValueError before any calibration."""
+        return self._at(self._quantile, now_s)
+
+    def average(self, now_s: float) -> Estimates:
+        """What is to be expected of many at `now_s`. Raises ValueError before any calibration."""
+        return self._at(None, now_s)
+
+    def _at(self, quantile: float | None, now_s: float) -> Estimates:
         if not self._calibration:
             raise ValueError("no estimate without a calibration: call calibrate() first")
-        if self._cached is None or now_s >= self._cached_until_s:
-            self._cached = self._estimate(now_s)
+        if now_s >= self._cached_until_s:
+            self._cached.clear()
+        if quantile not in self._cached:
+            self._cached[quantile] = self._estimate(quantile, now_s)
             oldest = self._recent[0][0] if self._recent else math.inf
             self._cached_until_s = oldest + self._max_age_s
-        return self._cached
+        return self._cached[quantile]
 
-    def _estimate(self, now_s: float) -> Estimates:
+    def _estimate(self, quantile: float | None, now_s: float) -> Estimates:
         while self._recent and now_s - self._recent[0][0] >= self._max_age_s:
             self._recent.popleft()
         seen = [observation for _, observation in self._recent]
@@ -157,33 +172,42 @@ class SpeedEstimator:
         ]
         answers = [o.answer_tokens for o in seen if o.answer_tokens is not None]
         return Estimates(
-            tokens_of_chars=self._scaled_line(
+            tokens_of_chars=scaled_line(
                 [(o.fact_chars, o.prompt_tokens) for o in self._calibration],
                 [(o.fact_chars, o.prompt_tokens) for o in seen],
+                quantile,
             ),
-            prefill_ms_of_tokens=self._scaled_line(
+            prefill_ms_of_tokens=scaled_line(
                 [(o.prompt_tokens, o.prefill_ms) for o in self._calibration],
                 [(o.prompt_tokens, o.prefill_ms) for o in seen],
+                quantile,
             ),
-            tpot_ms=upper_quantile(
-                [o.decode_ms / o.decoded_tokens for o in decoded], self._quantile
-            ),
+            tpot_ms=mean_or_upper([o.decode_ms / o.decoded_tokens for o in decoded], quantile),
             answer_tokens=min(
                 MAX_ANSWER_TOKENS,
-                int(upper_quantile(answers or [MAX_ANSWER_TOKENS], self._quantile)),
+                math.ceil(mean_or_upper(answers or [MAX_ANSWER_TOKENS], quantile)),
             ),
         )
 
-    def _scaled_line(
-        self, shape: Sequence[tuple[float, float]], seen: Sequence[tuple[float, float]]
-    ) -> Line:
-        line = fit_line(shape)
-        # Where the line says almost nothing, a millisecond of noise would read as "ten times
-        # slower" and scale the long prompts too: never divide by less than half the usual.
-        floor = sum(y for _, y in shape) / len(shape) / 2
-        ratios = [y / max(line.at(x), floor) for x, y in seen] if floor > 0 else [1.0]
-        scale = upper_quantile(ratios, self._quantile)
-        return Line(line.base * scale, line.slope * scale)
+
+def scaled_line(
+    shape: Sequence[tuple[float, float]],
+    seen: Sequence[tuple[float, float]],
+    quantile: float | None,
+) -> Line:
+    """The line through `shape`, times how much more than that was `seen`."""
+    line = fit_line(shape)
+    # Where the line says almost nothing, a millisecond of noise would read as "ten times
+    # slower" and scale the long prompts too: never divide by less than half the usual.
+    floor = sum(y for _, y in shape) / len(shape) / 2
+    ratios = [y / max(line.at(x), floor) for x, y in seen] if floor > 0 else [1.0]
+    scale = mean_or_upper(ratios, quantile)
+    return Line(line.base * scale, line.slope * scale)
+
+
+def mean_or_upper(values: Sequence[float], quantile: float | None) -> float:
+    """The mean of `values` where `quantile` is None, else that upper quantile."""
+    return fmean(values) if quantile is None else upper_quantile(values, quantile)
 
 
 def fit_line(points: Sequence[tuple[float, float]]) -> Line:

@@ -121,6 +121,26 @@ def test_a_machine_that_slows_down_is_noticed_by_its_upper_quantile() -> None:
     assert estimates.prefill_ms_of_tokens.at(150) == pytest.approx(60)
 
 
+def test_the_average_stands_beside_the_upper_quantile() -> None:
+    estimator = SpeedEstimator(CALIBRATION)
+    for i in range(100):
+        slow = 2.0 if i % 10 == 0 else 1.0
+        estimator.observe(seen(150, 30.0 * slow, slow), now_s=i / 100)
+    average = estimator.average(now_s=1.0)
+    assert average.tpot_ms == pytest.approx(1.1)
+    assert average.prefill_ms_of_tokens.at(150) == pytest.approx(33)
+    assert average.zero_thinking_ms(150) < estimator.estimates(now_s=1.0).zero_thinking_ms(150)
+
+
+def test_a_machine_that_was_slow_is_judged_anew_by_what_it_does_now() -> None:
+    estimator = SpeedEstimator(CALIBRATION)
+    for i in range(50):
+        estimator.observe(seen(150, 300.0, 10.0), now_s=i / 100)
+    assert estimator.estimates(now_s=1.0).tpot_ms == pytest.approx(10.0)
+    estimator.begin_again([seen(150, 30.0), seen(200, 40.0)], now_s=1.0)
+    assert estimator.estimates(now_s=1.0).tpot_ms == pytest.approx(1.0)
+
+
 def test_old_observations_are_forgotten() -> None:
     estimator = SpeedEstimator(CALIBRATION, max_age_s=30)
     for i in range(ENOUGH):

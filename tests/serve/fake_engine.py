@@ -25,8 +25,8 @@ MANIFEST = Manifest(
 class FakeEngine:
     """Takes 0.2 ms a prompt token and 1 ms an output token, and always answers VERDICT.
 
-    睡300毫秒 in a fact adds that pause; 崩溃 kills the process, 出错 raises with the fact in the
-    message. It uses up its thinking limit.
+    睡300毫秒 in a fact adds that pause, 慢十倍 makes output ten times slower; 崩溃 kills the
+    process, 出错 raises with the fact in the message. It uses up its thinking limit.
     """
 
     name = "fake"
@@ -44,7 +44,8 @@ class FakeEngine:
         prefill_ms = 0.2 * prompt_tokens
         pause = re.search(r"睡(\d+)毫秒", request.fact)
         time.sleep((prefill_ms + (int(pause[1]) if pause else 0)) / 1e3)
-        decode_ms = 1.0 * (request.thinking_limit + 1 + 30)
+        slowness = 10.0 if "慢十倍" in request.fact else 1.0
+        decode_ms = slowness * (request.thinking_limit + 1 + 30)
         time.sleep(decode_ms / 1e3)
         late = request.deadline_s is not None and time.monotonic() > request.deadline_s
         return Generation(

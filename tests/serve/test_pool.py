@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from curt.engines.budget import ENOUGH
 from curt.engines.fallback import Answer
 from curt.schema import Term, Verdict
 from serve.faults import EngineFailedError, OverloadedError
@@ -99,6 +100,26 @@ def test_a_deadline_becomes_a_budget_and_is_kept() -> None:
             assert 0 < tight.thinking_allowed < MANIFEST.max_thinking_tokens
             assert tight.stated_budget <= tight.thinking_allowed
             assert tight.generation.thinking_tokens == tight.thinking_allowed
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_spell_does_not_refuse_everyone_after_it() -> None:
+    async def scenario() -> None:
+        async with running_pool() as pool:
+            for _ in range(ENOUGH):
+                now_s = time.monotonic()
+                await pool.submit(Job(FACT + "慢十倍", now_s, now_s + 3, max_thinking_tokens=0))
+            assert await reason_of(pool.submit(job(250))) == "deadline_too_short"
+            ended_s = time.monotonic()
+            while True:
+                try:
+                    served = await pool.submit(job(250))
+                    break
+                except OverloadedError:
+                    await asyncio.sleep(0.05)
+            assert served.generation.finish == "stop"
+            assert time.monotonic() - ended_s < 3
 
     asyncio.run(scenario())
 
