@@ -62,9 +62,13 @@ class Forecast:
             return 0
         return int(min(allowed, shared_s * 1e3 / self.estimator.average(now_s).tpot_ms))
 
-    def hold_s(self, demand: Demand, thinking_tokens: int, now_s: float) -> float:
-        """How long a job is expected to hold a worker if it thinks as much as it may."""
-        return demand.work_s + thinking_tokens * self.estimator.average(now_s).tpot_ms / 1e3
+    def hold_s(self, demand: Demand, allowed: int, now_s: float) -> float:
+        """How long a job that may think `allowed` tokens is expected to hold a worker.
+
+        The model ends its thinking where it is done: what the others needed is expected of it.
+        """
+        average = self.estimator.average(now_s)
+        return demand.work_s + min(allowed, average.thinking_tokens) * average.tpot_ms / 1e3
 
     def _arrivals_per_s(self, now_s: float) -> float:
         while self._arrivals and self._arrivals[0] < now_s - ARRIVAL_WINDOW_S:

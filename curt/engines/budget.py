@@ -19,6 +19,7 @@ from curt.dialogue import MAX_ANSWER_TOKENS
 QUANTILE = 0.95
 WINDOW = 200  # observations
 MAX_AGE_S = 30.0  # older observations tell of another load
+FRESH_S = 0.05  # estimates this young are not made anew: at 100 requests a second it would add up
 ENOUGH = 8  # observations from which the calibration is no longer needed
 MIN_DECODED_TOKENS = 8  # below this a time per token is mostly noise
 
@@ -37,6 +38,13 @@ class Observation:
     decoded_tokens: int
     decode_ms: float
     answer_tokens: int | None
+
+    @property
+    def thinking_tokens(self) -> int | None:
+        """Tokens before the end of thinking; None where the answer's length is not known."""
+        if self.answer_tokens is None:
+            return None
+        return max(0, self.decoded_tokens - self.answer_tokens - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +65,14 @@ class Estimates:
 
     `tokens_of_chars` gives prompt tokens for a fact's characters, `prefill_ms_of_tokens` the
     prefill of a prompt; `tpot_ms` is the time per output token, `answer_tokens` the length of
-    an answer.
+    an answer and `thinking_tokens` that of the thinking before it, as the model ended it.
     """
 
     tokens_of_chars: Line
     prefill_ms_of_tokens: Line
     tpot_ms: float
     answer_tokens: int
+    thinking_tokens: float = 0.0
 
     def zero_thinking_ms(self, prompt_tokens: int) -> float:
         """The least a request takes: prefill, the end of thinking and the answer."""
@@ -121,6 +130,8 @@ class SpeedEstimator:
         self._recent: deque[tuple[float, Observation]] = deque(maxlen=WINDOW)
         self._cached: dict[float | None, Estimates] = {}
         self._cached_until_s = -math.inf
+        self._fresh_until_s = -math.inf
+        self._learned = False  # something since the cached were made
         self.calibrate(calibration)
 
     def calibrate(self, observations: Iterable[Observation]) -> None:
@@ -131,7 +142,7 @@ class SpeedEstimator:
     def observe(self, observation: Observation, now_s: float) -> None:
         """Learn from a completed generation at the monotonic instant `now_s`."""
         self._recent.append((now_s, observation))
-        self._cached.clear()
+        self._learned = True
 
     def begin_again(self, observations: Iterable[Observation], now_s: float) -> None:
         """Forget what was seen before these: the machine has changed since."""
@@ -153,8 +164,10 @@ class SpeedEstimator:
     def _at(self, quantile: float | None, now_s: float) -> Estimates:
         if not self._calibration:
             raise ValueError("no estimate without a calibration: call calibrate() first")
-        if now_s >= self._cached_until_s:
+        if now_s >= self._cached_until_s or (self._learned and now_s >= self._fresh_until_s):
             self._cached.clear()
+        if not self._cached:
+            self._learned, self._fresh_until_s = False, now_s + FRESH_S
         if quantile not in self._cached:
             self._cached[quantile] = self._estimate(quantile, now_s)
             oldest = self._recent[0][0] if self._recent else math.inf
@@ -170,6 +183,7 @@ class SpeedEstimator:
         decoded = [o for o in seen if o.decoded_tokens >= MIN_DECODED_TOKENS] or [
             o for o in self._calibration if o.decoded_tokens > 0
         ]
+        thoughts = [o.thinking_tokens for o in seen if o.thinking_tokens is not None]
         answers = [o.answer_tokens for o in seen if o.answer_tokens is not None]
         return Estimates(
             tokens_of_chars=scaled_line(
@@ -187,6 +201,7 @@ class SpeedEstimator:
                 MAX_ANSWER_TOKENS,
                 math.ceil(mean_or_upper(answers or [MAX_ANSWER_TOKENS], quantile)),
             ),
+            thinking_tokens=mean_or_upper(thoughts or [0], quantile),
         )
 
 

@@ -132,6 +132,15 @@ def test_the_average_stands_beside_the_upper_quantile() -> None:
     assert average.zero_thinking_ms(150) < estimator.estimates(now_s=1.0).zero_thinking_ms(150)
 
 
+def test_thinking_that_the_model_ends_itself_is_learned() -> None:
+    estimator = SpeedEstimator(CALIBRATION)
+    for i in range(ENOUGH):
+        estimator.observe(Observation(110, 150, 30.0, 31 + 2 * i, 40.0, 20), now_s=float(i))
+    assert estimator.average(now_s=8.0).thinking_tokens == pytest.approx(10 + ENOUGH - 1)
+    assert Observation(110, 150, 30.0, 20, 40.0, 20).thinking_tokens == 0  # none was allowed
+    assert Observation(110, 150, 30.0, 20, 40.0, None).thinking_tokens is None
+
+
 def test_a_machine_that_was_slow_is_judged_anew_by_what_it_does_now() -> None:
     estimator = SpeedEstimator(CALIBRATION)
     for i in range(50):

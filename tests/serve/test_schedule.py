@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.schedule import (
+    TARGET_UTILISATION,
     Demand,
     admits,
     count_late,
@@ -90,8 +91,9 @@ def test_a_lost_one_behind_shortens_nobody() -> None:
 
 
 def test_many_arrivals_shorten_everyone() -> None:
-    # 5 a second on one worker at 75% leave 150 ms each, of which 100 are no thinking
-    assert shared_room_s(0.0, exact(0.4, 0.1), [], 1, 5.0) == pytest.approx(0.05)
+    # 5 a second on one worker leave 200 ms each, of which 100 are no thinking
+    room_s = shared_room_s(0.0, exact(0.4, 0.1), [], 1, 5.0)
+    assert room_s == pytest.approx(0.2 * TARGET_UTILISATION - 0.1)
     assert shared_room_s(0.0, exact(0.4, 0.1), [], 1, 500.0) == 0
 
 
