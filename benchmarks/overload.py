@@ -12,7 +12,6 @@ timers alone are up to a millisecond; where it is many, the figures are its own,
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import platform
 import sys
@@ -25,14 +24,23 @@ from statistics import fmean
 from typing import Any
 from urllib.parse import urlsplit
 
+from benchmarks.open_loop import (
+    PATIENCE_S,
+    Client,
+    Exchange,
+    arrivals_for,
+    quantiles,
+    read_address,
+    send_on_time,
+    write_body,
+)
 from curt.config import Config, load_config
 from curt.files import write_json
 from curt.logs import configure_logging
-from loadtest._arrivals import arrival_times_s, load_facts, number_fact
+from loadtest._arrivals import load_facts, number_fact
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 5.0  # beyond the deadline; a request without an answer by then is lost
 LATE_MS = 10.0  # an admitted answer may be this much later than its deadline
 REFUSAL_MS = 50.0
 BETTER = 1.05  # times the most so far; less is noise
@@ -85,54 +93,6 @@ class Reply:
     latency_ms: float
     service_ms: float
     thinking_tokens: int = 0
-
-
-class Client:
-    """Requests over kept-alive connections, as many as are needed at once."""
-
-    def __init__(self, host: str, port: int, patience_s: float) -> None:
-        self._host, self._port, self._patience_s = host, port, patience_s
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        self.opened = 0
-
-    async def ask(self, body: bytes) -> tuple[int, bytes]:
-        """Status and body of the reply to one request; status 0 when none came."""
-        head = (
-            "POST /predict HTTP/1.1\r\nHost: curt\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        )
-        reader = writer = None
-        try:
-            async with asyncio.timeout(self._patience_s):
-                reader, writer = self._idle.pop() if self._idle else await self._open()
-                writer.write(head.encode() + body)
-                status, reply, reusable = await _read_reply(reader)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError):
-            if writer:
-                writer.transport.abort()
-            return 0, b""
-        if reusable:
-            self._idle.append((reader, writer))
-        else:
-            writer.close()
-        return status, reply
-
-    def close(self) -> None:
-        """Close every idle connection."""
-        while self._idle:
-            self._idle.pop()[1].transport.abort()
-
-    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        self.opened += 1
-        return await asyncio.open_connection(self._host, self._port)
-
-
-async def _read_reply(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    status = int(head.split(b" ", 2)[1])
-    length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
-    body = await reader.readexactly(length)
-    return status, body, b"connection: close" not in head
 
 
 def main() -> None:
@@ -213,37 +173,34 @@ async def load(
     config: OverloadConfig, facts: Sequence[str], rate: float, seconds: float
 ) -> list[Reply]:
     """Send Poisson arrivals for so long, whatever the server does, and wait for every reply."""
-    host, port = _address(config.url)
-    client = Client(host, port, config.deadline_ms / 1e3 + PATIENCE_S)
+    client = Client(*read_address(config.url), config.deadline_ms / 1e3 + PATIENCE_S)
     run = time.time_ns() // 1_000_000
-    replies: list[Reply] = []
+    # Written once: at five times the capacity even this would be felt.
     bodies = [
-        _body(number_fact(fact, run, -1), config.deadline_ms).split(b"-1", 1) for fact in facts
+        write_body(number_fact(fact, run, -1), config.deadline_ms).split(b"-1", 1) for fact in facts
     ]
 
-    async def one(index: int, due_s: float) -> None:
+    def make_body(index: int) -> bytes:
         before, after = bodies[index % len(bodies)]
-        body = before + str(index).encode() + after
-        sent_s = time.monotonic()
-        status, text = await client.ask(body)
-        now_s = time.monotonic()
-        replies.append(_judge(status, text, due_s, sent_s, now_s, config.deadline_ms))
+        return before + str(index).encode() + after
 
-    tasks: set[asyncio.Task[None]] = set()
-    start_s = time.monotonic() + 0.1
-    for index, offset_s in enumerate(arrival_times_s(rate, config.seed)):
-        if offset_s >= seconds:
-            break
-        due_s = start_s + offset_s
-        if (wait_s := due_s - time.monotonic()) > 0:
-            await asyncio.sleep(wait_s)
-        task = asyncio.create_task(one(index, due_s))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-    if tasks:
-        await asyncio.wait(tasks)
-    client.close()
-    return replies
+    exchanges = await send_on_time(client, arrivals_for(rate, config.seed, seconds), make_body)
+    return [judge(exchange, config.deadline_ms) for exchange in exchanges]
+
+
+def judge(exchange: Exchange, deadline_ms: float) -> Reply:
+    """What an exchange was worth to its client."""
+    answer = exchange.answer
+    degraded = bool(answer.get("degraded"))
+    return Reply(
+        exchange.got.status,
+        good=bool(answer) and not degraded and exchange.latency_ms <= deadline_ms,
+        degraded=degraded,
+        lag_ms=exchange.lag_ms,
+        latency_ms=exchange.latency_ms,
+        service_ms=exchange.service_ms,
+        thinking_tokens=answer["thinking"]["tokens"] if answer else 0,
+    )
 
 
 def summarise(
@@ -271,48 +228,6 @@ def summarise(
         "refusals_of_50_ms_or_more": sum(reply.service_ms >= REFUSAL_MS for reply in refusals),
         "client_lag_ms": quantiles([reply.lag_ms for reply in replies]),
     }
-
-
-def quantiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p95, p99, p99.9 and the greatest, each a value that occurred; empty for none."""
-    ordered = sorted(values)
-    if not ordered:
-        return {}
-    shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p999": 0.999, "max": 1.0}
-    last = len(ordered) - 1
-    return {
-        name: round(ordered[min(last, int(share * len(ordered)))], 3)
-        for name, share in shares.items()
-    }
-
-
-def _judge(
-    status: int, text: bytes, due_s: float, sent_s: float, now_s: float, deadline_ms: float
-) -> Reply:
-    answer = json.loads(text) if status == 200 else {}
-    degraded = bool(answer.get("degraded"))
-    latency_ms = (now_s - due_s) * 1e3
-    good = status == 200 and not degraded and latency_ms <= deadline_ms
-    return Reply(
-        status,
-        good,
-        degraded,
-        lag_ms=(sent_s - due_s) * 1e3,
-        latency_ms=latency_ms,
-        service_ms=(now_s - sent_s) * 1e3,
-        thinking_tokens=answer["thinking"]["tokens"] if answer else 0,
-    )
-
-
-def _body(fact: str, deadline_ms: int) -> bytes:
-    return json.dumps({"fact": fact, "deadline_ms": deadline_ms}, ensure_ascii=False).encode()
-
-
-def _address(url: str) -> tuple[str, int]:
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
-        raise ValueError(f"{url} is no plain HTTP address: use http://host:port")
-    return parts.hostname, parts.port or 80
 
 
 if __name__ == "__main__":

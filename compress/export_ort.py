@@ -35,6 +35,7 @@ from compress.ort_builder import (
     check_room,
     check_same_weights,
 )
+from compress.ort_picks import add_picks
 from compress.parity import measure_parity
 from compress.prompts import sample_prompts
 from curt.artifact import Manifest, load_manifest, parent_of, write_artifact
@@ -89,6 +90,8 @@ class ExportOrtConfig(Config):
     symmetric: bool | None = None
     """Whether rtn and gptq grids are centred on zero, without zero points; left out, rtn's are
     and gptq's are not. The other algorithms have grids of their own."""
+    picks: bool = True
+    """Let the graph tell its picks for guessed answer tokens (`compress.ort_picks`); CPU only."""
     accuracy_level: int = 4
     """Type in which a quantised product is computed: 4 int8 (fast), 1 float32."""
     max_kl: float = 0.05
@@ -182,6 +185,8 @@ def export_ort(config: ExportOrtConfig) -> dict[str, float]:
         build_graph(source, folder, config.recipe)
         log.info("built %s in %.1f s", config.precision, time.perf_counter() - started)
         counts = _check_build(folder, config.recipe, weights)
+        if config.picks and config.device == "cpu":
+            add_picks(folder / "model.onnx")
         with _runnable(config, source, folder) as runnable:
             _check_tokenizers(runnable, tokenizer, prompts)
             started = time.perf_counter()

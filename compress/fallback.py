@@ -34,11 +34,13 @@ from pydantic import Field
 
 from compress.fallback_calibration import calibrate, calibration_error, measure_reliability
 from compress.fallback_confidence import fit_uncertainty, measure_confidence, measure_folds
+from compress.fallback_familiarity import fit_familiarity, share_unfamiliar
 from curt.artifact import MANIFEST
 from curt.config import Config, load_config
 from curt.corpus.store import read_cases
 from curt.engines.fallback import (
     CONFIDENCE,
+    FAMILIARITY,
     MODEL,
     PARTS,
     ArticleHabit,
@@ -119,7 +121,8 @@ def train_fallback(config: FallbackConfig) -> dict[str, float]:
     model = build_onnx(matrix)
     truths, width = [case.verdict for case in dev], config.term_bin_width
     fit = fit_uncertainty(labels, width, dev_scores, truths)
-    fallback = Fallback(labels, vocabulary, model, uncertainty=fit)
+    known = fit_familiarity([case.fact for case in train], [case.fact for case in dev])
+    fallback = Fallback(labels, vocabulary, model, uncertainty=fit, familiarity=known)
     dev_row, dev_bins = measure_folds(labels, width, dev_scores, truths)
     test_row, test_bins = measure_confidence(fallback, test) if test else ({}, [])
     reliability = {"dev": dev_bins} | ({"test": test_bins} if test else {})
@@ -133,9 +136,12 @@ def train_fallback(config: FallbackConfig) -> dict[str, float]:
         **{f"dev_{name}": value for name, value in dev_row.items()},
         **({f"test_{name}": v for name, v in measure(fallback, test).items()} if test else {}),
         **{f"test_{name}": value for name, value in test_row.items()},
+        "unfamiliar_threshold": known.threshold,
+        **({"test_unfamiliar": share_unfamiliar(known, [c.fact for c in test])} if test else {}),
     }
     content = {MODEL: model, **pack(labels, vocabulary)}
     content[CONFIDENCE] = fit.model_dump_json(indent=1).encode()
+    content[FAMILIARITY] = known.pack()
     _publish(config, content, row, reliability)
     return row
 

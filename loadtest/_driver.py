@@ -15,8 +15,9 @@ from dataclasses import replace
 import gevent
 from gevent.pool import Group
 
+from loadtest._cases import Sent
 from loadtest._client import Client, UnansweredError
-from loadtest._slo import Outcome, Slo, judge_reply
+from loadtest._reply import Outcome, Slo, judge_reply
 
 
 class Driver:
@@ -26,14 +27,14 @@ class Driver:
         self,
         client: Client,
         schedule_s: Iterator[float],
-        payload_of: Callable[[int], dict[str, object]],
+        request_of: Callable[[int], Sent],
         slo: Slo,
         report: Callable[[Outcome], None],
     ) -> None:
-        """`payload_of` makes the body of the i-th arrival; `report` hears of each outcome."""
+        """`request_of` makes the i-th arrival's request; `report` hears of each outcome."""
         self._client = client
         self._schedule_s = schedule_s
-        self._payload_of = payload_of
+        self._request_of = request_of
         self._slo = slo
         self._report = report
         self._in_flight = Group()
@@ -62,7 +63,8 @@ class Driver:
         self._in_flight.join(timeout=self._client.timeout_s + 1)
         self._in_flight.kill()
         for due_s in self._due_s.values():
-            self._settle(Outcome((time.monotonic() - due_s) * 1000, "unfinished"))
+            waited_ms = (time.monotonic() - due_s) * 1000
+            self._settle(Outcome(waited_ms, "unfinished", at_s=due_s - self._start_s))
         self._due_s.clear()
 
     def _run_schedule(self) -> None:
@@ -73,17 +75,17 @@ class Driver:
             self._in_flight.spawn(self._send, index, due_s)
 
     def _send(self, index: int, due_s: float) -> None:
-        payload = self._payload_of(index)
+        sent = self._request_of(index)
         lag_ms = (time.monotonic() - due_s) * 1000
         try:
-            status, body = self._client.ask(payload)
+            status, body = self._client.ask(sent.payload, sent.request_id)
         except UnansweredError as reason:
-            outcome = Outcome((time.monotonic() - due_s) * 1000, str(reason))
+            outcome = Outcome((time.monotonic() - due_s) * 1000, str(reason), lag_ms=lag_ms)
         else:
             latency_ms = (time.monotonic() - due_s) * 1000
-            outcome = judge_reply(status, body, latency_ms, self._slo)
+            outcome = judge_reply(status, body, latency_ms, self._slo, sent, lag_ms=lag_ms)
         del self._due_s[index]
-        self._settle(replace(outcome, lag_ms=lag_ms))
+        self._settle(replace(outcome, at_s=due_s - self._start_s, length=sent.length))
 
     def _settle(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)

@@ -1,120 +1,18 @@
-"""What a request was worth, and whether a run keeps the promise.
-
-A *miss* is anything a user with a deadline would call one: no answer, an answer other than
-200, one of the wrong shape, one the server flagged as degraded, or one later than the SLO.
-"""
+"""Whether a run keeps the promise, and what it proves."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
+
+from loadtest._reply import REST, SERVER_PHASES, TIMINGS, Outcome, Slo
 
 CONFIDENCE = 0.95
 CLAIMED_TAIL = 0.01  # "p99 under the SLO" says that fewer than 1% of requests miss
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
-PHASES = ("queue", "prefill", "decode", "total")
-SHED_STATUS = 503
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One arrival and what came of it.
-
-    `latency_ms` runs from the scheduled instant to the last byte (or to giving up); `miss` is
-    the reason it does not count as served, None when it does; `answered` says that a valid,
-    undegraded answer came, however late; `lag_ms` is how late this client itself sent it.
-    """
-
-    latency_ms: float
-    miss: str | None
-    answered: bool = False
-    lag_ms: float = 0.0
-    phases_ms: Mapping[str, float] = field(default_factory=dict)
-    thinking_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Slo:
-    """The promise: p99 latency in ms, and the share of requests that may miss."""
-
-    p99_ms: float = 400.0
-    max_miss_rate: float = 0.01
-
-
-def judge_reply(
-    status: int, body: bytes, latency_ms: float, slo: Slo, *, lag_ms: float = 0.0
-) -> Outcome:
-    """Turn one reply of `POST /predict` into an outcome; never raises on what a server sends."""
-    if status == SHED_STATUS:
-        return Outcome(latency_ms, "shed (503)", lag_ms=lag_ms)
-    if status != 200:
-        return Outcome(latency_ms, f"status {status}", lag_ms=lag_ms)
-    try:
-        reply = json.loads(body)
-    except ValueError:
-        return Outcome(latency_ms, "schema: not JSON", lag_ms=lag_ms)
-    flaw = find_flaw(reply)
-    if flaw:
-        return Outcome(latency_ms, f"schema: {flaw}", lag_ms=lag_ms)
-    late = latency_ms > slo.p99_ms
-    miss = "over the SLO" if late else None
-    if reply["degraded"]:
-        reason = reply.get("degraded_reason")
-        miss = f"degraded: {reason}" if isinstance(reason, str) else "degraded"
-    return Outcome(
-        latency_ms,
-        miss,
-        answered=not reply["degraded"],
-        lag_ms=lag_ms,
-        phases_ms={name: float(reply["timings_ms"][name]) for name in PHASES},
-        thinking_tokens=reply["thinking"]["tokens"],
-    )
-
-
-def find_flaw(reply: Any) -> str | None:
-    """The first field of a `/predict` reply that is missing or of the wrong type, or None."""
-    if not isinstance(reply, dict):
-        return "not an object"
-    if not isinstance(reply.get("request_id"), str) or not reply["request_id"]:
-        return "request_id"
-    if not isinstance(reply.get("degraded"), bool):
-        return "degraded"
-    defendants = reply.get("defendants")
-    if not isinstance(defendants, list) or not (defendants or reply["degraded"]):
-        return "defendants"  # only a degraded reply may come without a verdict
-    if not all(isinstance(defendant, dict) for defendant in defendants):
-        return "defendants"
-    thinking = reply.get("thinking")
-    if not isinstance(thinking, dict) or not _is_count(thinking.get("tokens")):
-        return "thinking.tokens"
-    timings = reply.get("timings_ms")
-    if not isinstance(timings, dict):
-        return "timings_ms"
-    for name in PHASES:
-        if not _is_duration(timings.get(name)):
-            return f"timings_ms.{name}"
-    if not isinstance(reply.get("warnings"), list):
-        return "warnings"
-    if not isinstance(reply.get("notice"), str) or not reply["notice"]:
-        return "notice"
-    return None
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_duration(value: Any) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value >= 0
-    )
+PHASES = (*SERVER_PHASES, REST)
 
 
 def nearest_rank(values: Sequence[float], quantile: float) -> float:
@@ -226,18 +124,14 @@ def summarise(outcomes: Sequence[Outcome], slo: Slo, *, require_proof: bool) -> 
 
     `latency_ms` ranks a request without a valid answer above every answer, so that quick
     refusals cannot lower a percentile; null stands for such a percentile. `max` is the slowest
-    valid answer; `latencies_ms` holds the valid answers' latencies, late ones included.
+    valid answer; `latencies_ms` holds the valid answers' latencies, late ones included, and
+    `answered_at_s` when each was due.
     """
     requests = len(outcomes)
     misses = sum(outcome.miss is not None for outcome in outcomes)
     answered = [outcome for outcome in outcomes if outcome.answered]
-    ranked = [outcome.latency_ms if outcome.answered else math.inf for outcome in outcomes]
     lags = [outcome.lag_ms for outcome in outcomes]
-    latency_ms: dict[str, float | None] = {f"p{q * 100:g}": None for q in QUANTILES}
-    for quantile in QUANTILES:
-        if ranked:
-            value = nearest_rank(ranked, quantile)
-            latency_ms[f"p{quantile * 100:g}"] = value if math.isfinite(value) else None
+    latency_ms = rank_latencies(outcomes)
     latency_ms["max"] = max((outcome.latency_ms for outcome in answered), default=None)
     tokens = [o.thinking_tokens for o in answered if o.thinking_tokens is not None]
     confidence = state_confidence(misses, requests, slo)
@@ -249,19 +143,78 @@ def summarise(outcomes: Sequence[Outcome], slo: Slo, *, require_proof: bool) -> 
         "misses": misses,
         "miss_rate": misses / requests if requests else None,
         "misses_by_reason": dict(Counter(o.miss for o in outcomes if o.miss is not None)),
+        "degraded": sum(outcome.degraded for outcome in outcomes),
         "latency_ms": latency_ms,
         "latencies_ms": [round(outcome.latency_ms, 1) for outcome in answered],
+        "answered_at_s": [round(outcome.at_s, 3) for outcome in answered],
         "schedule_lag_ms": {
             "p99": nearest_rank(lags, 0.99) if lags else None,
             "max": max(lags, default=None),
         },
         "server_ms": {
             name: _mean([o.phases_ms[name] for o in answered if name in o.phases_ms])
-            for name in PHASES
+            for name in TIMINGS
         },
+        "phases_ms": summarise_phases(answered),
+        "by_length": summarise_lengths(outcomes),
         "thinking_tokens_mean": _mean(tokens),
         "confidence": confidence,
         "verdict": {"passed": not reasons, "reasons": reasons},
+    }
+
+
+def rank_latencies(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
+    """Exact percentiles by name, unanswered requests ranking last; None where on such a one."""
+    ranked = [outcome.latency_ms if outcome.answered else math.inf for outcome in outcomes]
+    found: dict[str, float | None] = {}
+    for quantile in QUANTILES:
+        value = nearest_rank(ranked, quantile) if ranked else math.inf
+        found[f"p{quantile * 100:g}"] = value if math.isfinite(value) else None
+    return found
+
+
+def summarise_phases(answered: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+    """Percentiles, mean and greatest of every phase of the valid answers.
+
+    What the server does not tell of (network, parsing, writing the reply) is the rest of the
+    time from sending. Percentiles of phases do not add up to those of the whole; means do.
+    """
+    found = {}
+    for name in PHASES:
+        values = [o.phases_ms[name] for o in answered if name in o.phases_ms]
+        if values:
+            ranks = {f"p{q * 100:g}": nearest_rank(values, q) for q in QUANTILES}
+            found[name] = {"mean": math.fsum(values) / len(values), **ranks, "max": max(values)}
+    return found
+
+
+def summarise_lengths(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
+    """Requests, misses and percentiles by length of the case."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.length:
+            groups.setdefault(outcome.length, []).append(outcome)
+    return {name: _in_short(rows) for name, rows in sorted(groups.items())}
+
+
+def summarise_windows(outcomes: Sequence[Outcome], window_s: float) -> list[dict[str, Any]]:
+    """The same for every window of the schedule, empty ones included."""
+    if not outcomes:
+        return []
+    groups: dict[int, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(int(outcome.at_s / window_s), []).append(outcome)
+    return [
+        {"from_s": number * window_s, **_in_short(groups.get(number, []))}
+        for number in range(max(groups) + 1)
+    ]
+
+
+def _in_short(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    return {
+        "requests": len(outcomes),
+        "misses": sum(outcome.miss is not None for outcome in outcomes),
+        **rank_latencies(outcomes),
     }
 
 

@@ -8,25 +8,38 @@ server does. Locust's users add no load (the default of one is right): the total
 the first on counts. Locust prints its `--help` before it reads this file; the flags it adds:
 
     --rate 5               arrivals a second
+    --shape steady         or step, spike, soak, diurnal: from --rate to --peak (4 x --rate)
+    --steps 4              levels of a step; --spike-at-s, --spike-s: when and how long a spike;
+                           --period-s: a day of the diurnal shape
     --slo-p99-ms 400       p99 latency to keep
     --max-miss-rate 0.01   share of requests that may miss (error, refusal, degraded, late)
     --deadline-ms 400      deadline sent with every case
     --cases FILE           JSONL rows with a "fact"; artifacts/demo/corpus/test.jsonl
+    --mix short:50,medium:40,long:10   weights by length; as found in the corpus without it
+    --length-bounds 100,300   longest short and medium case in characters; thirds of the corpus
     --seed 0               of the schedule and the order of cases
     --timeout-s 10         give a reply up after this long
     --ready-timeout-s 60   wait this long for /readyz
+    --api-key-file FILE    key for the Authorization header; else CURT_API_KEY, else none
+    --ca-file FILE         PEM certificates to trust in place of the system's
     --slo-report FILE      write the figures as JSON
+    --slo-html FILE        write the report as one HTML file
     --require-proof        fail unless the run is long enough to prove its p99 at 95% confidence
+
+One process sends a few hundred requests a second. For more, or from several machines, share the
+run out; rates add up to `--rate`, outcomes are merged exactly, the master judges and its exit
+code counts:
+
+    locust -f loadtest/ --headless --host URL --run-time 60s --rate 500 --processes 4
+    locust -f loadtest/ --headless --host URL --run-time 60s --master --expect-workers 2
+    locust -f loadtest/ --worker --master-host MASTER          (twice, each with its own cases)
 """
 
 from __future__ import annotations
 
 import logging
-import random
-import time
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +49,12 @@ from locust import User, events, task
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
-from curt.files import write_json
-from loadtest._arrivals import arrival_times_s, load_facts, number_fact
-from loadtest._client import Client
+from curt.files import write_atomic, write_json
 from loadtest._driver import Driver
-from loadtest._slo import Outcome, Slo, summarise
+from loadtest._fleet import Fleet, Member
+from loadtest._plan import Plan, Share, add_flags, make_driver, new_run
+from loadtest._reply import Outcome
+from loadtest._report import make_report
 
 # Locust rounds to two digits before it ranks, so that 404 ms would read as 400 in its tables.
 locust.stats.bucket_response_time = round
@@ -63,9 +77,11 @@ class Arrivals(User):
 
 @dataclass
 class Run:
-    """What lives from `test_start` to `quitting`."""
+    """What lives from `init` to `quitting`: a driver, or a fleet on a master, or a member."""
 
     driver: Driver | None = None
+    fleet: Fleet | None = None
+    member: Member | None = None
     ready: bool = False
 
 
@@ -73,95 +89,69 @@ present = Run()
 
 
 @events.init_command_line_parser.add_listener
-def add_flags(parser: ArgumentParser) -> None:
-    """Declare the flags of the load test beside Locust's own."""
-    add = parser.add_argument_group("SLO").add_argument
-    add("--rate", type=float, default=5.0, help="arrivals a second, open Poisson stream")
-    add("--slo-p99-ms", type=float, default=400.0, help="p99 latency to keep, in ms")
-    add("--max-miss-rate", type=float, default=0.01, help="share of requests that may miss")
-    add("--deadline-ms", type=int, default=400, help="deadline sent with every case, in ms")
-    add("--cases", default="artifacts/demo/corpus/test.jsonl", help='JSONL rows with a "fact"')
-    add("--seed", type=int, default=0, help="seed of the schedule and of the order of cases")
-    add("--timeout-s", type=float, default=10.0, help="give a reply up after this many seconds")
-    add("--ready-timeout-s", type=float, default=60.0, help="wait this long for /readyz")
-    add("--slo-report", default="", help="write the figures to this JSON file")
-    add(
-        "--require-proof",
-        action="store_true",
-        help="fail unless the run is long enough to prove p99 at 95%% confidence",
-    )
+def declare_flags(parser: ArgumentParser) -> None:
+    """The flags of the load test beside Locust's own."""
+    add_flags(parser)
 
 
 @events.init.add_listener
 def check_start(environment: Environment, runner: Any, **_: Any) -> None:
     """Refuse a run that could not mean anything, before its clock starts."""
+    if isinstance(runner, WorkerRunner):
+        present.member = Member(runner, tell_locust(environment))
+        return  # the master checks for all
+    if isinstance(runner, MasterRunner):
+        present.fleet = Fleet(runner)
     options = environment.parsed_options
-    if isinstance(runner, MasterRunner | WorkerRunner):
-        raise SystemExit(
-            "error: one schedule cannot be split over processes: leave out --master, --worker "
-            "and --processes, and raise --rate instead"
-        )
+    plan = plan_of(environment)
     if options.num_users and options.num_users > 1:
         logger.warning("%s users add no load: --rate sets it", options.num_users)
     try:
-        load_facts(Path(options.cases))
-        arrival_times_s(options.rate, options.seed)
+        plan.make_mix(plan.seed)
+        plan.make_shape()
         if options.headless:  # elsewhere the host may still be typed into Locust's page
-            Client(environment.host or "", options.timeout_s)
+            plan.make_client()
     except ValueError as error:
+        dismiss_workers(options)
         raise SystemExit(f"error: {error}") from None
     if options.headless and not wait_ready(environment):
         write_report(environment, report_of(environment))
+        dismiss_workers(options)
         raise SystemExit(f"error: {not_ready(environment)}")
 
 
 @events.test_start.add_listener
-def start_driver(environment: Environment, **_: Any) -> None:
+def start_arrivals(environment: Environment, **_: Any) -> None:
     """Begin the arrivals. Without a ready server none are sent, and the run fails."""
+    if present.member:
+        return  # begins when the master hands it its share
     present.driver = None
     if not wait_ready(environment):
         logger.error(not_ready(environment))
         return
-    options = environment.parsed_options
-    facts = load_facts(Path(options.cases))
-    random.Random(options.seed).shuffle(facts)
-    run = int(time.time())
-
-    def payload_of(index: int) -> dict[str, object]:
-        fact = number_fact(facts[index % len(facts)], run, index)
-        return {"fact": fact, "deadline_ms": options.deadline_ms, "include_reasoning": False}
-
-    def report(outcome: Outcome) -> None:
-        environment.events.request.fire(
-            request_type="POST",
-            name="/predict",
-            response_time=outcome.latency_ms,
-            response_length=0,
-            exception=MissError(outcome.miss) if outcome.miss else None,
-            context={},
-        )
-
-    present.driver = Driver(
-        Client(environment.host or "", options.timeout_s),
-        arrival_times_s(options.rate, options.seed),
-        payload_of,
-        slo_of(options),
-        report,
-    )
+    plan = plan_of(environment)
+    if present.fleet:
+        present.fleet.start(plan)
+        return
+    present.driver = make_driver(plan, Share(run=new_run()), tell_locust(environment))
     present.driver.start()
 
 
 @events.test_stopping.add_listener
-def stop_driver(**_: Any) -> None:
+def stop_arrivals(**_: Any) -> None:
     """End the arrivals and collect what the server still owes."""
-    if present.driver:
-        present.driver.stop()
+    for part in (present.driver, present.fleet, present.member):
+        if part:
+            part.stop()
 
 
 @events.quitting.add_listener
 def conclude(environment: Environment, **_: Any) -> None:
     """Write the report, say what the run proved and set the exit code."""
-    stop_driver()  # an interrupted run comes here without `test_stopping`
+    stop_arrivals()  # an interrupted run comes here without `test_stopping`
+    if present.member:
+        environment.process_exit_code = 0  # the verdict is the master's
+        return
     report = report_of(environment)
     write_report(environment, report)
     verdict = report["verdict"]
@@ -174,16 +164,37 @@ def conclude(environment: Environment, **_: Any) -> None:
     environment.process_exit_code = 0 if verdict["passed"] else 1
 
 
-def slo_of(options: Namespace) -> Slo:
-    """The promise the flags describe."""
-    return Slo(options.slo_p99_ms, options.max_miss_rate)
+def dismiss_workers(options: Namespace) -> None:
+    """End the workers of a run that is refused; those of `--processes` would outlive it."""
+    if present.fleet:
+        present.fleet.dismiss(options.expect_workers)
+
+
+def plan_of(environment: Environment) -> Plan:
+    """What the flags and Locust's page ask for."""
+    return Plan.of(environment.parsed_options, environment.host)
+
+
+def tell_locust(environment: Environment) -> Any:
+    """A listener that enters outcomes into Locust's own statistics."""
+
+    def report(outcome: Outcome) -> None:
+        environment.events.request.fire(
+            request_type="POST",
+            name="/predict",
+            response_time=outcome.latency_ms,
+            response_length=0,
+            exception=MissError(outcome.miss) if outcome.miss else None,
+            context={},
+        )
+
+    return report
 
 
 def wait_ready(environment: Environment) -> bool:
     """Wait for the server to say that it is ready; no uncounted warm-up requests are made."""
-    options = environment.parsed_options
-    client = Client(environment.host or "", options.timeout_s)
-    present.ready = client.wait_until_ready(options.ready_timeout_s)
+    plan = plan_of(environment)
+    present.ready = plan.make_client().wait_until_ready(plan.ready_timeout_s)
     return present.ready
 
 
@@ -198,32 +209,24 @@ def not_ready(environment: Environment) -> str:
 
 def report_of(environment: Environment) -> dict[str, Any]:
     """The whole report: settings, figures, verdict."""
-    options = environment.parsed_options
-    driver = present.driver
-    outcomes = driver.outcomes if driver else []
-    duration_s = driver.duration_s if driver else 0.0
-    return {
-        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-        "host": environment.host,
-        "ready": present.ready,
-        "settings": {
-            "rate_per_s": options.rate,
-            "run_time_s": options.run_time,
-            "slo_p99_ms": options.slo_p99_ms,
-            "max_miss_rate": options.max_miss_rate,
-            "deadline_ms": options.deadline_ms,
-            "timeout_s": options.timeout_s,
-            "seed": options.seed,
-            "cases": options.cases,
-            "require_proof": options.require_proof,
-        },
-        "duration_s": round(duration_s, 3),
-        "achieved_rate_per_s": len(outcomes) / duration_s if duration_s else 0.0,
-        **summarise(outcomes, slo_of(options), require_proof=options.require_proof),
-    }
+    fleet, driver = present.fleet, present.driver
+    source = fleet or driver
+    return make_report(
+        plan_of(environment),
+        source.outcomes if source else [],
+        source.duration_s if source else 0.0,
+        ready=present.ready,
+        workers=fleet.workers if fleet else 0,
+        problems=fleet.problems if fleet else (),
+    )
 
 
 def write_report(environment: Environment, report: dict[str, Any]) -> None:
-    """Write the JSON report where `--slo-report` asks for it."""
-    if environment.parsed_options.slo_report:
-        write_json(Path(environment.parsed_options.slo_report), report)
+    """Write the report where `--slo-report` and `--slo-html` ask for it."""
+    options = environment.parsed_options
+    if options.slo_report:
+        write_json(Path(options.slo_report), report)
+    if options.slo_html:
+        from loadtest._page import render_page  # draws: slow to import, and often not needed
+
+        write_atomic(Path(options.slo_html), render_page(report))

@@ -67,10 +67,12 @@ def main() -> None:
         settings = Settings()  # type: ignore[call-arg]  # from the environment
     except ValidationError as error:
         problems = "\n".join(
-            f"  CURT_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()
+            f"  {'_'.join(['CURT', *map(str, e['loc'])]).upper()}: {e['msg']}"
+            for e in error.errors()
         )
         _refuse(f"settings refused\n{problems}")
     configure_logging(json=settings.log_json)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each call to a remote engine
     for message in unknown_variables(os.environ):
         logger.warning(message)
     try:

@@ -53,6 +53,10 @@ class _Body(BaseModel):
 class LoadRequest(_Body):
     """A model to load beside what serves."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "candidate", "folder": "demo/ort-int4"}]}
+    )
+
     name: Name
     """What to call it: in metrics, logs and replies."""
 
@@ -65,6 +69,10 @@ class LoadRequest(_Body):
 
 class PromoteRequest(_Body):
     """Traffic for a variant that is loaded."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "candidate", "role": "canary", "share": 0.1}]}
+    )
 
     name: Name
     """The variant."""
@@ -82,6 +90,8 @@ class PromoteRequest(_Body):
 
 class UnloadRequest(_Body):
     """A variant to end."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "candidate"}]})
 
     name: Name
     """The variant."""

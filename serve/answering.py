@@ -15,7 +15,7 @@ from curt.engines.fallback import Fallback
 from curt.schema import Verdict
 from serve.cache import ResultCache, cache_key
 from serve.checks import warning
-from serve.confidence import LOW_CONFIDENCE, WITHHELD, ConfidenceReader
+from serve.confidence import LOW_CONFIDENCE, UNFAMILIAR, WITHHELD, ConfidenceReader, Reading
 from serve.faults import ClientGoneError
 from serve.metrics import Metrics
 from serve.reply import Identity, Served, build_reply
@@ -24,6 +24,7 @@ from serve.settings import Settings
 from serve.ticket import Job, ServedStream
 
 DEFAULT_VARIANT = "default"
+READ_AFTER_S = 0.002  # by then a worker has the request, if one was free
 Choose = Callable[[str, str | None, str], "Way"]
 """From fact, user and request id to the way of a request."""
 Observer = Callable[[Request, PredictRequest, Served, PredictReply], None]
@@ -147,7 +148,8 @@ class Answering:
         """
         way = self.choose(request, job.fact, user)
         serving = asyncio.create_task(self._look_up(way, request, job))
-        leaving = asyncio.create_task(_wait_for_disconnect(request))
+        leaving = asyncio.create_task(wait_for_disconnect(request))
+        reading = self._read_later(request, job.fact)
         try:
             await asyncio.wait({serving, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
@@ -156,6 +158,8 @@ class Answering:
         finally:
             serving.cancel()
             leaving.cancel()
+            if reading:
+                reading.cancel()
 
     def reply_to(
         self, request: Request, body: PredictRequest, served: Served, deadline_ms: int
@@ -175,7 +179,7 @@ class Answering:
         )
         model = reply.model.model_copy(update={"variant": state.way.variant})
         reply = reply.model_copy(update={"model": model})
-        reply = self._with_confidence(reply, body, served)
+        reply = self._with_confidence(request, reply, body, served)
         self._record(request, served, reply)
         for observe in self.observers:
             observe(request, body, served, reply)
@@ -195,33 +199,45 @@ class Answering:
             budget_tokens=way.expected_thinking(job) or 0,
             deadline_s=job.deadline_s,
             make=lambda: way.submit(job),
+            most_tokens=job.max_thinking_tokens,
         )
         request.state.log["cache"] = answer.source
         return answer.value
 
+    def _read_later(self, request: Request, fact: str) -> asyncio.TimerHandle | None:
+        """Let the classifier read the fact while a worker has it, not when its answer is there."""
+        if self._fallback is None:
+            return None
+        reading = request.state.reading = Reading(self._fallback, fact)
+        return asyncio.get_running_loop().call_later(READ_AFTER_S, reading.look)
+
     def _with_confidence(
-        self, reply: PredictReply, body: PredictRequest, served: Served
+        self, request: Request, reply: PredictReply, body: PredictRequest, served: Served
     ) -> PredictReply:
         verdict = _verdict_of(served)
         if self._fallback is None or verdict is None:
             return reply
-        confidence = self.reader_for(self._fallback, reply.model.manifest).assess(
+        reader = self.reader_for(self._fallback, reply.model.manifest)
+        reading = getattr(request.state, "reading", None) or Reading(self._fallback, body.fact)
+        if reading.unfamiliar:
+            changes: dict[str, object] = {"confidences": None}
+            changes["warnings"] = [*reply.warnings, warning(UNFAMILIAR)]
+            return reply.model_copy(update=changes | _hold_back(reply, body))
+        confidence = reader.assess(
             body.fact,
             verdict,
             served.generation.thinking_cut,
             thinking_tokens=served.generation.thinking_tokens,
             source=served.source,
             top_k=body.top_k,
+            reading=reading,
         )
         if confidence is None:
             return reply
-        changes: dict[str, object] = {"confidence": confidence}
+        changes = {"confidence": confidence}
         if confidence.abstain:
             changes["warnings"] = [*reply.warnings, warning(LOW_CONFIDENCE)]
-            if body.on_low_confidence == "interval":
-                changes["defendants"] = [
-                    defendant.model_copy(update=WITHHELD) for defendant in reply.defendants
-                ]
+            changes |= _hold_back(reply, body)
         return reply.model_copy(update=changes)
 
     def reader_for(self, fallback: Fallback, manifest: str) -> ConfidenceReader:
@@ -254,6 +270,13 @@ class Answering:
         )
 
 
+def _hold_back(reply: PredictReply, body: PredictRequest) -> dict[str, object]:
+    """What becomes of the defendants of a verdict that nobody can vouch for."""
+    if body.on_low_confidence != "interval":
+        return {}
+    return {"defendants": [each.model_copy(update=WITHHELD) for each in reply.defendants]}
+
+
 def _verdict_of(served: Served) -> Verdict | None:
     if served.fallback is not None:
         return served.fallback.verdict
@@ -261,6 +284,7 @@ def _verdict_of(served: Served) -> Verdict | None:
     return verdict if isinstance(verdict, Verdict) else None
 
 
-async def _wait_for_disconnect(request: Request) -> None:
+async def wait_for_disconnect(request: Request) -> None:
+    """Return when the client of a request hangs up."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

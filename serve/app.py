@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import os
 from collections.abc import AsyncIterator
@@ -21,8 +20,11 @@ from curt.artifact import Manifest
 from curt.engines.fallback import Fallback, load_fallback
 from serve import admin, drift, feedback, openai_api, stream
 from serve.answering import Answering, Choose, OnlyWay, Pool
-from serve.cache import CacheMetrics, ResultCache, ServedPolicy
+from serve.batch import Batches, PredictBody
+from serve.cache import CacheMetrics, ResultCache
+from serve.cache_policy import ServedPolicy
 from serve.checks import refuse_unusable
+from serve.engines import FORMATS, make_spawn
 from serve.faults import install_handlers
 from serve.headers import SafeHeaders, allow_origins
 from serve.limits import LocalBuckets, Rate, RateLimit, RedisBuckets, parse_proxies
@@ -33,13 +35,12 @@ from serve.pool import WorkerPool
 from serve.redis_link import RedisLink
 from serve.reply import Identity, Served
 from serve.router import Router
-from serve.schemas import ErrorReply, PredictReply, PredictRequest
+from serve.schemas import API_VERSION, BatchReply, BatchRequest, ErrorReply, PredictReply
 from serve.security import KeyGuard, open_keys
 from serve.settings import Settings
 from serve.ticket import Job
 from serve.tracing import TraceRequests, Tracing, open_tracing
 from serve.variants import Variants
-from serve.worker import open_ort_engine
 
 PAGE = Path(__file__).with_name("page.html")
 PAGE_POLICY = (
@@ -88,6 +89,7 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     if fallback:  # a folder that can't tell how sure it is fails now, not at the first request
         answering.reader_for(fallback, identity.model.manifest)
     tracing = open_tracing(settings.otlp_endpoint, os.environ, __version__)
+    batches = Batches(answering, settings, metrics.registry)
     memory = Memory.open(settings)
     answering.observers.append(memory.observe)
 
@@ -112,6 +114,7 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     app = FastAPIOffline(
         title="Curt",
         summary="刑事裁判预测：在时限内推理 · Criminal verdicts within a deadline",
+        description=f"API version {API_VERSION}",
         version=__version__,
         lifespan=lifespan,
         redoc_url=None,
@@ -123,8 +126,10 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     by_budget = read_budgets(settings.evaluation) if settings.evaluation else []
 
     @app.post(PREDICT_PATH, responses=ERRORS)
-    async def predict(body: PredictRequest, request: Request) -> PredictReply:
-        """Charges, articles, term, fine and ruling for the facts of one case."""
+    async def predict(body: PredictBody, request: Request) -> PredictReply | BatchReply:
+        """Charges, articles, term, fine and ruling for the facts of one case, or of several."""
+        if isinstance(body, BatchRequest):
+            return await batches.serve(request, body)
         refuse_unusable(body.fact, settings.max_fact_chars)
         deadline_ms = body.deadline_ms
         if deadline_ms is None:
@@ -147,7 +152,7 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     if variants:
         app.include_router(admin.make_router(variants))
     app.include_router(drift.make_router(memory.drift, metrics.registry))
-    if memory.answers and memory.log:
+    if memory.answers is not None and memory.log is not None:  # a store that is empty is falsy
         on_feedback = memory.drift.observe_feedback
         app.include_router(
             feedback.make_router(memory.answers, memory.log, metrics.registry, on_feedback)
@@ -175,6 +180,7 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         """What is running: code, model, prompt, statutes and the tools that made the model."""
         return {
             "curt": __version__,
+            "api": API_VERSION,
             "model": identity.model.model_dump(),
             "stage": manifest.stage,
             "prompt_version": manifest.prompt_version,
@@ -217,9 +223,10 @@ def _make_variants(settings: Settings, metrics: Metrics, fallback: Fallback | No
             workers=settings.workers,
             queue_size=settings.queue_size,
             margin_ms=settings.margin_ms,
-            spares=settings.spares,
+            # A remote engine has none: whoever is asked again asks the same server.
+            spares=0 if settings.engine_url else settings.spares,
             fallback=fallback,
-            open_engine=functools.partial(open_ort_engine, guided=settings.guided),
+            spawn=make_spawn(settings, folder),
         )
 
     return Variants(
@@ -227,6 +234,7 @@ def _make_variants(settings: Settings, metrics: Metrics, fallback: Fallback | No
         make_pool,
         metrics,
         models=settings.models,
+        formats=FORMATS[settings.engine],
         state=settings.variants_file,
         keep_previous=settings.keep_previous,
     )

@@ -6,7 +6,9 @@ stands the thinking budget the answer was made with. A request whose deadline bu
 takes an answer made with `b` or more, never one made with less: a generous answer may serve a
 tight deadline, not the other way round. Only answers whose thinking ended by itself are kept,
 and those don't depend on where the limit stood within a level, so the levels a prompt can
-state are all the classes there are.
+state are all the classes there are. A client that caps the reasoning gets none that used more
+than its cap, however it was made. What one request shares with another while it is made is held
+to the same rules once it is known what it got.
 
 In process: least recently used goes first, with a lifetime and a limit in bytes. Beyond it,
 where configured, Redis: values are sealed (AES-256-GCM) with a key derived from the fact, for a
@@ -23,17 +25,15 @@ import os
 import struct
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from pydantic import TypeAdapter
 
-from curt.dialogue import BUDGET_LEVELS, normalise_fact, parse_completion, state_budget
-from curt.engines.protocol import Generation
+from curt.dialogue import BUDGET_LEVELS, normalise_fact, state_budget
+from serve.cache_policy import Policy
 from serve.lru import Lru
 from serve.redis_link import RedisLink, RedisMissError
-from serve.reply import Served, why_degraded
 
 MAX_VALUE_BYTES = 65_536
 NONCE_BYTES = 12
@@ -77,69 +77,6 @@ def cache_key(
     return CacheKey(digest[:32].hex(), digest[32:])
 
 
-class Policy(Protocol[T]):
-    """What the cache must know about the values it keeps."""
-
-    def encode(self, value: T) -> bytes:
-        """A value that has a level as JSON."""
-        ...
-
-    def decode(self, data: bytes) -> T:
-        """The value a later request reads. Raises ValueError on JSON of anything else."""
-        ...
-
-    def level(self, value: T) -> int | None:
-        """The stated budget a value was made with; None for one that must not be kept."""
-        ...
-
-    def shareable(self, value: T) -> bool:
-        """Whether a concurrent request for the same may have this value too."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    """What is kept of a served request: all but how long it took and what came of failing."""
-
-    generation: Generation
-    thinking_allowed: int
-    stated_budget: int
-    fact_clipped: bool
-
-
-_VERDICT = TypeAdapter(_Verdict)
-
-
-class ServedPolicy:
-    """Keeps whole verdicts: nothing degraded, nothing whose thinking was cut."""
-
-    def encode(self, value: Served) -> bytes:
-        """The verdict as JSON, with no time spent on it: a later request costs none."""
-        generation = replace(value.generation, prefill_ms=0.0, decode_ms=0.0)
-        kept = _Verdict(generation, value.thinking_allowed, value.stated_budget, value.fact_clipped)
-        return _VERDICT.dump_json(kept)
-
-    def decode(self, data: bytes) -> Served:
-        """The verdict of that JSON. Raises ValueError on anything else."""
-        kept = _VERDICT.validate_json(data, strict=True)
-        return Served(
-            kept.generation, kept.thinking_allowed, kept.stated_budget, kept.fact_clipped, 0.0
-        )
-
-    def level(self, value: Served) -> int | None:
-        """The stated budget of a verdict the model came to by itself, otherwise None."""
-        generation = value.generation
-        if value.unserved or value.fallback or generation.thinking_cut:
-            return None
-        if why_degraded(generation, parse_completion(generation.text)):
-            return None
-        return value.stated_budget
-
-    def shareable(self, value: Served) -> bool:
-        """All but what a deadline stopped: another request may have longer."""
-        return not value.unserved and value.generation.finish != "deadline"
-
-
 class CacheMetrics:
     """Counters of the result cache."""
 
@@ -162,6 +99,14 @@ class Answer(Generic[T]):
 
     value: T
     source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Thinking tokens that would be granted now, and the most the client wants (None: any)."""
+
+    budget_tokens: int
+    most_tokens: int | None
 
 
 @dataclass(slots=True, eq=False)
@@ -197,6 +142,7 @@ class ResultCache(Generic[T]):
         top = state_budget(max_thinking_tokens)
         # Most thinking first: of several answers that will do, the best.
         self._levels = tuple(level for level in reversed(BUDGET_LEVELS) if level <= top)
+        self._max_thinking_tokens = max_thinking_tokens
         self._flights: dict[str, _Flight[T]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -207,6 +153,7 @@ class ResultCache(Generic[T]):
         budget_tokens: int,
         deadline_s: float,
         make: Callable[[], Awaitable[T]],
+        most_tokens: int | None = None,
     ) -> Answer[T]:
         """A kept value, one being made right now, or a new one.
 
@@ -218,14 +165,19 @@ class ResultCache(Generic[T]):
                 an earlier or equal one is waited for; nobody waits for a later one.
             make: makes the value; what it raises reaches the request that started it and no
                 other. Of those that waited, one starts anew and the rest wait for that one.
+            most_tokens: thinking the client wants at most, whatever was thought for others.
         """
-        level = min(state_budget(max(0, budget_tokens)), self._levels[0])
+        budget_tokens = min(max(0, budget_tokens), self._max_thinking_tokens)
+        wanted = _Wanted(budget_tokens, most_tokens)
+        level = state_budget(budget_tokens)
         place = f"{key.name}:{level}"
-        found = self._find_kept(key, level)
+        found = self._find_kept(key, level, wanted)
         if found is None and self._redis and not self._joinable(place, deadline_s):
-            found = await self._find_in_redis(self._redis, key, level)
+            found = await self._find_in_redis(self._redis, key, level, wanted)
         answer = (
-            await self._fly(key, place, deadline_s, make) if found is None else Answer(found, "hit")
+            await self._fly(key, place, deadline_s, make, wanted)
+            if found is None
+            else Answer(found, "hit")
         )
         self._metrics.requests.labels(answer.source).inc()
         return answer
@@ -236,7 +188,12 @@ class ResultCache(Generic[T]):
             await asyncio.wait(set(self._tasks))
 
     async def _fly(
-        self, key: CacheKey, place: str, deadline_s: float, make: Callable[[], Awaitable[T]]
+        self,
+        key: CacheKey,
+        place: str,
+        deadline_s: float,
+        make: Callable[[], Awaitable[T]],
+        wanted: _Wanted,
     ) -> Answer[T]:
         while True:
             flight = self._joinable(place, deadline_s)
@@ -260,6 +217,7 @@ class ResultCache(Generic[T]):
                 not flight.task.cancelled()
                 and flight.task.exception() is None
                 and self._policy.shareable(flight.task.result())
+                and self._suits(flight.task.result(), wanted)
             ):
                 return Answer(flight.task.result(), "shared")
 
@@ -285,14 +243,19 @@ class ResultCache(Generic[T]):
                     self._spawn(self._send_to_redis(self._redis, key, place, data))
         return value
 
-    def _find_kept(self, key: CacheKey, level: int) -> T | None:
+    def _suits(self, value: T, wanted: _Wanted) -> bool:
+        return self._policy.suits(value, wanted.budget_tokens, wanted.most_tokens)
+
+    def _find_kept(self, key: CacheKey, level: int, wanted: _Wanted) -> T | None:
         for place in self._places(key, level):
             data = self._kept.get(place)
-            if data is not None:
-                return self._policy.decode(data)
+            if data is not None and self._suits(value := self._policy.decode(data), wanted):
+                return value
         return None
 
-    async def _find_in_redis(self, redis: RedisLink, key: CacheKey, level: int) -> T | None:
+    async def _find_in_redis(
+        self, redis: RedisLink, key: CacheKey, level: int, wanted: _Wanted
+    ) -> T | None:
         places = self._places(key, level)
         try:
             answers = await redis.call(lambda client: client.mget([PREFIX + p for p in places]))
@@ -313,7 +276,8 @@ class ResultCache(Generic[T]):
             else:
                 if ttl_s > 0:
                     self._keep(place, data, min(ttl_s, self._ttl_s))
-                    return value
+                    if self._suits(value, wanted):
+                        return value
         return None
 
     async def _send_to_redis(

@@ -7,7 +7,7 @@ import re
 from curt.dialogue import normalise_fact
 from curt.schema import Verdict
 from curt.statutes import is_charge, term_in_range
-from serve.confidence import LOW_CONFIDENCE_MESSAGE
+from serve.confidence import LOW_CONFIDENCE_MESSAGE, UNFAMILIAR_MESSAGE
 from serve.faults import UnusableFactError
 from serve.schemas import Caution
 
@@ -26,6 +26,7 @@ MESSAGES = {
     "life_or_death": "结果涉及无期徒刑或死刑，务必由人复核。",
     "unknown_charge": "罪名不在已知罪名表中。",
     "low_confidence": LOW_CONFIDENCE_MESSAGE,
+    "unfamiliar_text": UNFAMILIAR_MESSAGE,
     "fallback": "模型未能在时限内给出完整结果，以下为分类器的估计。",
 }
 

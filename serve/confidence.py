@@ -1,14 +1,19 @@
 """How sure the server is of a verdict: what a reply says about it, from the fallback classifier.
 
-`ConfidenceReader.assess` costs one pass of the classifier, a fraction of a millisecond, and so runs
+`Reading` costs one pass of the classifier, a fraction of a millisecond, and so runs
 in the front. It reads probabilities that `python -m compress.fallback` fitted for charges and
 terms, and those that `python -m compress.fallback_agreement` fitted for one language model's
 verdicts; the latter are used for that very model folder alone.
+
+All of them hold for cases like those they were fitted on. Of a fact that reads otherwise
+(`Reading.unfamiliar`) nothing is claimed: a number that is known not to hold is worse
+than none, for programs act on numbers and not on the warning beside them.
 """
 
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -32,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 LOW_CONFIDENCE = "low_confidence"  # code of the warning where `Confidence.abstain` is set
 LOW_CONFIDENCE_MESSAGE = "结果正确的把握较低，请以刑期区间为参考，并由人复核。"
+UNFAMILIAR = "unfamiliar_text"  # code of the warning where probabilities don't hold
+UNFAMILIAR_MESSAGE = "事实的文字与统计所依据的案件差别较大，概率与刑期区间不适用，故不给出。"
 DEFAULT_TOP_K, MAX_TOP_K = 3, 20
 DEFAULT_ABSTAIN_BELOW = 0.5
 # Parts of a defendant that go where a client asked for no point where confidence is low.
@@ -101,6 +108,33 @@ class Confidence(_Part):
     """Whether the verdict is less probably right than the server's threshold."""
 
 
+class Reading:
+    """What the classifier makes of a fact, whatever the verdict: each part worked out once."""
+
+    def __init__(self, fallback: Fallback, fact: str) -> None:
+        self._fallback, self._fact = fallback, fact
+
+    @cached_property
+    def scores(self) -> Floats | None:
+        """Its scores; None where the fact holds no letter or digit."""
+        try:
+            return self._fallback.score(self._fact)
+        except ValueError:
+            return None
+
+    @cached_property
+    def unfamiliar(self) -> bool:
+        """Whether the fact is unlike those fitted on, so that nothing can be said of a verdict.
+
+        False with a classifier folder made before there was a way to tell.
+        """
+        return self._fallback.is_unfamiliar(self._fact)
+
+    def look(self) -> None:
+        """Work it all out now."""
+        _ = self.scores, self.unfamiliar
+
+
 class ConfidenceReader:
     """Assesses verdicts with one classifier for one served model."""
 
@@ -142,16 +176,16 @@ class ConfidenceReader:
         source: Source = "model",
         top_k: int = DEFAULT_TOP_K,
         coverage: float | None = None,
+        reading: Reading | None = None,
     ) -> Confidence | None:
         """How sure a verdict on a raw fact is; None where the fact holds no letter or digit.
 
         `thinking_tokens` is how far cut thinking came; 0, the cautious guess, where it isn't known.
-        `source` says whose verdict it is. Raises ValueError on a `top_k` below 1 and a coverage
-        that was not fitted.
+        `source` says whose verdict it is, `reading` what was read of the fact before. Raises
+        ValueError on a `top_k` below 1 and a coverage that was not fitted.
         """
-        try:
-            scores = self._fallback.score(fact)
-        except ValueError:
+        scores = (reading or Reading(self._fallback, fact)).scores
+        if scores is None:
             return None
         asked = self._coverage if coverage is None else coverage
         thought = thought_evidence(thinking_cut, thinking_tokens)

@@ -9,9 +9,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from serve.schemas import PredictRequest
+from serve.schemas import BatchCase, BatchRequest, PredictRequest
 
 
 class RequestError(Exception):
@@ -50,6 +51,13 @@ class ClientGoneError(RequestError):
 class EngineFailedError(RequestError):
     """The engine raised on a request; details are in the log, not in the reply."""
 
+
+SINGLE, BATCH = "single", "batch"  # tags of the two forms of a body of /predict
+FORMS: Mapping[tuple[Any, ...], type[BaseModel]] = {
+    (SINGLE,): PredictRequest,
+    (BATCH,): BatchRequest,
+}
+FIRST_FIELDS = ("fact", "cases")
 
 _HTTP_REASONS = {
     400: "invalid_json",
@@ -103,8 +111,13 @@ def describe_problems(problems: Sequence[Mapping[str, Any]]) -> str:
     for problem in problems[:5]:
         # The location of an unknown key is the key itself: the client's text, so left out.
         unknown = problem["type"] == "extra_forbidden"
-        place = ".".join(str(part) for part in problem["loc"][1 : -1 if unknown else None])
-        known = ", ".join(PredictRequest.model_fields)
+        parts = problem["loc"][1 : -1 if unknown else None]
+        form: type[BaseModel] = PredictRequest
+        if parts[:1] in FORMS:  # which of two forms was read, which no client wrote
+            form, parts = FORMS[parts[:1]], parts[1:]
+            form = BatchCase if form is BatchRequest and parts else form
+        place = ".".join(map(str, parts))
+        known = ", ".join(sorted(form.model_fields, key=lambda name: name not in FIRST_FIELDS))
         message = f"an unknown field: use only {known}" if unknown else str(problem["msg"])
         lines.append(f"{place}: {message}" if place else message)
     return "; ".join(lines)

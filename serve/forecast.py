@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -26,6 +27,12 @@ class Forecast:
     def note_arrival(self, now_s: float) -> None:
         """Count a request that came, taken or not."""
         self._arrivals.append(now_s)
+
+    def refresh(self) -> None:
+        """Make the estimates that are wanted next."""
+        now_s = time.monotonic()
+        self.estimator.estimates(now_s)
+        self.estimator.average(now_s)
 
     def prompt_tokens(self, fact_chars: int, now_s: float) -> int:
         """An upper estimate of a prompt's length; the front has no tokenizer."""

@@ -1,10 +1,10 @@
 """How much one client may ask: a rate with bursts, and how many requests at once.
 
 A client is an API key, or without keys a network address. Its bucket holds `burst` tokens and
-gains `per_s` a second; a request takes one. All there is to know of a bucket is the instant at
-which it will be full again, so one number is kept a client, in process or, so that several
-servers share one limit, in Redis. Where Redis does not answer in time, this process's own
-buckets decide.
+gains `per_s` a second; a case takes one, and a request of several cases as many. All there is to
+know of a bucket is the instant at which it will be full again, so one number is kept a client, in
+process or, so that several servers share one limit, in Redis. Where Redis does not answer in
+time, this process's own buckets decide.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class RateLimit:
 
     Stands inside `KeyGuard`, whose `state.api_key` tells clients apart. `free_paths` and the
     documentation's files cost nothing. A route that does the work of several requests charges
-    the rest with `charge`.
+    the rest with `charge`; until it is answered they count as under way, too.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class RateLimit:
         free_paths: Collection[str] = OPEN_PATHS,
         registry: CollectorRegistry | None = None,
     ) -> None:
-        """`max_concurrent`: requests of one client under way at once in this process."""
+        """`max_concurrent`: cases of one client under way at once in this process."""
         if max_concurrent < 1:
             raise ValueError(f"{max_concurrent} concurrent requests: use 1 or more")
         self.app = app
@@ -186,24 +186,39 @@ class RateLimit:
             await self.app(scope, receive, send)
             return
         client = client_of(scope, self._trusted)
-        count = self._under_way.get(client, 0)
-        if count >= self._max_concurrent:
+        if self._under_way.get(client, 0) >= self._max_concurrent:
             fault = self._limit("too_many_concurrent", "too many requests are under way", 1.0)
             await _answer(scope, receive, send, fault)
             return
-        self._under_way[client] = count + 1
+        held = 0  # by this request, of what its client may have under way
+
+        async def charge_more(cost: int) -> None:
+            nonlocal held
+            if self._under_way[client] + cost > self._max_concurrent:
+                raise self._limit("too_many_concurrent", "too many cases are under way", 1.0)
+            self._hold(client, cost)
+            held += cost
+            await self._charge(client, cost)
+
+        self._hold(client, 1)
+        held = 1
         try:
             wait_s = await self._buckets.take(client, self._rate)
             if wait_s > 0:
                 fault = self._limit("rate_limited", "too many requests", wait_s)
                 await _answer(scope, receive, send, fault)
                 return
-            scope.setdefault("state", {})["charge"] = lambda cost: self._charge(client, cost)
+            scope.setdefault("state", {})["charge"] = charge_more
             await self.app(scope, receive, send)
         finally:
-            self._under_way[client] -= 1
-            if not self._under_way[client]:
-                del self._under_way[client]
+            self._hold(client, -held)
+
+    def _hold(self, client: str, cases: int) -> None:
+        held = self._under_way.get(client, 0) + cases
+        if held:
+            self._under_way[client] = held
+        else:
+            del self._under_way[client]
 
     async def _charge(self, client: str, cost: int) -> None:
         wait_s = await self._buckets.take(client, self._rate, cost)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from curt.engines.budget import Observation
-from serve.process import WorkerError, WorkerProcess
+from serve.process import Spawn, Worker, WorkerError
 
 logger = logging.getLogger(__name__)
 
@@ -25,21 +25,21 @@ TAKE_S = 0.05  # to put a spare in its place
 class Grown:
     """A worker that is ready, with the timings of its warm-up."""
 
-    worker: WorkerProcess
+    worker: Worker
     calibration: Sequence[Observation]
 
 
 class Nursery:
     """Starts as many workers as are asked for, and some to spare."""
 
-    def __init__(self, spawn: Callable[[], WorkerProcess], on_death: Callable[[], None]) -> None:
+    def __init__(self, spawn: Spawn, on_death: Callable[[], None]) -> None:
         """`on_death` is called for each worker that could not load or died while in reserve."""
         self._spawn = spawn
         self._on_death = on_death
         self._spares = 0
         self._wanted = 0
         self._ready: list[Grown] = []
-        self._growing: dict[asyncio.Task[None], WorkerProcess] = {}
+        self._growing: dict[asyncio.Task[None], Worker] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._arrival = asyncio.Event()
         self._failures = 0
@@ -102,7 +102,7 @@ class Nursery:
             return 0.0
         return min(FIRST_DELAY_S * 2.0 ** min(self._failures - 1, 10), MAX_DELAY_S)
 
-    async def _grow(self, worker: WorkerProcess, delay_s: float) -> None:
+    async def _grow(self, worker: Worker, delay_s: float) -> None:
         grown = False
         try:
             await asyncio.sleep(delay_s)

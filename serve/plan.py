@@ -7,12 +7,13 @@ so that a folder that was changed meanwhile is not taken for the model that was 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from curt.artifact import MANIFEST, ArtifactError, Manifest, load_manifest
+from curt.artifact import MANIFEST, ArtifactError, Format, Manifest, load_manifest
 from curt.files import sha256, write_json
 from serve.faults import RequestError
 from serve.split import Name, Split
@@ -20,6 +21,7 @@ from serve.split import Name, Split
 logger = logging.getLogger(__name__)
 
 CONFIGURED = "default"  # the variant the server was started with
+OWN_FORMATS: tuple[Format, ...] = ("ort-genai",)  # what our own workers load
 
 
 class BadFolderError(RequestError):
@@ -132,15 +134,22 @@ def relative_name(models: Path, folder: Path) -> str:
     return folder.relative_to(models.resolve()).as_posix()
 
 
-def verify(folder: Path, expected_sha256: str | None) -> tuple[Manifest, str]:
+def verify(
+    folder: Path, expected_sha256: str | None, formats: Collection[Format] = OWN_FORMATS
+) -> tuple[Manifest, str]:
     """The manifest of a folder all of whose files are what it says, and the manifest's hash.
 
-    Raises ArtifactError where a file is missing, altered or not listed, or the hash another.
+    Raises ArtifactError where a file is missing, altered or not listed, the hash another, or the
+    format none of `formats`.
     """
     digest = sha256(folder / MANIFEST) if (folder / MANIFEST).is_file() else ""
     if expected_sha256 and digest != expected_sha256:
         raise ArtifactError(f"{folder.name} has another manifest than the one asked for")
-    manifest = load_manifest(folder, expect="ort-genai")
+    manifest = load_manifest(folder)
+    if manifest.format not in formats:
+        raise ArtifactError(
+            f"{folder.name} holds {manifest.format}, but {' or '.join(formats)} is needed here"
+        )
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST and name not in manifest.files:

@@ -25,7 +25,7 @@ from serve.forecast import Forecast
 from serve.last_rung import LEAST_S, Classifier, LastRung
 from serve.metrics import Metrics
 from serve.nursery import Grown, Nursery
-from serve.process import WorkerError, WorkerProcess
+from serve.process import Spawn, Worker, WorkerError, WorkerProcess
 from serve.reply import Served
 from serve.schedule import admits, seconds_until_free
 from serve.ticket import Job, Piece, ServedStream, Slot, Ticket
@@ -38,13 +38,14 @@ HANG_TIMEOUT_S = 10.0  # and a worker that overran it by this much is killed
 MAX_ATTEMPTS = 2  # a request whose worker died is tried once more
 PROBE_INTERVAL_S = 1.0
 PROBE_TIMEOUT_S = 60.0
+PAUSE_S = 0.005  # after an answer, for what need not delay it
 REPLY_MS = 5.0  # of the margin, kept for writing the reply once the engine has stopped
 
 
 class WorkerPool:
     """N workers over one model folder, and `spares` more that wait for one of them to die.
 
-    `fallback` gives a verdict where the model has no time for one, or gave none.
+    `fallback` answers where the model does not. `spawn` makes workers other than processes.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class WorkerPool:
         spares: int = 0,
         fallback: Classifier | None = None,
         open_engine: OpenEngine = open_ort_engine,
+        spawn: Spawn | None = None,
     ) -> None:
         self._metrics = metrics
         self._queue_size = queue_size
@@ -68,9 +70,8 @@ class WorkerPool:
         self._forecast = Forecast(manifest, margin_ms)
         self._estimator = self._forecast.estimator
         self._slots = [Slot() for _ in range(workers)]
-        self._nursery = Nursery(
-            lambda: WorkerProcess(folder, open_engine), self._metrics.worker_deaths.inc
-        )
+        spawn = spawn or (lambda: WorkerProcess(folder, open_engine))
+        self._nursery = Nursery(spawn, self._metrics.worker_deaths.inc)
         self._queue: list[Ticket] = []  # ordered by deadline
         self._running: set[Ticket] = set()
         self._order = itertools.count()
@@ -251,7 +252,7 @@ class WorkerPool:
             self._warm = True
             self._nursery.keep_spares(self._spares)  # only now: they would delay the start
 
-    async def _serve(self, slot: Slot, worker: WorkerProcess) -> None:
+    async def _serve(self, slot: Slot, worker: Worker) -> None:
         """Give one worker its work. Raises WorkerError when it ends."""
         while True:
             if worker.dead:
@@ -267,7 +268,7 @@ class WorkerPool:
                 self._wake.clear()
                 await self._wake.wait()
 
-    async def _run(self, slot: Slot, worker: WorkerProcess, ticket: Ticket) -> None:
+    async def _run(self, slot: Slot, worker: Worker, ticket: Ticket) -> None:
         job, now_s = ticket.job, time.monotonic()
         if ticket.future.done():  # its client left a moment ago
             return
@@ -318,6 +319,8 @@ class WorkerPool:
         self._estimator.observe(
             observe(ticket.job.fact, generation, thinking_limit=allowed), time.monotonic()
         )
+        # Made anew in a pause, rather than while the next request waits for it.
+        asyncio.get_running_loop().call_later(PAUSE_S, self._forecast.refresh)
         if not ticket.future.done():
             served = Served(generation, allowed, stated, answer["fact_clipped"], queue_s * 1e3)
             served = self._last_rung.complete(ticket.job, served)
@@ -325,7 +328,7 @@ class WorkerPool:
                 self._metrics.fallback.labels("no_full_verdict").inc()
             ticket.future.set_result(served)
 
-    async def _probe(self, slot: Slot, worker: WorkerProcess) -> None:
+    async def _probe(self, slot: Slot, worker: Worker) -> None:
         """Time an idle worker: estimates that refuse everyone would else never be corrected."""
         now_s = time.monotonic()
         slot.busy, slot.free_at_s = True, now_s + PROBE_INTERVAL_S

@@ -6,26 +6,73 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from curt.engines.budget import Observation
 from serve.worker import OpenEngine, run_worker
 
 START_TIMEOUT_S = 600.0  # a large model on a slow disk
 CLOSE_TIMEOUT_S = 5.0
+PIPE_BYTES = 65_536  # that a pipe holds without anybody reading
 
 
 class WorkerError(Exception):
-    """The worker process ended, failed to load or stopped answering; the message says which."""
+    """The worker ended, failed to load or stopped answering; the message says which."""
+
+
+class Worker(Protocol):
+    """What a pool drives: one request at a time, somewhere else. See `WorkerProcess`."""
+
+    dead: bool
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, if it is a process of ours that was started."""
+        ...
+
+    async def start(self) -> list[Observation]:
+        """Be ready, and return the timings of the warm-up. Raises WorkerError."""
+        ...
+
+    async def exchange(
+        self,
+        message: dict[str, Any],
+        timeout_s: float,
+        on_piece: Callable[[str], None] | None = None,
+    ) -> dict[str, Any]:
+        """The answer to a message. Raises WorkerError when there will be none."""
+        ...
+
+    def cancel(self) -> None:
+        """Stop what `exchange` waits for; returns at once."""
+        ...
+
+    def on_death(self, callback: Callable[[], None]) -> None:
+        """Call back when it ends; the last callback given counts."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once, whatever it does."""
+        ...
+
+    async def close(self) -> None:
+        """End it, and wait for that."""
+        ...
+
+
+Spawn = Callable[[], Worker]
 
 
 class WorkerProcess:
-    """One worker process. Its blocking pipe lives in a thread of its own, never in the loop."""
+    """One worker process behind a pipe.
+
+    Messages are small, and a worker reads while it waits for one, so the loop itself sends and
+    receives them: a thread in between would cost every request two wake-ups. What may take its
+    time (the start, the end, a message larger than the pipe) runs in a thread.
+    """
 
     def __init__(self, folder: Path, open_engine: OpenEngine) -> None:
         # Forked from a process that holds nothing but imports: a fork of the front would copy its
@@ -40,7 +87,6 @@ class WorkerProcess:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="curt-pipe")
         self._watched: tuple[asyncio.AbstractEventLoop, int] | None = None
         self._idle = False  # loaded and waiting for a message
-        self._sending = threading.Lock()  # the loop cancels while the thread sends
         self._sent = self._cancelled = False
         self.dead = False
 
@@ -52,7 +98,7 @@ class WorkerProcess:
     async def start(self) -> list[Observation]:
         """Spawn, wait for the warm-up, and return its timings. Raises WorkerError."""
         await self._in_thread(self._spawn)
-        ready = await self._in_thread(self._exchange, None, START_TIMEOUT_S, None)
+        ready = await self._in_thread(self._wait_ready)
         if "failed" in ready:
             raise WorkerError(f"could not load the model: {ready['failed']}")
         return [Observation(**o) for o in ready["calibration"]]
@@ -70,26 +116,44 @@ class WorkerProcess:
         data = json.dumps(message, ensure_ascii=False).encode()
         self._sent = self._cancelled = self._idle = False
         loop = asyncio.get_running_loop()
+        answered: asyncio.Future[dict[str, Any]] = loop.create_future()
 
-        def pass_on(piece: str) -> None:
-            if on_piece:
-                loop.call_soon_threadsafe(on_piece, piece)
+        def receive() -> None:
+            try:
+                answer = json.loads(self._connection.recv_bytes())
+            except (EOFError, OSError) as error:
+                loop.remove_reader(self._connection.fileno())  # it would be readable for ever
+                if not answered.done():
+                    answered.set_exception(error)
+                return
+            if "piece" in answer:
+                if on_piece:
+                    on_piece(answer["piece"])
+            elif not answered.done():
+                self._idle = True
+                answered.set_result(answer)
 
-        answer: dict[str, Any] = await self._in_thread(self._exchange, data, timeout_s, pass_on)
-        return answer
+        loop.add_reader(self._connection.fileno(), receive)
+        try:
+            await self._send(data)
+            return await asyncio.wait_for(answered, timeout_s)
+        except TimeoutError:
+            raise WorkerError(f"no answer within {timeout_s:.1f} s") from None
+        except (EOFError, OSError) as error:
+            raise WorkerError(f"exit code {await self._in_thread(self._exit_code)}") from error
+        finally:
+            loop.remove_reader(self._connection.fileno())
 
     def cancel(self) -> None:
         """Let the worker stop what `exchange` waits for, which then returns `{"cancelled": True}`.
 
         Unless the answer was on its way already. Returns at once.
         """
-        with self._sending:
-            if self._cancelled or self._idle:
-                return
-            self._cancelled = True
-            if self._sent:
-                with contextlib.suppress(OSError):  # it died; the waiting thread tells
-                    self._connection.send_bytes(b'{"cancel": true}')
+        if self._cancelled or self._idle:
+            return
+        self._cancelled = True
+        if self._sent:
+            self._tell_to_stop()
 
     def on_death(self, callback: Callable[[], None]) -> None:
         """Call back in the running loop when the process ends; the last callback given counts."""
@@ -121,37 +185,33 @@ class WorkerProcess:
         self._process.start()
         self._child_connection.close()  # or the worker's death would not read as end of file
 
-    def _exchange(
-        self, data: bytes | None, timeout_s: float, on_piece: Callable[[str], None] | None
-    ) -> dict[str, Any]:
-        end_s = time.monotonic() + timeout_s
+    def _wait_ready(self) -> dict[str, Any]:
         try:
-            if data is not None and not self._send(data):
-                return {"cancelled": True}
-            while True:
-                if not self._connection.poll(max(0.0, end_s - time.monotonic())):
-                    raise WorkerError(f"no answer within {timeout_s:.1f} s")
-                answer = json.loads(self._connection.recv_bytes())
-                assert isinstance(answer, dict)
-                if on_piece and "piece" in answer:
-                    on_piece(answer["piece"])
-                    continue
-                with self._sending:
-                    self._idle = True
-                return answer
+            if not self._connection.poll(START_TIMEOUT_S):
+                raise WorkerError(f"not ready within {START_TIMEOUT_S:.0f} s")
+            ready = json.loads(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
-            self._process.join(CLOSE_TIMEOUT_S)
-            raise WorkerError(f"exit code {self._process.exitcode}") from error
+            raise WorkerError(f"exit code {self._exit_code()}") from error
+        assert isinstance(ready, dict)
+        self._idle = True
+        return ready
 
-    def _send(self, data: bytes) -> bool:
-        """Send a request, unless it was cancelled before it got here."""
-        with self._sending:
-            if self._cancelled:
-                self._idle = True
-                return False
+    async def _send(self, data: bytes) -> None:
+        if len(data) > PIPE_BYTES:
+            await self._in_thread(self._connection.send_bytes, data)
+        else:
             self._connection.send_bytes(data)
-            self._sent = True
-            return True
+        self._sent = True
+        if self._cancelled:
+            self._tell_to_stop()
+
+    def _tell_to_stop(self) -> None:
+        with contextlib.suppress(OSError):  # it died; who waits for its answer learns of it
+            self._connection.send_bytes(b'{"cancel": true}')
+
+    def _exit_code(self) -> int | None:
+        self._process.join(CLOSE_TIMEOUT_S)
+        return self._process.exitcode
 
     def _close(self) -> None:
         self._connection.close()

@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curt.schema import TermKind
 from serve.confidence import Confidence
-from serve.settings import MAX_DEADLINE_MS, MIN_DEADLINE_MS
+from serve.settings import MAX_BATCH_CASES, MAX_DEADLINE_MS, MIN_DEADLINE_MS
 
 Task = Literal["charge", "article", "term", "ruling"]
 DegradedReason = Literal[
     "deadline", "unreadable_answer", "answer_too_long", "overloaded", "worker_failed"
 ]
 
+API_VERSION = "1.1"  # of routes and schemas: the first number changes when a client must
 ALL_TASKS: tuple[Task, ...] = ("charge", "article", "term", "ruling")
 NOTICE = "本结果由模型生成，仅供参考，不构成法律意见，不能代替法官裁判。"
 
+EXAMPLE: dict[str, Any] = {
+    "fact": "2020年3月5日，被告人张某在某市某超市窃取他人现金8000元，归案后如实供述，认罪认罚。",
+    "deadline_ms": 400,
+}
+BATCH_EXAMPLE: dict[str, Any] = {
+    "cases": [
+        {"id": "theft", "fact": EXAMPLE["fact"]},
+        {
+            "id": "drunk-driving",
+            "fact": "2021年6月1日，被告人李某酒后驾驶轿车，经鉴定其血液中乙醇含量为156mg/100ml。",
+        },
+    ],
+    "deadline_ms": 2000,
+}
 
-class PredictRequest(BaseModel):
-    """Facts of one case and the time an answer may take."""
+
+class Asked(BaseModel):
+    """What is asked of every case: the time an answer may take, and what to tell."""
 
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        use_attribute_docstrings=True,
-        json_schema_extra={
-            "examples": [
-                {
-                    "fact": "2020年3月5日，被告人张某在某市某超市窃取他人现金8000元，"
-                    "归案后如实供述，认罪认罚。",
-                    "deadline_ms": 400,
-                }
-            ]
-        },
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
     )
-
-    fact: str
-    """The facts found, in Chinese."""
 
     deadline_ms: int | None = Field(None, ge=MIN_DEADLINE_MS, le=MAX_DEADLINE_MS)
     """Milliseconds within which to answer; the server's default (400) when left out."""
@@ -58,7 +59,52 @@ class PredictRequest(BaseModel):
 
     on_low_confidence: Literal["answer", "interval"] = "answer"
     """What to give where the verdict is probably wrong: the same with a warning, or no term, fine
-    and ruling, and the interval in `confidence` for the term."""
+    and ruling, and the interval in `confidence` for the term. Likewise where the fact is unlike
+    those that probabilities were fitted on (`unfamiliar_text`), with no interval."""
+
+
+class PredictRequest(Asked):
+    """Facts of one case and the time an answer may take."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+
+    fact: str
+    """The facts found, in Chinese."""
+
+
+class BatchCase(BaseModel):
+    """One of several cases."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+    id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """The client's own name of the case, no two the same; in a form that names nobody."""
+
+    fact: str
+    """The facts found, in Chinese."""
+
+
+class BatchRequest(Asked):
+    """Facts of several cases, and the time within which all of them are to be answered."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [BATCH_EXAMPLE]})
+
+    cases: list[BatchCase] = Field(min_length=1, max_length=MAX_BATCH_CASES)
+    """The cases; a server may take fewer at once than this schema allows, 32 by default."""
+
+    @model_validator(mode="after")
+    def _ids_are_unique(self) -> BatchRequest:
+        given = [case.id for case in self.cases if case.id is not None]
+        if len(set(given)) < len(given):
+            raise ValueError("two cases have the same id: give each its own, or none")
+        return self
+
+    def one(self, case: BatchCase) -> PredictRequest:
+        """The same asked of a single case."""
+        options = {name: getattr(self, name) for name in Asked.model_fields}
+        return PredictRequest(fact=case.fact, **options)
 
 
 class Model(BaseModel):
@@ -143,7 +189,8 @@ class PredictReply(BaseModel):
     """The answer.
 
     When `degraded`, `source` tells whether a classifier's verdict stands in, with `confidences`
-    (calibrated probabilities for charge, article and term); else `defendants` is empty.
+    (calibrated probabilities for charge, article and term); else `defendants` is empty. With the
+    warning `unfamiliar_text` no probability and no interval is given, for none would hold.
     """
 
     request_id: str
@@ -169,6 +216,36 @@ class ErrorDetail(BaseModel):
 
     code: str
     message: str
+
+
+class CaseError(ErrorDetail):
+    """Why one case of several has no answer."""
+
+    retry_after_s: int | None = None
+    """Seconds after which it may be asked again, where that helps."""
+
+
+class CaseResult(BaseModel):
+    """What became of one case of several: `reply` or `error`, the other is null."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    id: str | None
+    index: int
+    """Place in the request, from 0."""
+    request_id: str
+    """The case's own, for feedback."""
+    status: int
+    """The HTTP status that the case alone would have got."""
+    reply: PredictReply | None
+    error: CaseError | None
+
+
+class BatchReply(BaseModel):
+    """The results in the order of the cases."""
+
+    request_id: str
+    results: list[CaseResult]
 
 
 class ErrorReply(BaseModel):

@@ -8,15 +8,18 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from curt.artifact import ArtifactError, Manifest, load_manifest
+from curt.engines.openai_http_dialects import DIALECTS
+from serve.engines import FORMATS, EngineName
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "CURT_"
 MIN_DEADLINE_MS, MAX_DEADLINE_MS = 20, 60_000
+MAX_BATCH_CASES = 1_000
 
 
 def _cpu_count() -> int:
@@ -31,10 +34,25 @@ class Settings(BaseSettings):
     )
 
     model: Path
-    """Model folder to serve, of format ort-genai, with its manifest."""
+    """Model folder to serve, with its manifest: of format ort-genai for `onnxruntime`, hf for
+    `transformers` and `vllm`, either of hf and trtllm-hf for `tensorrt-llm`."""
+
+    engine: EngineName = "onnxruntime"
+    """What runs the model: workers of ours (onnxruntime; transformers for development), or
+    a remote server that has loaded the same folder (vllm, tensorrt-llm)."""
+
+    engine_url: str | None = Field(None, pattern=r"^https?://[^/]+/?$")
+    """Root address of that server, http://host:port."""
+
+    engine_model: str | None = None
+    """What that server calls the model; needed where it serves several."""
+
+    engine_api_key: SecretStr | None = None
+    """Key that server asks for."""
 
     workers: int = Field(default_factory=_cpu_count, ge=1, le=256)
-    """Worker processes, one thread each; by default one per usable core."""
+    """Worker processes, one thread each; by default one per usable core. With a remote engine the
+    requests in flight there."""
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 inside a container."""
@@ -53,6 +71,10 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(131_072, ge=1_024)
     """Larger bodies are refused with 413. Holds max_fact_chars even when written as \\uXXXX."""
+
+    max_batch_cases: int = Field(32, ge=1, le=MAX_BATCH_CASES)
+    """Cases in one request; more are refused with 422. Where the rate is limited, no more than
+    rate_burst and max_concurrent."""
 
     max_fact_chars: int = Field(20_000, ge=1)
     """Longer facts are refused with 422."""
@@ -155,9 +177,28 @@ class Settings(BaseSettings):
     def manifest(self) -> Manifest:
         """The verified manifest of the model folder. Raises ArtifactError when it is not valid."""
         try:
-            return load_manifest(self.model, expect="ort-genai")
+            manifest = load_manifest(self.model)
         except OSError as error:
             raise ArtifactError(f"{self.model}: {error.strerror}") from error
+        if manifest.format not in FORMATS[self.engine]:
+            raise ArtifactError(
+                f"{self.model} holds {manifest.format}, but {' or '.join(FORMATS[self.engine])} "
+                f"is needed here, for CURT_ENGINE={self.engine}"
+            )
+        return manifest
+
+    @model_validator(mode="after")
+    def _engine_has_an_address(self) -> Settings:
+        remote = self.engine in DIALECTS
+        if remote and self.engine_url is None:
+            raise ValueError(f"CURT_ENGINE={self.engine} needs CURT_ENGINE_URL, http://host:port")
+        if self.engine_url is not None and not remote:
+            raise ValueError(
+                f"CURT_ENGINE_URL is for {' and '.join(DIALECTS)}, but CURT_ENGINE={self.engine}"
+            )
+        if self.guided and self.engine == "transformers":
+            raise ValueError("CURT_GUIDED: the transformers engine can't; use another or leave it")
+        return self
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:

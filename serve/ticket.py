@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from serve.process import WorkerProcess
+from serve.process import Worker
 from serve.reply import Served
 from serve.schedule import Demand
 
@@ -50,7 +50,7 @@ class Ticket:
     order: tuple[float, int]
     future: asyncio.Future[Served]
     events: asyncio.Queue[Piece | None] | None = None
-    worker: WorkerProcess | None = None  # which runs it now
+    worker: Worker | None = None  # which runs it now
     attempts: int = 0
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
@@ -65,7 +65,7 @@ class Slot:
     """A place for one worker; `free_at_s` is when it is expected to take the next request."""
 
     free_at_s: float = 0.0
-    worker: WorkerProcess | None = None
+    worker: Worker | None = None
     busy: bool = False
 
 

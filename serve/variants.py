@@ -10,13 +10,14 @@ What is to be served is on the disk before it is served. A load that fails chang
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
 from typing import Any
 
-from curt.artifact import ArtifactError, Manifest
+from curt.artifact import ArtifactError, Format, Manifest
 from serve.answering import Pool
 from serve.background import Background, History
 from serve.canary import Alarm, CanaryLimits
@@ -25,6 +26,7 @@ from serve.loading import POLL_S, LoadError, bring_up
 from serve.metrics import Metrics
 from serve.plan import (
     CONFIGURED,
+    OWN_FORMATS,
     ConflictError,
     Placed,
     Plan,
@@ -66,6 +68,7 @@ class Variants:
         keep_previous: bool = False,
         max_live_beside_shadow: int = 0,
         load_timeout_s: float = LOAD_TIMEOUT_S,
+        formats: Collection[Format] = OWN_FORMATS,
     ) -> None:
         """`make_pool` makes a pool over a verified folder; `state` is where the plan is kept.
 
@@ -73,6 +76,7 @@ class Variants:
         not readable. A promoted model that is gone or altered gives way to the configured one.
         """
         self._make_pool, self._models, self._state = make_pool, models, state
+        self._verify = functools.partial(verify, formats=formats)
         self._keep_previous, self._load_timeout_s = keep_previous, load_timeout_s
         self._configured = configured
         self._metrics = VariantMetrics(metrics)
@@ -207,7 +211,7 @@ class Variants:
             placed = plan.placed[name]
             try:
                 folder = self._folder_of(placed)
-                manifest, _ = verify(folder, placed.manifest_sha256)
+                manifest, _ = self._verify(folder, placed.manifest_sha256)
             except (ArtifactError, RequestError, OSError) as error:
                 logger.error("the promoted variant %s can't be loaded: %s", name, error)
                 continue
@@ -215,7 +219,7 @@ class Variants:
                 self._wanted = plan.model_copy(update={"split": Split(live=name), "previous": None})
             return self._make(name, folder, manifest)[0]
         self._wanted = first_plan(self._configured)
-        return self._make(CONFIGURED, self._configured, verify(self._configured, None)[0])[0]
+        return self._make(CONFIGURED, self._configured, self._verify(self._configured, None)[0])[0]
 
     def _make(self, name: str, folder: Path, manifest: Manifest) -> tuple[Variant, Metrics]:
         """A variant whose pool is not started, and where it counts in silence."""
@@ -262,7 +266,7 @@ class Variants:
             raise ConflictError("too_many", f"{MAX_LOADED} are loaded: unload one first")
         self._loading = name
         try:
-            manifest, digest = await asyncio.to_thread(verify, folder, manifest_sha256)
+            manifest, digest = await asyncio.to_thread(self._verify, folder, manifest_sha256)
             variant, aside = await asyncio.to_thread(self._make, name, folder, manifest)
         except (ArtifactError, ValueError, OSError) as error:
             self._loading = None

@@ -19,7 +19,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from multiprocessing import parent_process
@@ -57,6 +57,15 @@ def open_ort_engine(folder: Path, *, guided: bool = False) -> tuple[Engine, Coun
         return len(tokenizer.encode(text, add_special_tokens=False).ids)
 
     return engine, count_tokens
+
+
+def open_transformers_engine(folder: Path) -> tuple[Engine, CountTokens]:
+    """Load an hf model folder through PyTorch: slow, for development."""
+    from curt.engines.prompt_tokenizer import PromptTokenizer
+    from curt.engines.transformers import TransformersEngine
+
+    tokenizer = PromptTokenizer(folder)
+    return TransformersEngine(folder), lambda text: len(tokenizer.encode(text))
 
 
 def run_worker(connection: Connection, folder: Path, open_engine: OpenEngine) -> None:
@@ -138,15 +147,20 @@ def complete(
 
 def calibrate(engine: Engine, count_tokens: CountTokens, rounds: int = 2) -> list[Observation]:
     """Time generations over a short and a long prompt."""
-    tokens_per_char = count_tokens(CALIBRATION_TEXT) / len(CALIBRATION_TEXT)
-    most_chars = int(engine.manifest.max_fact_tokens / tokens_per_char)
-    text = CALIBRATION_TEXT * (most_chars // len(CALIBRATION_TEXT) + 1)
-    facts = [text[: max(1, most_chars // 5)], text[: max(2, most_chars)]] * rounds
+    facts = calibration_facts(count_tokens, engine.manifest.max_fact_tokens) * rounds
     thinking = min(CALIBRATION_THINKING_TOKENS, engine.manifest.max_thinking_tokens)
     return [
         observe(fact, generate_once(engine, fact, thinking), thinking_limit=thinking)
         for fact in facts
     ]
+
+
+def calibration_facts(count_tokens: CountTokens, max_fact_tokens: int) -> list[str]:
+    """A short fact and one about as long as a fact may be."""
+    tokens_per_char = count_tokens(CALIBRATION_TEXT) / len(CALIBRATION_TEXT)
+    most_chars = int(max_fact_tokens / tokens_per_char)
+    text = CALIBRATION_TEXT * (most_chars // len(CALIBRATION_TEXT) + 1)
+    return [text[: max(1, most_chars // 5)], text[: max(2, most_chars)]]
 
 
 def generate_once(engine: Engine, fact: str, thinking_limit: int) -> Generation:
@@ -155,16 +169,35 @@ def generate_once(engine: Engine, fact: str, thinking_limit: int) -> Generation:
 
 
 def observe(fact: str, generation: Generation, *, thinking_limit: int) -> Observation:
-    """What a generation teaches about this machine's speed."""
+    """What a generation teaches about this machine's speed.
+
+    An answer is counted in passes of the model where one may give several tokens: they cost less
+    than those of the thinking, and would make it look cheap.
+    """
     # With a limit of 0 the end of thinking is part of the prefill and costs no decode step.
     closing = 1 if thinking_limit else 0
+    passes = generation.decode_passes
+    if passes is None:
+        passes = generation.thinking_tokens + closing + generation.answer_tokens
+    answer_passes = max(1, passes - generation.thinking_tokens - closing)
     return Observation(
         fact_chars=len(fact),
         prompt_tokens=generation.prompt_tokens,
         prefill_ms=generation.prefill_ms,
-        decoded_tokens=generation.thinking_tokens + closing + generation.answer_tokens,
+        decoded_tokens=passes,
         decode_ms=generation.decode_ms,
-        answer_tokens=None if generation.finish == "deadline" else generation.answer_tokens,
+        answer_tokens=None if generation.finish == "deadline" else answer_passes,
+    )
+
+
+def read_request(message: Mapping[str, Any]) -> Request:
+    """The request that a front's message asks for."""
+    return Request(
+        fact=message["fact"],
+        stated_budget=message["stated_budget"],
+        thinking_limit=message["thinking_limit"],
+        answer_limit=MAX_ANSWER_TOKENS,
+        deadline_s=message["deadline_s"],
     )
 
 
@@ -174,13 +207,7 @@ def _answer(
     try:
         if message.get("calibrate"):
             return {"calibration": [asdict(o) for o in calibrate(engine, count_tokens, rounds=1)]}
-        request = Request(
-            fact=message["fact"],
-            stated_budget=message["stated_budget"],
-            thinking_limit=message["thinking_limit"],
-            answer_limit=MAX_ANSWER_TOKENS,
-            deadline_s=message["deadline_s"],
-        )
+        request = read_request(message)
         started_s = time.monotonic()
         clipped = count_tokens(normalise_fact(request.fact)) > engine.manifest.max_fact_tokens
         counted_ms = (time.monotonic() - started_s) * 1e3

@@ -84,7 +84,36 @@ def test_every_alert_asks_for_metrics_there_are_and_says_what_to_do() -> None:
         assert names_in(rule["expr"])
     for alert in alerts:
         assert alert["labels"]["severity"] in ("warning", "critical")
-        assert {"summary", "action"} <= set(alert["annotations"])
+        assert {"summary", "action", "runbook"} == set(alert["annotations"])
+        anchor = f"docs/operations.md#{alert['alert'].lower()}"
+        assert alert["annotations"]["runbook"] == anchor
+
+
+def test_every_alert_has_its_page_in_the_runbook() -> None:
+    page = DEPLOY.parent / "docs" / "operations.md"
+    if not page.exists():
+        pytest.skip("docs/operations.md is not there")
+    headings = set(re.findall(r"^#+ +(Curt\w+)\s*$", page.read_text(encoding="utf-8"), re.M))
+    scaling = DEPLOY / "k8s" / "components" / "monitoring" / "scaling-rules.yaml"
+    groups = yaml.safe_load(scaling.read_text(encoding="utf-8"))["spec"]["groups"]
+    alerts = [*rules(), *(rule for group in groups for rule in group["rules"])]
+    assert {rule["alert"] for rule in alerts if "alert" in rule} <= headings
+
+
+def test_redis_is_reached_by_the_server_alone_and_keeps_nothing_on_disk() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+    redis = compose["services"]["redis"]
+    assert redis["networks"] == ["cache"]
+    assert compose["networks"]["cache"] == {"internal": True}
+    beside = {name for name, each in compose["services"].items() if "cache" in each["networks"]}
+    assert beside == {"redis", "server"}
+    assert '--save ""' in redis["command"]
+    assert {"ports", "volumes"} & set(redis) == set()
+
+
+def test_the_server_has_a_place_for_the_socket_of_its_processes() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+    assert compose["services"]["server"]["tmpfs"] == ["/tmp"]
 
 
 def test_a_metric_that_does_not_exist_would_be_noticed() -> None:
@@ -140,8 +169,8 @@ def test_compose_hands_over_the_files_there_are() -> None:
     for service in compose["services"].values():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
-        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
-        for volume in service["volumes"]:
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+        for volume in service.get("volumes", ()):
             if isinstance(volume, str) and volume.startswith("./"):
                 assert (DEPLOY / volume.partition(":")[0]).exists(), volume
                 assert volume.endswith(":ro")
@@ -241,5 +270,54 @@ def test_alerts_fire_for_their_reason_alone(
         ],
     }
     file = tmp_path / "rules_test.yml"
+    file.write_text(yaml.safe_dump(tests))
+    promtool("test", "rules", str(file))
+
+
+@pytest.mark.parametrize(
+    ("changes", "busy", "waiting_s", "overload"),
+    [
+        # 60 requests a minute of 0.5 s on two workers: half of each worker's time.
+        ({}, 0.25, 0.024, 0),
+        # Those refused never waited; the ratio says so.
+        ({"overloaded": 60}, 0.25, 0.024, 0.5),
+        # Nobody asks: 0, and not the NaN of an empty histogram.
+        ({"asked": 0}, 0, 0, 0),
+    ],
+    ids=["steady", "overloaded", "quiet"],
+)
+def test_autoscalers_are_told_of_load_refusals_and_silence(
+    tmp_path: Path, changes: dict[str, float], busy: float, waiting_s: float, overload: float
+) -> None:
+    rates = {"asked": 60.0, "overloaded": 0.0} | changes
+    asked = rates["asked"]
+    inputs = [
+        series("curt_prefill_seconds_sum", asked * 0.1),
+        series("curt_decode_seconds_sum", asked * 0.4),
+        series("curt_queue_seconds_bucket", 0, 'le="0.005"'),
+        series("curt_queue_seconds_bucket", asked, 'le="0.025"'),
+        series("curt_queue_seconds_bucket", asked, 'le="+Inf"'),
+        series("curt_requests_total", asked, 'status="200"'),
+        series("curt_requests_total", rates["overloaded"], 'status="503"'),
+        series("curt_shed_total", rates["overloaded"], 'reason="overloaded"'),
+        {"series": 'curt_workers_ready{job="curt",instance="a"}', "values": "2x30"},
+    ]
+    wanted = {
+        "curt:busy_ratio:rate2m": busy,
+        "curt:queue_wait_seconds:p95_2m": waiting_s,
+        "curt:overload_ratio:rate2m": overload,
+    }
+    checks = [
+        # Rounded to a microsecond: the quantile is not exact in binary.
+        {"expr": f"round(sum({name}), 1e-6)", "eval_time": "20m",
+         "exp_samples": [{"labels": "{}", "value": value}]}
+        for name, value in wanted.items()
+    ]  # fmt: skip
+    tests = {
+        "rule_files": [str(RULES)],
+        "evaluation_interval": "1m",
+        "tests": [{"interval": "1m", "input_series": inputs, "promql_expr_test": checks}],
+    }
+    file = tmp_path / "load_test.yml"
     file.write_text(yaml.safe_dump(tests))
     promtool("test", "rules", str(file))

@@ -10,6 +10,11 @@ from typing import Any
 from curt.files import sha256, write_json
 
 
+def run_folder(out: Path) -> Path:
+    """Where the run that will produce `out` keeps what it needs."""
+    return out.with_name(f"{out.name}.run")
+
+
 def open_run(out: Path, settings: dict[str, Any], inputs: dict[str, Path]) -> Path:
     """The folder where the run that will produce `out` keeps its checkpoints and trajectories.
 
@@ -17,7 +22,7 @@ def open_run(out: Path, settings: dict[str, Any], inputs: dict[str, Path]) -> Pa
     finished run left is moved aside, never deleted. Raises ValueError when the folder holds an
     unfinished run with other settings or inputs.
     """
-    run = out.with_name(f"{out.name}.run")
+    run = run_folder(out)
     recorded = run / "config.json"
     config = {**settings, "inputs": {name: sha256(path) for name, path in inputs.items()}}
     if recorded.is_file():
@@ -64,6 +69,25 @@ def last_checkpoint(run: Path) -> Path | None:
 def checkpoint_step(checkpoint: Path) -> int:
     """The step in a checkpoint's name."""
     return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def saved_processes(checkpoint: Path) -> int:
+    """How many processes wrote the checkpoint: each leaves the state of its random generators."""
+    return len(list(checkpoint.glob("rng_state*.pth")))
+
+
+def share_random_state(checkpoint: Path, processes: int) -> None:
+    """Let any number of processes resume with the main process's random state.
+
+    For training that draws nothing but the order of its data, which all processes must agree on.
+    """
+    states = sorted(checkpoint.glob("rng_state*.pth"))  # "_0.pth" sorts before "_1.pth"
+    names = (
+        ["rng_state.pth"] if processes == 1 else [f"rng_state_{n}.pth" for n in range(processes)]
+    )
+    for name in names:
+        if states and not (checkpoint / name).exists():
+            shutil.copyfile(states[0], checkpoint / name)
 
 
 def close_run(run: Path) -> None:

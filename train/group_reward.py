@@ -38,6 +38,7 @@ class GroupReward:
         guard: AccuracyGuard | None = None,
         history: History | None = None,
         gather: Callable[[list[Any]], list[Any]] = list,
+        process_index: int = 0,
     ) -> None:
         self.__name__ = "verdict"  # TRL names its metrics after this
         self.penalty = penalty
@@ -51,6 +52,7 @@ class GroupReward:
         self.guard = guard
         self.history = history or History()
         self.gather = gather  # rows of every process, in their order
+        self.process_index = process_index
         self.penalty_weight = 1.0
         self.pending: list[Rollout] = []
 
@@ -78,11 +80,13 @@ class GroupReward:
         scores = self.scorer.score(parsed, references, size)
         self.pending = []
         self.penalty_weight = self.guard.weight(self.history) if self.guard else 1.0
+        # Processes hold equal shares of the step's prompts, in their order.
+        first_group = self.process_index * (len(prompts) // size)
         for start in range(0, len(prompts), size):
             rows = slice(start, start + size)
             self.pending += self._score_group(
                 step=step,
-                group=start // size,
+                group=first_group + start // size,
                 prompt=prompts[start],
                 completions=completions[rows],
                 completion_ids=completion_ids[rows],
@@ -184,7 +188,7 @@ def check_groups(prompts: Sequence[str], size: int) -> None:
     if len(prompts) % size:
         raise ValueError(
             f"a process got {len(prompts)} completions, no multiple of {size} generations: "
-            "make per_device_train_batch_size x steps_per_generation divisible by it"
+            "leave the batch sizes to prompts, oversample and micro_batch"
         )
     for start in range(0, len(prompts), size):
         if len(set(prompts[start : start + size])) != 1:

@@ -2,6 +2,7 @@
 
     python -m train.grpo @configs/demo/grpo.toml
     python -m train.grpo @configs/demo/grpo.toml --penalty '{"type": "kimi"}' --out artifacts/x
+    accelerate launch --config_file configs/accelerate/ddp.yaml -m train.grpo @configs/x/grpo.toml
 
 Each prompt states a thinking budget drawn at random (LCPO), so that one model serves every
 deadline. Every rollout is kept under `{out}.run/trajectories`. Stop with Ctrl-C at any time; the
@@ -28,13 +29,22 @@ from curt.dialogue import BUDGET_LEVELS, MAX_ANSWER_TOKENS, clip_fact, normalise
 from curt.files import write_json
 from curt.logs import configure_logging
 from train.advantages import Estimator
-from train.checkpoints import checkpoint_step, close_run, last_checkpoint, open_run
+from train.checkpoints import (
+    checkpoint_step,
+    close_run,
+    last_checkpoint,
+    open_run,
+    run_folder,
+    saved_processes,
+)
 from train.curriculum import Curriculum, draw_budget
 from train.guard import AccuracyGuard
 from train.judge import JudgeSettings, JudgeUnavailableError
+from train.lora import Lora, adapter_config
 from train.penalties import KimiPenalty, Penalty
 from train.rewards import Combination
 from train.scoring import check_weights
+from train.shares import cut_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,9 +99,12 @@ class GRPOSettings(Config):
     """Ease the length penalty while accuracy is down: {} for the guard's defaults."""
     steps: int = 100
     prompts: int = 8
-    """Prompts a step."""
+    """Prompts a step, over all processes."""
     generations: int = 8
     """Completions a prompt: the group."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Completions a process puts through one pass of the update, at most; all at once without.
+    More than memory holds must be cut up; the step stays the same."""
     max_thinking_tokens: int = 128
     learning_rate: float = 2e-4
     """Peak rate; falls to 0 over the run."""
@@ -99,6 +112,11 @@ class GRPOSettings(Config):
     compact: bool = False
     """Sample with `train.sampler`, which drops finished rows: faster for small models whose
     whole weights sit on one device. Off: TRL's own generation."""
+    seed_rollouts: bool = False
+    """Every completion draws from a random stream of its own, set by the seed, the step and its
+    place in the batch: the same run on any number of processes. Needs `compact`."""
+    lora: Lora | None = None
+    """Train low-rank adapters in place of all weights: {} for the defaults of `train.lora`."""
     epsilon_high: float = 0.28
     """Upper clip of the policy ratio (DAPO); the lower one is 0.2."""
     kl: float = 0.0
@@ -118,6 +136,14 @@ class GRPOSettings(Config):
     @model_validator(mode="after")
     def _known_rewards(self) -> GRPOSettings:
         check_weights(self.reward_weights, self.judges.keys())
+        return self
+
+    @model_validator(mode="after")
+    def _known_sampler(self) -> GRPOSettings:
+        if self.seed_rollouts and not self.compact:
+            raise ValueError("seed_rollouts without compact: only that sampler can be seeded so")
+        if self.oversample and self.micro_batch:
+            raise ValueError("oversample chooses among whole batches: leave micro_batch out")
         return self
 
     @field_validator("budgets")
@@ -142,28 +168,34 @@ def main() -> None:
 def train_grpo(config: GRPOSettings) -> Path:
     """Train as configured and return the model folder. Resumes an interrupted run."""
     import torch
+    from accelerate.utils import set_seed
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
     from trl import GRPOConfig
 
     from train.judge import make_judge
+    from train.processes import ask_main, join_processes, leave
     from train.progress import ProgressBar, StopCleanly
     from train.rollouts import make_trainer
     from train.scoring import Scorer
     from train.watch import CollapseWatch
+    from train.whole_model import gather_weights, precision_of, save_model
 
     started = time.monotonic()
+    processes = join_processes()
     start = describe_start(config)
     settings = config.model_dump(mode="json")
     inputs = {"train": find_cases(config.corpus, "train")}
     if "parent" in start:
         inputs["model"] = Path(config.model) / MANIFEST
-    run = open_run(config.out, settings, inputs)
+    options = trl_options(config, run_folder(config.out), processes.num_processes)
+    run = ask_main(lambda: open_run(config.out, settings, inputs))
+    # Before the model: under ZeRO-3 and FSDP it is loaded in parts.
+    arguments = GRPOConfig(**options, use_cpu=not torch.cuda.is_available())
     tokenizer = AutoTokenizer.from_pretrained(config.model, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
-    resume = last_checkpoint(run)
+    resume = ask_main(lambda: last_checkpoint(run))
     stop = StopCleanly()
     watch = CollapseWatch(stop=config.stop_on_collapse)
-    arguments = GRPOConfig(**trl_options(config, run), use_cpu=not torch.cuda.is_available())
     trainer = make_trainer(
         model=model,
         tokenizer=tokenizer,
@@ -180,34 +212,46 @@ def train_grpo(config: GRPOSettings) -> Path:
         checkpoint_sha256=start["parent"].manifest_sha256 if "parent" in start else "",
         trajectories=run / "trajectories",
         compact=config.compact,
+        seed_rollouts=config.seed_rollouts,
         estimator=config.advantages,
         spread_floor=config.spread_floor,
         trained_groups=config.prompts,
         guard=config.guard,
         resumed_step=checkpoint_step(resume) if resume else 0,
         callbacks=[stop, watch, ProgressBar(f"GRPO, penalty {config.penalty.type}")],
+        adapter=adapter_config(config.lora) if config.lora else None,
     )
     trainer.remove_callback(PrinterCallback)
     if resume:
         logger.info("resuming from %s", resume)
+        if saved_processes(resume) != processes.num_processes:
+            # Its random states don't fit: without new seeds, processes would draw again what they
+            # drew in the first steps.
+            set_seed(config.seed + checkpoint_step(resume), device_specific=True)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    processes.wait_for_everyone()  # a process that ends early has the launcher end the others
     if watch.stopped:
-        sys.exit(f"stopped: {', '.join(watch.counts)}; the last checkpoint is in {run}")
+        leave(f"stopped: {', '.join(watch.counts)}; the last checkpoint is in {run}")
     if stop.stopped:
-        sys.exit("stopped; the same command goes on from here")
+        leave("stopped; the same command goes on from here")
+    weights = gather_weights(trainer)
     describe: dict[str, Any] = {
         **start,
         "format": "hf",
-        "precision": "fp32",
         "stage": f"grpo-{config.penalty.type}",
         "max_thinking_tokens": config.max_thinking_tokens,
         "config": settings,
     }
-    with write_artifact(config.out, describe) as folder:
-        trainer.model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        write_json(folder / "history.json", history_rows(trainer.state.log_history))
-    close_run(run)
+
+    def write() -> None:
+        describe["precision"] = precision_of(trainer, weights, config.lora)
+        with write_artifact(config.out, describe) as folder:
+            save_model(trainer, weights, folder, source=config.model, lora=config.lora)
+            tokenizer.save_pretrained(folder)
+            write_json(folder / "history.json", history_rows(trainer.state.log_history))
+        close_run(run)
+
+    ask_main(write)
     logger.info("GRPO model in %s after %.0f s", config.out, time.monotonic() - started)
     return config.out
 
@@ -233,15 +277,25 @@ def describe_start(config: GRPOSettings) -> dict[str, Any]:
     return {"base": config.model, "max_fact_tokens": config.max_fact_tokens}
 
 
-def trl_options(config: GRPOSettings, run: Path) -> dict[str, Any]:
+def trl_options(config: GRPOSettings, run: Path, processes: int = 1) -> dict[str, Any]:
     """Arguments for TRL's GRPOConfig; `config.trl` adds to them.
 
-    Raises ValueError when `config.trl` names one that is set from elsewhere, or breaks up a batch
-    that groups are chosen from.
+    A step is the same on any number of processes: each takes an equal share of the groups. Raises
+    ValueError when groups don't divide among processes, a share doesn't into passes, or
+    `config.trl` names what is set from elsewhere.
     """
+    one_pass, passes = cut_batch(
+        config.prompts + config.oversample,
+        config.generations,
+        processes=processes,
+        micro_batch=config.micro_batch,
+        what="prompts + oversample",
+    )
     ours = {
         "output_dir": str(run),
         "max_steps": config.steps,
+        "per_device_train_batch_size": one_pass,
+        "gradient_accumulation_steps": passes,
         "num_generations": config.generations,
         "max_completion_length": config.max_thinking_tokens + MAX_ANSWER_TOKENS,
         "temperature": config.temperature,
@@ -256,21 +310,16 @@ def trl_options(config: GRPOSettings, run: Path) -> dict[str, Any]:
         "report_to": list(config.trackers) or "none",
         "seed": config.seed,
     }
-    if taken := sorted(config.trl.keys() & ours.keys()):
+    sizes = {"steps_per_generation", "generation_batch_size"}
+    if taken := sorted(config.trl.keys() & (ours.keys() | sizes)):
         raise ValueError(f"trl names {taken}: set these by their own fields of the configuration")
-    if config.oversample and config.trl.keys() & {
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "steps_per_generation",
-    }:
-        raise ValueError("oversample chooses among whole batches: leave their sizes out of trl")
     defaults = {
-        "per_device_train_batch_size": (config.prompts + config.oversample) * config.generations,
         # The last, small steps average out the noise of small batches.
         "lr_scheduler_type": "linear",
         "warmup_steps": 5,
         "loss_type": "dapo",
         "gradient_checkpointing": False,
+        "ddp_find_unused_parameters": False,  # every pass uses all weights
         "save_total_limit": 2,
         "logging_steps": 1,
         "disable_tqdm": True,

@@ -15,8 +15,10 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from train.examples import Example
+from train.processes import call_within
 
 
 class ExampleDataset(Dataset[dict[str, Any]]):
@@ -93,17 +95,40 @@ class BranchTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
-        """Mean cross-entropy over all completion tokens of the batch."""
-        # accelerate autocasts `model.forward` only, which is not called here
-        with self.accelerator.autocast():
-            hidden = model.get_decoder()(  # (B, T, H)
+        """Mean cross-entropy over all completion tokens of the batch, of every process."""
+        module: Any = self.accelerator.unwrap_model(model)
+
+        def compute_logits() -> torch.Tensor:
+            hidden = module.get_decoder()(  # (B, T, H)
                 input_ids=inputs["input_ids"],
                 position_ids=inputs["position_ids"],
                 attention_mask=inputs["attention_mask"],
             ).last_hidden_state
-            logits = model.get_output_embeddings()(hidden.flatten(0, 1)[inputs["sources"]])
+            logits: torch.Tensor = module.get_output_embeddings()(
+                hidden.flatten(0, 1)[inputs["sources"]]
+            )
+            return logits
+
+        # accelerate autocasts `model.forward` only, which is not called here
+        with self.accelerator.autocast():
+            logits = call_within(model, module, compute_logits)
         loss = cross_entropy(logits.float(), inputs["targets"])  # (N, V), (N,)
+        if self.accelerator.num_processes > 1:
+            # Gradients are averaged over processes: each counts by its share of the tokens.
+            count = torch.tensor(float(len(inputs["targets"])), device=loss.device)
+            loss = loss * count / self.accelerator.gather(count).mean()
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """One order of the data for any number of processes: batches of all make a step."""
+        if self.args.world_size == 1:
+            return super()._get_train_sampler(train_dataset)
+        a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(a_step * self.args.world_size, dataset=self.train_dataset)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # a checkpoint is whole once its last file is there
 
 
 def history_rows(log_history: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from train.processes import any_process
 
 SHOWN = {
     "loss": "loss",
@@ -36,6 +39,7 @@ class ProgressBar(TrainerCallback):
             unit="step",
             mininterval=1,
             dynamic_ncols=True,
+            disable=not state.is_world_process_zero,
         )
 
     def on_step_end(
@@ -64,10 +68,15 @@ class ProgressBar(TrainerCallback):
 
 
 class StopCleanly(TrainerCallback):
-    """The first Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint."""
+    """The first Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint.
+
+    A second one ends it at once, but not under a launcher, which passes every signal on: a Ctrl-C
+    in a terminal reaches a process twice. It kills what does not end within half a minute.
+    """
 
     def __init__(self) -> None:
-        self.stopped = False
+        self.asked = False  # by a signal to this process
+        self.stopped = False  # agreed by all
         self.previous: dict[int, Any] = {}
 
     def on_train_begin(
@@ -83,13 +92,15 @@ class StopCleanly(TrainerCallback):
             signal.signal(number, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self.stopped:
+        if self.asked and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise KeyboardInterrupt
-        self.stopped = True
+        self.asked = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
+        # A signal reaches processes at different moments; they must agree on the last step.
+        self.stopped = any_process(self.asked)
         if self.stopped:
             control.should_save = True
             control.should_training_stop = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate.utils import gather_object
@@ -23,9 +23,13 @@ from train.guard import AccuracyGuard
 from train.history import History, group_outcomes
 from train.packed_update import packed_log_probs
 from train.penalties import Penalty
-from train.sampler import sample_completions
+from train.processes import SHARDED, ask_main, call_within
+from train.sampler import row_uniforms, sample_completions
 from train.scoring import Scorer
 from train.trajectories import Rollout, TrajectoryWriter, drop_after, read_rollouts
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 
 class RecordingTrainer(GRPOTrainer):
@@ -40,13 +44,15 @@ class RecordingTrainer(GRPOTrainer):
         estimator: Estimator | Literal["gdpo"],
         spread_floor: float,
         trained_groups: int,
+        seed_rollouts: bool,
         **options: Any,
     ) -> None:
         super().__init__(reward_funcs=reward, **options)
-        if compact and self.accelerator.num_processes > 1:
-            # Its passes bypass the wrapper that averages gradients between processes.
+        if compact and self.accelerator.distributed_type in SHARDED:
+            # It reads the weights layer by layer, where only parts of them lie.
             raise ValueError(
-                f"compact with {self.accelerator.num_processes} processes: set compact to false"
+                f"compact under {self.accelerator.distributed_type.value}: it needs whole weights "
+                "in every process; set compact to false, or launch with DDP"
             )
         self.group_reward = reward
         self.writer = writer
@@ -54,20 +60,29 @@ class RecordingTrainer(GRPOTrainer):
         self.estimator = estimator
         self.spread_floor = spread_floor
         self.trained_groups = trained_groups
+        self.seed_rollouts = seed_rollouts
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: Any, *rest: Any, **options: Any
     ) -> tuple[list[list[int]], None]:
         if not self.compact:
             return super()._generate_single_turn(prompt_ids, images, *rest, **options)
+        rows = len(prompt_ids)
+        first = self.accelerator.process_index * rows
+        length = self.args.max_completion_length
         completions = sample_completions(
             self.accelerator.unwrap_model(self.model),
             prompt_ids,
             group=self.num_generations,
-            max_new_tokens=self.args.max_completion_length,
+            max_new_tokens=length,
             temperature=self.args.temperature,
             eos_ids=self.eos_token_ids,
             pad_id=self.processing_class.pad_token_id,
+            uniforms=row_uniforms(
+                self.args.seed, self.state.global_step, range(first, first + rows), length
+            )
+            if self.seed_rollouts
+            else None,
         )
         return completions, None  # log-probabilities come from the update's own forward pass
 
@@ -84,37 +99,42 @@ class RecordingTrainer(GRPOTrainer):
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *rest, **options
             )
+        module = self.accelerator.unwrap_model(model)
         with self.accelerator.autocast():
-            log_probs, entropies = packed_log_probs(
-                self.accelerator.unwrap_model(model),
-                input_ids,
-                attention_mask,
-                logits_to_keep,
-                temperature=self.temperature,
+            log_probs, entropies = call_within(
+                model,
+                module,
+                lambda: packed_log_probs(
+                    module, input_ids, attention_mask, logits_to_keep, temperature=self.temperature
+                ),
             )
         return log_probs, entropies, None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
-        pending = self.group_reward.pending
-        own = len(pending)
-        # Statistics over the batch span all processes.
-        everyone = self._estimate(gather_object(pending))
+        own = len(self.group_reward.pending)
+        size = self.num_generations
+        # Every process computes the same over the whole step's groups.
+        everyone = gather_object(self.group_reward.pending)
+        advantages = self._estimate(everyone)
+        kept = choose_groups(advantages, size, self.trained_groups)
+        if self.accelerator.is_main_process:
+            rollouts = [
+                replace(rollout, advantage=advantage, kept=index // size in kept)
+                for index, (rollout, advantage) in enumerate(zip(everyone, advantages, strict=True))
+            ]
+            self.writer.write(self.state.global_step + 1, rollouts)
         first = self.accelerator.process_index * own
-        advantages = everyone[first : first + own]
-        kept = choose_groups(advantages, self.num_generations, self.trained_groups)
-        rollouts = [
-            replace(rollout, advantage=advantage, kept=index // self.num_generations in kept)
-            for index, (rollout, advantage) in enumerate(zip(pending, advantages, strict=True))
-        ]
-        self.writer.write(self.state.global_step + 1, rollouts)
-        output["advantages"] = output["advantages"].new_tensor(advantages)
-        if len(kept) < own // self.num_generations:
-            rows = [i for i in range(own) if i // self.num_generations in kept]
-            output = keep_rows(output, rows)
+        output["advantages"] = output["advantages"].new_tensor(advantages[first : first + own])
+        if len(kept) < len(everyone) // size:
+            output = keep_groups(output, {g - first // size for g in kept}, size)
             tokens = output["completion_mask"].sum()
             output["num_items_in_batch"] = self.accelerator.gather(tokens).sum()
         return output
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # a checkpoint is whole once its last file is there
 
     def _estimate(self, rollouts: Sequence[Rollout]) -> list[float]:
         size = self.num_generations
@@ -149,6 +169,21 @@ def choose_groups(advantages: Sequence[float], size: int, wanted: int) -> set[in
     taught = [g for g in groups if any(advantages[g * size : (g + 1) * size])]
     others = [g for g in groups if g not in set(taught)]
     return set((taught + others)[:wanted])
+
+
+def keep_groups(batch: dict[str, Any], groups: set[int], size: int) -> dict[str, Any]:
+    """A process's batch with those of its groups that are in `groups`.
+
+    Where none is, one stays with all of its tokens masked: every process must take part in the
+    update, with a gradient of 0 if need be.
+    """
+    held = range(len(batch["completion_ids"]) // size)
+    chosen = [g for g in held if g in groups]
+    rows = [g * size + i for g in chosen or [0] for i in range(size)]
+    batch = keep_rows(batch, rows)
+    if not chosen:
+        batch["completion_mask"] = torch.zeros_like(batch["completion_mask"])
+    return batch
 
 
 def keep_rows(batch: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
@@ -192,9 +227,15 @@ def make_trainer(
     trained_groups: int,
     guard: AccuracyGuard | None,
     callbacks: list[TrainerCallback],
+    seed_rollouts: bool = False,
+    adapter: PeftConfig | None = None,
 ) -> RecordingTrainer:
     """Wire TRL's trainer to the group reward and the trajectory store."""
-    drop_after(trajectories, resumed_step)
+
+    def cut_store() -> History:
+        drop_after(trajectories, resumed_step)
+        return read_history(trajectories)
+
     reward = GroupReward(
         penalty=penalty,
         scorer=scorer,
@@ -205,19 +246,22 @@ def make_trainer(
         config_sha256=config_sha256,
         checkpoint_sha256=checkpoint_sha256,
         guard=guard,
-        history=read_history(trajectories),
+        history=ask_main(cut_store),
         gather=gather_object,
+        process_index=arguments.process_index,
     )
     return RecordingTrainer(
         reward=reward,
-        writer=TrajectoryWriter(trajectories, arguments.process_index),
+        writer=TrajectoryWriter(trajectories),
         compact=compact,
         estimator=estimator,
         spread_floor=spread_floor,
         trained_groups=trained_groups,
+        seed_rollouts=seed_rollouts,
         model=model,
         args=arguments,
         train_dataset=dataset,
         processing_class=tokenizer,
         callbacks=callbacks,
+        peft_config=adapter,
     )

@@ -6,6 +6,7 @@ longest. Dropping finished rows from the key-value cache halves the time of a ro
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,11 +25,13 @@ def sample_completions(
     temperature: float,
     eos_ids: Sequence[int],
     pad_id: int,
+    uniforms: torch.Tensor | None = None,
 ) -> list[list[int]]:
     """Sample one completion for every row of `prompts`, end token included.
 
-    `prompts` holds token ids, each prompt `group` times in a row. Raises ValueError when it does
-    not, or when the temperature is not positive.
+    `prompts` holds token ids, each prompt `group` times in a row. `uniforms` (rows, max_new_tokens)
+    decide the draws, as `row_uniforms` makes them; torch's generator does without. Raises
+    ValueError when prompts come otherwise, or when the temperature is not positive.
     """
     if temperature <= 0:
         raise ValueError(f"a temperature of {temperature}: use more than 0 to sample")
@@ -61,7 +64,11 @@ def sample_completions(
     finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
     for step in range(max_new_tokens):
         probabilities = torch.softmax(logits.float() / temperature, dim=-1)
-        tokens = torch.multinomial(probabilities, 1)  # (R, 1)
+        tokens = (  # (R, 1)
+            torch.multinomial(probabilities, 1)
+            if uniforms is None
+            else pick_tokens(probabilities, uniforms[rows, step].to(device))
+        )
         for row, token, over in zip(rows, tokens[:, 0].tolist(), finished.tolist(), strict=True):
             if not over:
                 completions[row].append(token)
@@ -86,3 +93,23 @@ def sample_completions(
         cache = output.past_key_values
         logits = head(output.last_hidden_state[:, -1])
     return completions
+
+
+def pick_tokens(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Tokens `(R, 1)` at which the cumulated probabilities `(R, V)` pass `uniforms` in [0, 1)."""
+    cumulated = probabilities.double().cumsum(-1)
+    marks = uniforms.double()[:, None] * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, marks, right=True)
+
+
+def row_uniforms(seed: int, step: int, rows: Sequence[int], length: int) -> torch.Tensor:
+    """Uniform draws in [0, 1), `(rows, length)`: a random stream for every row of a step's batch.
+
+    They depend on the row's place in the whole batch only, not on the process that holds it.
+    """
+    draws = torch.empty(len(rows), length)
+    for index, row in enumerate(rows):
+        digest = hashlib.sha256(f"{seed} {step} {row}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        draws[index] = torch.rand(length, generator=generator)
+    return draws

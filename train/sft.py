@@ -2,6 +2,7 @@
 
     python -m train.sft @configs/demo/sft.toml
     python -m train.sft @configs/demo/sft.toml --model path/or/hub-id
+    accelerate launch --config_file configs/accelerate/ddp.yaml -m train.sft @configs/x/sft.toml
 
 Without `--model` a tokenizer and a small Qwen3-architecture model are made from scratch. Stop with
 Ctrl-C at any time; the same command goes on from the last checkpoint.
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 
 from curt.artifact import parent_of, write_artifact
 from curt.config import Config, load_config
@@ -24,8 +25,10 @@ from curt.corpus.store import find_cases, read_cases
 from curt.corpus.synthetic import VERBOSITIES
 from curt.files import write_json
 from curt.logs import configure_logging
-from train.checkpoints import close_run, last_checkpoint, open_run
+from train.checkpoints import close_run, last_checkpoint, open_run, share_random_state
+from train.lora import Lora, adapter_config
 from train.shape import Shape
+from train.shares import cut_batch
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +58,14 @@ class SFTConfig(Config):
     """Largest thinking budget the model learns."""
     epochs: float = 1.0
     batch: int = 10
-    """Cases a step, each with `per_case` branches."""
+    """Cases a step over all processes, each with `per_case` branches."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Cases a process puts through one pass, at most; all at once without."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third slower."""
+    lora: Lora | None = None
+    """Train low-rank adapters in place of all weights of `model`: {} for the defaults of
+    `train.lora`."""
     learning_rate: float = 2e-3
     """Peak rate of AdamW."""
     muon_rate: float | None = None
@@ -76,6 +86,13 @@ class SFTConfig(Config):
         if unknown := sorted(weights.keys() - known):
             raise ValueError(f"unknown verbosities {unknown}: use some of {sorted(known)}")
         return weights
+
+    @model_validator(mode="after")
+    def _adapters_have_a_base(self) -> SFTConfig:
+        if self.lora and (self.model is None or self.muon_rate):
+            raise ValueError("lora trains adapters of a given model with AdamW: "
+                             "set model, and leave muon_rate out")  # fmt: skip
+        return self
 
 
 def main() -> None:
@@ -102,22 +119,67 @@ def train_warm_start(config: SFTConfig) -> Path:
     from train.examples import build_examples
     from train.loss import BranchCollator, BranchTrainer, ExampleDataset, history_rows
     from train.optimizer import MuonWithAdamW
+    from train.processes import SHARDED, ask_main, join_processes, leave
     from train.progress import ProgressBar, StopCleanly
     from train.scratch import build_model
     from train.tokenizer import corpus_texts, train_tokenizer
+    from train.whole_model import gather_weights, precision_of, save_model
 
     started = time.monotonic()
+    processes = join_processes()
     settings = config.model_dump(mode="json")
-    run = open_run(config.out, settings, {"train": find_cases(config.corpus, "train")})
+    inputs = {"train": find_cases(config.corpus, "train")}
+    one_pass, passes = cut_batch(
+        config.batch,
+        1,
+        processes=processes.num_processes,
+        micro_batch=config.micro_batch,
+        what="batch",
+    )
+    run = ask_main(lambda: open_run(config.out, settings, inputs))
+    arguments = TrainingArguments(
+        output_dir=str(run),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=one_pass,
+        gradient_accumulation_steps=passes,
+        gradient_checkpointing=config.gradient_checkpointing,
+        ddp_find_unused_parameters=False,  # every pass uses all weights
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup,
+        # A high rate for long: reading circumstances comes late and at once, or not at all
+        # when the rate has fallen by then. The decay at the end settles the rest.
+        lr_scheduler_type="warmup_stable_decay",
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        bf16=config.bf16,
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+        save_steps=config.checkpoint_steps,
+        save_total_limit=2,
+        logging_steps=20,
+        report_to="none",
+        disable_tqdm=True,
+        seed=config.seed,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    if config.muon_rate and arguments.distributed_state.distributed_type in SHARDED:
+        raise ValueError("muon_rate needs whole matrices: leave it out, or launch with DDP")
     set_seed(config.seed)
     cases = list(read_cases(find_cases(config.corpus, "train"), config.cases))
     if config.model is None:
         logger.info("training a tokenizer on %d cases", len(cases))
-        tokenizer = train_tokenizer(corpus_texts(cases), config.shape.vocab)
+        # Once: processes whose tokens differ would train on nonsense.
+        tokenizer = ask_main(lambda: train_tokenizer(corpus_texts(cases), config.shape.vocab))
         model = build_model(config.shape, tokenizer)
     else:
         tokenizer = AutoTokenizer.from_pretrained(config.model, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
+    if config.lora:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, adapter_config(config.lora))
+        if config.gradient_checkpointing:
+            model.enable_input_require_grads()  # or nothing before the first adapter has gradients
     examples = build_examples(
         cases,
         tokenizer,
@@ -136,46 +198,27 @@ def train_warm_start(config: SFTConfig) -> Path:
         if config.muon_rate
         else None
     )
+    arguments.lr_scheduler_kwargs = {"num_decay_steps": int(config.decay * steps)}
     trainer = BranchTrainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(run),
-            num_train_epochs=config.epochs,
-            per_device_train_batch_size=config.batch,
-            learning_rate=config.learning_rate,
-            warmup_steps=config.warmup,
-            # A high rate for long: reading circumstances comes late and at once, or not at all
-            # when the rate has fallen by then. The decay at the end settles the rest.
-            lr_scheduler_type="warmup_stable_decay",
-            lr_scheduler_kwargs={"num_decay_steps": int(config.decay * steps)},
-            weight_decay=0.01,
-            max_grad_norm=1.0,
-            bf16=config.bf16,
-            train_sampling_strategy="group_by_length",
-            remove_unused_columns=False,
-            save_steps=config.checkpoint_steps,
-            save_total_limit=2,
-            logging_steps=20,
-            report_to="none",
-            disable_tqdm=True,
-            seed=config.seed,
-            use_cpu=not torch.cuda.is_available(),
-        ),
+        args=arguments,
         train_dataset=ExampleDataset(examples),
         data_collator=BranchCollator(tokenizer.pad_token_id),
         callbacks=[stop, ProgressBar("warm start")],
         optimizers=(optimizer, None),
     )
     trainer.remove_callback(PrinterCallback)
-    resume = last_checkpoint(run)
+    resume = ask_main(lambda: last_checkpoint(run))
     if resume:
         logger.info("resuming from %s", resume)
+        ask_main(lambda: share_random_state(resume, processes.num_processes))
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    processes.wait_for_everyone()  # a process that ends early has the launcher end the others
     if stop.stopped:
-        sys.exit("stopped; the same command goes on from here")
+        leave("stopped; the same command goes on from here")
+    weights = gather_weights(trainer)
     describe: dict[str, Any] = {
         "format": "hf",
-        "precision": "fp32",
         "stage": "warm-start",
         "base": config.model or "scratch",
         "max_fact_tokens": config.max_fact_tokens,
@@ -184,11 +227,16 @@ def train_warm_start(config: SFTConfig) -> Path:
     }
     if config.model and (Path(config.model) / "manifest.json").is_file():
         describe["parent"] = parent_of(Path(config.model))
-    with write_artifact(config.out, describe) as folder:
-        trainer.model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        write_json(folder / "history.json", history_rows(trainer.state.log_history))
-    close_run(run)
+
+    def write() -> None:
+        describe["precision"] = precision_of(trainer, weights, config.lora)
+        with write_artifact(config.out, describe) as folder:
+            save_model(trainer, weights, folder, source=config.model, lora=config.lora)
+            tokenizer.save_pretrained(folder)
+            write_json(folder / "history.json", history_rows(trainer.state.log_history))
+        close_run(run)
+
+    ask_main(write)
     logger.info("warm start in %s after %.0f s", config.out, time.monotonic() - started)
     return config.out
 

@@ -1,7 +1,7 @@
 """Every rollout of every group, kept as data: the log is the dataset.
 
-One Parquet file a step and process, written whole. On a resume from step `s`, files of later steps
-are dropped and made again, so no finished step is lost and none is doubled.
+One Parquet file a step, written whole by the main process. On a resume from step `s`, files of
+later steps are dropped and made again, so no finished step is lost and none is doubled.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Rollout:
 
     step: int
     group: int
-    """Position of the prompt in the step's batch."""
+    """Position of the prompt in the step's batch, counted over all processes."""
     case_id: str
     prompt: str
     prompt_sha256: str
@@ -127,7 +127,7 @@ def read_rollouts(folder: Path) -> pa.Table:
 
 def iterate_groups(folder: Path) -> Iterator[list[Rollout]]:
     """The groups of a run one by one, a file in memory at a time; errors as `read_rollouts`."""
-    for file in _files(folder):  # groups never span files: every process numbers its own
+    for file in _files(folder):  # groups never span files
         for _, members in groupby(
             _rollouts(file), key=lambda rollout: (rollout.step, rollout.group)
         ):

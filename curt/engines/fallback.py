@@ -14,7 +14,6 @@ import hashlib
 import io
 import math
 import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,9 @@ import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from curt.artifact import MANIFEST, ArtifactError
-from curt.corpus.fingerprint import Hashes, hash_grams, normalise_for_comparison
+from curt.corpus.fingerprint import Hashes, hash_grams
 from curt.engines.confidence import Agreement, Assessor, Calibration, Uncertainty
+from curt.engines.familiarity import Familiarity, read_letters, read_text
 from curt.metrics import cail_term_score
 from curt.numerals import article_order
 from curt.schema import Term, Verdict
@@ -40,13 +40,11 @@ Row = dict[str, float]
 
 PARTS: tuple[Part, ...] = ("charge", "article", "term")
 MODEL, VOCABULARY, LABELS = "model.onnx", "vocabulary.npz", "labels.json"
-CONFIDENCE, AGREEMENT = "confidence.json", "agreement.json"  # a folder may do without
+CONFIDENCE, AGREEMENT, FAMILIARITY = "confidence.json", "agreement.json", "familiarity.npz"
+OPTIONAL = (CONFIDENCE, AGREEMENT, FAMILIARITY)  # files a folder may do without
 GRAM_SIZES = (1, 2, 3)  # characters
-MAX_CHARACTERS = 3000  # bounds the time of a request; sentences stand at the ends of a fact
 NO_RIVAL = 2.0  # margin where no other answer was possible, in the scores' own unit
 
-# Runs of digits are noise, their length is not; what a number counts is read apart.
-_DIGITS = str.maketrans("123456789", "000000000")
 _QUANTITY = re.compile(
     r"([0-9][0-9,]{0,15}(?:\.[0-9]{1,6})?)[余多]?([百千万]?)[余多]?(mg|[^\W0-9a-z年月日时分秒号某])"
 )
@@ -136,8 +134,8 @@ def extract_features(fact: str) -> tuple[Hashes, Integers]:
 
     The same in every process. Raises ValueError when the fact holds no letter and no digit.
     """
-    text = _clip(unicodedata.normalize("NFKC", _clip(fact)))
-    plain = normalise_for_comparison(text).translate(_DIGITS)
+    text = read_text(fact)
+    plain = read_letters(text)
     if not plain:
         raise ValueError("a fact without a letter or digit: give what the defendant did")
     grams = [hash_grams(plain, size) for size in GRAM_SIZES if size <= len(plain)]
@@ -157,13 +155,6 @@ def is_right(part: Part, answer: Verdict, truth: Verdict) -> bool:
     if part == "article":
         return set(answer.articles) == set(truth.articles)
     return cail_term_score(answer.term, truth.term) == 1.0
-
-
-def _clip(text: str) -> str:
-    if len(text) <= MAX_CHARACTERS:
-        return text
-    head = MAX_CHARACTERS * 2 // 3
-    return text[:head] + text[head - MAX_CHARACTERS :]
 
 
 def _hash_quantities(text: str) -> Hashes:
@@ -281,8 +272,8 @@ class Fallback:
     """A loaded classifier.
 
     `manifest` is None for one that has not been published yet, `assessor` (probabilities and
-    intervals) for a folder made before there was one, and `agreement` where no language model's
-    answers were compared.
+    intervals) and `familiarity` (which facts are unlike those trained on) for a folder made before
+    there was one, and `agreement` where no language model's answers were compared.
     """
 
     def __init__(
@@ -294,10 +285,11 @@ class Fallback:
         *,
         uncertainty: Uncertainty | None = None,
         agreement: Agreement | None = None,
+        familiarity: Familiarity | None = None,
     ) -> None:
         self.labels, self.vocabulary, self.manifest = labels, vocabulary, manifest
         self.decider = Decider(labels)
-        self.agreement = agreement
+        self.agreement, self.familiarity = agreement, familiarity
         self.assessor = None
         if uncertainty is not None:
             first_term = len(labels.charges) + len(labels.articles)
@@ -313,6 +305,10 @@ class Fallback:
         rows, weights = self.vocabulary.weigh(fact)
         (scores,) = self._session.run(None, {"rows": rows, "weights": weights[None, :]})
         return np.asarray(scores[0], np.float32)
+
+    def is_unfamiliar(self, fact: str) -> bool:
+        """Whether a fact is unlike those trained on, so that no probability here holds for it."""
+        return self.familiarity is not None and self.familiarity.is_unfamiliar(fact)
 
     def predict(self, fact: str) -> Answer:
         """A verdict for a raw fact. Raises ValueError when it holds no letter and no digit."""
@@ -345,8 +341,8 @@ def load_fallback(folder: Path | str) -> Fallback:
     if manifest.features != digest_features():
         raise ArtifactError(f"{folder} was made by code that reads facts in another way: {remedy}")
     content = {}
-    for name in (MODEL, VOCABULARY, LABELS, CONFIDENCE, AGREEMENT):
-        if name in (CONFIDENCE, AGREEMENT) and name not in manifest.files:
+    for name in (MODEL, VOCABULARY, LABELS, *OPTIONAL):
+        if name in OPTIONAL and name not in manifest.files:
             continue
         if name not in manifest.files or not (folder / name).is_file():
             raise ArtifactError(f"{folder} lacks {name}: {remedy}")
@@ -366,6 +362,7 @@ def load_fallback(folder: Path | str) -> Fallback:
             agreement=Agreement.model_validate_json(content[AGREEMENT])
             if AGREEMENT in content
             else None,
+            familiarity=Familiarity.read(content[FAMILIARITY]) if FAMILIARITY in content else None,
         )
     except ValidationError as error:
         raise ArtifactError(f"{folder}: {error.title} was made by other code: {remedy}") from error

@@ -25,16 +25,21 @@ from curt.dialogue import (
     normalise_fact,
     render_prompt,
 )
-from curt.engines.answer_grammar import AnswerGrammar
+from curt.engines.answer_grammar import AnswerGrammar, GuidedAnswer
+from curt.engines.lookup import MOST_GUESSED, AnswerGuess, AnswerLookup
+from curt.engines.ort_sequence import OrtSequence, append_tokens, has_picks, session_config
 from curt.engines.prompt_tokenizer import PromptTokenizer
 from curt.engines.protocol import Finish, Generation, Request, Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+__all__ = ["OrtEngine", "append_tokens", "session_config"]
+
 GENAI_CONFIG = "genai_config.json"
 CHUNK_TOKENS = 64  # prefill between two steps: about 5 ms at 5 M parameters, none slower for it
 _CLIP_SLACK = 16  # clip_fact adds an ellipsis and may split two characters at its seams
+_SEAMS = 8  # tokens that a fact may be shorter by within its prompt than alone
 
 
 class OrtEngine:
@@ -47,12 +52,17 @@ class OrtEngine:
         threads: int = 1,
         allow_spinning: bool = False,
         guided: bool = False,
+        jump: bool = True,
+        lookup: bool = True,
     ) -> None:
         """Verify and load `folder`.
 
         `threads` is the number of intra-op threads; `allow_spinning` lets them burn their core
         while they wait, faster only where nothing else wants it. `guided` holds answers to the
-        grammar, so that each that ends can be read; it needs the llguidance package. Raises
+        grammar, so that each that ends can be read; it needs the llguidance package. With `jump`,
+        tokens the grammar leaves no choice about are fed along with the one before them instead
+        of being asked for. With `lookup`, likely tokens are fed along too and kept where the model
+        picks the same, which needs a graph that tells its picks (`compress.ort_picks`). Raises
         ArtifactError when the folder must not be loaded.
         """
         folder = Path(folder)
@@ -71,8 +81,11 @@ class OrtEngine:
         if guided:
             vocabulary = (folder / "tokenizer.json").read_text(encoding="utf-8")
             self._grammar = AnswerGrammar(vocabulary, settings["vocab_size"], self._eos_ids)
+        self._jump = jump
         self._streaming = False
         self._prepare_prefix()
+        self._has_picks = lookup and has_picks(self._reused)
+        self._lookup = AnswerLookup(self.tokenizer.encode) if self._has_picks else None
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Greedy completions, in order, one after another."""
@@ -80,9 +93,11 @@ class OrtEngine:
 
     def encode(self, request: Request) -> list[int]:
         """The token ids of a request's prompt, up to and with the opening of thinking."""
-        fact = clip_fact(
-            normalise_fact(request.fact), self._as_transformers(), self.manifest.max_fact_tokens
-        )
+        fact = normalise_fact(request.fact)
+        whole = self._encode_fact(fact, request.stated_budget)
+        if len(whole) + _SEAMS <= self._bare_tokens + self.manifest.max_fact_tokens:
+            return whole  # nothing to clip, as a second tokenisation would find out
+        fact = clip_fact(fact, self._as_transformers(), self.manifest.max_fact_tokens)
         return self._encode_fact(fact, request.stated_budget)
 
     def stream(self, request: Request) -> Generator[Step, None, None]:
@@ -110,69 +125,102 @@ class OrtEngine:
         started = time.monotonic()
         prompt = self.encode(request)
         limit = self._fit_thinking(len(prompt), request)
-        total = len(prompt) + limit + 1 + request.answer_limit
-        generator, position = self._generator_for(prompt, total)
+        sequence, feed = self._sequence_for(prompt, limit + 1 + request.answer_limit)
         thinking: list[int] = []
-        answer: list[int] = []
-        closed = cut = False
+        answer: _Answer | None = None
+        cut = False
         finish: Finish | None = None
+        ahead: list[int] = []  # fed already, but not yet part of the text
+        if limit == 0:
+            answer, cut = self._begin_answer([], request.answer_limit), True
+            ahead = answer.look_ahead()
 
-        feed = prompt[position:] + ([self._close] if limit == 0 else [])
-        for start in range(0, len(feed), CHUNK_TOKENS):
+        chunks = [feed[i : i + CHUNK_TOKENS] for i in range(0, len(feed), CHUNK_TOKENS)]
+        if answer:  # with the last chunk, so that it costs no pass of its own
+            chunks[-1] += [self._close, *ahead]
+        for chunk in chunks:
             if _is_past(request.deadline_s):
-                finish = "deadline"
+                finish, answer, cut = "deadline", None, False
                 break
-            append_tokens(generator, feed[start : start + CHUNK_TOKENS])
+            sequence.feed(chunk)
             yield Step("prefill")
-        else:
-            closed = cut = limit == 0
-        prefilled = time.monotonic()
+        prefilled, prefill_passes = time.monotonic(), sequence.passes
 
         text = self.tokenizer.stream()
-        guided = self._grammar.begin() if self._grammar else None
         while finish is None:
             if _is_past(request.deadline_s):
                 finish = "deadline"
                 break
-            logits = np.array(generator.get_logits()[0, -1])
-            if not closed:  # a turn can't end before its thinking does
-                logits[self._eos_ids] = -np.inf
-            token = guided.pick(logits) if guided and closed else int(logits.argmax())
-            if not closed and len(thinking) == limit:
+            token = self._choose(sequence, ahead, answer)
+            if answer is None and len(thinking) == limit:
                 cut = token != self._close
                 token = self._close
             if token in self._eos_ids:
                 finish = "stop"
                 break
-            if closed:
-                answer.append(token)
+            if answer:
+                answer.ids.append(token)
                 yield Step("answer", text.push(token))
-                if len(answer) == request.answer_limit:
+                if answer.room == 0:
                     finish = "length"
                     break
             elif token == self._close:
-                closed = True
+                answer = self._begin_answer(thinking, request.answer_limit)
                 text = self.tokenizer.stream()
                 yield Step("close", THINK_END)
             else:
                 thinking.append(token)
                 yield Step("thinking", text.push(token))
-            append_tokens(generator, [token])
+            if ahead and ahead[0] == token:
+                del ahead[0]
+                continue
+            sequence.drop(len(ahead))
+            if answer:
+                ahead = answer.look_ahead()
+            else:  # whatever the model picks at the limit, the end of thinking follows
+                ahead = [self._close] if self._has_picks and len(thinking) == limit else []
+            sequence.feed([token, *ahead])
 
         completion = self.tokenizer.decode(thinking)
-        if closed:
-            completion += THINK_END + self.tokenizer.decode(answer)
+        if answer:
+            completion += THINK_END + self.tokenizer.decode(answer.ids)
         generation = Generation(
             text=completion,
             prompt_tokens=len(prompt),
             thinking_tokens=len(thinking),
-            answer_tokens=len(answer),
+            answer_tokens=len(answer.ids) if answer else 0,
             thinking_cut=cut,
             finish=finish,
             prefill_ms=(prefilled - started) * 1e3,
             decode_ms=(time.monotonic() - prefilled) * 1e3,
+            decode_passes=sequence.passes - prefill_passes,
         )
         yield Step("end", generation=generation)
+
+    def _begin_answer(self, thinking: list[int], most_tokens: int) -> _Answer:
+        return _Answer(
+            self._close,
+            most_tokens,
+            self._grammar.begin() if self._grammar else None,
+            self._lookup.begin(thinking) if self._lookup else None,
+            jump=self._jump,
+        )
+
+    def _choose(self, sequence: OrtSequence, ahead: list[int], answer: _Answer | None) -> int:
+        """The next token; clears `ahead` where it had to drop those tokens to find it."""
+        if answer and answer.forced:
+            return answer.take_forced()
+        token = sequence.pick(len(ahead))
+        if answer is None and token not in self._eos_ids:
+            return token
+        if answer and (answer.guided is None or answer.guided.take(token)):
+            return token
+        logits = sequence.logits(len(ahead))
+        ahead.clear()
+        if answer and answer.guided:
+            return answer.guided.pick(logits)
+        logits[self._eos_ids] = -np.inf  # a turn can't end before its thinking does
+        return int(logits.argmax())
 
     def _encode_fact(self, fact: str, budget: int) -> list[int]:
         return self.tokenizer.encode(render_prompt(self._as_transformers(), fact, budget))
@@ -205,7 +253,8 @@ class OrtEngine:
         """
         probes = [self._encode_fact(fact, 0) for fact in ("甲", "2")]
         self._prefix = _common_prefix(*probes)
-        longest = max(len(self._encode_fact("", b)) for b in BUDGET_LEVELS)
+        bare = [len(self._encode_fact("", b)) for b in BUDGET_LEVELS]
+        self._bare_tokens, longest = min(bare), max(bare)
         self._capacity_tokens = min(
             self._context_tokens,
             longest
@@ -218,13 +267,14 @@ class OrtEngine:
         self._reused = self._new_generator(self._capacity_tokens)
         append_tokens(self._reused, self._prefix)
 
-    def _generator_for(self, prompt: list[int], total_tokens: int) -> tuple[Any, int]:
-        """A generator with room for `total_tokens`, and how much of the prompt it already holds."""
-        held = len(self._prefix)
-        if prompt[:held] == self._prefix and total_tokens <= self._capacity_tokens:
-            self._reused.rewind_to(held)
-            return self._reused, held
-        return self._new_generator(total_tokens), 0
+    def _sequence_for(self, prompt: list[int], more_tokens: int) -> tuple[OrtSequence, list[int]]:
+        """A sequence with room for prompt and `more_tokens`, and what of the prompt to feed it."""
+        held, total = len(self._prefix), len(prompt) + more_tokens
+        if prompt[:held] != self._prefix or total > self._capacity_tokens:
+            generator = self._new_generator(total)
+            return OrtSequence(generator, [], has_picks=self._has_picks), prompt
+        self._reused.rewind_to(held)
+        return OrtSequence(self._reused, self._prefix, has_picks=self._has_picks), prompt[held:]
 
     def _new_generator(self, max_tokens: int) -> Any:
         params = og.GeneratorParams(self._model)
@@ -232,24 +282,48 @@ class OrtEngine:
         return og.Generator(self._model, params)
 
 
-def append_tokens(generator: Any, ids: list[int]) -> None:
-    """Run the model over some more tokens.
+class _Answer:
+    """One answer as it grows, and what is known of its next tokens before the model says so."""
 
-    Every token goes in here, also the ones picked from the logits: an append right after
-    `generate_next_token` gives wrong logits unless `get_logits` was called in between (0.18).
-    """
-    generator.append_tokens(np.asarray(ids, dtype=np.int32))
+    def __init__(
+        self,
+        close: int,
+        most_tokens: int,
+        guided: GuidedAnswer | None,
+        guess: AnswerGuess | None,
+        *,
+        jump: bool,
+    ) -> None:
+        self.ids: list[int] = []
+        self.guided = guided
+        self.forced: list[int] = []  # the grammar leaves no other choice: no need to ask the model
+        self._close = close
+        self._most_tokens = most_tokens
+        self._guess = guess
+        self._jump = jump
 
+    @property
+    def room(self) -> int:
+        """How many more tokens the answer may have."""
+        return self._most_tokens - len(self.ids)
 
-def session_config(folder: Path, threads: int, allow_spinning: bool) -> Any:
-    """The folder's onnxruntime_genai.Config with this many intra-op threads."""
-    config = og.Config(str(folder))
-    options = {
-        "intra_op_num_threads": threads,
-        "session.intra_op.allow_spinning": "1" if allow_spinning else "0",
-    }
-    config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
-    return config
+    def look_ahead(self) -> list[int]:
+        """Tokens to feed along: forced ones, then guessed ones."""
+        room = self.room
+        if self.guided and self._jump:
+            self.forced = self.guided.foresee()[:room]
+        ahead = list(self.forced)
+        most = min(room, MOST_GUESSED) - len(ahead)
+        if self._guess and most > 0:
+            ahead += self._guess.after([self._close, *self.ids, *ahead], most)
+        return ahead
+
+    def take_forced(self) -> int:
+        """The next forced token, as part of the grammar's text."""
+        token = self.forced.pop(0)
+        taken = self.guided is not None and self.guided.take(token)
+        assert taken, "a forced token is allowed"
+        return token
 
 
 def _single_token(tokenizer: PromptTokenizer, text: str) -> int:

@@ -35,7 +35,8 @@ class Generation:
     """What came back. `text` follows the prompt: `{thinking}</think>{answer}`.
 
     `thinking_tokens` excludes the end-of-thinking token; `thinking_cut` says that the limit
-    closed the thinking rather than the model.
+    closed the thinking rather than the model. `decode_passes` counts the runs of the model after
+    the prefill: fewer than tokens where an engine feeds several at once, None where it can't tell.
     """
 
     text: str
@@ -46,6 +47,7 @@ class Generation:
     finish: Finish
     prefill_ms: float
     decode_ms: float
+    decode_passes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

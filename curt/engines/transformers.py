@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, L
 
 from curt.artifact import load_manifest
 from curt.dialogue import THINK_END, clip_fact, normalise_fact, render_prompt
-from curt.engines.protocol import Finish, Generation, Request
+from curt.engines.protocol import Finish, Generation, Request, Step
+from curt.engines.transformers_stream import stream_steps
 
 
 class ThinkingLimit(LogitsProcessor):
@@ -58,7 +59,7 @@ class ThinkingLimit(LogitsProcessor):
 
 
 class TransformersEngine:
-    """Runs an "hf" model folder. Deadlines are not kept: this engine never serves."""
+    """Runs an "hf" model folder. Requests with a deadline go one by one, all others in batches."""
 
     name = "transformers"
 
@@ -75,9 +76,24 @@ class TransformersEngine:
         self.eos_ids = sorted({self.tokenizer.eos_token_id, *listed})
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Greedy completions in order, in batches of `batch`."""
+        """Greedy completions in order, in batches of `batch` or, with deadlines, one by one.
+
+        Raises ValueError when prompt and answer can't fit the context.
+        """
+        if any(request.deadline_s is not None for request in requests):
+            return [self._complete(request) for request in requests]
         starts = range(0, len(requests), self.batch)
         return [g for s in starts for g in self._generate_batch(requests[s : s + self.batch])]
+
+    def stream(self, request: Request) -> Generator[Step, None, None]:
+        """Complete a request step by step; closing the generator stops the work."""
+        prompt = self.encode(request)
+        yield from stream_steps(self, prompt, self._fit_thinking(len(prompt), request), request)
+
+    def encode(self, request: Request) -> list[int]:
+        """The token ids of a request's prompt, up to and with the opening of thinking."""
+        ids: list[int] = self.tokenizer(self.render(request), add_special_tokens=False)["input_ids"]
+        return ids
 
     def render(self, request: Request) -> str:
         """The prompt text of a request."""
@@ -85,6 +101,28 @@ class TransformersEngine:
             normalise_fact(request.fact), self.tokenizer, self.manifest.max_fact_tokens
         )
         return render_prompt(self.tokenizer, fact, request.stated_budget)
+
+    def _complete(self, request: Request) -> Generation:
+        for step in self.stream(request):
+            if step.generation:
+                return step.generation
+        raise AssertionError("a stream ends with its generation")
+
+    def _fit_thinking(self, prompt_tokens: int, request: Request) -> int:
+        """The thinking limit, lowered where the context is too short for it."""
+        if request.thinking_limit < 0 or request.answer_limit < 1:
+            raise ValueError(
+                f"limits of {request.thinking_limit} thinking and {request.answer_limit} answer "
+                "tokens: use 0 or more and 1 or more"
+            )
+        context = self.model.config.max_position_embeddings
+        room = int(context) - prompt_tokens - request.answer_limit - len(self.end_ids)
+        if room < 0:
+            raise ValueError(
+                f"a prompt of {prompt_tokens} and an answer of {request.answer_limit} tokens do "
+                f"not fit the model's context of {context}: clip facts shorter"
+            )
+        return min(request.thinking_limit, room)
 
     def _generate_batch(self, requests: Sequence[Request]) -> list[Generation]:
         started = time.perf_counter()
@@ -96,14 +134,17 @@ class TransformersEngine:
         ).to(self.device)
         inputs.pop("token_type_ids", None)
         prompt_tokens = inputs["input_ids"].shape[1]
+        own_tokens = [int(mask.sum()) for mask in inputs["attention_mask"]]
+        thinking = [self._fit_thinking(n, r) for n, r in zip(own_tokens, requests, strict=True)]
         limit = ThinkingLimit(
             prompt_tokens,
-            [r.thinking_limit for r in requests],
+            thinking,
             [r.answer_limit for r in requests],
             self.end_ids,
             self.eos_ids,
         )
-        longest = max(r.thinking_limit + r.answer_limit for r in requests) + len(self.end_ids) + 1
+        most = [own + r.answer_limit for own, r in zip(thinking, requests, strict=True)]
+        longest = max(most) + len(self.end_ids) + 1
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs,
@@ -113,11 +154,11 @@ class TransformersEngine:
             )
         decode_ms = (time.perf_counter() - started) * 1000 / len(requests)
         return [
-            self._collect(request, ids, int(mask.sum()), cut, decode_ms)
-            for request, ids, mask, cut in zip(
+            self._collect(request, ids, own, cut, decode_ms)
+            for request, ids, own, cut in zip(
                 requests,
                 output[:, prompt_tokens:].tolist(),
-                inputs["attention_mask"],
+                own_tokens,
                 limit.cut,
                 strict=True,
             )

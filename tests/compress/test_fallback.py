@@ -32,6 +32,7 @@ from curt.corpus.store import read_cases, write_cases
 from curt.corpus.synthetic import generate_cases
 from curt.engines.fallback import (
     CONFIDENCE,
+    FAMILIARITY,
     LABELS,
     MODEL,
     VOCABULARY,
@@ -179,7 +180,7 @@ def test_the_manifest_tells_scores_calibration_and_tools(made):
         manifest.evaluation
     )
     assert set(manifest.tools) == {"numpy", "onnx", "onnxruntime", "scikit-learn"}
-    assert set(manifest.files) == {MODEL, VOCABULARY, LABELS, CONFIDENCE}
+    assert set(manifest.files) == {MODEL, VOCABULARY, LABELS, CONFIDENCE, FAMILIARITY}
     assert FallbackConfig(**manifest.config) == made
 
 
@@ -190,7 +191,7 @@ def test_an_older_folder_stays_when_training_fails(made, monkeypatch):
         train_fallback(made)
     assert (made.out / MANIFEST).read_bytes() == before
     assert {path.name for path in made.out.iterdir()} == {
-        *(MANIFEST, MODEL, VOCABULARY, LABELS, CONFIDENCE)
+        *(MANIFEST, MODEL, VOCABULARY, LABELS, CONFIDENCE, FAMILIARITY)
     }
 
 

@@ -56,6 +56,14 @@ def grammar(micro_model: Path, tokenizer: PromptTokenizer, vocab_tokens: int) ->
     return AnswerGrammar((micro_model / "tokenizer.json").read_text(), vocab_tokens, [end])
 
 
+@pytest.fixture(scope="module")
+def token_bytes(micro_model: Path, vocab_tokens: int) -> list[bytes]:
+    import llguidance
+
+    cut = llguidance.LLTokenizer((micro_model / "tokenizer.json").read_text(), vocab_tokens)
+    return [b"" if cut.is_special_token(t) else cut.decode_bytes([t]) for t in range(vocab_tokens)]
+
+
 def one_hot(token: int, width: int) -> np.ndarray:
     logits = np.zeros(width, np.float32)
     logits[token] = 1.0
@@ -74,6 +82,41 @@ def test_an_answer_of_the_grammar_passes_unchanged(
     ids = tokenizer.encode(render_answer(verdict) + "<|im_end|>")
     answer = grammar.begin()
     assert [answer.pick(one_hot(token, vocab_tokens)) for token in ids] == ids
+
+
+@given(verdict=VERDICTS)
+def test_what_is_foreseen_is_what_the_tokenizer_writes(
+    grammar: AnswerGrammar, tokenizer: PromptTokenizer, verdict: Verdict
+) -> None:
+    ids = tokenizer.encode(render_answer(verdict))
+    answer, place, foreseen = grammar.begin(), 0, 0
+    while place < len(ids):
+        ahead = answer.foresee()
+        assert ids[place : place + len(ahead)] == ahead
+        foreseen += len(ahead)
+        for token in ahead or ids[place : place + 1]:
+            assert answer.take(token)
+            place += 1
+    assert foreseen > 5
+    assert answer.foresee() == [] or not verdict.fine_yuan
+
+
+@given(verdict=VERDICTS, seed=st.integers(0, 2**32 - 1))
+def test_jumps_write_the_same_text_however_the_tokens_between_are_cut(
+    grammar: AnswerGrammar, token_bytes: list[bytes], verdict: Verdict, seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    left = render_answer(verdict).encode()
+    answer = grammar.begin()
+    while left:
+        ahead = answer.foresee()
+        if not ahead:  # any token that goes on with the text, also part of a character
+            fitting = [t for t, text in enumerate(token_bytes) if text and left.startswith(text)]
+            ahead = [int(draw.choice(fitting))]
+        for token in ahead:
+            assert left.startswith(token_bytes[token])
+            assert answer.take(token)
+            left = left[len(token_bytes[token]) :]
 
 
 @given(seed=st.integers(0, 2**32 - 1))

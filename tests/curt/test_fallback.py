@@ -16,7 +16,6 @@ from curt.engines.confidence import Calibration
 from curt.engines.fallback import (
     CONFIDENCE,
     LABELS,
-    MAX_CHARACTERS,
     MODEL,
     PARTS,
     VOCABULARY,
@@ -29,6 +28,7 @@ from curt.engines.fallback import (
     extract_features,
     load_fallback,
 )
+from curt.engines.familiarity import MAX_CHARACTERS
 from curt.files import sha256
 from curt.schema import Term, Verdict
 from tests.compress.test_fallback import THEFT, make_fallback

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from compress.ort_picks import PicksConfig, make_artifact
 from curt.artifact import ArtifactError
-from curt.dialogue import THINK_END, THINK_START
+from curt.dialogue import THINK_END, THINK_START, clip_fact, normalise_fact, render_prompt
 from curt.engines.onnxruntime_genai import OrtEngine
 from curt.engines.prompt_tokenizer import PromptTokenizer
 from curt.engines.protocol import Generation, Request
@@ -162,6 +163,70 @@ def test_thinking_shrinks_to_what_the_context_holds(random_engine: OrtEngine) ->
         run(random_engine, 0, answer_limit=500)
     with pytest.raises(ValueError, match="-1 thinking"):
         run(random_engine, -1)
+
+
+@pytest.fixture(scope="module")
+def clerk(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export that tells its picks and writes whatever answer its tokens can be chained to."""
+    folder = tmp_path_factory.mktemp("clerk")
+    links = chain(micro_model, f"{THINK_START}A{THINK_END}罪名：盗窃")
+    links |= chain(micro_model, "窃\n法条：")
+    model = make_untied_model(folder / "model", micro_model, chain=links)
+    make_artifact(PicksConfig(artifact=export(model, folder / "plain"), out=folder / "ort"))
+    return folder / "ort"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [0, 1, 10])
+@pytest.mark.parametrize("answer_limit", [1, 2, 7, 64])
+def test_guesses_change_the_passes_and_nothing_else(
+    clerk: Path, limit: int, answer_limit: int
+) -> None:
+    plain = run(OrtEngine(clerk, lookup=False), limit, answer_limit=answer_limit)
+    quick = run(OrtEngine(clerk), limit, answer_limit=answer_limit)
+    assert (quick.text, quick.thinking_tokens, quick.answer_tokens, quick.finish) == (
+        plain.text, plain.thinking_tokens, plain.answer_tokens, plain.finish,
+    )  # fmt: skip
+    assert quick.thinking_cut == plain.thinking_cut
+    assert quick.decode_passes is not None
+    assert plain.decode_passes is not None
+    assert quick.decode_passes <= plain.decode_passes
+    if answer_limit == 64:
+        assert quick.decode_passes < plain.decode_passes
+
+
+@pytest.mark.slow
+def test_wrong_guesses_leave_no_trace(random_artifact: Path, tmp_path: Path) -> None:
+    make_artifact(PicksConfig(artifact=random_artifact, out=tmp_path / "picks"))
+    plain, quick = OrtEngine(random_artifact), OrtEngine(tmp_path / "picks")
+    for limit in (0, 1, 8, 40):
+        assert run(quick, limit).text == run(plain, limit).text
+
+
+@pytest.mark.slow
+def test_a_jump_saves_passes_and_keeps_the_text(random_artifact: Path) -> None:
+    pytest.importorskip("llguidance")
+    for limit in (0, 4):
+        step, jump = (
+            run(OrtEngine(random_artifact, guided=True, jump=jump), limit) for jump in (False, True)
+        )
+        assert jump.text[: len(f"{THINK_END}罪名：")] == step.text[: len(f"{THINK_END}罪名：")]
+        assert step.decode_passes is not None
+        assert jump.decode_passes is not None
+        per_token = jump.decode_passes / (jump.thinking_tokens + jump.answer_tokens)
+        assert per_token < step.decode_passes / (step.thinking_tokens + step.answer_tokens)
+
+
+@pytest.mark.slow
+def test_prompts_are_the_same_whether_or_not_a_second_look_was_needed(
+    random_engine: OrtEngine,
+) -> None:
+    tokenizer = random_engine.tokenizer
+    for length in range(150, 215):
+        fact = (FACTS[0] * 9)[:length]
+        clipped = clip_fact(normalise_fact(fact), tokenizer, 200)  # type: ignore[arg-type]
+        prompt = tokenizer.encode(render_prompt(tokenizer, clipped, 32))  # type: ignore[arg-type]
+        assert random_engine.encode(Request(fact, 32, 8)) == prompt
 
 
 @pytest.mark.slow

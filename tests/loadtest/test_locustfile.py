@@ -33,6 +33,7 @@ class Behaviour:
     ready_after_s: float = 0.0
     started_s: float = field(default_factory=time.monotonic)
     payloads: list[dict[str, Any]] = field(default_factory=list)
+    keys: set[str | None] = field(default_factory=set)
     first_ready_s: float | None = None
     first_case_s: float | None = None
 
@@ -55,16 +56,18 @@ def serving(behaviour: Behaviour) -> Iterator[str]:
                 behaviour.first_case_s = time.monotonic()
             body = self.rfile.read(int(self.headers["Content-Length"]))
             behaviour.payloads.append(json.loads(body))
+            behaviour.keys.add(self.headers["Authorization"])
             phase_s = (time.monotonic() - behaviour.started_s) % behaviour.period_s
             if phase_s < behaviour.stall_s:
                 time.sleep(behaviour.stall_s - phase_s)
             reply = {
-                "request_id": f"r-{time.monotonic_ns()}",
+                "request_id": self.headers["X-Request-ID"],
                 "degraded": behaviour.degraded,
                 "defendants": [{"charges": [{"name": "盗窃"}]}],
                 "thinking": {"tokens": 7, "allowed": 32, "stated_budget": 32, "cut": False},
                 "timings_ms": {"queue": 0.5, "prefill": 1.5, "decode": 2.0, "total": 4.0},
                 "warnings": [],
+                "deadline_ms": behaviour.payloads[-1]["deadline_ms"],
                 "notice": "for reference only",
             }
             self._reply(behaviour.status, reply)
@@ -80,6 +83,9 @@ def serving(behaviour: Behaviour) -> Iterator[str]:
         request_queue_size = 128
         daemon_threads = True
 
+        def handle_error(self, *_: Any) -> None:
+            return  # a client that gave up
+
     server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
@@ -94,7 +100,7 @@ def serving(behaviour: Behaviour) -> Iterator[str]:
 @pytest.fixture
 def cases(tmp_path: Path) -> Path:
     path = tmp_path / "test.jsonl"
-    rows = [{"fact": f"被告人张某窃取现金{amount}元。"} for amount in (2000, 3000, 9000)]
+    rows = [{"fact": f"被告人张某窃取现金{amount}元。"} for amount in (2000, 30000, 9000)]
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
     return path
 
@@ -122,7 +128,7 @@ def test_a_healthy_server_passes(cases: Path, tmp_path: Path) -> None:
     # Wide limits: what is tested is the verdict, not how busy this machine is.
     with serving(behaviour) as host:
         code, report, log = run_locust(
-            host, cases, tmp_path, "--rate", "20", "--slo-p99-ms", "3000", "--deadline-ms", "350"
+            host, cases, tmp_path, "--rate", "20", "--slo-p99-ms", "3000", "--deadline-ms", "3500"
         )
     assert code == 0, log
     assert report["verdict"]["passed"]
@@ -136,7 +142,7 @@ def test_a_healthy_server_passes(cases: Path, tmp_path: Path) -> None:
     facts = [payload["fact"] for payload in behaviour.payloads]
     assert len(set(facts)) == len(facts), "every case is new to a cache"
     assert all(PredictRequest.model_validate_json(json.dumps(p)) for p in behaviour.payloads)
-    assert {payload["deadline_ms"] for payload in behaviour.payloads} == {350}
+    assert {payload["deadline_ms"] for payload in behaviour.payloads} == {3500}
     assert behaviour.first_ready_s is not None
     assert behaviour.first_case_s is not None
     assert behaviour.first_case_s > behaviour.first_ready_s >= behaviour.started_s + 3
@@ -230,7 +236,24 @@ def test_a_terminated_run_still_reports(cases: Path, tmp_path: Path) -> None:
         (("--rate", "0"), "use more than 0"),
         (("--cases", "nowhere.jsonl"), "make demo"),
         (("--host", "127.0.0.1:8000"), "use one such as"),
-        (("--processes", "2"), "one schedule cannot be split"),
+        (("--shape", "spike", "--peak", "-1"), "use more than 0"),
+        (("--mix", "long:1,huge:2"), "use for example"),
+        (("--api-key-file", "nowhere.key"), "give a text file"),
+        (
+            (
+                "--processes",
+                "2",
+                "--master-bind-port",
+                "8167",
+                "--master-port",
+                "8167",
+                "--mix",
+                "long:1",
+                "--length-bounds",
+                "99,99",
+            ),
+            "the corpus has none",
+        ),
     ],
 )
 def test_a_run_that_could_mean_nothing_is_refused(
@@ -242,3 +265,66 @@ def test_a_run_that_could_mean_nothing_is_refused(
     )  # fmt: skip
     assert process.returncode == 1
     assert complaint in process.stderr
+
+
+def test_a_shaped_run_of_two_workers_is_one_run_with_one_verdict(
+    cases: Path, tmp_path: Path
+) -> None:
+    behaviour = Behaviour()
+    page, key = tmp_path / "report.html", tmp_path / "api.key"
+    key.write_text("sk-secret-of-mine\n")
+    with serving(behaviour) as host:
+        code, report, log = run_locust(
+            host, cases, tmp_path, "--processes", "2", "--master-bind-port", "8166",
+            "--master-port", "8166", "--shape", "step", "--rate", "10",
+            "--peak", "50", "--steps", "2", "--mix", "short:3,long:1", "--length-bounds", "15,15",
+            "--slo-p99-ms", "3000", "--deadline-ms", "3000", "--slo-html", str(page),
+            "--api-key-file", str(key),
+        )  # fmt: skip
+    assert code == 0, log
+    assert report["workers"] == 2
+    assert report["requests"] == len(behaviour.payloads), "every outcome reached the master"
+    assert len({p["fact"] for p in behaviour.payloads}) == report["requests"]
+    # Poisson with mean 150; five standard deviations, and a little for late starts.
+    assert abs(report["requests"] - report["expected_requests"]) < 70
+    assert report["expected_requests"] == pytest.approx(150, rel=0.1)
+    early = sum(row["requests"] for row in report["windows"] if row["from_s"] < 2)
+    late = sum(row["requests"] for row in report["windows"] if 3 <= row["from_s"] < 5)
+    assert late > 2 * early, "the second step is five times the first"
+    assert behaviour.keys == {"Bearer sk-secret-of-mine"}
+    text = page.read_text(encoding="utf-8")
+    for written in (text, log, json.dumps(report)):
+        assert "sk-secret" not in written
+        assert "被告人" not in written
+    assert text.count("<svg") == 3
+    assert "http" not in text.replace(host, "").replace("http-equiv", "")
+
+
+def test_a_worker_that_cannot_run_fails_the_whole(cases: Path, tmp_path: Path) -> None:
+    behaviour = Behaviour(status=200)
+    with serving(behaviour) as host:
+        master = subprocess.Popen(
+            [*command(host, cases, tmp_path / "loadtest.json", "--rate", "20", "--timeout-s", "2"),
+             "--master", "--master-bind-port", "8165", "--expect-workers", "2"],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        worker = [
+            sys.executable, "-m", "locust", "-f", "loadtest/", "--worker", "--master-port", "8165",
+        ]  # fmt: skip
+        good = subprocess.Popen(
+            worker, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        bad = subprocess.Popen(
+            worker, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        end_s = time.monotonic() + 40
+        while len(behaviour.payloads) < 5 and time.monotonic() < end_s:
+            time.sleep(0.05)
+        bad.kill()
+        code = master.wait(timeout=60)
+        bad.wait(timeout=10)
+        good.wait(timeout=30)
+    report = json.loads((tmp_path / "loadtest.json").read_text())
+    assert code == 1
+    assert report["requests"] > 5, "what the other worker saw is kept"
+    assert any("1 of 2 workers sent no outcomes" in r for r in report["verdict"]["reasons"])

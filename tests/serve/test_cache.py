@@ -24,9 +24,9 @@ from serve.cache import (
     CacheKey,
     CacheMetrics,
     ResultCache,
-    ServedPolicy,
     cache_key,
 )
+from serve.cache_policy import ServedPolicy
 from serve.lru import ENTRY_OVERHEAD_BYTES, Lru
 from serve.metrics import Metrics
 from serve.middleware import RequestContext

@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from train.checkpoints import checkpoint_step, close_run, last_checkpoint, open_run
+from train.checkpoints import (
+    checkpoint_step,
+    close_run,
+    last_checkpoint,
+    open_run,
+    saved_processes,
+    share_random_state,
+)
 
 CONFIG = {"steps": 10, "penalty": {"type": "gated", "weight": 0.4}, "out": "x"}
 
@@ -108,3 +115,18 @@ def test_closing_a_run_keeps_its_trajectories_alone(tmp_path, run):
     close_run(run)
     assert [p for p in run.rglob("*") if p.is_file()] == [rows]
     assert open_run(tmp_path / "model", CONFIG | {"steps": 99}, {}) == run
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 2), (2, 1), (2, 2), (2, 4), (4, 2)])
+def test_random_state_is_shared_among_any_number_of_processes(run, before, after):
+    def names(count):
+        return {"rng_state.pth"} if count == 1 else {f"rng_state_{n}.pth" for n in range(count)}
+
+    checkpoint = add_checkpoint(run, 2)
+    for name in names(before):
+        (checkpoint / name).write_text(name)
+    assert saved_processes(checkpoint) == before
+    share_random_state(checkpoint, after)
+    assert all((checkpoint / name).is_file() for name in names(after))
+    for name in names(after) - names(before):
+        assert (checkpoint / name).read_text() == min(names(before))

@@ -38,7 +38,13 @@ DEMO = {
     "compress-recover": DistillConfig,
     "compress-student": DistillConfig,
 }
-CLASSES = {**DEMO, "pure-rl-judge": GRPOSettings}
+CLASSES = {
+    **DEMO,
+    "pure-rl-judge": GRPOSettings,
+    "sft-lora": SFTConfig,
+    "grpo-lora": GRPOSettings,
+    "grpo-server": GRPOSettings,
+}
 GIVEN = {
     "evaluate": ["--model", "m", "--out", "o.json"],
     **{name: ["--model", "m", "--out", "o"] for name in DEMO if name.startswith("compress-")},
@@ -104,6 +110,17 @@ def test_every_method_of_the_benchmark_is_a_change_that_grpo_accepts():
         assert GRPOSettings.model_validate({**shipped.model_dump(), **changes})
 
 
+@pytest.mark.parametrize("folder", ["qwen3-0.6b", "qwen2.5-7b"])
+def test_larger_models_have_every_recipe(folder):
+    names = {f.stem for f in FILES if f.parent.name == folder}
+    assert {"sft", "sft-lora", "grpo", "grpo-lora", "grpo-server"} <= names
+    for kind in ("", "-lora"):
+        warm = load(ROOT / "configs" / folder / f"sft{kind}.toml")
+        grpo = load(ROOT / "configs" / folder / f"grpo{kind}.toml")
+        assert Path(grpo.model) == warm.out
+        assert grpo.max_thinking_tokens <= warm.max_thinking_tokens
+
+
 def test_one_constant_can_be_changed_alone():
     file = ROOT / "configs" / "demo" / "grpo.toml"
     changed, shipped = load(file, "--penalty.weight", "0.15").penalty, load(file).penalty
@@ -116,6 +133,9 @@ def test_one_constant_can_be_changed_alone():
         (["--penalty", '{"type": "quadratic"}'], "penalty"),
         (["--penalty.wieght", "0.1"], "wieght"),
         (["--partial_share", "1.1"], "partial_share"),
+        (["--compact", "false", "--seed_rollouts", "true"], "seed_rollouts without compact"),
+        (["--micro_batch", "4"], "leave micro_batch out"),
+        (["--lora.rnak", "4"], "rnak"),
     ],
 )
 def test_refusals_name_the_setting(arguments, said, capsys):

@@ -30,7 +30,8 @@ SMALL = {
     "generations": 4,
     "bf16": False,
     # two passes a step, as the recipe's batch is cut up
-    "trl": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+    "micro_batch": 4,
+    "trl": {},
 }
 
 
@@ -107,9 +108,11 @@ def test_what_the_configuration_owns_cannot_be_set_through_trl(tmp_path):
     config = GRPOSettings(trl={"learning_rate": 1.0})
     with pytest.raises(ValueError, match=r"trl names \['learning_rate'\]"):
         trl_options(config, tmp_path)
-    chosen = GRPOSettings(oversample=2, trl={"gradient_accumulation_steps": 2})
+    for size in ("gradient_accumulation_steps", "steps_per_generation"):
+        with pytest.raises(ValueError, match=rf"trl names \['{size}'\]"):
+            trl_options(GRPOSettings(trl={size: 2}), tmp_path)
     with pytest.raises(ValueError, match="oversample chooses among whole batches"):
-        trl_options(chosen, tmp_path)
+        GRPOSettings(oversample=2, micro_batch=4)
 
 
 def test_another_checkpoint_needs_the_length_of_facts(tmp_path, checkpoint):

@@ -42,7 +42,7 @@ def test_a_second_ctrl_c_ends_it_at_once(stop):
 
 def test_the_bar_goes_on_from_a_resumed_step_and_shows_what_matters(capsys):
     bar = ProgressBar("GRPO")
-    state = SimpleNamespace(max_steps=10, global_step=4)
+    state = SimpleNamespace(max_steps=10, global_step=4, is_world_process_zero=True)
     bar.on_train_begin(None, state, None)
     bar.on_log(None, state, None, logs={"exact": 0.5, "thinking_tokens": "41.2", "other": 1.0})
     state.global_step = 5

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.rollouts import choose_groups, keep_rows
+from train.rollouts import choose_groups, keep_groups, keep_rows
 
 
 def test_groups_with_something_to_learn_come_first_in_order():
@@ -32,3 +32,12 @@ def test_every_per_completion_tensor_keeps_the_same_rows():
     assert kept["completion_ids"].tolist() == [[0, 1], [6, 7]]
     assert kept["advantages"].tolist() == [0.0, 3.0]
     assert kept["num_items_in_batch"].item() == 8
+
+
+def test_a_process_keeps_its_chosen_groups_or_one_that_weighs_nothing():
+    batch = {"completion_ids": torch.arange(8).view(4, 2), "completion_mask": torch.ones(4, 2)}
+    assert keep_groups(batch, {1}, 2)["completion_ids"].tolist() == [[4, 5], [6, 7]]
+    assert keep_groups(batch, {-1, 0, 5}, 2)["completion_ids"].tolist() == [[0, 1], [2, 3]]
+    idle = keep_groups(batch, {-1, 2}, 2)
+    assert idle["completion_ids"].tolist() == [[0, 1], [2, 3]]
+    assert not idle["completion_mask"].any()

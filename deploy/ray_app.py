@@ -1,0 +1,88 @@
+"""Curt under Ray Serve: each replica is the same server as `python -m serve`, without its socket.
+
+    export CURT_MODEL=$PWD/artifacts/demo/ort-int4 PYTHONPATH=$PWD RAY_SERVE_ENABLE_HA_PROXY=1
+    serve run deploy/ray_serve.yaml
+
+Settings come from the environment of the replicas, as in serve/settings.py; where and how many
+they are is Ray's part, in `ray_serve.yaml`. A replica takes requests once its model has warmed up,
+is healthy as long as `/readyz` would say so, and answers all it has taken before it leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve as ray_serve
+
+from curt.logs import configure_logging
+from serve.answering import Pool
+from serve.app import create_app
+from serve.settings import Settings
+
+POLL_S = 0.05
+OF_ONE_SERVER = ("feedback", "models", "variants_file")
+
+Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
+
+
+class NotReadyError(RuntimeError):
+    """The replica can serve nobody now."""
+
+
+def refuse_single(settings: Settings) -> None:
+    """Raise ValueError for settings of which a replica that Ray places and moves can keep nothing.
+
+    An answer is known to the replica that gave it alone, and so is a model loaded by `/admin`.
+    """
+    for name in OF_ONE_SERVER:
+        if getattr(settings, name) is not None:
+            raise ValueError(
+                f"CURT_{name.upper()} is for servers with an address of their own, which replicas "
+                "of Ray Serve are not: leave it out, and change models by deploying again"
+            )
+
+
+def wait_until_ready(lifespan: Lifespan, pool: Pool) -> Lifespan:
+    """The same lifespan, whose start takes until the workers have warmed up.
+
+    Ray sends requests to a replica as soon as its start is done.
+    """
+
+    @asynccontextmanager
+    async def ready(app: FastAPI) -> AsyncIterator[Any]:
+        async with lifespan(app) as state:
+            while not pool.ready:
+                await asyncio.sleep(POLL_S)
+            yield state
+
+    return ready
+
+
+class Replica:
+    """One replica: workers of its own, and a share of the requests."""
+
+    def __init__(self) -> None:
+        settings = Settings()  # type: ignore[call-arg]  # from the environment
+        refuse_single(settings)
+        configure_logging(json=settings.log_json)
+        self._curt = create_app(settings)
+        self._pool: Pool = self._curt.state.pool
+        self._curt.router.lifespan_context = wait_until_ready(
+            self._curt.router.lifespan_context, self._pool
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """The application; Ray asks for it once."""
+        return self._curt
+
+    def check_health(self) -> None:
+        """Raises NotReadyError where `/readyz` says 503; Ray turns requests away from it then."""
+        if not self._pool.ready:
+            raise NotReadyError("no worker is ready")
+
+
+application = ray_serve.deployment(name="curt")(ray_serve.ingress()(Replica)).bind()

@@ -1,0 +1,96 @@
+"""The page of a load test: one HTML text that loads nothing from anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from curt import drawing
+from loadtest._figures import draw_histogram, draw_misses, draw_phases, draw_timeline
+from loadtest._shapes import make_shape
+from loadtest._slo import PHASES, requests_needed
+
+TEMPLATES = Path(drawing.__file__).parent / "templates"
+MISSING = "–"
+
+
+def render_page(report: Mapping[str, Any]) -> str:
+    """The page of a report that `make_report` made."""
+    return (
+        open_templates()
+        .get_template("loadtest.html.j2")
+        .render(
+            report=report,
+            settings=[(name, plain(value)) for name, value in report["settings"].items()],
+            needed={misses: requests_needed(misses) for misses in (0, 4, 10)},
+            phase_names=PHASES,
+            panels=make_panels(report),
+            ms=lambda value: MISSING if value is None else f"{value:,.1f}",
+        )
+    )
+
+
+def open_templates() -> Environment:
+    """The templates every report of this project is made from."""
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def make_panels(report: Mapping[str, Any]) -> list[tuple[str, str, Markup]]:
+    """Title, sentence and figure of everything the run has figures for."""
+    slo_ms = report["settings"]["slo_p99_ms"]
+    found = []
+    if report["latencies_ms"]:
+        sentence = "Valid answers, timed from their schedule; refused and failed ones are not here."
+        svg = draw_histogram(report["latencies_ms"], report["latency_ms"]["p99"], slo_ms)
+        found.append(("Latencies", sentence, svg))
+    if report["windows"]:
+        window_s = report["window_s"]
+        sentence = (
+            f"By {window_s:g} s of the schedule. A gap means that the percentile falls on a "
+            "request without a valid answer."
+        )
+        svg = draw_timeline(report["windows"], window_s, slo_ms, planned_rates(report))
+        found.append(("Over the run", sentence, svg))
+    if report["phases_ms"]:
+        sentence = (
+            "Queue, prefill and decode as each reply tells them; the rest of the time from "
+            "sending is network, parsing and the server's front."
+        )
+        found.append(("Where the time goes", sentence, draw_phases(report["phases_ms"])))
+    if report["misses_by_reason"]:
+        sentence = "Each request counts once, under the first reason found."
+        found.append(("Misses", sentence, draw_misses(report["misses_by_reason"])))
+    # matplotlib escapes the texts in its SVG: hence Markup.
+    return [(title, sentence, Markup(svg)) for title, sentence, svg in found]  # noqa: S704
+
+
+def planned_rates(report: Mapping[str, Any]) -> list[float]:
+    """The shape's rate in the middle of every window."""
+    told = report["settings"]
+    shape = make_shape(
+        told["shape"],
+        told["rate_per_s"],
+        peak_per_s=told["peak_per_s"],
+        run_s=told["run_time_s"],
+        steps=told["steps"],
+        spike_at_s=told["spike_at_s"],
+        spike_s=told["spike_s"],
+        period_s=told["period_s"],
+    )
+    return [shape.rate_at(row["from_s"] + report["window_s"] / 2) for row in report["windows"]]
+
+
+def plain(value: Any) -> str:
+    """A setting as text."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

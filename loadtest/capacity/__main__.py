@@ -1,0 +1,214 @@
+"""How many requests a second can a server take and still keep its promise?
+
+    python -m loadtest.capacity --host http://127.0.0.1:8000 --report artifacts/demo/capacity.json
+
+Writes the figures as JSON, the raw rows as CSV, the plot as PNG and all of it as HTML, beside
+each other. Interrupted with Ctrl-C it keeps every finished step, and the same command goes on
+from there. Exit code 0 when a rate was found, 1 when none keeps the promise, 130 when
+interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import platform
+import signal
+import sys
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from curt.config import Config, load_config
+from curt.files import write_atomic, write_json
+from curt.logs import configure_logging
+from loadtest._arrivals import load_facts
+from loadtest._cases import mix_cases, parse_bounds, parse_mix
+from loadtest._client import read_api_key, trust_in
+from loadtest.capacity._curt import Http, ask_curt
+from loadtest.capacity._drawing import draw_capacity
+from loadtest.capacity._page import render_page
+from loadtest.capacity._rows import read_rows, write_rows
+from loadtest.capacity._search import Capacity, search
+from loadtest.capacity._step import Plan, Step
+
+logger = logging.getLogger("loadtest.capacity")
+
+
+class CapacityConfig(Config):
+    """The server, the promise, and how thoroughly to look."""
+
+    host: str = "http://127.0.0.1:8000"
+    """The server, http or https."""
+    slo_p99_ms: float = 400.0
+    """p99 latency to keep, and the latest a single answer may be."""
+    max_miss_rate: float = 0.01
+    """Share of requests that may miss."""
+    deadline_ms: int = 400
+    """Deadline sent with every case."""
+    start_per_s: float = 2.0
+    """First rate."""
+    precision: float = 0.05
+    """Stop when the broken rate is this close above the kept one."""
+    min_requests: int = 1000
+    """Requests a step, if it lasts long enough; fewer prove less."""
+    min_s: float = 10.0
+    """A step lasts at least this long."""
+    max_s: float = 0.0
+    """A step lasts at most this long, with fewer requests if need be; 0 for no limit."""
+    warmup_requests: int = 20
+    """Requests before each step that do not count."""
+    settle_s: float = 1.0
+    """Pause between two steps."""
+    timeout_s: float = 10.0
+    """Give a reply up after this long."""
+    ready_timeout_s: float = 60.0
+    """Wait this long for /readyz."""
+    attempts: int = 1
+    """How often a rate has to break before it counts as broken; more forgives hiccups."""
+    max_per_s: float = 10_000.0
+    """Highest rate to try."""
+    cases: Path = Path("artifacts/demo/corpus/test.jsonl")
+    """JSONL rows with a "fact"."""
+    mix: str = ""
+    """Weights by length, such as short:50,medium:40,long:10; as found when empty."""
+    length_bounds: str = ""
+    """Longest short and medium case in characters; thirds of the corpus when empty."""
+    seed: int = 0
+    """Of the schedules and the order of cases."""
+    api_key_file: str = ""
+    """File with the API key; else the environment's CURT_API_KEY, else none."""
+    ca_file: str = ""
+    """PEM certificates to trust in place of the system's."""
+    report: Path = Path("artifacts/demo/capacity.json")
+    """JSON file; .csv, .png and .html go beside it."""
+    fresh: bool = False
+    """Begin anew where an interrupted search with the same settings could go on."""
+
+
+def main() -> None:
+    """Search, and leave with an exit code."""
+    config = load_config(CapacityConfig)
+    configure_logging()
+    try:
+        found = asyncio.run(find(config))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        logger.warning("interrupted; %s keeps the finished steps", config.report)
+        sys.exit(130)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    logger.info("%s: %s", config.report, found.note)
+    sys.exit(0 if found.rate_per_s else 1)
+
+
+async def find(config: CapacityConfig) -> Capacity:
+    """Search from where an earlier run was interrupted, and write after every step."""
+    loop = asyncio.get_running_loop()
+    this = asyncio.current_task()
+    assert this is not None
+    loop.add_signal_handler(signal.SIGTERM, this.cancel)
+    plan = make_plan(config)
+    client = Http(
+        config.host,
+        read_api_key(config.api_key_file),
+        trust_in(config.ca_file) if config.host.startswith("https") else None,
+    )
+    mix = mix_cases(
+        load_facts(config.cases),
+        config.seed,
+        weights=parse_mix(config.mix),
+        bounds_chars=parse_bounds(config.length_bounds),
+    )
+    settings = {
+        "host": config.host,
+        "deadline_ms": config.deadline_ms,
+        "cases": str(config.cases),
+        "mix": mix.describe(),
+        "plan": asdict(plan),
+    }
+    steps = [] if config.fresh else load_known(config.report, settings, plan)
+    if steps:
+        logger.info("going on after %d steps of %s", len(steps), config.report)
+    if not await client.wait_until_ready(config.ready_timeout_s):
+        raise ValueError(
+            f"{config.host}/readyz did not answer 200 within {config.ready_timeout_s:g} s: start "
+            "the server with `make serve`, or raise --ready_timeout_s"
+        )
+
+    def keep(step: Step) -> None:
+        steps.append(step)
+        save(config.report, settings, Capacity(tuple(steps), finished=False))
+
+    ask = ask_curt(client, mix, int(time.time()), config.deadline_ms)
+    found = await search(ask, plan, known=tuple(steps), on_step=keep)
+    save(config.report, settings, found)
+    draw(config.report, settings, found)
+    return found
+
+
+def make_plan(config: CapacityConfig) -> Plan:
+    """Raises ValueError on settings that can't mean anything."""
+    return Plan(
+        slo_ms=config.slo_p99_ms,
+        max_miss_rate=config.max_miss_rate,
+        start_per_s=config.start_per_s,
+        precision=config.precision,
+        min_requests=config.min_requests,
+        min_s=config.min_s,
+        max_s=config.max_s,
+        warmup_requests=config.warmup_requests,
+        settle_s=config.settle_s,
+        patience_s=config.timeout_s,
+        max_per_s=config.max_per_s,
+        attempts=config.attempts,
+        seed=config.seed,
+    )
+
+
+def load_known(path: Path, settings: dict[str, Any], plan: Plan) -> list[Step]:
+    """Steps of an unfinished search with the same settings; none where there is no such file.
+
+    Raises ValueError where the file is damaged.
+    """
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except ValueError:
+        raise ValueError(f"{path} is no report: start anew with --fresh true") from None
+    if told.get("settings") != json.loads(json.dumps(settings)) or told["capacity"]["finished"]:
+        return []
+    return read_rows(path.with_suffix(".csv"), told["capacity"]["steps"], plan.slo)
+
+
+def save(path: Path, settings: dict[str, Any], capacity: Capacity) -> None:
+    """Write rows, then the report that counts on them."""
+    write_rows(path.with_suffix(".csv"), capacity.steps)
+    write_json(
+        path,
+        {
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "settings": settings,
+            "machine": {
+                "cores": os.cpu_count(),
+                "processor": platform.machine(),
+                "python": platform.python_version(),
+            },
+            "capacity": capacity.to_json(),
+        },
+    )
+
+
+def draw(path: Path, settings: dict[str, Any], capacity: Capacity) -> None:
+    """Write the plot and the page."""
+    slo_ms = settings["plan"]["slo_ms"]
+    write_atomic(path.with_suffix(".png"), draw_capacity({settings["host"]: capacity}, slo_ms))
+    write_atomic(path.with_suffix(".html"), render_page(settings, capacity))
+
+
+if __name__ == "__main__":
+    main()

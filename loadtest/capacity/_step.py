@@ -1,0 +1,299 @@
+"""One rate: open Poisson arrivals, each timed from its schedule, until there are enough."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from loadtest._arrivals import arrival_times_s
+from loadtest._reply import Slo
+from loadtest._slo import find_breaches, nearest_rank, state_confidence
+
+OVER = "over the SLO"
+LOOK_S = 0.1  # between two looks at whether a step is hopeless
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of one request, lateness apart.
+
+    `miss` is the reason it is no whole, valid answer, None when it is one; `figures` are
+    averaged over the good answers of a step.
+    """
+
+    miss: str | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+Ask = Callable[[int], Awaitable[Answer]]
+"""Send request number `index`, which never repeats within a search, and wait for the reply.
+
+OSError and TimeoutError count as misses; any other exception ends the search.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The promise, and how thoroughly to look for the highest rate that keeps it.
+
+    A step makes `min_requests` or lasts `min_s`, whichever is longer, but never longer than
+    `max_s` (0 for no limit), after `warmup_requests` at the same rate that do not count. A rate
+    that broke is tried `attempts` times in all: more than one forgives a hiccup of the machine.
+    """
+
+    slo_ms: float = 400.0
+    max_miss_rate: float = 0.01
+    start_per_s: float = 2.0
+    factor: float = 2.0
+    precision: float = 0.05
+    min_requests: int = 1000
+    min_s: float = 10.0
+    max_s: float = 0.0
+    warmup_requests: int = 20
+    settle_s: float = 1.0
+    patience_s: float = 10.0
+    min_per_s: float = 0.05
+    max_per_s: float = 10_000.0
+    max_steps: int = 40
+    attempts: int = 1
+    stop_early: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "slo_ms",
+            "start_per_s",
+            "precision",
+            "min_requests",
+            "patience_s",
+            "attempts",
+        ):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} of {getattr(self, name)}: use more than 0")
+        if not self.factor > 1:
+            raise ValueError(f"factor of {self.factor}: use more than 1")
+        if not 0 < self.min_per_s <= self.start_per_s <= self.max_per_s:
+            raise ValueError(
+                f"start_per_s of {self.start_per_s}: use {self.min_per_s} to {self.max_per_s}"
+            )
+        if self.patience_s * 1000 < self.slo_ms:
+            raise ValueError(f"patience_s of {self.patience_s}: use at least the SLO")
+
+    @property
+    def slo(self) -> Slo:
+        """The promise to keep."""
+        return Slo(self.slo_ms, self.max_miss_rate)
+
+    def requests_at(self, rate_per_s: float) -> int:
+        """How many requests a step at this rate makes."""
+        wanted = max(self.min_requests, math.ceil(self.min_s * rate_per_s))
+        if self.max_s:
+            wanted = min(wanted, max(1, int(self.max_s * rate_per_s)))
+        return wanted
+
+    def misses_allowed(self, requests: int) -> int:
+        """The most misses with which a step can still keep both parts of the promise."""
+        behind_p99 = requests - math.ceil(0.99 * requests - 1e-9)
+        return min(math.floor(self.max_miss_rate * requests + 1e-9), behind_p99)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One request: due at `at_s`, sent `lag_ms` late, over after `latency_ms` from due.
+
+    `answered` tells a late answer (whose latency ranks) from none (which ranks last).
+    """
+
+    at_s: float
+    latency_ms: float
+    lag_ms: float
+    miss: str | None = None
+    answered: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one rate led to; `stopped_early` where nothing could rescue it any more."""
+
+    number: int
+    rate_per_s: float
+    slo: Slo
+    rows: tuple[Row, ...]
+    stopped_early: bool = False
+    figures: Mapping[str, float] = field(default_factory=dict)
+    asked: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """From the first to the last counted arrival."""
+        times = [row.at_s for row in self.rows]
+        return max(times) - min(times) if len(times) > 1 else 0.0
+
+    @property
+    def misses(self) -> int:
+        """Requests without a valid answer in time."""
+        return sum(row.miss is not None for row in self.rows)
+
+    def quantile_ms(self, quantile: float) -> float | None:
+        """Exact rank; None where it falls on a request without a valid answer, or on none."""
+        ranked = [row.latency_ms if row.answered else math.inf for row in self.rows]
+        value = nearest_rank(ranked, quantile) if ranked else math.inf
+        return value if math.isfinite(value) else None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the promise was kept at this rate."""
+        p99_ms = self.quantile_ms(0.99)
+        breaches = find_breaches(len(self.rows), self.misses, p99_ms, self.slo)
+        return not (self.stopped_early or breaches)
+
+    @property
+    def goodput_per_s(self) -> float:
+        """Good answers a second: the rate times the share that was good."""
+        if not self.rows:
+            return 0.0
+        return self.rate_per_s * (1 - self.misses / len(self.rows))
+
+    def summary(self) -> dict[str, Any]:
+        """The step for a report, without its rows."""
+        lags = [row.lag_ms for row in self.rows]
+        seconds = self.seconds
+        return {
+            "number": self.number,
+            "rate_per_s": self.rate_per_s,
+            "kept": self.kept,
+            "stopped_early": self.stopped_early,
+            "requests": len(self.rows),
+            "asked": self.asked,
+            "seconds": round(seconds, 3),
+            "arrived_per_s": (len(self.rows) - 1) / seconds if seconds else None,
+            "misses": self.misses,
+            "misses_by_reason": dict(Counter(row.miss for row in self.rows if row.miss)),
+            "goodput_per_s": self.goodput_per_s,
+            **{f"p{q * 100:g}_ms": self.quantile_ms(q) for q in (0.5, 0.9, 0.95, 0.99)},
+            "lag_p99_ms": nearest_rank(lags, 0.99) if lags else None,
+            "figures": dict(self.figures),
+            "confidence": state_confidence(self.misses, len(self.rows), self.slo),
+        }
+
+
+async def run_step(
+    ask: Ask, rate_per_s: float, plan: Plan, *, number: int = 0, first_index: int = 0
+) -> Step:
+    """Load at one rate and wait for every reply; `number` picks the schedule's seed.
+
+    No more arrive once more requests have missed, or are still unanswered past the SLO, than
+    a kept promise allows; what was sent by then is waited for and counts.
+    """
+    running = _Running(ask, plan, plan.requests_at(rate_per_s), first_index)
+    seed = random.Random(f"{plan.seed} {number}").getrandbits(48)
+    try:
+        stopped = await running.arrive(arrival_times_s(rate_per_s, seed))
+    finally:
+        await running.cancel()
+    rows = tuple(sorted(running.rows, key=lambda row: row.at_s))
+    return Step(number, rate_per_s, plan.slo, rows, stopped, running.means(), running.asked)
+
+
+class _Running:
+    """A step under way."""
+
+    def __init__(self, ask: Ask, plan: Plan, wanted: int, first_index: int) -> None:
+        self._ask, self._plan, self._first = ask, plan, first_index
+        self._total = plan.warmup_requests + wanted
+        self._allowed = plan.misses_allowed(wanted)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._due_s: dict[int, float] = {}  # counted and without an outcome, oldest first
+        self._failed: BaseException | None = None
+        self._figures: list[Mapping[str, float]] = []
+        self._start_s = 0.0
+        self._misses = 0
+        self.asked = 0
+        self.rows: list[Row] = []
+
+    async def arrive(self, schedule_s: Iterator[float]) -> bool:
+        """Make all arrivals and wait for the replies; True when it was hopeless before."""
+        self._start_s = time.monotonic() + 0.05
+        hopeless = False
+        for number, offset_s in zip(range(self._total), schedule_s, strict=False):
+            due_s = self._start_s + offset_s
+            while not (hopeless := self._hopeless()) and (wait_s := due_s - time.monotonic()) > 0:
+                await asyncio.sleep(min(wait_s, LOOK_S))
+            if hopeless:
+                break
+            self._send(number, due_s)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        self._raise_failure()
+        return hopeless
+
+    async def cancel(self) -> None:
+        """End what is still under way."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def means(self) -> dict[str, float]:
+        """Mean of every figure that good answers came with."""
+        names = {name for figures in self._figures for name in figures}
+        return {
+            name: fmean(figures[name] for figures in self._figures if name in figures)
+            for name in sorted(names)
+        }
+
+    def _send(self, number: int, due_s: float) -> None:
+        counts = number >= self._plan.warmup_requests
+        if counts:
+            self._due_s[number] = due_s
+        task = asyncio.create_task(self._one(number, due_s, counts))
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        self.asked += 1
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._failed = task.exception()
+
+    async def _one(self, number: int, due_s: float, counts: bool) -> None:
+        sent_s = time.monotonic()
+        try:
+            async with asyncio.timeout(self._plan.patience_s):
+                answer = await self._ask(self._first + number)
+        except TimeoutError:
+            answer = Answer("timeout")
+        except OSError as error:
+            answer = Answer(f"connection: {type(error).__name__}")
+        latency_ms = (time.monotonic() - due_s) * 1e3
+        if not counts or self._due_s.pop(number, None) is None:
+            return
+        miss = answer.miss or (OVER if latency_ms > self._plan.slo_ms else None)
+        if miss is None:
+            self._figures.append(answer.figures)
+        self._misses += miss is not None
+        at_s, lag_ms = due_s - self._start_s, (sent_s - due_s) * 1e3
+        self.rows.append(Row(at_s, latency_ms, lag_ms, miss, answered=answer.miss is None))
+
+    def _hopeless(self) -> bool:
+        self._raise_failure()
+        if not self._plan.stop_early:
+            return False
+        late_s = time.monotonic() - self._plan.slo_ms / 1e3
+        missed = self._misses
+        for due_s in self._due_s.values():
+            if due_s > late_s or missed > self._allowed:
+                break
+            missed += 1
+        return missed > self._allowed
+
+    def _raise_failure(self) -> None:
+        if self._failed is not None:
+            raise self._failed

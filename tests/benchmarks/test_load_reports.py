@@ -1,0 +1,201 @@
+"""What rates, deadlines, front_overhead and survival make of exchanges."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from benchmarks import deadlines, front_overhead, rates, survival
+from benchmarks.deadlines import Asked, read_verdict
+from benchmarks.load_plots import draw_deadlines, draw_rates
+from benchmarks.open_loop import Exchange, Failure, Got
+from curt.artifact import Manifest
+from curt.engines.protocol import Generation, Request
+from curt.metrics import is_exact
+from curt.schema import Case, ParseFailure, Term, Verdict
+from serve.reply import build_defendant
+from serve.schemas import ALL_TASKS
+from tests.benchmarks.fake_server import answer
+from tests.serve.fake_engine import MANIFEST
+
+THEFT = Verdict(("盗窃",), ("264",), Term("fixed", 8), 2000)
+FULL = json.loads(build_defendant(THEFT, ALL_TASKS).model_dump_json())
+DEGRADED = {"degraded": True, "degraded_reason": "deadline", "defendants": []}
+
+
+def exchange(
+    body: dict[str, Any] | None = None,
+    *,
+    status: int = 200,
+    failure: Failure = "",
+    ms: float = 30.0,
+    sent_s: float = 10.0,
+    index: int = 0,
+) -> Exchange:
+    data = json.dumps(answer() if body is None else body).encode()
+    got = Got(failure=failure) if failure else Got(status, data)
+    return Exchange(index, sent_s - 0.001, sent_s, sent_s + ms / 1e3, got)
+
+
+MISSES = {
+    "": exchange(),
+    "lost": exchange(failure="silence"),
+    "refused": exchange(status=503),
+    "error": exchange(status=500),
+    "degraded: deadline": exchange(answer(**DEGRADED)),
+    "late": exchange(ms=399.5),  # within the deadline of its sending, not of its due time
+}
+
+
+@pytest.mark.parametrize("reason", MISSES)
+def test_each_kind_of_miss(reason: str) -> None:
+    assert rates.why_missed(MISSES[reason], 400) == reason
+
+
+def test_a_rate_counts_every_arrival_once() -> None:
+    row = rates.summarise(list(MISSES.values()), 400)
+    misses = dict(row["misses"])
+    assert (row["arrived"], row["good"], misses.pop("all")) == (6, 1, 5)
+    assert sum(misses.values()) == 5
+    assert row["latency_ms"]["max"] == pytest.approx(400.5)
+    assert row["thinking_allowed"]["p50"] == 128
+    assert len(row["latencies_ms"]) == 5  # a lost one has none
+
+
+def test_pictures_of_rates_and_deadlines_are_drawn() -> None:
+    row = {"rate_per_s": 2.0, **rates.summarise([exchange(), exchange(status=503)], 400)}
+    assert draw_rates({"rates": [row], "deadline_ms": 400, "fact_chars": 300}).startswith(
+        b"\x89PNG"
+    )
+    drawn = deadlines.summarise([asked(exchange())], 8.0, 400)
+    results = {"rate_per_s": 8.0, "deadline_ms": 400, "deadlines": [drawn], "rates": []}
+    assert draw_deadlines(results).startswith(b"\x89PNG")
+
+
+def asked(got: Exchange, verdict: Verdict = THEFT, name: str = "a") -> Asked:
+    return Asked(Case(name, "", verdict, "test"), got)
+
+
+def test_a_verdict_is_read_back_from_its_reply() -> None:
+    assert read_verdict(answer(defendants=[FULL])) == THEFT
+    assert read_verdict({}) == ParseFailure("no verdict")
+    suspended = Verdict(("盗窃", "诈骗"), ("264", "266"), Term("fixed", 30, 36))
+    told = build_defendant(suspended, ALL_TASKS).model_dump()
+    told["fine_yuan"] = None  # as a classifier's
+    read = read_verdict({"defendants": [told]})
+    assert isinstance(read, Verdict)
+    assert is_exact(read, suspended)
+
+
+def test_requests_without_a_verdict_are_wrong_over_all_and_left_out_of_full_answers() -> None:
+    rows = [
+        asked(exchange()),
+        asked(exchange(), Verdict(("盗窃",), ("264",), Term("fixed", 9)), "b"),
+        asked(exchange(status=503), name="c"),
+        asked(exchange(answer(**DEGRADED)), name="d"),
+    ]
+    row = deadlines.summarise(rows, 8.0, 400)
+    assert row["of_requests"]["exact"]["share"] == 0.25
+    assert row["of_requests"]["charge_accuracy"]["share"] == 0.5
+    assert row["of_full_answers"]["exact"]["share"] == 0.5
+    assert row["of_full_answers"]["charge_accuracy"]["share"] == 1
+    assert row["full_in_time_share"] == 0.5
+    assert row["degraded"] == {"deadline": 1}
+    assert row["by_allowed_thinking"][0]["stated_budget"] == 128
+
+
+def test_repetitions_of_a_case_do_not_narrow_an_interval() -> None:
+    once = deadlines.score([asked(exchange()), asked(exchange(), name="b")])
+    often = deadlines.score([asked(exchange()), asked(exchange(), name="b")] * 50)
+    assert once == often
+
+
+def test_lateness_counts_answers_from_their_sending() -> None:
+    rows = [asked(exchange(ms=412)), asked(exchange(ms=50)), asked(exchange(status=503))]
+    assert deadlines.lateness(rows, 400) == pytest.approx([12, -350])
+
+
+def test_parts_of_a_request_add_up_to_its_overhead() -> None:
+    timings = {"queue": 1.0, "prefill": 6.0, "decode": 12.0, "total": 20.5}
+    parts = front_overhead.split({"client_ms": 22.5, "log_ms": 21.5, "timings": timings})
+    assert parts.pop("overhead") == pytest.approx(4.5)
+    assert parts == pytest.approx({"wire": 1, "parse_and_queue": 1, "pipe": 1.5, "reply": 1})
+    assert set(parts) == set(front_overhead.PARTS)
+
+
+@pytest.mark.parametrize(
+    ("got", "fate"),
+    [
+        (exchange(), "answered"),
+        (exchange(answer(**DEGRADED)), "degraded"),
+        (exchange(status=503), "refused"),
+        (exchange(status=500), "error"),
+        (exchange(failure="not_connected"), "not_accepted"),
+        (exchange(failure="not_sent"), "closed_before_sending"),
+        (exchange(failure="cut_off"), "lost"),
+        (exchange(failure="silence"), "lost"),
+        (exchange(failure="unreadable"), "lost"),
+    ],
+)
+def test_what_became_of_a_request(got: Exchange, fate: str) -> None:
+    assert survival.fate(got) == fate
+
+
+def test_requests_are_told_apart_by_where_the_signal_fell() -> None:
+    rows = [
+        exchange(sent_s=9.0),
+        exchange(sent_s=9.99),
+        exchange(sent_s=10.001),  # before the server was unready
+        exchange(status=503, sent_s=10.1),
+        exchange(failure="cut_off", sent_s=10.9),
+        exchange(failure="not_connected", sent_s=12.0),
+    ]
+    row = survival.judge_stop(rows, {"told": 10.0, "unready": 10.005, "ended": 11.5})
+    assert row["before"] == {"answered": 1}
+    assert row["under_way_at_signal"] == {"answered": 1}
+    assert row["after"] == {"answered": 1, "refused": 1, "lost": 1, "not_accepted": 1}
+    assert (row["lost"], row["served_once_unready"]) == (1, 0)
+    assert (row["unready_after_ms"], row["ended_after_ms"]) == (5.0, 1500.0)
+
+
+def test_a_kill_is_over_when_the_next_worker_is_ready() -> None:
+    log = [
+        {"message": "worker 7 ready", "at_s": 1.0},
+        {"message": "a worker ended: exit code -9", "at_s": 5.01},
+        {"message": "worker 8 ready", "at_s": 5.03},
+        {"message": "worker 9 loaded in 0.6 s", "at_s": 5.6},
+    ]
+    assert survival.recoveries(log, [5.0, 10.0], " ready") == (pytest.approx([30]), 1)
+    assert survival.recoveries(log, [5.0], " loaded in ") == (pytest.approx([600]), 0)
+
+
+class Recital:
+    """An engine that always says the same."""
+
+    name = "recital"
+    manifest: Manifest = MANIFEST
+
+    def __init__(self) -> None:
+        self.asked: list[Request] = []
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        self.asked += requests
+        text = "数额较大</think>罪名：盗窃\n法条：264\n刑期：有期徒刑8个月\n罚金：2000元"
+        return [Generation(text, 90, 21, 20, False, "stop", 5.0, 9.0) for _ in requests]
+
+
+def test_answers_are_compared_word_for_word_under_their_own_limits() -> None:
+    engine = Recital()
+    same = exchange(answer(defendants=[FULL]), index=2)
+    term = FULL["term"] | {"months": 9}
+    other = exchange(answer(defendants=[FULL | {"term": term}]), index=3)
+    thought = exchange(answer(defendants=[FULL], reasoning="数额巨大"), index=5)
+    wrong = survival.find_wrong(engine, ["甲", "乙"], [same, other, thought])
+    assert wrong == [
+        {"arrival": 3, "differ": ["defendants"]},
+        {"arrival": 5, "differ": ["reasoning"]},
+    ]
+    assert engine.asked == [Request("甲", 128, 128), Request("乙", 128, 128)]

@@ -1,0 +1,66 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685), merged into the weights of the folder written.
+
+Every later stage loads a whole model, so an adapter never leaves the run: checkpoints hold it, the
+model folder holds base + alpha / rank · B · A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
+
+
+class Lora(BaseModel):
+    """Size and place of the adapters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    """The adapter's output is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+    """Names of the layers adapted, such as q_proj; all linear ones but the output by default."""
+
+
+def adapter_config(lora: Lora) -> LoraConfig:
+    """The same for the peft library."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        task_type="CAUSAL_LM",
+    )
+
+
+def merge_adapter(source: str, lora: Lora, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """The model at `source` with trained adapters merged in, in fp32.
+
+    `weights` is the state of the adapted model; of it only the adapters are read, so that weights
+    that were sharded or rounded for training don't matter. Raises ValueError when they don't fit.
+    """
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    adapted = get_peft_model(base, adapter_config(lora))
+    wanted = {name for name in adapted.state_dict() if ".lora_" in name}
+    found = {name: value for name, value in weights.items() if ".lora_" in name}
+    if wanted != found.keys():
+        raise ValueError(
+            f"{len(found)} trained adapters for {len(wanted)} places in {source}: "
+            "it is not the model that training started from"
+        )
+    adapted.load_state_dict(found, strict=False)
+    return adapted.merge_and_unload()

@@ -1,0 +1,149 @@
+"""Write cases as verl reads them: train.parquet and val.parquet.
+
+    python -m train.verl.export --grpo configs/qwen2.5-7b/grpo.toml --out artifacts/verl/data
+
+Prompts state a thinking budget drawn at random, as in `train.grpo`, one a case. verl applies the
+chat template itself; `TEMPLATE` is the one that ends in the opening of thinking, as
+`curt.dialogue.render_prompt` does, for `actor_rollout_ref.model.custom_chat_template`.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curt.config import Config, load_config
+from curt.corpus.store import find_cases, read_cases
+from curt.dialogue import (
+    CHAT_TEMPLATE,
+    THINK_START,
+    build_messages,
+    clip_fact,
+    normalise_fact,
+)
+from curt.files import whole_folder
+from curt.logs import configure_logging
+from curt.schema import Case
+from train.curriculum import draw_budget
+from train.group_reward import write_verdict
+from train.grpo import GRPOSettings, describe_start
+from train.verl.group_scores import read_settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+DATA_SOURCE = "curt"
+TEMPLATE = CHAT_TEMPLATE.replace(
+    "assistant\n{% endif %}", f"assistant\n{THINK_START}{{% endif %}}"
+)
+
+
+class VerlExportConfig(Config):
+    """What to export and where."""
+
+    grpo: Path = Path("configs/qwen2.5-7b/grpo.toml")
+    """Configuration of `train.grpo`: model, corpus, budgets, prompts, seed."""
+    corpus: Path | None = None
+    """Folder of cases; the one that the configuration names when left out."""
+    model: str | None = None
+    """Folder or hub id of the tokenizer; the configuration's model when left out."""
+    out: Path
+    """Folder to write."""
+    val_cases: int = 200
+    """Cases of the dev set to validate on, each under the widest budget."""
+
+
+def main() -> None:
+    """Write the files; exits with a message on bad input."""
+    config = load_config(VerlExportConfig)
+    configure_logging()
+    try:
+        export(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def export(config: VerlExportConfig) -> Path:
+    """Write `train.parquet` and `val.parquet` and return their folder."""
+    from transformers import AutoTokenizer
+
+    settings = read_settings(config.grpo, {"guard": None})  # it has no part in the prompts
+    changes = {"corpus": config.corpus, "model": config.model}
+    settings = settings.model_copy(update={k: v for k, v in changes.items() if v is not None})
+    max_fact_tokens = describe_start(settings)["max_fact_tokens"]
+    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    cases = list(read_cases(find_cases(settings.corpus, "train")))
+    random.Random(settings.seed).shuffle(cases)
+    val = read_cases(find_cases(settings.corpus, "dev"), config.val_cases)
+    with whole_folder(config.out) as folder:
+        for split, rows in (
+            ("train", train_rows(cases, settings, tokenizer, max_fact_tokens)),
+            ("val", val_rows(val, settings, tokenizer, max_fact_tokens)),
+        ):
+            table = pa.Table.from_pylist(list(rows))
+            buffer = io.BytesIO()
+            pq.write_table(table, buffer)
+            (folder / f"{split}.parquet").write_bytes(buffer.getvalue())
+            logger.info("%d cases in %s", table.num_rows, config.out / f"{split}.parquet")
+    return config.out
+
+
+def train_rows(
+    cases: Iterable[Case],
+    settings: GRPOSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    max_fact_tokens: int,
+) -> Iterator[dict[str, Any]]:
+    """One row a case; a curriculum counts `prompts` rows as a step, in the file's order."""
+    rng = random.Random(settings.seed)
+    for index, case in enumerate(cases):
+        if settings.curriculum is None:
+            budget = rng.choice(settings.budgets)
+        else:
+            step = min(index // settings.prompts, settings.steps - 1)
+            budget = draw_budget(rng, step, settings.steps, settings.curriculum)
+        yield _row(case, budget, index, "train", tokenizer, max_fact_tokens)
+
+
+def val_rows(
+    cases: Iterable[Case],
+    settings: GRPOSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    max_fact_tokens: int,
+) -> Iterator[dict[str, Any]]:
+    """One row a case, under the widest budget."""
+    widest = max(settings.budgets)
+    for index, case in enumerate(cases):
+        yield _row(case, widest, index, "val", tokenizer, max_fact_tokens)
+
+
+def _row(
+    case: Case,
+    budget: int,
+    index: int,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_fact_tokens: int,
+) -> dict[str, Any]:
+    fact = clip_fact(normalise_fact(case.fact), tokenizer, max_fact_tokens)
+    return {
+        "data_source": DATA_SOURCE,
+        "prompt": build_messages(fact, budget),
+        "ability": "law",
+        "reward_model": {"style": "rule", "ground_truth": write_verdict(case.verdict)},
+        "extra_info": {"index": index, "split": split, "budget": budget, "case_id": case.id},
+    }
+
+
+if __name__ == "__main__":
+    main()
