@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from serve.memory import Memory
 from serve.metrics import Metrics
 from serve.middleware import PREDICT_PATH, BodyLimit, RequestContext
 from serve.pool import WorkerPool
+from serve.pressure import Doorman, Pressure
 from serve.redis_link import RedisLink
 from serve.reply import Identity, Served
 from serve.router import Router
@@ -76,9 +77,10 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         precision=identity.model.precision,
     )
     fallback = load_fallback(settings.fallback) if settings.fallback else None
+    pressure = Pressure()
     variants: Variants | None = None
     if pool is None:
-        variants = _make_variants(settings, metrics, fallback)
+        variants = _make_variants(settings, metrics, fallback, pressure.note_refusal)
         workers: Pool = variants.router
         choose = _routed(variants.router)
     else:
@@ -97,12 +99,16 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if link:
             await link.open()
-        saving = asyncio.create_task(memory.drift.keep_saving())
+        beside = [
+            asyncio.create_task(memory.drift.keep_saving()),
+            asyncio.create_task(pressure.keep_beating()),
+        ]
         await (variants or workers).start()
         yield
         await (variants or workers).stop()
-        saving.cancel()
-        await asyncio.gather(saving, return_exceptions=True)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         memory.close()
         if cache:
             await cache.close()
@@ -121,15 +127,17 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     )
     app.state.pool = workers
     _add_middleware(app, settings, metrics, link, tracing)
+    app.add_middleware(Doorman, pressure=pressure, metrics=metrics)
+    app.add_middleware(SafeHeaders, hsts_s=settings.hsts_s)
     install_handlers(app)
     page = PAGE.read_text(encoding="utf-8")
     by_budget = read_budgets(settings.evaluation) if settings.evaluation else []
 
-    @app.post(PREDICT_PATH, responses=ERRORS)
-    async def predict(body: PredictBody, request: Request) -> PredictReply | BatchReply:
+    @app.post(PREDICT_PATH, response_model=PredictReply | BatchReply, responses=ERRORS)
+    async def predict(body: PredictBody, request: Request) -> Response:
         """Charges, articles, term, fine and ruling for the facts of one case, or of several."""
         if isinstance(body, BatchRequest):
-            return await batches.serve(request, body)
+            return _as_json(await batches.serve(request, body))
         refuse_unusable(body.fact, settings.max_fact_chars)
         deadline_ms = body.deadline_ms
         if deadline_ms is None:
@@ -137,7 +145,7 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         started_s: float = request.state.started_s
         job = Job(body.fact, started_s, started_s + deadline_ms / 1e3)
         served = await answering.serve(request, job, body.user)
-        return answering.reply_to(request, body, served, deadline_ms)
+        return _as_json(answering.reply_to(request, body, served, deadline_ms))
 
     app.include_router(stream.make_router(answering.stream, settings, answering.reply_to))
     app.include_router(
@@ -199,6 +207,11 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     return app
 
 
+def _as_json(reply: PredictReply | BatchReply) -> Response:
+    """A reply as it is: returned bare, it would be checked all over again."""
+    return Response(reply.model_dump_json(), media_type="application/json")
+
+
 def read_budgets(path: Path) -> list[dict[str, float]]:
     """Accuracy under each thinking budget, as `python -m curt.evaluate` wrote it.
 
@@ -214,7 +227,12 @@ def read_budgets(path: Path) -> list[dict[str, float]]:
         ) from None
 
 
-def _make_variants(settings: Settings, metrics: Metrics, fallback: Fallback | None) -> Variants:
+def _make_variants(
+    settings: Settings,
+    metrics: Metrics,
+    fallback: Fallback | None,
+    on_refusal: Callable[[], None],
+) -> Variants:
     def make_pool(folder: Path, manifest: Manifest, counts: Metrics) -> WorkerPool:
         return WorkerPool(
             folder,
@@ -227,6 +245,7 @@ def _make_variants(settings: Settings, metrics: Metrics, fallback: Fallback | No
             spares=0 if settings.engine_url else settings.spares,
             fallback=fallback,
             spawn=make_spawn(settings, folder),
+            on_refusal=on_refusal,
         )
 
     return Variants(
@@ -283,7 +302,6 @@ def _add_middleware(
         )
     app.add_middleware(KeyGuard, keys=open_keys(settings.keys_file), registry=metrics.registry)
     allow_origins(app, settings.cors_origins)
-    app.add_middleware(SafeHeaders, hsts_s=settings.hsts_s)
     if tracing:
         app.add_middleware(TraceRequests, tracing=tracing)
     app.add_middleware(RequestContext, metrics=metrics)

@@ -43,7 +43,7 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         started_s = time.monotonic()
-        request_id = _request_id(scope)
+        request_id = request_id_of(scope)
         fields: dict[str, Any] = {}
         state = scope.setdefault("state", {})
         state.update(request_id=request_id, started_s=started_s, log=fields)
@@ -129,7 +129,8 @@ class BodyLimit:
         await reply(scope, receive, send)
 
 
-def _request_id(scope: Scope) -> str:
+def request_id_of(scope: Scope) -> str:
+    """The id that a client gave its request where it is a proper one, else a new one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id":
             given: str = value.decode("latin-1")

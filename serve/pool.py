@@ -13,6 +13,7 @@ import bisect
 import itertools
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,10 @@ class WorkerPool:
         fallback: Classifier | None = None,
         open_engine: OpenEngine = open_ort_engine,
         spawn: Spawn | None = None,
+        on_refusal: Callable[[], None] | None = None,
     ) -> None:
         self._metrics = metrics
+        self._on_refusal = on_refusal or (lambda: None)
         self._queue_size = queue_size
         self._margin_ms = margin_ms
         self._spares = spares
@@ -155,6 +158,7 @@ class WorkerPool:
         ticket = self._make_ticket(job, now_s, events)
         fault = self._why_refused(ticket, now_s)
         if fault:
+            self._on_refusal()
             if job.deadline_s - now_s < LEAST_S:  # too late for the classifier, too
                 raise self._shed(fault)
             self._give_up(ticket, fault)
@@ -281,15 +285,9 @@ class WorkerPool:
         allowed = self._forecast.allow_thinking(demand, ticket.prompt_tokens, waiting, alive, now_s)
         allowed = job.cap(allowed)
         stated = state_budget(allowed)
-        hold_s = self._forecast.hold_s(demand, allowed, now_s)
-        slot.busy, slot.free_at_s = True, now_s + hold_s
-        message = {
-            "fact": job.fact,
-            "stated_budget": stated,
-            "thinking_limit": allowed,
-            "deadline_s": job.deadline_s - min(self._margin_ms, REPLY_MS) / 1e3,
-            "tell_reasoning": ticket.events is not None,
-        }
+        slot.busy, slot.free_at_s = True, now_s + self._forecast.hold_s(demand, allowed, now_s)
+        until_s = job.deadline_s - min(self._margin_ms, REPLY_MS) / 1e3
+        message = ticket.message(stated, allowed, until_s)
         ticket.attempts += 1
         ticket.worker = worker
         self._running.add(ticket)

@@ -54,6 +54,16 @@ class Ticket:
     attempts: int = 0
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
+    def message(self, stated_budget: int, thinking_limit: int, until_s: float) -> dict[str, object]:
+        """What a worker is sent: see `serve.worker`."""
+        return {
+            "fact": self.job.fact,
+            "stated_budget": stated_budget,
+            "thinking_limit": thinking_limit,
+            "deadline_s": until_s,
+            "tell_reasoning": self.events is not None,
+        }
+
     def tell(self, piece: str) -> None:
         """Pass a piece of reasoning on to the client."""
         if self.events and not self.future.done():

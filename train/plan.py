@@ -5,8 +5,8 @@
     python -m train.plan @configs/qwen3-0.6b/grpo.toml --gpus 1xL4 --price 0.8
 
 Takes every setting of `train.grpo` or `train.sft`, whichever the file is for. The formulas stand in
-the docstrings of `train.plan_memory` and `train.plan_speed`; `python -m benchmarks.plan_error` holds
-them against runs that were timed. Ends with status 1 where the run doesn't fit, naming what would.
+the docstrings of `train.plan_memory` and `train.plan_speed`; `python -m benchmarks.plan_error` sets
+them beside runs that were timed. Ends with status 1 where the run doesn't fit, naming what would.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def main() -> None:
 def plan_class(arguments: Sequence[str]) -> type[GRPOPlan] | type[SFTPlan]:
     """The training that all files' settings belong to; GRPO without a file.
 
-    Raises nothing: settings of neither are refused when they are loaded.
+    Settings of neither are refused when they are loaded.
     """
     keys: set[str] = set()
     for file in (Path(a[1:]) for a in arguments if a.startswith("@")):
@@ -238,9 +238,7 @@ def remedies(plan: Plan, efficiency: Efficiency) -> Iterator[tuple[str, Plan]]:
     """Changes that save memory, and the plan with each."""
 
     def changed(load: Load = plan.load, sharding: Sharding = plan.sharding) -> Plan:
-        return plan_for(
-            plan.shape, load, sharding, plan.device_name, plan.device, efficiency
-        )
+        return plan_for(plan.shape, load, sharding, plan.device_name, plan.device, efficiency)
 
     load: Load | None = plan.load
     while load is not None and (load := smaller_passes(load)):
@@ -252,6 +250,9 @@ def remedies(plan: Plan, efficiency: Efficiency) -> Iterator[tuple[str, Plan]]:
     if plan.load.vllm and not plan.load.vllm_sleeps:
         asleep = replace(plan.load, vllm_sleeps=True)
         yield "trl.vllm_enable_sleep_mode = true", changed(asleep)
+    if plan.load.generates and not plan.load.vllm:
+        colocated = replace(plan.load, vllm=True, vllm_sleeps=True, packed=False)
+        yield "rollouts by vLLM, asleep during the update", changed(colocated)
     if plan.load.vllm:
         for share in (0.2, 0.4, 0.5, 0.6):
             other = changed(replace(plan.load, vllm_share=share))

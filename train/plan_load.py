@@ -103,7 +103,9 @@ def grpo_load(
     )
 
 
-def sft_load(config: SFTConfig, ranks: int, cases: int, *, branch_tokens: int | None = None) -> Load:
+def sft_load(
+    config: SFTConfig, ranks: int, cases: int, *, branch_tokens: int | None = None
+) -> Load:
     """The load of a warm start: one row is a case with all its branches in one sequence.
 
     Args:

@@ -96,11 +96,7 @@ def estimate_memory(shape: ModelShape, load: Load, sharding: Sharding, device: D
         optimizer=optimizer,
         copies=copy_bytes(shape, t, load, sharding),
         activations=activation_bytes(shape, load),
-        logits=LOGIT_COPIES
-        * load.bytes_each
-        * shape.vocab
-        * load.pass_rows
-        * load.completion,
+        logits=LOGIT_COPIES * load.bytes_each * shape.vocab * load.pass_rows * load.completion,
         rollouts=rollout_bytes(shape, load, device),
         vllm_stays=load.vllm and not load.vllm_sleeps,
         host=host,

@@ -90,9 +90,7 @@ def forward_flops(shape: ModelShape, tokens: float, length: float, positions: fl
     return tokens * shape.layers * layer + positions * 2 * shape.output_matrix
 
 
-def update_seconds(
-    shape: ModelShape, load: Load, device: Device, efficiency: Efficiency
-) -> float:
+def update_seconds(shape: ModelShape, load: Load, device: Device, efficiency: Efficiency) -> float:
     """Forward and backward passes of one step."""
     positions = load.rows * load.mean_completion
     forward = forward_flops(
@@ -105,9 +103,7 @@ def update_seconds(
     return max(computing, launching)
 
 
-def optimizer_seconds(
-    shape: ModelShape, load: Load, sharding: Sharding, device: Device
-) -> float:
+def optimizer_seconds(shape: ModelShape, load: Load, sharding: Sharding, device: Device) -> float:
     """The AdamW step of one rank's share."""
     trained = trained_parameters(shape, load)
     if sharding == "zero2-offload":
@@ -116,9 +112,7 @@ def optimizer_seconds(
     return share * ADAMW_BYTES / (device.bandwidth_gb_s * 1e9)
 
 
-def exchange_seconds(
-    shape: ModelShape, load: Load, sharding: Sharding, device: Device
-) -> float:
+def exchange_seconds(shape: ModelShape, load: Load, sharding: Sharding, device: Device) -> float:
     """Gradients, and weights where they are sharded, between the ranks."""
     n = load.ranks
     part = (n - 1) / n

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,9 +86,7 @@ def trainers_own(settings, tokenizer, samples):
 @pytest.mark.parametrize("name", sorted(set(PENALTIES) - set(ADAPTIVE)))
 def test_every_penalty_gives_what_our_trainer_gives(name, tokenizer, samples):
     settings = read_settings(DEMO, {"penalty": {"type": name}})
-    rows = GroupScores(settings, tokenizer)(
-        samples, reference=REFERENCE, budget=32, case_id="c"
-    )
+    rows = GroupScores(settings, tokenizer)(samples, reference=REFERENCE, budget=32, case_id="c")
     assert [row["score"] for row in rows] == trainers_own(settings, tokenizer, samples)
     assert [row["exact"] for row in rows] == [1, 1, 0, 0]
     assert [row["truncated"] for row in rows] == [0, 0, 0, 1]
@@ -352,7 +351,7 @@ def test_verl_loads_and_calls_the_adapter(tmp_path, micro_model, tokenizer, samp
     assert seen["manager"] == expected * 3
     assert [m["truncated"] for m in seen["metrics"]] == [0, 0, 0, 1] * 3
     assert seen["advantages"] == pytest.approx(
-        sum(estimate("whitened", [expected] * 3), []), abs=1e-5
+        list(chain.from_iterable(estimate("whitened", [expected] * 3))), abs=1e-5
     )
     assert seen["batch"] == pytest.approx(expected * 3, abs=1e-6)
     linear = read_settings(DEMO, {"penalty": {"type": "linear"}})

@@ -56,7 +56,9 @@ def test_colocated_vllm_samples_from_the_weights_of_every_step(tmp_path):
     # and no longer those of the model that training began with.
     assert first["before"] == first["now"]
     assert second["before"] > 5 * second["now"], gaps
-    pairs = [p for s in (first, second) for p in zip(s["greedy"], s["greedy_of_model"], strict=True)]
+    pairs = [
+        p for s in (first, second) for p in zip(s["greedy"], s["greedy_of_model"], strict=True)
+    ]
     assert sum(a == b for a, b in pairs) >= len(pairs) - 2, pairs  # ties fall either way in bf16
     assert first["greedy"] != second["greedy"]
     groups = list(iterate_groups(out.with_name("vllm.run") / "trajectories"))

@@ -87,7 +87,8 @@ async def run_manager(manager: Any, groups: list[dict[str, Any]]) -> list[dict[s
     ]
     random.Random(0).shuffle(calls)
     results = await asyncio.gather(*(manager.run_single(data) for _, data in calls))
-    return [result for _, result in sorted(zip((p for p, _ in calls), results), key=lambda r: r[0])]
+    placed = dict(zip((place for place, _ in calls), results, strict=True))
+    return [placed[place] for place in sorted(placed)]
 
 
 def single(group: dict[str, Any], session: int, tokenizer: Any) -> DataProto:

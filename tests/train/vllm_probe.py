@@ -46,7 +46,9 @@ class WatchedTrainer(train.rollouts.RecordingTrainer):
             {
                 "step": self.state.global_step,
                 "now": fmean(difference(model, *row, self.args.temperature) for row in rows),
-                "before": fmean(difference(self.start, *row, self.args.temperature) for row in rows),
+                "before": fmean(
+                    difference(self.start, *row, self.args.temperature) for row in rows
+                ),
                 "tokens": sum(map(len, completions)),
                 "greedy": [list(g.outputs[0].token_ids) for g in greedy],
                 "greedy_of_model": [

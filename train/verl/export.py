@@ -43,9 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DATA_SOURCE = "curt"
-TEMPLATE = CHAT_TEMPLATE.replace(
-    "assistant\n{% endif %}", f"assistant\n{THINK_START}{{% endif %}}"
-)
+TEMPLATE = CHAT_TEMPLATE.replace("assistant\n{% endif %}", f"assistant\n{THINK_START}{{% endif %}}")
 
 
 class VerlExportConfig(Config):

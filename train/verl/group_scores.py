@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
 ADAPTIVE = ("laser-d", "short-rl")
 """Penalties that look at the run so far: verl's reward workers don't know a step from another."""
-ONE_BY_ONE = ("none", "linear", "cosine", "dapo-overlong", "lcpo-exact", "lcpo-max", "laser", "dler")
+ONE_BY_ONE = (
+    "none",
+    "linear",
+    "cosine",
+    "dapo-overlong",
+    "lcpo-exact",
+    "lcpo-max",
+    "laser",
+    "dler",
+)
 """Penalties whose formula takes no other completion of the group."""
 
 

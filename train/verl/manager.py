@@ -24,12 +24,12 @@ from typing import Any
 # verl runs this file by its path, from anywhere.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase  # noqa: E402
-from verl.trainer.ppo.core_algos import register_adv_est  # noqa: E402
+from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+from verl.trainer.ppo.core_algos import register_adv_est
 
-from train.verl.advantages import VERL_ESTIMATORS  # noqa: E402
-from train.verl.barrier import GroupBarrier  # noqa: E402
-from train.verl.group_scores import GroupScores, Sample, read_settings  # noqa: E402
+from train.verl.advantages import VERL_ESTIMATORS
+from train.verl.barrier import GroupBarrier
+from train.verl.group_scores import GroupScores, Sample, read_settings
 
 MOST_IN_FLIGHT = 1000  # Ray's limit of concurrent calls of an asynchronous actor
 PATIENCE_S = 3600.0  # longer than any step: only a group that lost a member waits so long

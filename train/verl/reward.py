@@ -29,8 +29,8 @@ from typing import Any
 # verl runs this file by its path, from anywhere.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from curt.dialogue import parse_completion  # noqa: E402
-from train.verl.group_scores import (  # noqa: E402
+from curt.dialogue import parse_completion
+from train.verl.group_scores import (
     ONE_BY_ONE,
     GroupScores,
     Sample,
