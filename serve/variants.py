@@ -72,8 +72,8 @@ class Variants:
     ) -> None:
         """`make_pool` makes a pool over a verified folder; `state` is where the plan is kept.
 
-        Raises ArtifactError where the configured model is not valid, ValueError where `state` is
-        not readable. A promoted model that is gone or altered gives way to the configured one.
+        Raises ArtifactError where the configured model is not valid, ValueError where `state` can't
+        be read. A promoted model that is gone or altered gives way to the configured one.
         """
         self._make_pool, self._models, self._state = make_pool, models, state
         self._verify = functools.partial(verify, formats=formats)

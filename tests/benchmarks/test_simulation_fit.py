@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.simulation.__main__ import main
 from benchmarks.simulation.accuracy import compare, describe, join_rounds
-from benchmarks.simulation.collect import Asked, read_samples
+from benchmarks.simulation.collect import Asked, Replicas, ask, read_samples, warm_up
 from benchmarks.simulation.fleet import Fleet
 from benchmarks.simulation.service import ENOUGH, Sample, Service, fit_service, share_beside
 
@@ -200,26 +201,27 @@ def test_the_command_refuses_with_a_message(arguments: list[str], message: str) 
 
 
 @pytest.mark.slow
-def test_real_replicas_are_measured_fitted_and_simulated(soak_model: Path, tmp_path: Path) -> None:
-    """The whole path on a model that says nothing readable: plumbing, no accuracy."""
-    cases = tmp_path / "cases.jsonl"
+def test_real_replicas_are_asked_in_turn_and_their_replies_read(
+    soak_model: Path, tmp_path: Path
+) -> None:
     fact = "被告人赵某在某市某小区秘密窃取他人现金8000元，归案后如实供述自己的罪行。"
-    rows = [json.dumps({"fact": fact * n}, ensure_ascii=False) for n in (1, 2, 3)]
-    cases.write_text("\n".join(rows), encoding="utf-8")
-    report = tmp_path / "simulation.json"
-    main(
-        [
-            "validate", "--model", str(soak_model), "--fallback", "null", "--cases", str(cases),
-            "--fit_cases", str(cases), "--rates", "[10]", "--fit_rates", "[20]",
-            "--requests", "40", "--rounds", "2", "--fit_seconds", "2", "--repeats", "2",
-            "--first_port", "8320", "--report", str(report), "--deadline_ms", "2000",
-            "--fit_deadlines_ms", "[200, 2000]",
-            "--service", str(tmp_path / "service.json"), "--figure", str(tmp_path / "figure.png"),
-        ]
-    )  # fmt: skip
-    results = json.loads(report.read_text())
-    (row,) = results["rates"]
-    assert row["requests"] > 10
-    assert set(row["error"]) == {"p50", "p95", "p99"}
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-    assert Service.model_validate_json((tmp_path / "service.json").read_bytes()).token_ms > 0
+    facts = [fact * times for times in (1, 2, 3)]
+    running = Replicas.running(
+        soak_model, replicas=2, first_port=8320, facts=facts, workers=1, spares=0
+    )
+    with running as replicas:
+        warm_up(replicas, facts)
+        asked = ask(replicas, facts, rate_per_s=20, seconds=3, seed=1, deadlines_ms=(1_000, 3_000))
+        counts = [count_requests(port) for port in replicas.ports]
+    assert len(asked) > 30
+    assert abs(counts[0] - counts[1]) <= 1  # the warm-up included
+    samples = read_samples(asked)
+    assert len(samples) == sum(each.answered for each in asked) > 0.8 * len(asked)
+    assert all(each.prefill_ms > 0 and each.decode_ms > 0 for each in samples)
+    assert len({each.chars for each in samples}) >= 3
+
+
+def count_requests(port: int) -> float:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
+        lines = reply.read().decode().splitlines()
+    return sum(float(row.split()[-1]) for row in lines if row.startswith("curt_requests_total"))
