@@ -19,7 +19,7 @@ from curt import __version__
 from curt.artifact import Manifest
 from curt.engines.fallback import Fallback, load_fallback
 from serve import admin, drift, feedback, openai_api, stream
-from serve.answering import Answering, Choose, OnlyWay, Pool
+from serve.answering import Answering, Choose, Observer, OnlyWay, Pool
 from serve.batch import Batches, PredictBody
 from serve.cache import CacheMetrics, ResultCache
 from serve.cache_policy import ServedPolicy
@@ -36,7 +36,14 @@ from serve.pressure import Doorman, Pressure
 from serve.redis_link import RedisLink
 from serve.reply import Identity, Served
 from serve.router import Router
-from serve.schemas import API_VERSION, BatchReply, BatchRequest, ErrorReply, PredictReply
+from serve.schemas import (
+    API_VERSION,
+    BatchReply,
+    BatchRequest,
+    ErrorReply,
+    PredictReply,
+    PredictRequest,
+)
 from serve.security import KeyGuard, open_keys
 from serve.settings import Settings
 from serve.ticket import Job
@@ -94,6 +101,7 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     batches = Batches(answering, settings, metrics.registry)
     memory = Memory.open(settings)
     answering.observers.append(memory.observe)
+    answering.observers.append(_counting(pressure))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -261,6 +269,14 @@ def _make_variants(
 
 def _routed(router: Router) -> Choose:
     return lambda fact, user, request_id: router.choose(fact, user=user, request_id=request_id)
+
+
+def _counting(pressure: Pressure) -> Observer:
+    def observe(_: Request, __: PredictRequest, ___: Served, reply: PredictReply) -> None:
+        if not reply.degraded:
+            pressure.note_answer()
+
+    return observe
 
 
 def _only_way(pool: Pool, identity: Identity) -> Choose:

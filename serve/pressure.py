@@ -2,16 +2,16 @@
 
 A request that the pool refuses has been read, checked and perhaps answered by the classifier by
 then: milliseconds of the front, which the workers lack where they share its cores. While the pool
-refuses and the front has hardly time left, a share of what arrives is turned away unread. Nobody
-is turned away while the pool takes everything, however busy the front is.
+refuses and the front is busy, only some more requests than are answered come in; the others are
+turned away unread. Nobody is turned away while the pool takes everything, however busy the front.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
 import time
+from collections import deque
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -20,31 +20,61 @@ from serve.metrics import Metrics
 from serve.middleware import COUNTED_PATHS, request_id_of
 
 BEAT_S = 0.05
-BUSY = 0.4  # share of its time that the front may work while the pool refuses
-LATE_S = 0.02  # how late its event loop may be
-STEP = 0.2  # by which the share turned away sinks in a beat, at most
-LEAP = 5  # times as much it may rise: a loop that is far behind beats seldom
-MOST = 0.95  # who is let in shows when it is over
-REFUSING_S = 1.0  # after its last refusal the pool counts as refusing
+BUSY = 0.4  # share of its time that the front may work before the door is watched
+MEMORY_S = 1.0  # how long a refusal counts, and over how long answers are counted
+MORE = 1.25  # times the answers that come in: the pool refuses the rest, and rises with them
+LEAST_PER_S = 10.0  # come in however few are answered
+BURST_S = 0.1  # of the rate may come at once
 RETRY_AFTER_S = 1
 
 
 class Pressure:
-    """How much is turned away at the door, from what the pool and the event loop tell."""
+    """How many may come in, from what the pool, the clients and the event loop tell."""
 
     def __init__(self) -> None:
-        self.share = 0.0
-        self._refused_at_s = float("-inf")
+        self.watched = False  # whether the door is
+        self._refused_at_s = self._turned_at_s = float("-inf")
+        self._answered: deque[float] = deque()
+        self._tokens = self._filled_s = 0.0
 
-    def note_refusal(self) -> None:
+    def note_refusal(self, now_s: float | None = None) -> None:
         """The pool could not take a request."""
-        self._refused_at_s = time.monotonic()
+        self._refused_at_s = time.monotonic() if now_s is None else now_s
 
-    def beat(self, now_s: float, busy: float, late_s: float) -> None:
-        """Set the share anew: `busy` is that of the front's time since the last beat."""
-        load = max(busy / BUSY, late_s / LATE_S) if self._is_refusing(now_s) else 0.0
-        change = STEP * max(-1.0, min(LEAP, load - 1.0))
-        self.share = max(0.0, min(MOST, self.share + change))
+    def note_answer(self, now_s: float | None = None) -> None:
+        """A client got a full answer of the model, a kept one among them."""
+        now_s = time.monotonic() if now_s is None else now_s
+        self._answered.append(now_s)
+        self._forget(now_s)
+
+    def beat(self, now_s: float, busy: float) -> None:
+        """Decide whether the door is watched; `busy` is the share of its time the front worked."""
+        if now_s - self._refused_at_s >= MEMORY_S:
+            self.watched = False
+        elif busy > BUSY and not self.watched:
+            self.watched, self._tokens, self._filled_s = True, 0.0, now_s
+            self._turned_at_s = now_s
+        elif now_s - self._turned_at_s >= MEMORY_S:  # what arrives is no more than may come in
+            self.watched = False
+
+    def rate_per_s(self, now_s: float) -> float:
+        """How many requests a second may come in."""
+        self._forget(now_s)
+        return LEAST_PER_S + MORE * len(self._answered) / MEMORY_S
+
+    def turns_away(self, now_s: float | None = None) -> bool:
+        """Whether the request that has just arrived is to be turned away."""
+        if not self.watched:
+            return False
+        now_s = time.monotonic() if now_s is None else now_s
+        rate_per_s = self.rate_per_s(now_s)
+        filled = self._tokens + rate_per_s * (now_s - self._filled_s)
+        self._tokens, self._filled_s = min(filled, max(1.0, rate_per_s * BURST_S)), now_s
+        if self._tokens >= 1:
+            self._tokens -= 1
+            return False
+        self._turned_at_s = now_s
+        return True
 
     async def keep_beating(self) -> None:
         """Watch the running event loop until cancelled."""
@@ -52,12 +82,11 @@ class Pressure:
             began_s, began_cpu_s = time.monotonic(), time.thread_time()
             await asyncio.sleep(BEAT_S)
             now_s = time.monotonic()
-            spent_s = now_s - began_s
-            busy = (time.thread_time() - began_cpu_s) / spent_s
-            self.beat(now_s, busy, spent_s - BEAT_S)
+            self.beat(now_s, (time.thread_time() - began_cpu_s) / (now_s - began_s))
 
-    def _is_refusing(self, now_s: float) -> bool:
-        return now_s - self._refused_at_s < REFUSING_S
+    def _forget(self, now_s: float) -> None:
+        while self._answered and self._answered[0] < now_s - MEMORY_S:
+            self._answered.popleft()
 
 
 class Doorman:
@@ -77,10 +106,8 @@ class Doorman:
             await self.app(scope, receive, send)
 
     def _turns_away(self, scope: Scope) -> bool:
-        share = self._pressure.share
-        if not share or scope["type"] != "http" or scope["path"] not in COUNTED_PATHS:
-            return False
-        return random.random() < share
+        wants_verdict = scope["type"] == "http" and scope["path"] in COUNTED_PATHS
+        return wants_verdict and self._pressure.turns_away()
 
 
 async def refuse(scope: Scope, send: Send) -> None:
