@@ -295,6 +295,11 @@ replicas-down: $(STAMP) ## Stop the replicas
 bench-fleet: $(RUN)/fallback/agreement.json ## Kill and update replicas under load
 	$(PY) -m benchmarks.fleet --rate 8
 
+.PHONY: bench-simulation
+bench-simulation: $(RUN)/fallback/agreement.json ## A simulated fleet beside two real replicas, then sizes
+	$(PY) -m benchmarks.simulation validate --model $(RUN)/ort-int4 --fallback $(RUN)/fallback
+	$(PY) -m benchmarks.simulation size
+
 .PHONY: deploy-tools
 deploy-tools: $(STAMP) ## Schemas and linters for deploy-check (needs npm)
 	npm install --no-fund --no-audit --no-package-lock --no-save --prefix $(VENV)/deploy \

@@ -111,5 +111,6 @@ def _privacy(redactions: Mapping[str, int]) -> str:
     found = ", ".join(f"{count} × {kind}" for kind, count in sorted(redactions.items()))
     return (
         "Identity cards, bank accounts, mobile phones and e-mail addresses were replaced by 某 "
-        f"before publishing: {found or 'none were found'}. Names and addresses were not looked for."
+        f"before publishing: {found or 'none were found'}. Names are masked where a word "
+        "introduces them; others, and street addresses, were not looked for."
     )

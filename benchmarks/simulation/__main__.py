@@ -48,7 +48,7 @@ class FitConfig(Config):
     """Arrivals a second."""
     seconds: float = 60.0
     """How long."""
-    deadlines_ms: tuple[int, int] = (60, 1_000)
+    deadlines_ms: tuple[int, int] = (25, 1_000)
     """Between which deadlines are drawn; half of the requests have the longer."""
     chars: int = 300
     """Length facts are cut to."""

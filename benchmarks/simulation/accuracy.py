@@ -19,7 +19,15 @@ from typing import Any
 
 from benchmarks.open_loop import quantiles
 from benchmarks.served import describe_machine
-from benchmarks.simulation.collect import SETTLE_S, Asked, Replicas, ask, read_facts, warm_up
+from benchmarks.simulation.collect import (
+    SETTLE_S,
+    Asked,
+    Replicas,
+    ask,
+    read_facts,
+    read_samples,
+    warm_up,
+)
 from benchmarks.simulation.fleet import Fleet, simulate, summarise
 from benchmarks.simulation.replica import Shape
 from benchmarks.simulation.service import Service
@@ -47,13 +55,13 @@ class ValidateConfig(Config):
     """Arrivals a second to compare at."""
     requests: int = 900
     """Of each rate, in all rounds together."""
-    rounds: int = 3
+    rounds: int = 5
     """Into which they are divided."""
     fit_rates: list[float] = [4.0, 12.0, 30.0]
     """Arrivals a second that service times are fitted from."""
-    fit_seconds: float = 6.0
+    fit_seconds: float = 4.0
     """Of each of them in each round."""
-    fit_deadlines_ms: tuple[int, int] = (60, 1_000)
+    fit_deadlines_ms: tuple[int, int] = (25, 1_000)
     """Between which deadlines are drawn for the fit; half have the longer."""
     deadline_ms: int = 400
     """Of the requests compared."""
@@ -75,8 +83,10 @@ class ValidateConfig(Config):
     """Picture of them."""
 
 
-def measure(config: ValidateConfig) -> tuple[dict[float, list[list[Asked]]], Service]:
-    """Ask real replicas; what was asked at each rate, by round, and the fit."""
+def measure(
+    config: ValidateConfig,
+) -> tuple[dict[float, list[list[Asked]]], list[Asked], Service]:
+    """Ask real replicas: at each rate by round, for the fit, and the fit."""
     facts = read_facts(config.cases, config.chars)
     fit_facts = read_facts(config.fit_cases, config.chars)
     asked: dict[float, list[list[Asked]]] = {rate: [] for rate in config.rates}
@@ -93,7 +103,7 @@ def measure(config: ValidateConfig) -> tuple[dict[float, list[list[Asked]]], Ser
         warm_up(replicas, fit_facts)
         for turn in range(config.rounds):
             for index, rate in enumerate(config.rates):
-                fit_rate = config.fit_rates[index % len(config.fit_rates)]
+                fit_rate = config.fit_rates[(index + turn) % len(config.fit_rates)]
                 to_fit += ask(
                     replicas,
                     fit_facts,
@@ -115,13 +125,13 @@ def measure(config: ValidateConfig) -> tuple[dict[float, list[list[Asked]]], Ser
                 time.sleep(SETTLE_S)
                 latencies = quantiles([each.latency_ms for each in got])
                 logger.info("round %d, %g/s: %s", turn + 1, rate, latencies)
-        return asked, replicas.fit(to_fit)
+        return asked, to_fit, replicas.fit(to_fit)
 
 
 def validate(config: ValidateConfig) -> tuple[dict[str, Any], Service]:
     """Measure, simulate the same, and say how far apart they are."""
     machine = describe_machine()
-    asked, service = measure(config)
+    asked, to_fit, service = measure(config)
     fleet = Fleet(
         config.replicas,
         Shape(fallback=config.fallback is not None),
@@ -138,6 +148,7 @@ def validate(config: ValidateConfig) -> tuple[dict[str, Any], Service]:
         "replicas": config.replicas,
         "deadline_ms": config.deadline_ms,
         "service": describe(service),
+        "fitted_from": [sample.model_dump() for sample in read_samples(to_fit)],
         "rates": rows,
         "worst_p99_error": worst,
         "passed": {f"p99_within_{TARGET_ERROR:.0%}": worst <= TARGET_ERROR},
