@@ -68,7 +68,7 @@ VARIANTS = [
 class BatchingConfig(Config):
     """Settings of `python -m benchmarks.batching`."""
 
-    model: Path = Path("artifacts/demo/ort-int4")
+    model: Path = Path("artifacts/demo/ort-int4-plain")
     """Model folder, onnxruntime-genai format."""
     cases: Path = Path("artifacts/demo/corpus/test.jsonl")
     """Where the facts come from."""

@@ -280,7 +280,9 @@ def with_all_logits(folder: Path, out: Path) -> None:
     unsqueeze: Any = made_by.get(head.input[0])
     gather: Any = made_by.get(unsqueeze.input[0]) if unsqueeze is not None else None
     if gather is None or (unsqueeze.op_type, gather.op_type) != ("Unsqueeze", "Gather"):
-        raise ValueError(f"{folder} does not end in a pick of the last position: export it anew")
+        raise ValueError(
+            f"{folder} computes more than the last position: export it with --picks false"
+        )
     head.input[0] = gather.input[0]
     model.graph.node.remove(unsqueeze)
     model.graph.node.remove(gather)

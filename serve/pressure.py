@@ -26,6 +26,7 @@ MORE = 1.25  # times the answers that come in: the pool refuses the rest, and ri
 LEAST_PER_S = 10.0  # come in however few are answered
 BURST_S = 0.1  # of the rate may come at once
 RETRY_AFTER_S = 1
+FRONT_BUSY = "front_busy"  # the reason, as it is counted
 
 
 class Pressure:
@@ -99,7 +100,7 @@ class Doorman:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if self._turns_away(scope):
-            self._metrics.shed.labels("front_busy").inc()
+            self._metrics.shed.labels(FRONT_BUSY).inc()
             self._metrics.record_end(503, "overloaded", 0.0)
             await refuse(scope, send)
         else:

@@ -77,13 +77,14 @@ def make_untied_model(
     return folder
 
 
-def export(model: Path, out: Path, precision: str = "fp32") -> Path:
+def export(model: Path, out: Path, precision: str = "fp32", picks: bool = True) -> Path:
     """The ONNX Runtime artifact of a model folder."""
     cases = write_cases(out.parent / "cases.jsonl")
     config = ExportOrtConfig(
         model=model,
         out=out,
         precision=precision,
+        picks=picks,
         cases=cases,
         prompts=4,
         continuation_tokens=24,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from curt.dialogue import THINK_END, render_answer
 from serve.metrics import LATENCY_BUCKETS_S, MAX_REASONS, PHASE_BUCKETS_S, SHED_REASONS, Metrics
+from serve.pressure import FRONT_BUSY
 from serve.reply import Served, build_reply
 from serve.schemas import ALL_TASKS, PredictReply
 from serve.settings import Settings
@@ -128,7 +129,7 @@ def test_what_is_known_shows_at_zero() -> None:
     assert b"process_resident_memory_bytes" in metrics.render()
 
 
-def test_every_refusal_of_the_pool_is_known() -> None:
+def test_every_refusal_of_the_pool_and_at_the_door_is_known() -> None:
     tree = ast.parse((ROOT / "serve" / "pool.py").read_text(encoding="utf-8"))
     reasons = {
         argument.value
@@ -137,4 +138,4 @@ def test_every_refusal_of_the_pool_is_known() -> None:
         for argument in node.args[:1]
         if isinstance(argument, ast.Constant)
     }
-    assert reasons == set(SHED_REASONS)
+    assert reasons | {FRONT_BUSY} == set(SHED_REASONS)
