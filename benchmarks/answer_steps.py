@@ -1,6 +1,6 @@
 """How many passes of the model, and how long, an answer takes in each way of writing it.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.answer_steps --artifact artifacts/demo/ort-int4
+    OMP_NUM_THREADS=1 python -m benchmarks.answer_steps --artifact artifacts/demo/ort-int4-plain
 
 Variants of the same engine at one thread take turns on every case, in an order that turns too:
 
@@ -50,7 +50,7 @@ BASELINE = "plain"
 class AnswerStepsConfig(Config):
     """Settings of `python -m benchmarks.answer_steps`."""
 
-    artifact: Path = Path("artifacts/demo/ort-int4")
+    artifact: Path = Path("artifacts/demo/ort-int4-plain")
     """The ONNX Runtime model folder."""
     cases: Path = Path("artifacts/demo/corpus/test.jsonl")
     """JSON Lines file of cases."""

@@ -77,7 +77,7 @@ def make_untied_model(
     return folder
 
 
-def export(model: Path, out: Path, precision: str = "fp32", picks: bool = True) -> Path:
+def export(model: Path, out: Path, precision: str = "fp32", picks: bool = False) -> Path:
     """The ONNX Runtime artifact of a model folder."""
     cases = write_cases(out.parent / "cases.jsonl")
     config = ExportOrtConfig(

@@ -7,9 +7,10 @@ import onnx
 import onnxruntime_genai as og
 import pytest
 
+from compress.export_ort import ExportOrtConfig
 from compress.ort_picks import PicksConfig, add_picks, make_artifact
 from curt.artifact import load_manifest
-from curt.engines.ort_sequence import PICKS_WINDOW, OrtSequence, has_picks
+from curt.engines.ort_sequence import PICKS, PICKS_WINDOW, OrtSequence, has_picks
 from tests.compress.exports import export, make_untied_model
 
 
@@ -69,6 +70,17 @@ def test_the_copy_is_an_artifact_of_its_own(plain: Path, telling: Path) -> None:
     assert manifest.parent.path == str(plain)
     with pytest.raises(ValueError, match="already"):
         add_picks(telling / "model.onnx")
+
+
+@pytest.mark.slow
+def test_an_export_for_the_cpu_tells_its_picks_unless_asked_not_to(
+    plain: Path, micro_model: Path, tmp_path: Path
+) -> None:
+    assert ExportOrtConfig.model_fields["picks"].default is True
+    made = export(make_untied_model(tmp_path / "model", micro_model), tmp_path / "ort", picks=True)
+    for folder, tells in ((plain, False), (made, True)):
+        graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+        assert (PICKS in {output.name for output in graph.output}) is tells
 
 
 def test_a_graph_that_is_no_export_is_refused(tmp_path: Path) -> None:

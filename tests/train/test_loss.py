@@ -95,6 +95,7 @@ def test_padding_changes_no_loss(model, examples):
 def test_the_trainer_computes_the_mean_over_completion_tokens(model, examples):
     class Accelerator:
         autocast = staticmethod(torch.no_grad)
+        unwrap_model = staticmethod(lambda model: model)
 
     trainer = BranchTrainer.__new__(BranchTrainer)
     trainer.accelerator = Accelerator()
