@@ -96,6 +96,7 @@ def test_the_trainer_computes_the_mean_over_completion_tokens(model, examples):
     class Accelerator:
         autocast = staticmethod(torch.no_grad)
         unwrap_model = staticmethod(lambda model: model)
+        num_processes = 1
 
     trainer = BranchTrainer.__new__(BranchTrainer)
     trainer.accelerator = Accelerator()
