@@ -141,8 +141,7 @@ class WorkerPool:
             return None
         waiting = [other.demand for other in self._queue]
         alive = sum(each.worker is not None for each in self._slots)
-        allowed = self._forecast.allow_thinking(demand, prompt_tokens, waiting, alive, now_s)
-        return job.cap(allowed)
+        return job.cap(self._forecast.allow_thinking(demand, prompt_tokens, waiting, alive, now_s))
 
     def stream(self, job: Job) -> ServedStream:
         """Serve a job and tell its reasoning as it comes. Needs a running event loop.
