@@ -1,10 +1,8 @@
 """The life of variants: load beside what serves, promote, roll back, unload.
 
-Memory: while a new model loads, and as long as a canary, a shadow or a second arm runs, the workers
-of both exist; after a promotion those of the old one finish what they have and end, unless
-`keep_previous`. So the peak is the sum of two, of three at most (`MAX_LOADED`).
-
-What is to be served is on the disk before it is served. A load that fails changes nothing.
+Memory: the workers of both models exist while a new one loads and while a canary, shadow or second
+arm runs, three models at most (`MAX_LOADED`). After a promotion the old ones finish and end, unless
+`keep_previous`. What is to be served is on the disk first. A load that fails changes nothing.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class OrtEngine:
     def _run(self, request: Request) -> Generator[Step, None, None]:
         started = time.monotonic()
         prompt = self.encode(request)
-        limit = self._fit_thinking(len(prompt), request)
+        limit = request.fit_thinking(len(prompt), self._context_tokens)
         sequence, feed = self._sequence_for(prompt, limit + 1 + request.answer_limit)
         thinking: list[int] = []
         answer: _Answer | None = None
@@ -228,21 +228,6 @@ class OrtEngine:
     def _as_transformers(self) -> PreTrainedTokenizerBase:
         # PromptTokenizer does what curt.dialogue asks of one, without its base class.
         return cast("PreTrainedTokenizerBase", self.tokenizer)
-
-    def _fit_thinking(self, prompt_tokens: int, request: Request) -> int:
-        """The thinking limit, lowered where the context is too short for it."""
-        if request.thinking_limit < 0 or request.answer_limit < 1:
-            raise ValueError(
-                f"limits of {request.thinking_limit} thinking and {request.answer_limit} answer "
-                "tokens: use 0 or more and 1 or more"
-            )
-        room = self._context_tokens - prompt_tokens - request.answer_limit - 1
-        if room < 0:
-            raise ValueError(
-                f"a prompt of {prompt_tokens} and an answer of {request.answer_limit} tokens do "
-                f"not fit the model's context of {self._context_tokens}: clip facts shorter"
-            )
-        return min(request.thinking_limit, room)
 
     def _prepare_prefix(self) -> None:
         """Prefill once what every prompt starts with, in a generator every request reuses.

@@ -146,7 +146,9 @@ class RemoteModel:
         if self._words is None:
             raise RuntimeError("open() the model first")
         prompt = self.encode(request) if prompt is None else prompt
-        course = Course(request, self._words, prompt, self._fit_thinking(len(prompt), request))
+        course = Course(
+            request, self._words, prompt, request.fit_thinking(len(prompt), self._context_tokens)
+        )
         while not course.finished:
             if _is_past(request.deadline_s):
                 course.expire()
@@ -189,21 +191,6 @@ class RemoteModel:
             raise RemoteUnavailableError(f"too slow ({type(error).__name__})") from None
         except httpx.TransportError as error:  # its text may quote what was sent
             raise RemoteUnavailableError(f"connection lost ({type(error).__name__})") from None
-
-    def _fit_thinking(self, prompt_tokens: int, request: Request) -> int:
-        """The thinking limit, lowered where the context is too short for it."""
-        if request.thinking_limit < 0 or request.answer_limit < 1:
-            raise ValueError(
-                f"limits of {request.thinking_limit} thinking and {request.answer_limit} answer "
-                "tokens: use 0 or more and 1 or more"
-            )
-        room = self._context_tokens - prompt_tokens - request.answer_limit - 1
-        if room < 0:
-            raise ValueError(
-                f"a prompt of {prompt_tokens} and an answer of {request.answer_limit} tokens do "
-                f"not fit the model's context of {self._context_tokens}: clip facts shorter"
-            )
-        return min(request.thinking_limit, room)
 
 
 class RemoteEngine:

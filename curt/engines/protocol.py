@@ -29,6 +29,24 @@ class Request:
     answer_limit: int = MAX_ANSWER_TOKENS
     deadline_s: float | None = None
 
+    def fit_thinking(self, prompt_tokens: int, context_tokens: int) -> int:
+        """The thinking limit, lowered where the context is too short for it.
+
+        Raises ValueError on limits that make no sense, and where not even the answer fits.
+        """
+        if self.thinking_limit < 0 or self.answer_limit < 1:
+            raise ValueError(
+                f"limits of {self.thinking_limit} thinking and {self.answer_limit} answer "
+                "tokens: use 0 or more and 1 or more"
+            )
+        room = context_tokens - prompt_tokens - self.answer_limit - 1
+        if room < 0:
+            raise ValueError(
+                f"a prompt of {prompt_tokens} and an answer of {self.answer_limit} tokens do "
+                f"not fit the model's context of {context_tokens}: clip facts shorter"
+            )
+        return min(self.thinking_limit, room)
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:

@@ -109,20 +109,9 @@ class TransformersEngine:
         raise AssertionError("a stream ends with its generation")
 
     def _fit_thinking(self, prompt_tokens: int, request: Request) -> int:
-        """The thinking limit, lowered where the context is too short for it."""
-        if request.thinking_limit < 0 or request.answer_limit < 1:
-            raise ValueError(
-                f"limits of {request.thinking_limit} thinking and {request.answer_limit} answer "
-                "tokens: use 0 or more and 1 or more"
-            )
-        context = self.model.config.max_position_embeddings
-        room = int(context) - prompt_tokens - request.answer_limit - len(self.end_ids)
-        if room < 0:
-            raise ValueError(
-                f"a prompt of {prompt_tokens} and an answer of {request.answer_limit} tokens do "
-                f"not fit the model's context of {context}: clip facts shorter"
-            )
-        return min(request.thinking_limit, room)
+        # A general tokenizer may need several tokens to end the thinking; one is counted there.
+        context_tokens = self.model.config.max_position_embeddings - len(self.end_ids) + 1
+        return request.fit_thinking(prompt_tokens, context_tokens)
 
     def _generate_batch(self, requests: Sequence[Request]) -> list[Generation]:
         started = time.perf_counter()
