@@ -157,7 +157,8 @@ class WorkerPool:
         ticket = self._make_ticket(job, now_s, events)
         fault = self._why_refused(ticket, now_s)
         if fault:
-            self._on_refusal()
+            if self._queue or not all(slot.free for slot in self._slots):
+                self._on_refusal()  # alone, the deadline is too short however little arrives
             if job.deadline_s - now_s < LEAST_S:  # too late for the classifier, too
                 raise self._shed(fault)
             self._give_up(ticket, fault)
@@ -385,10 +386,7 @@ class WorkerPool:
         return fault
 
     def _free_times(self, now_s: float) -> list[float]:
-        return [
-            max(now_s, slot.free_at_s) if slot.busy or not slot.worker else now_s
-            for slot in self._slots
-        ]
+        return [now_s if slot.free else max(now_s, slot.free_at_s) for slot in self._slots]
 
     def _count_workers(self) -> None:
         self._metrics.workers_ready.set(sum(slot.worker is not None for slot in self._slots))

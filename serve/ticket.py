@@ -78,6 +78,11 @@ class Slot:
     worker: Worker | None = None
     busy: bool = False
 
+    @property
+    def free(self) -> bool:
+        """Whether its worker can take a request now."""
+        return self.worker is not None and not self.busy
+
 
 class ServedStream:
     """A job under way: `async for` gives its `Piece`s and, last, the `Served` answer.

@@ -53,6 +53,7 @@ async def running_pool(
     spares: int = 0,
     fallback: Classifier | None = None,
     folder: Path = Path("unused"),
+    on_refusal: Callable[[], None] | None = None,
 ) -> AsyncIterator[WorkerPool]:
     pool = WorkerPool(
         folder,
@@ -64,6 +65,7 @@ async def running_pool(
         queue_size=queue_size,
         margin_ms=10,
         open_engine=open_engine,
+        on_refusal=on_refusal,
     )
     await pool.start()
     try:
@@ -130,6 +132,25 @@ def test_the_hopeless_is_refused_at_once_and_costs_nothing() -> None:
             started_s = time.monotonic()
             assert await reason_of(pool.submit(job(30))) == "deadline_too_short"
             assert time.monotonic() - started_s < 0.2
+
+    asyncio.run(scenario())
+
+
+def test_only_a_refusal_beside_other_work_is_a_sign_of_load() -> None:
+    async def scenario() -> None:
+        told: list[None] = []
+        async with running_pool(queue_size=0, on_refusal=lambda: told.append(None)) as pool:
+            assert await reason_of(pool.submit(job(30))) == "deadline_too_short"
+            assert told == []
+        async with running_pool(queue_size=1, on_refusal=lambda: told.append(None)) as pool:
+            slow = []
+            for _ in range(2):  # one at work, one waiting
+                slow.append(asyncio.create_task(pool.submit(job(3000, FACT + "睡300毫秒"))))
+                await asyncio.sleep(0.1)
+            assert await reason_of(pool.submit(job(30))) == "deadline_too_short"
+            assert await reason_of(pool.submit(job(4000))) == "queue_full"
+            assert len(told) == 2
+            await asyncio.gather(*slow)
 
     asyncio.run(scenario())
 
