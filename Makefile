@@ -177,7 +177,7 @@ peers-env: $(STAMP) ## llama.cpp and OpenVINO, in an environment of their own
 	benchmarks/peer_servers/install.sh $(PEERS)
 
 .PHONY: bench
-bench: $(STAMP) ## The server beside its peers, same weights (25 minutes; `make peers-env` first)
+bench: $(RUN)/fallback/agreement.json $(RUN)/ort-int4-plain/manifest.json ## The server beside its peers, same weights (25 minutes; `make peers-env` first)
 	$(PY) -m benchmarks.peers --peers_python $(PEERS)/bin/python
 
 .PHONY: bench-cross-check

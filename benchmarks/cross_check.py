@@ -77,7 +77,7 @@ class CrossCheckConfig(Config):
 async def check(config: CrossCheckConfig) -> dict[str, Any]:
     """Both tools in turns. Raises RuntimeError when vLLM's fails."""
     facts = [fact[: config.chars] for fact in load_facts(config.cases)]
-    places = Places(config.model, config.ort, config.fallback, Path(), Path(), config.vllm,
+    places = Places(config.model, config.ort, config.ort, config.fallback, Path(), Path(), config.vllm,
                     config.port)  # fmt: skip
     setting = replace(curt_settings(places, 400)[2], extra={})
     run, sent = time.time_ns() // 1_000_000, 0

@@ -61,6 +61,7 @@ log = logging.getLogger(__name__)
 PLACES = {  # of this machine, no part of a result
     "py_spy",
     "ort",
+    "plain_ort",
     "fallback",
     "model",
     "work",
@@ -84,7 +85,9 @@ class PeersConfig(Config):
     model: Path = Path("artifacts/demo/grpo-default")
     """The Hugging Face model folder whose weights all run."""
     ort: Path = Path("artifacts/demo/ort-int4")
-    """Its ONNX Runtime folder, for this project's server and for the plain one."""
+    """Its ONNX Runtime folder for this project's server."""
+    plain_ort: Path = Path("artifacts/demo/ort-int4-plain")
+    """The same with logits as its only output, as onnxruntime-genai's own generator takes it."""
     fallback: Path | None = Path("artifacts/demo/fallback")
     """Classifier folder of this project's server."""
     cases: Path = Path("artifacts/demo/corpus/test.jsonl")
@@ -130,7 +133,8 @@ class Bench:
         """Reads cases and tokenizer. Raises ArtifactError or ValueError on unusable folders."""
         self.config = config
         manifest = load_manifest(config.model, expect="hf")
-        load_manifest(config.ort, expect="ort-genai")
+        for folder in (config.ort, config.plain_ort):
+            load_manifest(folder, expect="ort-genai")
         self.cases = list(read_cases(config.cases, config.accuracy_cases))
         if not self.cases:
             raise ValueError(f"{config.cases} holds no case")
@@ -148,7 +152,9 @@ class Bench:
     def places(self) -> Places:
         """Where everything lies."""
         c = self.config
-        return Places(c.model, c.ort, c.fallback, c.work, c.peers_python, c.vllm, c.port)
+        return Places(
+            c.model, c.ort, c.plain_ort, c.fallback, c.work, c.peers_python, c.vllm, c.port
+        )
 
     async def ask_in_turn(self, setting: Setting, count: int, clients: int) -> list[Outcome]:
         """So many requests by so many clients that wait."""

@@ -69,6 +69,7 @@ class Places:
 
     model: Path
     ort: Path
+    plain_ort: Path
     fallback: Path | None
     work: Path
     peers_python: Path
@@ -126,7 +127,7 @@ def peer_settings(places: Places, max_tokens: int) -> dict[str, list[Setting]]:
     ]
     found: dict[str, list[Setting]] = {
         "onnxruntime-genai + FastAPI": [
-            _ours("onnxruntime-genai", places, own, max_tokens, places.ort, label, order)
+            _ours("onnxruntime-genai", places, own, max_tokens, places.plain_ort, label, order)
             for label, order in ort
         ],
         "transformers + FastAPI": [
