@@ -77,8 +77,9 @@ class CrossCheckConfig(Config):
 async def check(config: CrossCheckConfig) -> dict[str, Any]:
     """Both tools in turns. Raises RuntimeError when vLLM's fails."""
     facts = [fact[: config.chars] for fact in load_facts(config.cases)]
-    places = Places(config.model, config.ort, config.ort, config.fallback, Path(), Path(), config.vllm,
-                    config.port)  # fmt: skip
+    nowhere = Path()  # the peers' folders
+    places = Places(config.model, config.ort, nowhere, config.fallback, nowhere, nowhere,
+                    config.vllm, config.port)  # fmt: skip
     setting = replace(curt_settings(places, 400)[2], extra={})
     run, sent = time.time_ns() // 1_000_000, 0
     seen: dict[str, list[dict[str, float]]] = {"vllm bench serve": [], "ours": [],
