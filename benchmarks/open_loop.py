@@ -111,6 +111,10 @@ class Client:
             elif isinstance(error, ValueError):
                 failure = "unreadable"
             return Got(failure=failure)
+        except asyncio.CancelledError:
+            if writer:
+                writer.transport.abort()
+            raise
         finally:
             self.under_way -= 1
         if reusable:
@@ -140,13 +144,17 @@ class Client:
 
 
 async def _read_reply(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
+    """Status, body (a chunked one as it came) and whether the connection may be used again."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    found = re.match(rb"http/1\.1 (\d{3}) .*\r\ncontent-length: *(\d+)\r\n", head, re.DOTALL)
-    if not found:
+    status = re.match(rb"http/1\.([01]) (\d{3}) ", head)
+    length = re.search(rb"\r\ncontent-length: *(\d+)\r\n", head)
+    if status and length:
+        body = await reader.readexactly(int(length[1]))
+    elif status and b"\r\ntransfer-encoding: chunked\r\n" in head:  # a stream of events
+        body = await reader.readuntil(b"\r\n0\r\n\r\n")
+    else:
         raise ValueError("no HTTP reply of a stated length")
-    status, length = int(found[1]), int(found[2])
-    body = await reader.readexactly(length)
-    return status, body, b"connection: close" not in head
+    return int(status[2]), body, status[1] == b"1" and b"connection: close" not in head
 
 
 async def send_on_time(

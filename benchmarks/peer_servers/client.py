@@ -9,12 +9,10 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
+from benchmarks import open_loop
+from benchmarks.open_loop import PATIENCE_S, read_address
 from loadtest._arrivals import arrival_times_s
-
-PATIENCE_S = 5.0
-REUSED_WITHIN_S = 2.0  # servers close connections that idle for longer, uvicorn after 5 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,56 +31,21 @@ class Reply:
 
 
 class Client:
-    """POSTs over kept-alive connections, as many as are needed at once."""
+    """POSTs to one path over kept-alive connections, as many as are needed at once."""
 
     def __init__(self, url: str, path: str, patience_s: float = PATIENCE_S) -> None:
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise ValueError(f"{url} is no plain HTTP address: use http://host:port")
-        self._host, self._port, self._patience_s = parts.hostname, parts.port or 80, patience_s
-        self._head = f"POST {path} HTTP/1.1\r\nHost: peer\r\nContent-Type: application/json\r\n"
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter, float]] = []
+        host, port = read_address(url)
+        self._connections = open_loop.Client(host, port, patience_s)
+        self._what = f"POST {path}"
 
     async def ask(self, body: bytes) -> tuple[int, bytes]:
         """Status and body, a chunked one as it came; status 0 when no reply came in time."""
-        writer = None
-        try:
-            async with asyncio.timeout(self._patience_s):
-                reader, writer = await self._connect()
-                head = f"{self._head}Content-Length: {len(body)}\r\n\r\n"
-                writer.write(head.encode() + body)
-                reply_head = (await reader.readuntil(b"\r\n\r\n")).lower()
-                status = int(reply_head.split(b" ", 2)[1])
-                if b"transfer-encoding: chunked" in reply_head:  # a stream of events
-                    reply = await reader.readuntil(b"\r\n0\r\n\r\n")
-                else:
-                    length = reply_head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0]
-                    reply = await reader.readexactly(int(length))
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError, IndexError):
-            if writer:
-                writer.transport.abort()
-            return 0, b""
-        except asyncio.CancelledError:
-            if writer:
-                writer.transport.abort()
-            raise
-        if b"connection: close" in reply_head:
-            writer.close()
-        else:
-            self._idle.append((reader, writer, time.monotonic()))
-        return status, reply
+        got = await self._connections.exchange(body, what=self._what)
+        return got.status, got.body
 
     def close(self) -> None:
         """Close every idle connection."""
-        while self._idle:
-            self._idle.pop()[1].transport.abort()
-
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """The connection used last, unless even that has idled too long."""
-        if self._idle and time.monotonic() - self._idle[-1][2] < REUSED_WITHIN_S:
-            return self._idle.pop()[:2]
-        self.close()
-        return await asyncio.open_connection(self._host, self._port)
+        self._connections.close()
 
 
 async def send_on_schedule(
