@@ -20,7 +20,6 @@ come from passes over several tokens, whose kernels round differently at four or
 from __future__ import annotations
 
 import logging
-import platform
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as og
 
+from benchmarks.served import describe_machine
 from compress.ort_picks import PicksConfig, make_artifact
 from curt.config import Config, load_config
 from curt.corpus.store import read_cases
@@ -106,7 +106,7 @@ def measure(config: AnswerStepsConfig) -> dict[str, Any]:
             engines[BASELINE], config.artifact, config.threads, cases, max(config.budgets)
         )
     return {
-        "machine": {"python": platform.python_version(), "processor": platform.machine()},
+        "machine": describe_machine(),
         "artifact": config.artifact.name,
         "threads": config.threads,
         "rows": rows,

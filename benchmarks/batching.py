@@ -23,8 +23,6 @@ import contextlib
 import itertools
 import json
 import logging
-import os
-import platform
 import random
 import sys
 import tempfile
@@ -38,6 +36,7 @@ from pydantic import Field
 
 from benchmarks.batching_worker import Reply, Variant, Workers, open_workers
 from benchmarks.open_loop import quantiles
+from benchmarks.served import describe_machine
 from curt.artifact import load_manifest
 from curt.config import Config, load_config
 from curt.files import write_atomic, write_json
@@ -130,12 +129,7 @@ def measure(config: BatchingConfig) -> dict[str, Any]:
             going = [workers for workers in going if workers.variant.name in kept]
             log.info("%g/s: %d of %d keep the deadline at p99", rate, len(kept), len(done))
     return {
-        "machine": {
-            "processor": platform.machine(),
-            "cores": len(os.sched_getaffinity(0)),
-            "python": platform.python_version(),
-            "tools": manifest.tools,
-        },
+        "machine": describe_machine() | {"tools": manifest.tools},
         "precision": manifest.precision,
         "config": config.model_dump(mode="json", exclude={"model", "cases", "out"}),
         "summary": {

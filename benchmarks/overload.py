@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import platform
 import sys
 import time
 from collections import Counter
@@ -34,6 +33,7 @@ from benchmarks.open_loop import (
     send_on_time,
     write_body,
 )
+from benchmarks.served import describe_machine
 from curt.config import Config, load_config
 from curt.files import write_json
 from curt.logs import configure_logging
@@ -124,7 +124,7 @@ async def measure(config: OverloadConfig) -> dict[str, Any]:
     share = row["goodput_per_s"] / capacity
     return {
         "url_host_is_local": urlsplit(config.url).hostname in ("127.0.0.1", "localhost"),
-        "machine": {"python": platform.python_version(), "processor": platform.machine()},
+        "machine": describe_machine(),
         "deadline_ms": config.deadline_ms,
         "capacity_per_s": capacity,
         "capacity_given": config.capacity is not None,

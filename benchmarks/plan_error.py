@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.served import describe_machine
 from curt.artifact import load_manifest
 from curt.config import Config, load_config
 from curt.files import write_json
@@ -55,7 +55,7 @@ def main() -> None:
     device = measure_cpu(memory_bytes() / GIB, bf16=settings.bf16)
     rows = [*compare_run(config.run, device), *compare_steps(config, device)]
     report = {
-        "machine": platform.processor() or platform.machine(),
+        "machine": describe_machine(),
         "cores": os.cpu_count(),
         "device": device.model_dump(),
         "rows": rows,

@@ -14,8 +14,6 @@ from __future__ import annotations
 import http.client
 import json
 import logging
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from benchmarks.served import describe_machine
 from benchmarks.stalled_plot import draw_stalled
 from benchmarks.stalled_server import serving
 from curt.config import Config, load_config
@@ -82,11 +81,7 @@ def measure(config: StalledConfig) -> dict[str, Any]:
         open_run = run_open(config, host, closed["achieved_rate_per_s"])
     return {
         "settings": config.model_dump(mode="json", exclude={"report", "port"}),
-        "machine": {
-            "cores": os.cpu_count(),
-            "processor": platform.machine(),
-            "python": platform.python_version(),
-        },
+        "machine": describe_machine(),
         "closed": closed,
         "open": open_run,
         "summary": {
