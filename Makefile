@@ -279,9 +279,29 @@ $(VLLM)/ready:
 test-vllm: $(STAMP) $(VLLM)/ready ## The engines' contract on a real vLLM on the CPU
 	CURT_TEST_VLLM=$(VLLM) $(PY) -m pytest tests/engines/test_contract.py -k real_vllm
 
+ROLLOUTS ?= .venv-vllm-rollouts
+$(ROLLOUTS)/ready: | $(VLLM)/ready
+	deploy/vllm-cpu/rollouts.sh $(ROLLOUTS) $(VLLM)
+
+.PHONY: test-rollouts
+test-rollouts: $(STAMP) $(ROLLOUTS)/ready ## GRPO with rollouts of a real vLLM on the CPU
+	CURT_TEST_VLLM_ROLLOUTS=$(abspath $(ROLLOUTS))/bin/python \
+	    $(PY) -m pytest tests/train/test_vllm_rollouts.py
+
+VERL ?= .venv-verl
+$(VERL)/ready: deploy/verl/requirements.txt | $(STAMP)
+	rm -rf $(VERL)
+	$(PY) -m pip install --quiet --no-deps --target $(VERL) -r deploy/verl/requirements.txt
+	touch $@
+
+.PHONY: test-verl
+test-verl: $(STAMP) $(VERL)/ready ## The adapter for verl, through verl's own loaders
+	CURT_TEST_VERL=$(abspath $(VERL)) $(PY) -m pytest tests/train/test_verl_adapter.py -k verl_loads
+
 .PHONY: plan
-plan: $(STAMP) ## Memory, time and cost of CONFIG=file.toml on GPUS=8xH100
-	$(PY) -m train.plan @$(CONFIG) --gpus $(or $(GPUS),8xH100)
+plan: $(STAMP) ## Memory, time and cost of CONFIG=file.toml on GPUS=8xH100 (PLAN_FLAGS='--sharding zero2')
+	$(if $(CONFIG),,$(error give CONFIG, as in: make plan CONFIG=configs/qwen2.5-7b/grpo.toml))
+	$(PY) -m train.plan @$(CONFIG) --gpus $(or $(GPUS),8xH100) $(PLAN_FLAGS)
 
 .PHONY: replicas
 replicas: $(STAMP) ## Two servers behind nginx with a shared Redis (both from your distribution)
@@ -305,6 +325,21 @@ bench-fleet: $(RUN)/fallback/agreement.json ## Kill and update replicas under lo
 bench-simulation: $(RUN)/fallback/agreement.json ## A simulated fleet beside two real replicas, then sizes
 	$(PY) -m benchmarks.simulation validate --model $(RUN)/ort-int4 --fallback $(RUN)/fallback
 	$(PY) -m benchmarks.simulation size
+
+RAY ?= .venv-ray
+$(RAY)/ready: constraints.txt pyproject.toml
+	rm -rf $(RAY)
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --constraint constraints.txt pip
+	$(RAY)/bin/python -m pip install --quiet --constraint constraints.txt --group ray
+	touch $@
+
+.PHONY: ray-env
+ray-env: $(RAY)/ready ## Ray Serve with the server, in an environment of its own (1 minute, 1 GB)
+
+.PHONY: test-ray
+test-ray: $(STAMP) $(RAY)/ready ## Replicas of Ray Serve come with load and go after it (2 minutes)
+	CURT_TEST_RAY=$(RAY) $(PY) -m pytest tests/test_ray_serve.py
 
 .PHONY: deploy-tools
 deploy-tools: $(STAMP) ## Schemas and linters for deploy-check (needs npm)

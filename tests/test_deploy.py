@@ -89,15 +89,20 @@ def test_every_alert_asks_for_metrics_there_are_and_says_what_to_do() -> None:
         assert alert["annotations"]["runbook"] == anchor
 
 
-def test_every_alert_has_its_page_in_the_runbook() -> None:
-    page = DEPLOY.parent / "docs" / "operations.md"
-    if not page.exists():
-        pytest.skip("docs/operations.md is not there")
-    headings = set(re.findall(r"^#+ +(Curt\w+)\s*$", page.read_text(encoding="utf-8"), re.M))
+def test_every_alert_has_its_page_in_the_runbook_and_no_page_is_left_over() -> None:
+    page = (DEPLOY.parent / "docs" / "operations.md").read_text(encoding="utf-8")
+    runbook = page.split("\n## Runbook\n")[1].split("\n## ")[0]
+    parts = re.split(r"^### +(\w+)\s*$", runbook, flags=re.M)
+    pages = dict(zip(parts[1::2], parts[2::2], strict=True))
     scaling = DEPLOY / "k8s" / "components" / "monitoring" / "scaling-rules.yaml"
     groups = yaml.safe_load(scaling.read_text(encoding="utf-8"))["spec"]["groups"]
-    alerts = [*rules(), *(rule for group in groups for rule in group["rules"])]
-    assert {rule["alert"] for rule in alerts if "alert" in rule} <= headings
+    everywhere = [*rules(), *(rule for group in groups for rule in group["rules"])]
+    alerts = {rule["alert"]: rule for rule in everywhere if "alert" in rule}
+    assert set(pages) == set(alerts)
+    for name, text in pages.items():
+        assert len(text.split()) > 20, name
+        anchor = f"docs/operations.md#{name.lower()}"
+        assert alerts[name]["annotations"]["runbook"] == anchor
 
 
 def test_redis_is_reached_by_the_server_alone_and_keeps_nothing_on_disk() -> None:

