@@ -36,6 +36,8 @@ URL = http://$(HOST):$(PORT)
 PID = $(RUN)/server.pid
 # int4 is the default recipe; int8, fp32, kquant and rtn have files of their own.
 ORT_RECIPE = configs/demo/compress-ort$(if $(filter-out int4,$1),-$1).toml
+# What the exported model is used to writing, so that fewer passes write it again.
+LEARN_GUESSES = $(PY) -m compress.ort_guesses --artifact $1 --out $1 --cases $(RUN)/corpus/train.jsonl
 
 .PHONY: help
 help: ## This list
@@ -74,11 +76,13 @@ $(RUN)/ort-%/manifest.json: $(RUN)/grpo-default/manifest.json
 	$(TIMED) ort-$* -- $(PY) -m compress.export_ort @$(call ORT_RECIPE,$*) \
 	    --model $(RUN)/grpo-default --cases $(RUN)/corpus/dev.jsonl \
 	    --calibration $(RUN)/corpus/train.jsonl --out $(RUN)/ort-$*
+	$(call LEARN_GUESSES,$(RUN)/ort-$*)
 
 $(RUN)/ort-int4-warm-start/manifest.json: $(RUN)/warm-start/manifest.json
 	$(TIMED) ort-int4-warm-start -- $(PY) -m compress.export_ort @$(call ORT_RECIPE,int4) \
 	    --model $(RUN)/warm-start --cases $(RUN)/corpus/dev.jsonl \
 	    --calibration $(RUN)/corpus/train.jsonl --out $(RUN)/ort-int4-warm-start
+	$(call LEARN_GUESSES,$(RUN)/ort-int4-warm-start)
 
 # Without the output that lets an engine check guesses: some ways of batching can't read it.
 $(RUN)/ort-int4-plain/manifest.json: $(RUN)/grpo-default/manifest.json
@@ -193,12 +197,13 @@ else
 	$(MAKE) --no-print-directory $(RUN)/grpo-default/manifest.json
 endif
 
+ORT_OUT = $(or $(OUT),$(or $(MODEL),$(RUN)/grpo-default)-ort-$(or $(PRECISION),int4))
 .PHONY: export-ort
 export-ort: $(STAMP) ## ONNX Runtime artifact of MODEL=folder (PRECISION=int4|int8|fp32|kquant|rtn)
 	$(PY) -m compress.export_ort @$(call ORT_RECIPE,$(or $(PRECISION),int4)) \
 	    --model $(or $(MODEL),$(RUN)/grpo-default) --cases $(RUN)/corpus/dev.jsonl \
-	    --calibration $(RUN)/corpus/train.jsonl \
-	    --out $(or $(OUT),$(or $(MODEL),$(RUN)/grpo-default)-ort-$(or $(PRECISION),int4))
+	    --calibration $(RUN)/corpus/train.jsonl --out $(ORT_OUT)
+	$(call LEARN_GUESSES,$(ORT_OUT))
 
 .PHONY: export-trt
 export-trt: $(STAMP) ## TensorRT-LLM checkpoint of MODEL=folder (GPU=h200|h100|l4|l40s|a10|a100|b200, or PRECISION=)

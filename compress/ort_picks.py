@@ -5,7 +5,9 @@
 An export gives the logits of the last position alone, so an engine can't check several guessed
 tokens in one pass. With this output it can (`curt.engines.lookup`): the output layer runs over the
 last 16 tokens of a pass, the logits stay as they were, and only token ids come out beside them.
-A pass over one token does little more than before: an argmax, 4% on the demo model.
+A pass over one token does little more than before: an argmax, 4% on the demo model. How many of
+the last tokens is an optional input of the graph, so that a prefill, which needs the last one's
+pick alone, is spared the others.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from onnx import TensorProto, helper
 
 from curt.artifact import MANIFEST, load_manifest, parent_of, write_artifact
 from curt.config import Config, load_config
-from curt.engines.ort_sequence import PICKS, PICKS_WINDOW
+from curt.engines.ort_graph import PICKS, PICKS_START, PICKS_WINDOW
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +60,15 @@ def add_picks(model: Path) -> None:
         raise ValueError(f"{model} does not keep the last position alone: export it again")
     head = readers[unsqueeze.output[0]]
     place = list(graph.node).index(last)
-    for name, value in (("start", -PICKS_WINDOW), ("last", -1), ("end", _END), ("axis", 1)):
-        bound = helper.make_tensor(f"picks/{name}", TensorProto.INT64, [1], [value])
+    bounds = {PICKS_START: -PICKS_WINDOW, "picks/last": -1, "picks/end": _END, "picks/axis": 1}
+    for name, value in bounds.items():
+        bound = helper.make_tensor(name, TensorProto.INT64, [1], [value])
         graph.initializer.append(bound)
+    # an input with a default: who does not know it leaves it out
+    graph.input.append(helper.make_tensor_value_info(PICKS_START, TensorProto.INT64, [1]))
     some = helper.make_node(
         "Slice",
-        [last.input[0], "picks/start", "picks/end", "picks/axis"],
+        [last.input[0], PICKS_START, "picks/end", "picks/axis"],
         ["picks/hidden"],
         name="/picks/Slice",
     )

@@ -6,7 +6,7 @@ import logging
 import sys
 import traceback
 from datetime import UTC, datetime
-from json import dumps
+from json import JSONEncoder
 from typing import Any
 
 # What every record carries; anything beyond it was given with `extra=` and belongs in the line.
@@ -16,6 +16,9 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
     "color_message",
     "taskName",
 }
+
+
+_encode = JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 class JsonFormatter(logging.Formatter):
@@ -40,7 +43,7 @@ class JsonFormatter(logging.Formatter):
                 f"{frame.filename}:{frame.lineno} {frame.name}"
                 for frame in traceback.extract_tb(record.exc_info[2])
             ]
-        return dumps(line, ensure_ascii=False, default=str)
+        return _encode(line)
 
 
 def configure_logging(json: bool = False) -> None:

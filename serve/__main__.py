@@ -20,6 +20,7 @@ from curt.artifact import ArtifactError
 from curt.logs import configure_logging
 from serve.answering import Pool
 from serve.app import create_app
+from serve.one_write import OneWriteProtocol
 from serve.settings import MAX_DEADLINE_MS, Settings, unknown_variables
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,8 @@ def main() -> None:
         )
         _refuse(f"settings refused\n{problems}")
     configure_logging(json=settings.log_json)
+    # No line tells the thread or process, and looking them up costs every record system calls.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each call to a remote engine
     for message in unknown_variables(os.environ):
         logger.warning(message)
@@ -88,6 +91,7 @@ def main() -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        http=OneWriteProtocol,
         proxy_headers=False,  # serve.limits reads them, from trusted proxies alone
         timeout_graceful_shutdown=MAX_DEADLINE_MS // 1000 + 5,
     )

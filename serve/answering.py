@@ -10,12 +10,17 @@ from typing import Protocol
 
 from fastapi import Request
 
-from curt.dialogue import parse_completion
 from curt.engines.fallback import Fallback
 from curt.schema import Verdict
 from serve.cache import ResultCache, cache_key
-from serve.checks import warning
-from serve.confidence import LOW_CONFIDENCE, UNFAMILIAR, WITHHELD, ConfidenceReader, Reading
+from serve.confidence import (
+    LOW_CONFIDENCE,
+    UNFAMILIAR,
+    WITHHELD,
+    Confidence,
+    ConfidenceReader,
+    Reading,
+)
 from serve.faults import ClientGoneError
 from serve.metrics import Metrics
 from serve.reply import Identity, Served, build_reply
@@ -147,17 +152,11 @@ class Answering:
         Raises RequestError, ClientGoneError among them.
         """
         way = self.choose(request, job.fact, user)
-        serving = asyncio.create_task(self._look_up(way, request, job))
-        leaving = asyncio.create_task(wait_for_disconnect(request))
         reading = self._read_later(request, job.fact)
         try:
-            await asyncio.wait({serving, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if serving.done():
-                return serving.result()
-            raise ClientGoneError("client_closed", "the client closed the connection")
+            async with Attended(request):
+                return await self._look_up(way, request, job)
         finally:
-            serving.cancel()
-            leaving.cancel()
             if reading:
                 reading.cancel()
 
@@ -166,20 +165,23 @@ class Answering:
     ) -> PredictReply:
         """Build, record and return the reply to a served request."""
         state = request.state
-        identity: Identity = state.way.identity
+        way: Way = state.way
+        confidence, doubt = self._assess(request, body, served)
+        holds_back = doubt is not None and body.on_low_confidence == "interval"
         reply = build_reply(
             served,
             fact=body.fact,
             tasks=body.tasks,
             include_reasoning=body.include_reasoning,
-            identity=identity,
+            identity=way.identity,
             request_id=state.request_id,
             deadline_ms=deadline_ms,
             total_ms=(time.monotonic() - state.started_s) * 1e3,
+            variant=way.variant,
+            confidence=confidence,
+            doubt=doubt,
+            withheld=WITHHELD if holds_back else (),
         )
-        model = reply.model.model_copy(update={"variant": state.way.variant})
-        reply = reply.model_copy(update={"model": model})
-        reply = self._with_confidence(request, reply, body, served)
         self._record(request, served, reply)
         for observe in self.observers:
             observe(request, body, served, reply)
@@ -211,18 +213,17 @@ class Answering:
         reading = request.state.reading = Reading(self._fallback, fact)
         return asyncio.get_running_loop().call_later(READ_AFTER_S, reading.look)
 
-    def _with_confidence(
-        self, request: Request, reply: PredictReply, body: PredictRequest, served: Served
-    ) -> PredictReply:
-        verdict = _verdict_of(served)
-        if self._fallback is None or verdict is None:
-            return reply
-        reader = self.reader_for(self._fallback, reply.model.manifest)
+    def _assess(
+        self, request: Request, body: PredictRequest, served: Served
+    ) -> tuple[Confidence | None, str | None]:
+        """How sure the verdict is, and the code of the warning where nobody can vouch for it."""
+        verdict = served.fallback.verdict if served.fallback else served.completion.verdict
+        if self._fallback is None or not isinstance(verdict, Verdict):
+            return None, None
+        reader = self.reader_for(self._fallback, request.state.way.identity.model.manifest)
         reading = getattr(request.state, "reading", None) or Reading(self._fallback, body.fact)
         if reading.unfamiliar:
-            changes: dict[str, object] = {"confidences": None}
-            changes["warnings"] = [*reply.warnings, warning(UNFAMILIAR)]
-            return reply.model_copy(update=changes | _hold_back(reply, body))
+            return None, UNFAMILIAR
         confidence = reader.assess(
             body.fact,
             verdict,
@@ -232,13 +233,8 @@ class Answering:
             top_k=body.top_k,
             reading=reading,
         )
-        if confidence is None:
-            return reply
-        changes = {"confidence": confidence}
-        if confidence.abstain:
-            changes["warnings"] = [*reply.warnings, warning(LOW_CONFIDENCE)]
-            changes |= _hold_back(reply, body)
-        return reply.model_copy(update=changes)
+        doubtful = confidence is not None and confidence.abstain
+        return confidence, LOW_CONFIDENCE if doubtful else None
 
     def reader_for(self, fallback: Fallback, manifest: str) -> ConfidenceReader:
         """The classifier's view of one model's answers. Raises ValueError where it has none."""
@@ -270,18 +266,36 @@ class Answering:
         )
 
 
-def _hold_back(reply: PredictReply, body: PredictRequest) -> dict[str, object]:
-    """What becomes of the defendants of a verdict that nobody can vouch for."""
-    if body.on_low_confidence != "interval":
-        return {}
-    return {"defendants": [each.model_copy(update=WITHHELD) for each in reply.defendants]}
+class Attended:
+    """Around work in the running task: cancels it when the request's client leaves.
 
+    Raises ClientGoneError then. The work is no task of its own, which would cost every request
+    two more turns of the event loop; only who listens for the client is one.
+    """
 
-def _verdict_of(served: Served) -> Verdict | None:
-    if served.fallback is not None:
-        return served.fallback.verdict
-    verdict = parse_completion(served.generation.text).verdict
-    return verdict if isinstance(verdict, Verdict) else None
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._gone = self._over = False
+
+    async def __aenter__(self) -> None:
+        working = asyncio.current_task()
+        assert working is not None
+        self._working = working
+        self._leaving = asyncio.create_task(wait_for_disconnect(self._request))
+        self._leaving.add_done_callback(self._stop)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        self._over = True
+        self._leaving.cancel()
+        if self._gone and self._working.uncancel() == 0 and kind is asyncio.CancelledError:
+            raise ClientGoneError("client_closed", "the client closed the connection") from None
+
+    def _stop(self, _: asyncio.Task[None]) -> None:
+        if not self._over:
+            self._gone = True
+            self._working.cancel()
 
 
 async def wait_for_disconnect(request: Request) -> None:

@@ -19,11 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from curt.dialogue import parse_completion
 from curt.schema import Term, Verdict
 from serve.append_log import mend, read_lines, write_all
 from serve.facts import FactFile
-from serve.reply import Identity, Served, why_degraded
+from serve.reply import Identity, Served
 
 logger = logging.getLogger(__name__)
 
@@ -72,15 +71,6 @@ def verdict_from_json(row: dict[str, Any]) -> Verdict:
     return Verdict(
         tuple(row["charges"]), tuple(row["articles"]), Term(**row["term"]), row["fine_yuan"]
     )
-
-
-def verdict_of(served: Served) -> Verdict | None:
-    """The whole verdict that a reply tells: the model's, else the classifier's, else none."""
-    completion = parse_completion(served.generation.text)
-    if served.unserved is None and why_degraded(served.generation, completion) is None:
-        assert isinstance(completion.verdict, Verdict)
-        return completion.verdict
-    return served.fallback.verdict if served.fallback else None
 
 
 class AnswerStore:
@@ -132,7 +122,7 @@ class AnswerStore:
         variant: str = DEFAULT_VARIANT,
     ) -> Answered:
         """Note an answer that is about to be sent; a later one of the same id takes its place."""
-        completion = parse_completion(served.generation.text)
+        completion = served.completion
         answered = Answered(
             answer_id=uuid.uuid4().hex,
             request_id=request_id,
@@ -142,9 +132,9 @@ class AnswerStore:
             manifest=identity.model.manifest,
             variant=variant,
             prompt_version=identity.manifest.prompt_version,
-            verdict=verdict_of(served),
+            verdict=served.verdict,
             source=served.source,
-            degraded=served.unserved or why_degraded(served.generation, completion),
+            degraded=served.degraded_reason,
             stated_budget=served.stated_budget,
             thinking_tokens=served.generation.thinking_tokens,
         )

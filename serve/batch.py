@@ -25,7 +25,7 @@ from serve.answering import Answering, wait_for_disconnect
 from serve.checks import refuse_unusable
 from serve.faults import BATCH, SINGLE, ClientGoneError, OverloadedError, RequestError
 from serve.limits import charge
-from serve.middleware import PREDICT_PATH, access
+from serve.middleware import PREDICT_PATH, write_access
 from serve.schemas import (
     BATCH_EXAMPLE,
     EXAMPLE,
@@ -192,4 +192,4 @@ def _log_case(own: Request, status: int, error: CaseError | None) -> None:
         **({"error": error.code} if error else {}),
         **own.state.log,
     }
-    access.info("POST %s case %d", PREDICT_PATH, status, extra=line)
+    write_access(logging.INFO, "POST %s case %d", (PREDICT_PATH, status), line)

@@ -7,9 +7,9 @@ from typing import Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
-from curt.dialogue import parse_completion, state_budget
+from curt.dialogue import state_budget
 from curt.engines.protocol import Generation
-from serve.reply import Served, why_degraded
+from serve.reply import Served
 
 T = TypeVar("T")
 
@@ -69,10 +69,9 @@ class ServedPolicy:
 
     def level(self, value: Served) -> int | None:
         """The stated budget of a verdict the model came to by itself, otherwise None."""
-        generation = value.generation
-        if value.unserved or value.fallback or generation.thinking_cut:
+        if value.unserved or value.fallback or value.generation.thinking_cut:
             return None
-        if why_degraded(generation, parse_completion(generation.text)):
+        if value.degraded_reason:
             return None
         return value.stated_budget
 

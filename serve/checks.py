@@ -32,7 +32,8 @@ MESSAGES = {
 
 # Half a character, which JSON can say and no tokenizer can read.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]")
+_CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]+")
+_COMMON_CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+")
 _CRIME_WORDS = (
     "被告|犯罪|嫌疑|作案|公安|派出所|民警|抓获|归案|自首|投案|供述|赃|窃|盗|抢|骗|毒品|冰毒|海洛因|"
     "贩卖|吸食|持刀|殴打|打伤|刺|砍|轻伤|重伤|死亡|致死|杀|强奸|猥亵|拘禁|绑架|敲诈|勒索|赌|醉酒|酒后|"
@@ -63,9 +64,10 @@ def refuse_unusable(fact: str, max_chars: int) -> None:
         raise UnusableFactError(
             "not_unicode", "the fact holds half of a surrogate pair: send whole characters"
         )
-    if not normalise_fact(fact):
+    common = _count_common(fact)
+    if not common and not normalise_fact(fact):
         raise UnusableFactError("empty_fact", "the fact is empty: send the facts of one case")
-    if _chinese_share(fact) < MIN_CHINESE_SHARE:
+    if not _is_chinese(fact, common, MIN_CHINESE_SHARE):
         raise UnusableFactError(
             "not_chinese", "the fact holds hardly any Chinese: send the facts in Chinese"
         )
@@ -76,9 +78,10 @@ def fact_warnings(fact: str) -> list[Caution]:
     codes = []
     if len(set(defendant_names(fact))) > 1:
         codes.append("multi_defendant")
-    if len(normalise_fact(fact)) < SHORT_FACT_CHARS:
+    common = _count_common(fact)
+    if common < SHORT_FACT_CHARS and len(normalise_fact(fact)) < SHORT_FACT_CHARS:
         codes.append("too_short")
-    if _chinese_share(fact) < MIXED_CHINESE_SHARE:
+    if not _is_chinese(fact, common, MIXED_CHINESE_SHARE):
         codes.append("not_chinese")
     if not _CRIME.search(fact):
         codes.append("not_criminal")
@@ -120,6 +123,14 @@ def warning(code: str) -> Caution:
     return Caution(code=code, message=MESSAGES[code])
 
 
-def _chinese_share(text: str) -> float:
-    letters = sum(char.isalpha() for char in text)
-    return len(_CHINESE.findall(text)) / letters if letters else 0.0
+def _count_common(text: str) -> int:
+    """How many characters are Chinese ones of the two blocks where every code point is one."""
+    return sum(map(len, _COMMON_CHINESE.findall(text)))
+
+
+def _is_chinese(text: str, common: int, share: float) -> bool:
+    """Whether at least that share of the letters is Chinese; `common` is `_count_common`."""
+    if 0 < common >= share * len(text):  # whatever the others are: no need to look
+        return True
+    letters = sum(map(str.isalpha, text))
+    return letters > 0 and sum(map(len, _CHINESE.findall(text))) / letters >= share

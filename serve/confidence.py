@@ -22,6 +22,7 @@ from curt.dialogue import render_term
 from curt.engines.confidence import (
     DEFAULT_COVERAGE,
     Agreement,
+    Doubles,
     Floats,
     Odds,
     around,
@@ -30,6 +31,7 @@ from curt.engines.confidence import (
     thought_evidence,
 )
 from curt.engines.fallback import Fallback
+from curt.engines.familiarity import ReadFact, read_fact
 from curt.engines.term_scale import TermInterval
 from curt.schema import TERM_NAMES, Term, TermKind, Verdict
 
@@ -118,9 +120,16 @@ class Reading:
     def scores(self) -> Floats | None:
         """Its scores; None where the fact holds no letter or digit."""
         try:
-            return self._fallback.score(self._fact)
+            return self._fallback.score(self._read)
         except ValueError:
             return None
+
+    @cached_property
+    def sure(self) -> Doubles | None:
+        """The probability of each charge; None without scores, or in a folder without any."""
+        if self.scores is None or self._fallback.assessor is None:
+            return None
+        return self._fallback.assessor.charge_probabilities(self.scores)
 
     @cached_property
     def unfamiliar(self) -> bool:
@@ -128,11 +137,15 @@ class Reading:
 
         False with a classifier folder made before there was a way to tell.
         """
-        return self._fallback.is_unfamiliar(self._fact)
+        return self._fallback.is_unfamiliar(self._read)
 
     def look(self) -> None:
         """Work it all out now."""
-        _ = self.scores, self.unfamiliar
+        _ = self.sure, self.unfamiliar
+
+    @cached_property
+    def _read(self) -> ReadFact:
+        return read_fact(self._fact)
 
 
 class ConfidenceReader:
@@ -184,39 +197,48 @@ class ConfidenceReader:
         `source` says whose verdict it is, `reading` what was read of the fact before. Raises
         ValueError on a `top_k` below 1 and a coverage that was not fitted.
         """
-        scores = (reading or Reading(self._fallback, fact)).scores
-        if scores is None:
+        reading = reading or Reading(self._fallback, fact)
+        scores, sure = reading.scores, reading.sure
+        if scores is None or sure is None:
             return None
         asked = self._coverage if coverage is None else coverage
         thought = thought_evidence(thinking_cut, thinking_tokens)
-        odds = self._odds(scores, verdict, thought, source)
-        return Confidence(
-            charges=[
-                LikelyCharge(name=name, title=f"{name}罪", probability=_rounded(probability))
-                for name, probability in self._assessor.top_charges(scores, min(top_k, MAX_TOP_K))
+        odds = self._odds(scores, sure, verdict, thought, source)
+        likely = self._assessor.top_charges(scores, min(top_k, MAX_TOP_K), sure=sure)
+        told: dict[str, object] = {
+            "charges": [
+                {"name": name, "title": f"{name}罪", "probability": _rounded(probability)}
+                for name, probability in likely
             ],
-            term_interval=self._interval(scores, verdict, source, odds, asked),
-            probabilities=None
-            if odds is None
-            else Probabilities(
-                charge=_rounded(odds.charge),
-                term=_rounded(odds.term),
-                verdict=_rounded(odds.verdict),
-            ),
-            abstain=odds is not None and odds.verdict < self._abstain_below,
-        )
+            "term_interval": self._interval(scores, verdict, source, odds, asked),
+            "probabilities": None,
+            "abstain": False,
+        }
+        if odds is not None:
+            told["probabilities"] = {
+                "charge": _rounded(odds.charge),
+                "term": _rounded(odds.term),
+                "verdict": _rounded(odds.verdict),
+            }
+            told["abstain"] = odds.verdict < self._abstain_below
+        return Confidence.model_validate(told)  # at one go: the parts one by one cost ten times it
 
     def _odds(
-        self, scores: Floats, verdict: Verdict, thought: tuple[float, float], source: Source
+        self,
+        scores: Floats,
+        sure: Doubles,
+        verdict: Verdict,
+        thought: tuple[float, float],
+        source: Source,
     ) -> Odds | None:
         if source == "fallback":
-            sure = self._fallback.read(scores).confidences
-            charge, term = sure["charge"], sure["term"]
+            own = self._fallback.read(scores).confidences
+            charge, term = own["charge"], own["term"]
             evidence = logit_of(charge), logit_of(term)
             return Odds(charge, term, self._assessor.fit.verdict.confidence(evidence))
         if self._agreement is None:
             return None
-        return self._assessor.agree(scores, verdict, thought, self._agreement)
+        return self._assessor.agree(scores, verdict, thought, self._agreement, sure=sure)
 
     def _interval(
         self,
@@ -225,7 +247,7 @@ class ConfidenceReader:
         source: Source,
         odds: Odds | None,
         coverage: float,
-    ) -> LikelyTerm:
+    ) -> dict[str, object]:
         if source == "model" and self._agreement is not None and odds is not None:
             fitted = self._agreement.coverages
             place = coverage_index(fitted, coverage)
@@ -255,20 +277,20 @@ def _agreement_for(fit: Agreement | None, model_manifest: str | None) -> Agreeme
 
 def _describe(
     interval: TermInterval, coverage: float, basis: Literal["model", "classifier"]
-) -> LikelyTerm:
-    return LikelyTerm(
-        low=_end(interval.low), high=_end(interval.high), coverage=coverage, basis=basis
-    )
+) -> dict[str, object]:
+    """The fields of a `LikelyTerm`."""
+    low, high = _end(interval.low), _end(interval.high)
+    return {"low": low, "high": high, "coverage": coverage, "basis": basis}
 
 
-def _end(term: Term) -> TermEnd:
-    plain = Term(term.kind, term.months)
-    return TermEnd(
-        kind=term.kind,
-        kind_name=TERM_NAMES[term.kind],
-        months=term.months,
-        text=render_term(plain),
-    )
+def _end(term: Term) -> dict[str, object]:
+    """The fields of a `TermEnd`; probation is no part of the text."""
+    return {
+        "kind": term.kind,
+        "kind_name": TERM_NAMES[term.kind],
+        "months": term.months,
+        "text": render_term(term),
+    }
 
 
 def _rounded(probability: float) -> float:

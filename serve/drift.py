@@ -30,7 +30,6 @@ from prometheus_client.registry import Collector
 
 from curt.files import write_json
 from curt.schema import Verdict
-from serve.answers import verdict_of
 from serve.divergence import Comparison, compare
 from serve.faults import OverloadedError
 from serve.reply import Served
@@ -74,7 +73,7 @@ class Drift:
 
     def observe(self, served: Served, *, fact_chars: int, total_ms: float) -> None:
         """Count an answered request."""
-        verdict = verdict_of(served)
+        verdict = served.verdict
         self.observe_answer(
             verdict,
             fact_chars=fact_chars,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+Header = tuple[bytes, bytes]
 
 STATIC_PREFIX = "/static-offline-docs/"
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-]+(:\d{1,5})?|https?://\[[0-9A-Fa-f:]+\](:\d{1,5})?")
@@ -34,30 +35,40 @@ class SafeHeaders:
         if hsts_s < 0:
             raise ValueError(f"HSTS of {hsts_s} seconds: use 0 or more")
         self.app = app
-        self._always = dict(_ALWAYS)
+        always = dict(_ALWAYS)
         if hsts_s:
-            self._always["Strict-Transport-Security"] = f"max-age={hsts_s}"
+            always["Strict-Transport-Security"] = f"max-age={hsts_s}"
+        self._static = _encode(always)
+        self._always = _encode(always | {"Cache-Control": "no-store"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        static = scope["path"].startswith(STATIC_PREFIX)
+        always = self._static if scope["path"].startswith(STATIC_PREFIX) else self._always
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(raw=list(message.get("headers", ())))
-                for name, value in self._always.items():
-                    headers[name] = value
-                for name, value in _UNLESS_SET.items():
-                    headers.setdefault(name, value)
-                if not static:
-                    headers["Cache-Control"] = "no-store"
-                message = {**message, "headers": headers.raw}
+                message = {**message, "headers": _with(message.get("headers", ()), always)}
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
+
+
+def _encode(headers: Mapping[str, str]) -> dict[bytes, bytes]:
+    return {name.lower().encode(): value.encode() for name, value in headers.items()}
+
+
+_RESERVED = _encode(_UNLESS_SET)
+
+
+def _with(given: Iterable[Header], always: Mapping[bytes, bytes]) -> list[Header]:
+    """A reply's headers, with `always` in the place of its own of those names."""
+    kept = [header for header in given if header[0] not in always]
+    names = {name for name, _ in kept}
+    unset = [header for header in _RESERVED.items() if header[0] not in names]
+    return [*kept, *always.items(), *unset]
 
 
 def allow_origins(app: Starlette, origins: Sequence[str]) -> None:

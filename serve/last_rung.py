@@ -9,9 +9,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from curt.dialogue import parse_completion
 from curt.engines.protocol import Generation
-from serve.reply import Served, why_degraded
+from serve.reply import Served
 from serve.schemas import DegradedReason
 from serve.ticket import Job
 
@@ -86,8 +85,7 @@ class LastRung:
 
         However late: a reply goes out in any case.
         """
-        generation = served.generation
-        if why_degraded(generation, parse_completion(generation.text)) is None:
+        if served.degraded_reason is None:
             return served
         return served.with_fallback(self._predict(job.fact))
 

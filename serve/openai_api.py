@@ -29,7 +29,6 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from curt.dialogue import render_answer
-from serve.answers import verdict_of
 from serve.checks import refuse_unusable
 from serve.faults import ClientGoneError, OverloadedError, RequestError
 from serve.openai_shapes import (
@@ -215,7 +214,7 @@ class Chat:
 
         An answer that was cut is not told: 罚金：2000 may be the beginning of 20000元.
         """
-        verdict = verdict_of(served)
+        verdict = served.verdict
         if verdict is None:
             if finish_reason(served) == "length":
                 return {"content": "", "refusal": None}
@@ -242,7 +241,7 @@ class Chat:
 def finish_reason(served: Served) -> str:
     """ "length" where tokens or time ran out and no verdict stands in, else "stop"."""
     is_cut = served.generation.finish != "stop" or served.unserved is not None
-    return "length" if is_cut and verdict_of(served) is None else "stop"
+    return "length" if is_cut and served.verdict is None else "stop"
 
 
 def usage_of(served: Served) -> dict[str, Any]:

@@ -34,12 +34,14 @@ class Pressure:
 
     def __init__(self) -> None:
         self.watched = False  # whether the door is
+        self._refusing = asyncio.Event()  # there is something to watch for
         self._refused_at_s = self._turned_at_s = float("-inf")
         self._answered: deque[float] = deque()
         self._tokens = self._filled_s = 0.0
 
     def note_refusal(self, now_s: float | None = None) -> None:
         """The pool could not take a request."""
+        self._refusing.set()
         self._refused_at_s = time.monotonic() if now_s is None else now_s
 
     def note_answer(self, now_s: float | None = None) -> None:
@@ -78,12 +80,15 @@ class Pressure:
         return True
 
     async def keep_beating(self) -> None:
-        """Watch the running event loop until cancelled."""
+        """Watch the running event loop until cancelled, while the pool refuses now and then."""
         while True:
+            await self._refusing.wait()
             began_s, began_cpu_s = time.monotonic(), time.thread_time()
             await asyncio.sleep(BEAT_S)
             now_s = time.monotonic()
             self.beat(now_s, (time.thread_time() - began_cpu_s) / (now_s - began_s))
+            if now_s - self._refused_at_s >= MEMORY_S:
+                self._refusing.clear()
 
     def _forget(self, now_s: float) -> None:
         while self._answered and self._answered[0] < now_s - MEMORY_S:

@@ -16,6 +16,7 @@ from serve.worker import OpenEngine, run_worker
 
 START_TIMEOUT_S = 600.0  # a large model on a slow disk
 CLOSE_TIMEOUT_S = 5.0
+_write_message = json.JSONEncoder(ensure_ascii=False).encode
 PIPE_BYTES = 65_536  # that a pipe holds without anybody reading
 
 
@@ -66,6 +67,10 @@ class Worker(Protocol):
 Spawn = Callable[[], Worker]
 
 
+class _LateError(Exception):
+    """There was no answer in time."""
+
+
 class WorkerProcess:
     """One worker process behind a pipe.
 
@@ -87,6 +92,9 @@ class WorkerProcess:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="curt-pipe")
         self._watched: tuple[asyncio.AbstractEventLoop, int] | None = None
         self._idle = False  # loaded and waiting for a message
+        self._listening = False  # to the pipe, from the first message on
+        self._answered: asyncio.Future[dict[str, Any]] | None = None  # what `exchange` waits for
+        self._on_piece: Callable[[str], None] | None = None
         self._sent = self._cancelled = False
         self.dead = False
 
@@ -113,36 +121,28 @@ class WorkerProcess:
 
         `on_piece` is called in the running loop with each piece of reasoning, before the answer.
         """
-        data = json.dumps(message, ensure_ascii=False).encode()
+        data = _write_message(message).encode()
         self._sent = self._cancelled = self._idle = False
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[dict[str, Any]] = loop.create_future()
-
-        def receive() -> None:
-            try:
-                answer = json.loads(self._connection.recv_bytes())
-            except (EOFError, OSError) as error:
-                loop.remove_reader(self._connection.fileno())  # it would be readable for ever
-                if not answered.done():
-                    answered.set_exception(error)
-                return
-            if "piece" in answer:
-                if on_piece:
-                    on_piece(answer["piece"])
-            elif not answered.done():
-                self._idle = True
-                answered.set_result(answer)
-
-        loop.add_reader(self._connection.fileno(), receive)
+        self._answered = answered
+        self._on_piece = on_piece
+        if not self._listening:  # once for all: each time costs the kernel a call or two
+            self._listening = True
+            loop.add_reader(self._connection.fileno(), self._receive)
+        timer = loop.call_later(timeout_s, _fail, answered, _LateError())
         try:
             await self._send(data)
-            return await asyncio.wait_for(answered, timeout_s)
-        except TimeoutError:
+            return await answered
+        except _LateError:
             raise WorkerError(f"no answer within {timeout_s:.1f} s") from None
         except (EOFError, OSError) as error:
             raise WorkerError(f"exit code {await self._in_thread(self._exit_code)}") from error
         finally:
-            loop.remove_reader(self._connection.fileno())
+            timer.cancel()
+            if not answered.cancel() and not answered.cancelled():
+                answered.exception()  # looked at, or asyncio would complain of it
+            self._answered = self._on_piece = None
 
     def cancel(self) -> None:
         """Let the worker stop what `exchange` waits for, which then returns `{"cancelled": True}`.
@@ -176,10 +176,32 @@ class WorkerProcess:
     async def close(self) -> None:
         """End the process: an idle one by closing its pipe, a loading or busy one by a kill."""
         self._unwatch()
+        self._stop_listening()
         if not self._idle:
             self.kill()  # which also frees the thread below, if it waits for an answer
         await self._in_thread(self._close)
         self._thread.shutdown(wait=False)
+
+    def _receive(self) -> None:
+        answered = self._answered
+        try:
+            answer = json.loads(self._connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            self._stop_listening()  # it would be readable for ever
+            if answered:
+                _fail(answered, error)
+            return
+        if "piece" in answer:
+            if self._on_piece:
+                self._on_piece(answer["piece"])
+        elif answered and not answered.done():
+            self._idle = True
+            answered.set_result(answer)
+
+    def _stop_listening(self) -> None:
+        if self._listening:
+            self._listening = False
+            asyncio.get_running_loop().remove_reader(self._connection.fileno())
 
     def _spawn(self) -> None:
         self._process.start()
@@ -235,3 +257,8 @@ class WorkerProcess:
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, function, *arguments)
+
+
+def _fail(answered: asyncio.Future[dict[str, Any]], error: Exception) -> None:
+    if not answered.done():
+        answered.set_exception(error)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,30 +16,20 @@ from curt.numerals import write_article, write_months
 from curt.schema import TERM_NAMES, Completion, ParseFailure, Verdict
 from curt.statutes import Tier, tier_of
 from serve.checks import fact_warnings, statutory_range, verdict_warnings, warning
-from serve.schemas import (
-    Article,
-    Charge,
-    Defendant,
-    DegradedReason,
-    Model,
-    PredictedTerm,
-    PredictReply,
-    Statutory,
-    Task,
-    Thinking,
-    Timings,
-)
+from serve.confidence import UNFAMILIAR, Confidence
+from serve.schemas import Defendant, DegradedReason, Model, PredictReply, Task
 
 if TYPE_CHECKING:
     from curt.engines.fallback import Answer
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Served:
     """A generation with what the scheduler granted it.
 
     `fallback` is the classifier's answer where the model gave no full verdict. `unserved` says
-    why the model never ran at all; the generation is then empty.
+    why the model never ran at all; the generation is then empty. What is read off the text is
+    read once, whoever asks.
     """
 
     generation: Generation
@@ -53,6 +44,31 @@ class Served:
     def source(self) -> Literal["model", "fallback"]:
         """Who gave the verdict."""
         return "model" if self.fallback is None else "fallback"
+
+    @cached_property
+    def completion(self) -> Completion:
+        """The generation's text, parsed."""
+        return parse_completion(self.generation.text)
+
+    @cached_property
+    def degraded_reason(self) -> DegradedReason | None:
+        """Why there is no full verdict of the model, or None where there is one."""
+        return self.unserved or why_degraded(self.generation, self.completion)
+
+    @property
+    def model_verdict(self) -> Verdict | None:
+        """The model's own full verdict; a classifier's in its place does not count."""
+        if self.degraded_reason is not None:
+            return None
+        assert isinstance(self.completion.verdict, Verdict)
+        return self.completion.verdict
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The whole verdict that a reply tells: the model's, else the classifier's, else none."""
+        if self.degraded_reason is None:
+            return self.model_verdict
+        return self.fallback.verdict if self.fallback else None
 
     def with_fallback(self, answer: Answer | None) -> Served:
         """The same with a classifier's answer, if there is one."""
@@ -86,53 +102,68 @@ def build_reply(
     request_id: str,
     deadline_ms: int,
     total_ms: float,
+    variant: str | None = None,
+    confidence: Confidence | None = None,
+    doubt: str | None = None,
+    withheld: Collection[str] = (),
 ) -> PredictReply:
     """The reply for a served request.
 
     Where the model gave no full verdict it is degraded: with the classifier's, or without a
-    defendant.
+    defendant. `doubt` is the code of the warning that the verdict is probably wrong, or that
+    nothing can be said of it; `withheld` names the parts of a defendant to leave out for it.
     """
     generation = served.generation
-    completion = parse_completion(generation.text)
-    degraded_reason = served.unserved or why_degraded(generation, completion)
+    reason, verdict = served.degraded_reason, served.verdict
     warnings = fact_warnings(fact)
     if served.fact_clipped:
         warnings.append(warning("fact_clipped"))
+    if reason is not None and verdict is not None:
+        warnings.append(warning("fallback"))
+    if verdict is not None:
+        warnings += verdict_warnings(verdict)
+    if doubt is not None:
+        warnings.append(warning(doubt))
     defendants = []
-    if degraded_reason is None:
-        assert isinstance(completion.verdict, Verdict)
-        warnings += verdict_warnings(completion.verdict)
-        defendants = [build_defendant(completion.verdict, tasks)]
-    elif served.fallback:
-        warnings += [warning("fallback"), *verdict_warnings(served.fallback.verdict)]
-        defendants = [_without_fine(build_defendant(served.fallback.verdict, tasks))]
-    return PredictReply(
-        request_id=request_id,
-        model=identity.model,
-        statute_version=identity.manifest.statute_version,
-        prompt_version=identity.manifest.prompt_version,
-        defendants=defendants,
-        reasoning=completion.thinking if include_reasoning else None,
-        thinking=Thinking(
-            tokens=generation.thinking_tokens,
-            allowed=served.thinking_allowed,
-            stated_budget=served.stated_budget,
-            cut=generation.thinking_cut,
-        ),
-        degraded=degraded_reason is not None,
-        degraded_reason=degraded_reason,
-        source=served.source,
-        confidences={str(part): sure for part, sure in served.fallback.confidences.items()}
-        if served.fallback
-        else None,
-        warnings=warnings,
-        deadline_ms=deadline_ms,
-        timings_ms=Timings(
-            queue=round(served.queue_ms, 2),
-            prefill=round(generation.prefill_ms, 2),
-            decode=round(generation.decode_ms, 2),
-            total=round(total_ms, 2),
-        ),
+    if verdict is not None:
+        # A classifier's verdict says nothing of fines: no fine is not a fine of nothing.
+        unsaid = () if reason is None else ("fine_yuan", "ruling")
+        defendants.append(_describe(verdict, tasks) | dict.fromkeys((*unsaid, *withheld)))
+    sure = served.fallback.confidences if served.fallback and doubt != UNFAMILIAR else None
+    # Read at one go: built part by part, the same reply takes several times as long.
+    return PredictReply.model_validate(
+        {
+            "request_id": request_id,
+            "model": {
+                "name": identity.model.name,
+                "manifest": identity.model.manifest,
+                "precision": identity.model.precision,
+                "variant": variant or identity.model.variant,
+            },
+            "statute_version": identity.manifest.statute_version,
+            "prompt_version": identity.manifest.prompt_version,
+            "defendants": defendants,
+            "reasoning": served.completion.thinking if include_reasoning else None,
+            "thinking": {
+                "tokens": generation.thinking_tokens,
+                "allowed": served.thinking_allowed,
+                "stated_budget": served.stated_budget,
+                "cut": generation.thinking_cut,
+            },
+            "degraded": reason is not None,
+            "degraded_reason": reason,
+            "source": served.source,
+            "confidences": None if sure is None else {str(part): sure[part] for part in sure},
+            "confidence": confidence,
+            "warnings": warnings,
+            "deadline_ms": deadline_ms,
+            "timings_ms": {
+                "queue": round(served.queue_ms, 2),
+                "prefill": round(generation.prefill_ms, 2),
+                "decode": round(generation.decode_ms, 2),
+                "total": round(total_ms, 2),
+            },
+        }
     )
 
 
@@ -151,40 +182,43 @@ def why_degraded(generation: Generation, completion: Completion) -> DegradedReas
 
 def build_defendant(verdict: Verdict, tasks: Sequence[Task]) -> Defendant:
     """The parts of a verdict that were asked for; the others are None."""
-    return Defendant(
-        charges=[Charge(name=c, title=f"{c}罪") for c in verdict.charges]
+    return Defendant.model_validate(_describe(verdict, tasks))
+
+
+def _describe(verdict: Verdict, tasks: Sequence[Task]) -> dict[str, object]:
+    """The fields of a `Defendant`."""
+    return {
+        "charges": [{"name": c, "title": f"{c}罪"} for c in verdict.charges]
         if "charge" in tasks
         else None,
-        articles=[Article(id=a, title=write_article(a)) for a in verdict.articles]
+        "articles": [{"id": a, "title": write_article(a)} for a in verdict.articles]
         if "article" in tasks
         else None,
-        term=_build_term(verdict) if "term" in tasks else None,
-        fine_yuan=verdict.fine_yuan if "term" in tasks else None,
-        ruling=render_ruling(verdict) if "ruling" in tasks else None,
-    )
+        "term": _describe_term(verdict) if "term" in tasks else None,
+        "fine_yuan": verdict.fine_yuan if "term" in tasks else None,
+        "ruling": render_ruling(verdict) if "ruling" in tasks else None,
+    }
 
 
-def _without_fine(defendant: Defendant) -> Defendant:
-    """A classifier's verdict says nothing of fines: no fine is not a fine of nothing."""
-    return defendant.model_copy(update={"fine_yuan": None, "ruling": None})
-
-
-def _build_term(verdict: Verdict) -> PredictedTerm:
+def _describe_term(verdict: Verdict) -> dict[str, object]:
+    """The fields of a `PredictedTerm`."""
     term = verdict.term
     tier = tier_of(verdict.charges[0], term) if len(verdict.charges) == 1 else None
-    return PredictedTerm(
-        kind=term.kind,
-        kind_name=TERM_NAMES[term.kind],
-        months=term.months,
-        probation_months=term.probation_months,
-        text=render_term(term)
+    return {
+        "kind": term.kind,
+        "kind_name": TERM_NAMES[term.kind],
+        "months": term.months,
+        "probation_months": term.probation_months,
+        "text": render_term(term)
         + (f"，缓刑{term.probation_months}个月" if term.probation_months else ""),
-        statutory=Statutory(
-            in_range=statutory_range(verdict), tier=describe_tier(tier) if tier else None
-        ),
-    )
+        "statutory": {
+            "in_range": statutory_range(verdict),
+            "tier": describe_tier(tier) if tier else None,
+        },
+    }
 
 
+@cache
 def describe_tier(tier: Tier) -> str:
     """A statutory tier in words: 有期徒刑三年至十年、罚金."""
     parts = []

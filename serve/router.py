@@ -119,18 +119,17 @@ class Router:
 
     def expected_thinking(self, job: Job) -> int | None:
         """Thinking tokens the variant of its case would grant a job now."""
-        return self.variants[self._split.assign(routing_key(job.fact))].pool.expected_thinking(job)
+        return self.variants[self._assign(job.fact, None)].pool.expected_thinking(job)
 
     def choose(self, fact: str, *, user: str | None = None, request_id: str | None = None) -> Route:
         """The way a request goes: the same for the same user, or without one for the same case."""
-        key = routing_key(fact, user)
-        name = self._split.assign(key)
+        name = self._assign(fact, user)
         variant = self.variants[name]
         if name != self._split.live and not (variant.state == "ready" and variant.pool.ready):
             self._metrics.rerouted.labels(name).inc()
             self._observe(variant, Outcome(error=True))  # or a dead canary would never look bad
             variant = self.live
-        return Route(self, variant, key, request_id)
+        return Route(self, variant, user, request_id)
 
     def add(self, variant: Variant) -> None:
         """Know one more variant, which gets no traffic yet."""
@@ -175,11 +174,13 @@ class Router:
         self._observe(variant, Outcome(degraded=degraded, seconds=seconds))
 
     def offer_shadow(
-        self, variant: Variant, key: str, job: Job, served: Served, request_id: str | None
+        self, variant: Variant, user: str | None, job: Job, served: Served, request_id: str | None
     ) -> None:
         """Let the shadow have a copy of what the live variant answered."""
-        name = self._split.shadow_for(key)
-        if name is None or variant is not self.live or self._draining:
+        if self._split.shadow is None or variant is not self.live or self._draining:
+            return
+        name = self._split.shadow_for(routing_key(job.fact, user))
+        if name is None:
             return
         shadow = self.variants[name]
         if shadow.pool.ready:
@@ -229,6 +230,11 @@ class Router:
         logger.error("canary %s rolled back: %s", canary.name, alarm, extra=fields)
         self.on_rollback(canary.name, alarm)
 
+    def _assign(self, fact: str, user: str | None) -> str:
+        """The variant of a case or user; the key is worked out only where it decides anything."""
+        split = self._split
+        return split.live if split.is_plain else split.assign(routing_key(fact, user))
+
     def _count(self, variant: Variant, ending: Ending) -> None:
         self._metrics.requests.labels(variant.name, ending).inc()
 
@@ -243,9 +249,11 @@ class Router:
 class Route:
     """The way of one request: which variant answers it, as which model."""
 
-    def __init__(self, router: Router, variant: Variant, key: str, request_id: str | None) -> None:
+    def __init__(
+        self, router: Router, variant: Variant, user: str | None, request_id: str | None
+    ) -> None:
         self._router, self._variant = router, variant
-        self._key, self._request_id = key, request_id
+        self._user, self._request_id = user, request_id
 
     @property
     def variant(self) -> str:
@@ -275,7 +283,7 @@ class Route:
     def done(self, job: Job, served: Served) -> None:
         """Count the answer, and let the shadow have a copy."""
         self._router.record(self._variant, job, served)
-        self._router.offer_shadow(self._variant, self._key, job, served, self._request_id)
+        self._router.offer_shadow(self._variant, self._user, job, served, self._request_id)
 
 
 class RoutedStream(ServedStream):

@@ -15,10 +15,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
-from curt.dialogue import parse_completion
 from curt.schema import Verdict
 from serve.faults import RequestError
-from serve.reply import Served, why_degraded
+from serve.reply import Served
 from serve.ticket import Job
 from serve.variant_metrics import VariantMetrics
 
@@ -55,13 +54,7 @@ class Submits(Protocol):
 
 def verdict_in(served: Served) -> Verdict | None:
     """The model's own full verdict; a classifier's in its place does not count."""
-    if served.unserved is not None:
-        return None
-    completion = parse_completion(served.generation.text)
-    if why_degraded(served.generation, completion) is not None:
-        return None
-    assert isinstance(completion.verdict, Verdict)
-    return completion.verdict
+    return served.model_verdict
 
 
 def compare(live: Served, shadow: Served) -> Agreement:

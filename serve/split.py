@@ -61,6 +61,11 @@ class Split(BaseModel):
         others = {each.name for each in (self.canary, self.shadow) if each}
         return {self.live, *self.weights} | others
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the live variant answers everything, whatever the key."""
+        return self.canary is None and not self.weights
+
     def assign(self, key: str) -> str:
         """The variant that answers requests of this key."""
         if self.canary and unit(key, f"canary:{self.canary.name}") < self.canary.share:

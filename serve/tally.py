@@ -88,7 +88,8 @@ class Tally:
         """Count an answer."""
         self.answers += 1
         self.degraded += degraded
-        self.charges.update(charge if charge in CHARGES else OTHER for charge in charges)
+        for charge in charges:
+            self.charges[charge if charge in CHARGES else OTHER] += 1
         self.fact_chars.add(fact_chars)
         self.thinking_tokens.add(thinking_tokens)
         self.latency_ms.add(total_ms)

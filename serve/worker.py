@@ -172,19 +172,20 @@ def observe(fact: str, generation: Generation, *, thinking_limit: int) -> Observ
     """What a generation teaches about this machine's speed.
 
     An answer is counted in passes of the model where one may give several tokens: they cost less
-    than those of the thinking, and would make it look cheap.
+    than those of the thinking, and would make it look cheap. Thinking is counted in tokens, as it
+    is allowed in tokens.
     """
     # With a limit of 0 the end of thinking is part of the prefill and costs no decode step.
     closing = 1 if thinking_limit else 0
-    passes = generation.decode_passes
-    if passes is None:
-        passes = generation.thinking_tokens + closing + generation.answer_tokens
-    answer_passes = max(1, passes - generation.thinking_tokens - closing)
+    answer_passes = generation.answer_passes
+    if answer_passes is None:
+        answer_passes = generation.answer_tokens
+    answer_passes = max(1, answer_passes)
     return Observation(
         fact_chars=len(fact),
         prompt_tokens=generation.prompt_tokens,
         prefill_ms=generation.prefill_ms,
-        decoded_tokens=passes,
+        decoded_tokens=generation.thinking_tokens + closing + answer_passes,
         decode_ms=generation.decode_ms,
         answer_tokens=None if generation.finish == "deadline" else answer_passes,
     )
@@ -198,6 +199,7 @@ def read_request(message: Mapping[str, Any]) -> Request:
         thinking_limit=message["thinking_limit"],
         answer_limit=MAX_ANSWER_TOKENS,
         deadline_s=message["deadline_s"],
+        tell_text=message.get("tell_reasoning", True),
     )
 
 

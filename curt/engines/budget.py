@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from curt.dialogue import MAX_ANSWER_TOKENS
@@ -127,7 +127,9 @@ class SpeedEstimator:
         self._quantile = quantile
         self._max_age_s = max_age_s
         self._calibration: deque[Observation] = deque(maxlen=32)
+        self._shape: _Shape | None = None  # of the calibration
         self._recent: deque[tuple[float, Observation]] = deque(maxlen=WINDOW)
+        self._measured: deque[_Measured] = deque(maxlen=WINDOW)  # of each of `_recent`
         self._cached: dict[float | None, Estimates] = {}
         self._cached_until_s = -math.inf
         self._fresh_until_s = -math.inf
@@ -137,17 +139,19 @@ class SpeedEstimator:
     def calibrate(self, observations: Iterable[Observation]) -> None:
         """Add calibration runs, as of one more worker."""
         self._calibration.extend(observations)
-        self._cached.clear()
+        self._measure_anew()
 
     def observe(self, observation: Observation, now_s: float) -> None:
         """Learn from a completed generation at the monotonic instant `now_s`."""
         self._recent.append((now_s, observation))
+        if self._shape is not None:
+            self._measured.append(self._shape.measure(observation))
         self._learned = True
 
     def begin_again(self, observations: Iterable[Observation], now_s: float) -> None:
         """Forget what was seen before these: the machine has changed since."""
         self._recent = deque(((now_s, each) for each in observations), maxlen=WINDOW)
-        self._cached.clear()
+        self._measure_anew()
 
     def quiet_s(self, now_s: float) -> float:
         """Seconds since the last observation; infinite when there was none."""
@@ -161,63 +165,107 @@ class SpeedEstimator:
         """What is to be expected of many at `now_s`. Raises ValueError before any calibration."""
         return self._at(None, now_s)
 
+    def _measure_anew(self) -> None:
+        self._cached.clear()
+        self._measured.clear()
+        if self._calibration:
+            self._shape = _Shape.of(self._calibration)
+            self._measured.extend(self._shape.measure(each) for _, each in self._recent)
+
     def _at(self, quantile: float | None, now_s: float) -> Estimates:
         if not self._calibration:
             raise ValueError("no estimate without a calibration: call calibrate() first")
         if now_s >= self._cached_until_s or (self._learned and now_s >= self._fresh_until_s):
             self._cached.clear()
-        if not self._cached:
+        if not self._cached:  # both at once: who wants one wants the other
             self._learned, self._fresh_until_s = False, now_s + FRESH_S
-        if quantile not in self._cached:
-            self._cached[quantile] = self._estimate(quantile, now_s)
+            self._cached = self._estimate(now_s)
             oldest = self._recent[0][0] if self._recent else math.inf
             self._cached_until_s = oldest + self._max_age_s
         return self._cached[quantile]
 
-    def _estimate(self, quantile: float | None, now_s: float) -> Estimates:
+    def _estimate(self, now_s: float) -> dict[float | None, Estimates]:
         while self._recent and now_s - self._recent[0][0] >= self._max_age_s:
             self._recent.popleft()
-        seen = [observation for _, observation in self._recent]
+            self._measured.popleft()
+        shape = self._shape
+        assert shape is not None  # `_at` has seen to it
+        seen: Sequence[_Measured] = self._measured
         if len(seen) < ENOUGH:
-            seen = [*self._calibration, *seen]
-        decoded = [o for o in seen if o.decoded_tokens >= MIN_DECODED_TOKENS] or [
-            o for o in self._calibration if o.decoded_tokens > 0
-        ]
-        thoughts = [o.thinking_tokens for o in seen if o.thinking_tokens is not None]
-        answers = [o.answer_tokens for o in seen if o.answer_tokens is not None]
-        return Estimates(
-            tokens_of_chars=scaled_line(
-                [(o.fact_chars, o.prompt_tokens) for o in self._calibration],
-                [(o.fact_chars, o.prompt_tokens) for o in seen],
-                quantile,
-            ),
-            prefill_ms_of_tokens=scaled_line(
-                [(o.prompt_tokens, o.prefill_ms) for o in self._calibration],
-                [(o.prompt_tokens, o.prefill_ms) for o in seen],
-                quantile,
-            ),
-            tpot_ms=mean_or_upper([o.decode_ms / o.decoded_tokens for o in decoded], quantile),
-            answer_tokens=min(
-                MAX_ANSWER_TOKENS,
-                math.ceil(mean_or_upper(answers or [MAX_ANSWER_TOKENS], quantile)),
-            ),
-            thinking_tokens=mean_or_upper(thoughts or [0], quantile),
+            seen = [*shape.own, *seen]
+        chars, prefills, tpots, answers, thoughts = zip(*seen, strict=True)
+        decoded = [tpot for tpot in tpots if tpot is not None] or shape.tpots
+        ended = [tokens for tokens in answers if tokens is not None] or [MAX_ANSWER_TOKENS]
+        thought = [tokens for tokens in thoughts if tokens is not None] or [0]
+        return {
+            quantile: Estimates(
+                tokens_of_chars=shape.tokens_of_chars.times(mean_or_upper(chars, quantile)),
+                prefill_ms_of_tokens=shape.prefill_ms.times(mean_or_upper(prefills, quantile)),
+                tpot_ms=mean_or_upper(decoded, quantile),
+                answer_tokens=min(MAX_ANSWER_TOKENS, math.ceil(mean_or_upper(ended, quantile))),
+                thinking_tokens=mean_or_upper(thought, quantile),
+            )
+            for quantile in (self._quantile, None)
+        }
+
+
+_Measured = tuple[float, float, float | None, int | None, int | None]
+"""Of an observation: how far its prompt and its prefill are from the calibration's lines, and its
+time per token, answer and thinking tokens where they tell anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """A calibration's lines, its own observations and their times per token.
+
+    An observation is measured against it once, and not at each of the estimates it is part of.
+    """
+
+    tokens_of_chars: ScaledLine
+    prefill_ms: ScaledLine
+    own: tuple[_Measured, ...]
+    tpots: tuple[float, ...]
+
+    @classmethod
+    def of(cls, calibration: Sequence[Observation]) -> _Shape:
+        tokens = ScaledLine.through([(o.fact_chars, o.prompt_tokens) for o in calibration])
+        prefill = ScaledLine.through([(o.prompt_tokens, o.prefill_ms) for o in calibration])
+        tpots = [o.decode_ms / o.decoded_tokens for o in calibration if o.decoded_tokens > 0]
+        bare = cls(tokens, prefill, (), tuple(tpots))
+        return replace(bare, own=tuple(bare.measure(each) for each in calibration))
+
+    def measure(self, seen: Observation) -> _Measured:
+        told = seen.decoded_tokens >= MIN_DECODED_TOKENS
+        return (
+            self.tokens_of_chars.ratio(seen.fact_chars, seen.prompt_tokens),
+            self.prefill_ms.ratio(seen.prompt_tokens, seen.prefill_ms),
+            seen.decode_ms / seen.decoded_tokens if told else None,
+            seen.answer_tokens,
+            seen.thinking_tokens,
         )
 
 
-def scaled_line(
-    shape: Sequence[tuple[float, float]],
-    seen: Sequence[tuple[float, float]],
-    quantile: float | None,
-) -> Line:
-    """The line through `shape`, times how much more than that was `seen`."""
-    line = fit_line(shape)
-    # Where the line says almost nothing, a millisecond of noise would read as "ten times
-    # slower" and scale the long prompts too: never divide by less than half the usual.
-    floor = sum(y for _, y in shape) / len(shape) / 2
-    ratios = [y / max(line.at(x), floor) for x, y in seen] if floor > 0 else [1.0]
-    scale = mean_or_upper(ratios, quantile)
-    return Line(line.base * scale, line.slope * scale)
+@dataclass(frozen=True, slots=True)
+class ScaledLine:
+    """A line, and how much more than it tells was seen: `floor` is the least it counts as."""
+
+    line: Line
+    floor: float
+
+    @classmethod
+    def through(cls, shape: Sequence[tuple[float, float]]) -> ScaledLine:
+        """The line through some points."""
+        # Where the line says almost nothing, a millisecond of noise would read as "ten times
+        # slower" and scale the long prompts too: never divide by less than half the usual.
+        return cls(fit_line(shape), sum(y for _, y in shape) / len(shape) / 2)
+
+    def ratio(self, x: float, y: float) -> float:
+        """How much more than the line's is `y`."""
+        return y / max(self.line.at(x), self.floor) if self.floor > 0 else 1.0
+
+    def times(self, scale: float) -> Line:
+        """The line, that much higher."""
+        return Line(self.line.base * scale, self.line.slope * scale)
 
 
 def mean_or_upper(values: Sequence[float], quantile: float | None) -> float:

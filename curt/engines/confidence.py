@@ -133,7 +133,9 @@ class Assessor:
         self.charges, self.fit = tuple(charges), fit
         self._columns = {charge: i for i, charge in enumerate(self.charges)}
         self._first_term = first_term
-        self._knots = np.array(fit.knots, np.float64)
+        self._weights = np.array(fit.charge.weights)
+        knots = np.array(fit.knots, np.float64).reshape(-1, 2)
+        self._knots = np.ascontiguousarray(knots.T)  # logits, probabilities
         places = np.array([severity(term) for term in terms])
         # A bin's mass lies evenly over its width, around the term that stands for it.
         edges = np.concatenate([places - fit.bin_width / 2, places + fit.bin_width / 2])
@@ -144,18 +146,23 @@ class Assessor:
     def charge_probabilities(self, scores: Floats) -> Doubles:
         """For each charge, the probability that it is in the verdict; shape (charges,)."""
         evidence = charge_evidence(scores[: len(self.charges)])
-        logits = evidence @ np.array(self.fit.charge.weights) + self.fit.charge.bias
-        if not len(self._knots):
+        logits = evidence @ self._weights + self.fit.charge.bias
+        if not self._knots.size:
             return _sigmoid(logits)
-        mended: Doubles = np.interp(logits, self._knots[:, 0], self._knots[:, 1])
+        mended: Doubles = np.interp(logits, *self._knots)
         return mended
 
-    def top_charges(self, scores: Floats, top_k: int) -> tuple[tuple[str, float], ...]:
-        """The likeliest charges, best first. Raises ValueError when `top_k` is below 1."""
+    def top_charges(
+        self, scores: Floats, top_k: int, *, sure: Doubles | None = None
+    ) -> tuple[tuple[str, float], ...]:
+        """The likeliest charges, best first. Raises ValueError when `top_k` is below 1.
+
+        `sure` are the `charge_probabilities`, where they are known already.
+        """
         if top_k < 1:
             raise ValueError(f"top_k of {top_k}: use 1 or more")
-        order = np.argsort(-scores[: len(self.charges)], kind="stable")[:top_k]
-        probabilities = self.charge_probabilities(scores)
+        order = (-scores[: len(self.charges)]).argsort(kind="stable")[:top_k].tolist()
+        probabilities = self.charge_probabilities(scores) if sure is None else sure
         return tuple((self.charges[i], float(probabilities[i])) for i in order)
 
     def group_name(self, scores: Floats) -> str:
@@ -189,16 +196,21 @@ class Assessor:
         group = self.fit.groups[self.group_name(scores)]
         return widen(low, high, group, place, charges)
 
-    def odds_of(self, scores: Floats, verdict: Verdict) -> tuple[float, float]:
-        """What the classifier gives a verdict's charges, exactly these, and its term."""
+    def odds_of(
+        self, scores: Floats, verdict: Verdict, *, sure: Doubles | None = None
+    ) -> tuple[float, float]:
+        """What the classifier gives a verdict's charges, exactly these, and its term.
+
+        `sure` are the `charge_probabilities`, where they are known already.
+        """
         asked = [self._columns.get(charge, -1) for charge in verdict.charges]
         if -1 in asked:
             exactly = 0.0  # a charge no training case had
         else:
-            sure = self.charge_probabilities(scores)
-            inside = np.zeros(len(self.charges), bool)
-            inside[asked] = True
-            exactly = float(np.prod(np.where(inside, sure, 1 - sure)))
+            sure = self.charge_probabilities(scores) if sure is None else sure
+            each = 1 - sure
+            each[asked] = sure[asked]
+            exactly = float(each.prod())
         middle = severity(verdict.term)
         low, high = np.interp(
             [middle - _FULL_SCORE, middle + _FULL_SCORE],
@@ -209,13 +221,20 @@ class Assessor:
         return exactly, float(high - low)
 
     def agree(
-        self, scores: Floats, verdict: Verdict, thought: tuple[float, float], fit: Agreement
+        self,
+        scores: Floats,
+        verdict: Verdict,
+        thought: tuple[float, float],
+        fit: Agreement,
+        *,
+        sure: Doubles | None = None,
     ) -> Odds:
         """How likely a model's verdict is right, given what the classifier thinks of it.
 
-        `thought` is the `thought_evidence` of the model's answer.
+        `thought` is the `thought_evidence` of the model's answer, `sure` the
+        `charge_probabilities`, where they are known already.
         """
-        charge, term = map(logit_of, self.odds_of(scores, verdict))
+        charge, term = map(logit_of, self.odds_of(scores, verdict, sure=sure))
         return Odds(
             fit.charge.confidence((charge, *thought)),
             fit.term.confidence((term, *thought)),
@@ -231,12 +250,15 @@ def thought_evidence(thinking_cut: bool, thinking_tokens: int) -> tuple[float, f
 def charge_evidence(scores: Floats) -> Doubles:
     """Each charge's score and its lead over the best other one, of shape (charges, 2)."""
     own = scores.astype(np.float64)
-    rivals = np.full(len(own), -np.inf)
-    if len(own) > 1:
-        best, second = np.argsort(-own, kind="stable")[:2]
-        rivals[:] = own[best]
-        rivals[best] = own[second]
-    return np.column_stack([own, np.clip(own - rivals, -MAX_GAP, MAX_GAP)])
+    best = own.argmax()
+    others = own.copy()
+    others[best] = -np.inf
+    leads = own - own[best]
+    leads[best] = own[best] - others.max()
+    evidence = np.empty((len(own), 2))
+    evidence[:, 0] = own
+    np.minimum(np.maximum(leads, -MAX_GAP), MAX_GAP, out=evidence[:, 1])
+    return evidence
 
 
 def widen(

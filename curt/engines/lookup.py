@@ -8,7 +8,8 @@ are as good as equally likely may the rounding of a wider pass tip it, at four o
 
 Only answers are guessed. Looking the next tokens up in the prompt and the text so far, as prompt
 lookup does for summaries and code, loses here: reasoning is new figures, and of 44 tokens guessed
-so for a verdict 0.8 were right.
+so for a verdict 0.8 were right. What a model is used to writing there is known to
+`curt.engines.guesses`.
 """
 
 from __future__ import annotations

@@ -1,20 +1,22 @@
 """The ONNX Runtime engine: single-threaded by default, one request at a time, CPU.
 
-It drives the Generator API of onnxruntime-genai token by token, because only our own loop can
-hold a thinking limit and a deadline. Its `append_tokens` holds the interpreter lock for a whole
-chunk: run the engine in a worker process, never in a server's front.
+It drives the model token by token, because only our own loop can hold a thinking limit and a
+deadline: an export for the CPU as a graph on plain onnxruntime (`curt.engines.ort_graph`), any
+other through the Generator API of onnxruntime-genai. Its `append_tokens` holds the interpreter
+lock for a whole chunk: run the engine in a worker process, never in a server's front.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import onnxruntime_genai as og
 
 from curt.artifact import ArtifactError, load_manifest
 from curt.dialogue import (
@@ -26,19 +28,29 @@ from curt.dialogue import (
     render_prompt,
 )
 from curt.engines.answer_grammar import AnswerGrammar, GuidedAnswer
+from curt.engines.guesses import GuessTable, read_guesses
 from curt.engines.lookup import MOST_GUESSED, AnswerGuess, AnswerLookup
-from curt.engines.ort_sequence import OrtSequence, append_tokens, has_picks, session_config
+from curt.engines.ort_graph import GENAI_CONFIG, OrtGraph, open_graph
+from curt.engines.ort_sequence import (
+    GenaiModel,
+    TokenSequence,
+    append_tokens,
+    load_genai,
+    session_config,
+)
 from curt.engines.prompt_tokenizer import PromptTokenizer
 from curt.engines.protocol import Finish, Generation, Request, Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["OrtEngine", "append_tokens", "session_config"]
+__all__ = ["GENAI_CONFIG", "OrtEngine", "append_tokens", "session_config"]
 
-GENAI_CONFIG = "genai_config.json"
 CHUNK_TOKENS = 64  # prefill between two steps: about 5 ms at 5 M parameters, none slower for it
+LAST_CHUNK_TOKENS = 96  # a rest of this many is not worth a pass more
 _CLIP_SLACK = 16  # clip_fact adds an ellipsis and may split two characters at its seams
+_PREFILL, _CLOSE = Step("prefill"), Step("close", THINK_END)
+_THINKING, _ANSWER = Step("thinking"), Step("answer")
 _SEAMS = 8  # tokens that a fact may be shorter by within its prompt than alone
 
 
@@ -54,6 +66,7 @@ class OrtEngine:
         guided: bool = False,
         jump: bool = True,
         lookup: bool = True,
+        plain: bool = True,
     ) -> None:
         """Verify and load `folder`.
 
@@ -62,7 +75,8 @@ class OrtEngine:
         grammar, so that each that ends can be read; it needs the llguidance package. With `jump`,
         tokens the grammar leaves no choice about are fed along with the one before them instead
         of being asked for. With `lookup`, likely tokens are fed along too and kept where the model
-        picks the same, which needs a graph that tells its picks (`compress.ort_picks`). Raises
+        picks the same, which needs a graph that tells its picks (`compress.ort_picks`). With
+        `plain`, a graph for the CPU runs on plain onnxruntime, which costs less a pass. Raises
         ArtifactError when the folder must not be loaded.
         """
         folder = Path(folder)
@@ -71,21 +85,34 @@ class OrtEngine:
         self.manifest = load_manifest(folder, expect="ort-genai")
         self.name = f"onnxruntime-genai {self.manifest.precision}"
         self.tokenizer = PromptTokenizer(folder)
-        self._model = og.Model(session_config(folder, threads, allow_spinning))
-        settings = json.loads((folder / GENAI_CONFIG).read_text(encoding="utf-8"))["model"]
-        self._context_tokens: int = settings["context_length"]
-        eos = settings["eos_token_id"]
-        self._eos_ids: list[int] = eos if isinstance(eos, list) else [eos]
+        self._load_genai = functools.partial(load_genai, folder, threads, allow_spinning)
+        model = json.loads((folder / GENAI_CONFIG).read_text(encoding="utf-8"))["model"]
+        graph = open_graph(folder, threads, allow_spinning) if plain else None
+        self._runtime: OrtGraph | GenaiModel = graph or GenaiModel(self._model)
+        self._context_tokens: int = model["context_length"]
+        eos = model["eos_token_id"]
+        self.eos_ids: list[int] = eos if isinstance(eos, list) else [eos]
         self._close = _single_token(self.tokenizer, THINK_END)
         self._grammar: AnswerGrammar | None = None
         if guided:
             vocabulary = (folder / "tokenizer.json").read_text(encoding="utf-8")
-            self._grammar = AnswerGrammar(vocabulary, settings["vocab_size"], self._eos_ids)
+            self._grammar = AnswerGrammar(vocabulary, model["vocab_size"], self.eos_ids)
         self._jump = jump
         self._streaming = False
         self._prepare_prefix()
-        self._has_picks = lookup and has_picks(self._reused)
+        self._has_picks = lookup and self._reused.has_picks
         self._lookup = AnswerLookup(self.tokenizer.encode) if self._has_picks else None
+        self._guesses = read_guesses(folder, self.eos_ids) if self._has_picks else None
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        """The folder as onnxruntime-genai holds it; a plain graph is loaded a second time."""
+        return self._load_genai()
+
+    @property
+    def can_guess(self) -> bool:
+        """Whether several tokens are checked in one pass: guesses cost more than they save else."""
+        return self._has_picks
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Greedy completions, in order, one after another."""
@@ -116,7 +143,7 @@ class OrtEngine:
             self._streaming = False
 
     def _complete(self, request: Request) -> Generation:
-        for step in self.stream(request):
+        for step in self.stream(replace(request, tell_text=False)):
             if step.generation:
                 return step.generation
         raise AssertionError("a stream ends with its generation")
@@ -135,18 +162,19 @@ class OrtEngine:
             answer, cut = self._begin_answer([], request.answer_limit), True
             ahead = answer.look_ahead()
 
-        chunks = [feed[i : i + CHUNK_TOKENS] for i in range(0, len(feed), CHUNK_TOKENS)]
+        chunks = _split_prompt(feed)
         if answer:  # with the last chunk, so that it costs no pass of its own
             chunks[-1] += [self._close, *ahead]
         for chunk in chunks:
             if _is_past(request.deadline_s):
                 finish, answer, cut = "deadline", None, False
                 break
-            sequence.feed(chunk)
-            yield Step("prefill")
+            sequence.feed(chunk, telling=1 + len(ahead))
+            yield _PREFILL
         prefilled, prefill_passes = time.monotonic(), sequence.passes
+        closed_passes = prefill_passes  # with the pass that read the end of thinking
 
-        text = self.tokenizer.stream()
+        text = self.tokenizer.stream() if request.tell_text else None
         while finish is None:
             if _is_past(request.deadline_s):
                 finish = "deadline"
@@ -155,30 +183,31 @@ class OrtEngine:
             if answer is None and len(thinking) == limit:
                 cut = token != self._close
                 token = self._close
-            if token in self._eos_ids:
+            if token in self.eos_ids:
                 finish = "stop"
                 break
             if answer:
                 answer.ids.append(token)
-                yield Step("answer", text.push(token))
+                yield Step("answer", text.push(token)) if text else _ANSWER
                 if answer.room == 0:
                     finish = "length"
                     break
             elif token == self._close:
                 answer = self._begin_answer(thinking, request.answer_limit)
-                text = self.tokenizer.stream()
-                yield Step("close", THINK_END)
+                closed_passes = sequence.passes + (not ahead or ahead[0] != token)
+                text = self.tokenizer.stream() if text else None
+                yield _CLOSE
             else:
                 thinking.append(token)
-                yield Step("thinking", text.push(token))
+                yield Step("thinking", text.push(token)) if text else _THINKING
             if ahead and ahead[0] == token:
                 del ahead[0]
                 continue
             sequence.drop(len(ahead))
             if answer:
                 ahead = answer.look_ahead()
-            else:  # whatever the model picks at the limit, the end of thinking follows
-                ahead = [self._close] if self._has_picks and len(thinking) == limit else []
+            else:
+                ahead = self._look_ahead(thinking, limit, request.answer_limit)
             sequence.feed([token, *ahead])
 
         completion = self.tokenizer.decode(thinking)
@@ -194,8 +223,20 @@ class OrtEngine:
             prefill_ms=(prefilled - started) * 1e3,
             decode_ms=(time.monotonic() - prefilled) * 1e3,
             decode_passes=sequence.passes - prefill_passes,
+            answer_passes=sequence.passes - closed_passes if answer else 0,
         )
         yield Step("end", generation=generation)
+
+    def _look_ahead(self, thinking: list[int], limit: int, answer_limit: int) -> list[int]:
+        """Tokens to feed along with the last of `thinking`: what the model is used to writing."""
+        room = limit - len(thinking)
+        if room == 0:  # whatever the model picks at the limit, the end of thinking follows
+            return [self._close] if self._has_picks else []
+        if self._guesses is None:
+            return []
+        guess = list(self._guesses.after(thinking, room + 1 + answer_limit))
+        end = guess.index(self._close) if self._close in guess else len(guess)
+        return guess[:room] if end > room else guess[: end + 1 + answer_limit]
 
     def _begin_answer(self, thinking: list[int], most_tokens: int) -> _Answer:
         return _Answer(
@@ -203,15 +244,16 @@ class OrtEngine:
             most_tokens,
             self._grammar.begin() if self._grammar else None,
             self._lookup.begin(thinking) if self._lookup else None,
+            self._guesses,
             jump=self._jump,
         )
 
-    def _choose(self, sequence: OrtSequence, ahead: list[int], answer: _Answer | None) -> int:
+    def _choose(self, sequence: TokenSequence, ahead: list[int], answer: _Answer | None) -> int:
         """The next token; clears `ahead` where it had to drop those tokens to find it."""
         if answer and answer.forced:
             return answer.take_forced()
         token = sequence.pick(len(ahead))
-        if answer is None and token not in self._eos_ids:
+        if answer is None and token not in self.eos_ids:
             return token
         if answer and (answer.guided is None or answer.guided.take(token)):
             return token
@@ -219,7 +261,7 @@ class OrtEngine:
         ahead.clear()
         if answer and answer.guided:
             return answer.guided.pick(logits)
-        logits[self._eos_ids] = -np.inf  # a turn can't end before its thinking does
+        logits[self.eos_ids] = -np.inf  # a turn can't end before its thinking does
         return int(logits.argmax())
 
     def _encode_fact(self, fact: str, budget: int) -> list[int]:
@@ -230,11 +272,11 @@ class OrtEngine:
         return cast("PreTrainedTokenizerBase", self.tokenizer)
 
     def _prepare_prefix(self) -> None:
-        """Prefill once what every prompt starts with, in a generator every request reuses.
+        """Prefill once what every prompt starts with, in a sequence every request reuses.
 
-        The reused generator is rewound to the same place each time, so a result never depends
-        on the request before it. Its key-value cache is sized for this artifact's limits rather
-        than the model's whole context, which would take gigabytes on a large one.
+        It is rewound to the same place each time, so a result never depends on the request
+        before it. Its key-value cache is sized for this artifact's limits rather than the model's
+        whole context, which would take gigabytes on a large one.
         """
         probes = [self._encode_fact(fact, 0) for fact in ("甲", "2")]
         self._prefix = _common_prefix(*probes)
@@ -249,22 +291,16 @@ class OrtEngine:
             + 1
             + MAX_ANSWER_TOKENS,
         )
-        self._reused = self._new_generator(self._capacity_tokens)
-        append_tokens(self._reused, self._prefix)
+        self._reused: TokenSequence = self._runtime.begin(self._capacity_tokens)
+        self._reused.feed(self._prefix)
 
-    def _sequence_for(self, prompt: list[int], more_tokens: int) -> tuple[OrtSequence, list[int]]:
+    def _sequence_for(self, prompt: list[int], more_tokens: int) -> tuple[TokenSequence, list[int]]:
         """A sequence with room for prompt and `more_tokens`, and what of the prompt to feed it."""
         held, total = len(self._prefix), len(prompt) + more_tokens
         if prompt[:held] != self._prefix or total > self._capacity_tokens:
-            generator = self._new_generator(total)
-            return OrtSequence(generator, [], has_picks=self._has_picks), prompt
+            return self._runtime.begin(total), prompt
         self._reused.rewind_to(held)
-        return OrtSequence(self._reused, self._prefix, has_picks=self._has_picks), prompt[held:]
-
-    def _new_generator(self, max_tokens: int) -> Any:
-        params = og.GeneratorParams(self._model)
-        params.set_search_options(max_length=max_tokens, do_sample=False)
-        return og.Generator(self._model, params)
+        return self._reused, prompt[held:]
 
 
 class _Answer:
@@ -276,6 +312,7 @@ class _Answer:
         most_tokens: int,
         guided: GuidedAnswer | None,
         guess: AnswerGuess | None,
+        habits: GuessTable | None,
         *,
         jump: bool,
     ) -> None:
@@ -285,6 +322,7 @@ class _Answer:
         self._close = close
         self._most_tokens = most_tokens
         self._guess = guess
+        self._habits = habits
         self._jump = jump
 
     @property
@@ -300,7 +338,11 @@ class _Answer:
         ahead = list(self.forced)
         most = min(room, MOST_GUESSED) - len(ahead)
         if self._guess and most > 0:
-            ahead += self._guess.after([self._close, *self.ids, *ahead], most)
+            text = [self._close, *self.ids, *ahead]
+            guess = self._guess.after(text, most)
+            if not guess and self._habits:
+                guess = list(self._habits.after(text, most))
+            ahead += guess
         return ahead
 
     def take_forced(self) -> int:
@@ -319,6 +361,15 @@ def _single_token(tokenizer: PromptTokenizer, text: str) -> int:
             "train again"
         )
     return ids[0]
+
+
+def _split_prompt(ids: list[int]) -> list[list[int]]:
+    """Chunks of about `CHUNK_TOKENS`, between which a request can be stopped."""
+    chunks = []
+    while len(ids) > LAST_CHUNK_TOKENS:
+        chunks.append(ids[:CHUNK_TOKENS])
+        ids = ids[CHUNK_TOKENS:]
+    return [*chunks, ids]
 
 
 def _common_prefix(left: list[int], right: list[int]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from curt.artifact import Manifest
@@ -20,7 +20,8 @@ class Request:
     `fact` is a raw fact: the engine normalises, clips and renders it with its own tokenizer.
     `stated_budget` is the thinking budget written in the prompt; `thinking_limit` the number of
     thinking tokens after which the end of thinking is forced. `deadline_s` is a
-    `time.monotonic()` instant after which generation stops where it is.
+    `time.monotonic()` instant after which generation stops where it is. Who looks at no step's
+    text says so by `tell_text`, and an engine may save itself the work.
     """
 
     fact: str
@@ -28,6 +29,7 @@ class Request:
     thinking_limit: int
     answer_limit: int = MAX_ANSWER_TOKENS
     deadline_s: float | None = None
+    tell_text: bool = True
 
     def fit_thinking(self, prompt_tokens: int, context_tokens: int) -> int:
         """The thinking limit, lowered where the context is too short for it.
@@ -55,6 +57,7 @@ class Generation:
     `thinking_tokens` excludes the end-of-thinking token; `thinking_cut` says that the limit
     closed the thinking rather than the model. `decode_passes` counts the runs of the model after
     the prefill: fewer than tokens where an engine feeds several at once, None where it can't tell.
+    `answer_passes` are those of them after the one that read the end of thinking.
     """
 
     text: str
@@ -66,14 +69,16 @@ class Generation:
     prefill_ms: float
     decode_ms: float
     decode_passes: int | None = None
+    answer_passes: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One event of a stream: a prefilled chunk, a token with the text it completed, or the end.
 
-    `text` may be empty while a character still waits for its last byte. Only the last step,
-    whose phase is "end", carries the whole `generation`.
+    `text` may be empty while a character still waits for its last byte, and throughout where the
+    request wants none told. Only the last step, whose phase is "end", carries the whole
+    `generation`.
     """
 
     phase: Phase

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from curt.schema import MAX_MONTHS, Term
 from curt.statutes import CHARGES, MIN_FIXED_MONTHS, SINGLE_OFFENCE_MONTHS, Tier, canonical_charge
@@ -58,9 +59,10 @@ def legal_range(charges: Sequence[str]) -> tuple[float, float]:
         charge = CHARGES.get(canonical_charge(name))
         if charge is None or not charge.tiers:
             return 0.0, DEATH
-        lows.append(min(map(_tier_low, charge.tiers)))
-        highs.append(max(map(_tier_high, charge.tiers)))
-        months += max(tier.max_months for tier in charge.tiers)
+        low, high, longest = _span_of(charge.name)
+        lows.append(low)
+        highs.append(high)
+        months += longest
     joint = math.log(min(months, _MOST_MONTHS) + 1)
     return max(lows), max(*highs, joint)
 
@@ -96,7 +98,23 @@ def _term_at(place: float, months: int, detention: bool) -> Term:
 
 def _allows_detention(charges: Sequence[str]) -> bool:
     known = [CHARGES.get(canonical_charge(name)) for name in charges]
-    return any(tier.detention for charge in known if charge for tier in charge.tiers)
+    return any(_brings_detention(charge.name) for charge in known if charge)
+
+
+@cache
+def _brings_detention(known: str) -> bool:
+    return any(tier.detention for tier in CHARGES[known].tiers)
+
+
+@cache
+def _span_of(known: str) -> tuple[float, float, int]:
+    """The lowest and highest severity that the tiers of a charge allow, and the most months."""
+    tiers = CHARGES[known].tiers
+    return (
+        min(map(_tier_low, tiers)),
+        max(map(_tier_high, tiers)),
+        max(tier.max_months for tier in tiers),
+    )
 
 
 def _tier_low(tier: Tier) -> float:

@@ -10,6 +10,7 @@ import pytest
 from compress.export_ort import ExportOrtConfig
 from compress.ort_picks import PicksConfig, add_picks, make_artifact
 from curt.artifact import load_manifest
+from curt.engines.ort_graph import open_graph
 from curt.engines.ort_sequence import PICKS, PICKS_WINDOW, OrtSequence, has_picks
 from tests.compress.exports import export, make_untied_model
 
@@ -60,6 +61,21 @@ def test_logits_further_back_drop_what_came_after(plain: Path, telling: Path) ->
     for each in (one, many):
         each.feed([320])
     np.testing.assert_allclose(many.logits(), one.logits(), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_only_the_picks_asked_for_are_told(telling: Path) -> None:
+    graph = open_graph(telling, 1, allow_spinning=False)
+    assert graph
+    assert graph.has_start
+    ids = [301 + i * 7 % 90 for i in range(PICKS_WINDOW + 4)]
+    every, few = graph.begin(64), graph.begin(64)
+    every.feed(ids)
+    few.feed(ids, telling=3)
+    assert [few.pick(b) for b in range(3)] == [every.pick(b) for b in range(3)]
+    np.testing.assert_allclose(few.logits(), every.logits(), atol=1e-4)
+    with pytest.raises(IndexError):
+        few.pick(3)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from curt.corpus.fingerprint import (
     PERMUTATIONS,
     hash_grams,
+    hash_grams_up_to,
     normalise_for_comparison,
     sign_texts,
 )
@@ -46,3 +47,11 @@ def test_signatures_estimate_the_jaccard_similarity():
     first, second = "".join(letters), "".join(letters[:500]) + "".join(reversed(letters[500:]))
     signatures = sign_texts([first, second])
     assert abs(np.mean(signatures[0] == signatures[1]) - 1 / 3) < 0.13  # half of each is shared
+
+
+@given(st.text(min_size=1, max_size=30), st.integers(1, 5))
+def test_hashing_several_sizes_at_once_changes_none(text: str, largest: int) -> None:
+    together = hash_grams_up_to(text, largest)
+    assert len(together) == min(largest, len(text))
+    for size, hashes in enumerate(together, 1):
+        assert hashes.tolist() == hash_grams(text, size).tolist()

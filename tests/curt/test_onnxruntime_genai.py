@@ -3,16 +3,24 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from compress.ort_picks import PicksConfig, make_artifact
 from curt.artifact import ArtifactError
 from curt.dialogue import THINK_END, THINK_START, clip_fact, normalise_fact, render_prompt
-from curt.engines.onnxruntime_genai import OrtEngine
+from curt.engines.onnxruntime_genai import (
+    CHUNK_TOKENS,
+    LAST_CHUNK_TOKENS,
+    OrtEngine,
+    _split_prompt,
+)
 from curt.engines.prompt_tokenizer import PromptTokenizer
 from curt.engines.protocol import Generation, Request
 from tests.compress.exports import export, make_untied_model
@@ -51,6 +59,10 @@ def chain(micro_model: Path, text: str) -> dict[int, int]:
 
 def run(engine: OrtEngine, thinking_limit: int, **kwargs: float) -> Generation:
     return engine.generate([Request(FACTS[0], 32, thinking_limit, **kwargs)])[0]  # type: ignore[arg-type]
+
+
+def timeless(generation: Generation) -> Generation:
+    return replace(generation, prefill_ms=0.0, decode_ms=0.0)
 
 
 def greedy_tokens(parent: Path, prompt: list[int], count: int) -> list[int]:
@@ -98,6 +110,62 @@ def test_a_stream_tells_what_the_generation_holds(scripted_engine: OrtEngine) ->
     ]  # fmt: skip
     assert steps[-1].generation
     assert "".join(s.text for s in steps) == steps[-1].generation.text
+
+
+@pytest.mark.slow
+def test_a_stream_without_text_ends_in_the_same_generation(scripted_engine: OrtEngine) -> None:
+    request = Request(FACTS[0], 32, 10)
+    told, untold = (
+        list(scripted_engine.stream(replace(request, tell_text=tell))) for tell in (True, False)
+    )
+    assert [s.phase for s in untold] == [s.phase for s in told]
+    assert {s.text for s in untold if s.phase in ("thinking", "answer")} == {""}
+    assert told[-1].generation
+    assert untold[-1].generation
+    assert untold[-1].generation.text == told[-1].generation.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("picks", [False, True])
+@pytest.mark.parametrize("guided", [False, True])
+def test_both_runtimes_write_the_same(
+    random_artifact: Path, tmp_path: Path, picks: bool, guided: bool
+) -> None:
+    if guided:
+        pytest.importorskip("llguidance")
+    folder = random_artifact
+    if picks:
+        folder = tmp_path / "picks"
+        make_artifact(PicksConfig(artifact=random_artifact, out=folder))
+    plain, genai = (OrtEngine(folder, plain=plain, guided=guided) for plain in (True, False))
+    assert plain.can_guess is genai.can_guess is picks
+    texts = set()
+    for fact in (*FACTS, FACTS[0] * 9):
+        for limit in (0, 1, 12, 300):
+            request = Request(fact, 32, limit)
+            ours, theirs = plain.generate([request])[0], genai.generate([request])[0]
+            assert timeless(ours) == timeless(theirs)
+            texts.add(ours.text)
+    assert len(texts) > 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [0, 1, 10])
+def test_answer_passes_are_those_after_the_end_of_thinking(clerk: Path, limit: int) -> None:
+    out = run(OrtEngine(clerk, lookup=False), limit)
+    assert out.decode_passes is not None
+    assert out.answer_passes is not None
+    # each token is read by a pass of its own, but for the last, which nothing follows
+    assert out.answer_passes in (out.answer_tokens - 1, out.answer_tokens)
+    assert out.decode_passes - out.answer_passes == out.thinking_tokens + (limit > 0)
+
+
+@given(count=st.integers(1, 400))
+def test_a_prompt_is_cut_where_it_can_be_stopped(count: int) -> None:
+    chunks = _split_prompt(list(range(count)))
+    assert [i for chunk in chunks for i in chunk] == list(range(count))
+    assert all(len(chunk) == CHUNK_TOKENS for chunk in chunks[:-1])
+    assert 0 < len(chunks[-1]) <= LAST_CHUNK_TOKENS
 
 
 @pytest.mark.slow

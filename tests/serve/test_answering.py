@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
+from fastapi import Request
+from starlette.types import Message
 
 from curt.dialogue import render_completion
 from curt.schema import Term, Verdict
+from serve.answering import Attended
 from serve.app import create_app, read_budgets
+from serve.faults import ClientGoneError
 from serve.settings import Settings
 from tests.serve.asgi_client import AsgiClient
 from tests.serve.fake_pool import FakePool, generation
@@ -75,3 +80,83 @@ def test_a_file_that_is_no_evaluation_is_refused(tmp_path: Path, text: str):
     path.write_text(text)
     with pytest.raises(ValueError, match="CURT_EVALUATION"):
         read_budgets(path)
+
+
+def waiting_client() -> tuple[Request, asyncio.Event]:
+    """A request whose client leaves when the event is set."""
+    leaves = asyncio.Event()
+
+    async def receive() -> Message:
+        await leaves.wait()
+        return {"type": "http.disconnect"}
+
+    return Request({"type": "http", "headers": []}, receive), leaves
+
+
+def test_work_ends_when_its_client_leaves():
+    async def scenario() -> tuple[bool, int]:
+        request, leaves = waiting_client()
+        asyncio.get_running_loop().call_later(0.01, leaves.set)
+        with pytest.raises(ClientGoneError):
+            async with Attended(request):
+                await asyncio.sleep(5)
+        task = asyncio.current_task()
+        await asyncio.sleep(0.01)  # nothing of it is left to hit what the task does next
+        return leaves.is_set(), task.cancelling()
+
+    assert asyncio.run(scenario()) == (True, 0)
+
+
+def test_a_client_that_leaves_after_the_work_disturbs_nothing():
+    async def scenario() -> str:
+        request, leaves = waiting_client()
+        async with Attended(request):
+            await asyncio.sleep(0)
+        leaves.set()
+        await asyncio.sleep(0.01)
+        return "done"
+
+    assert asyncio.run(scenario()) == "done"
+
+
+def test_an_answer_that_is_there_as_the_client_leaves_does_no_harm():
+    async def scenario() -> list[str]:
+        seen = []
+        for turns in range(8):  # the answer comes some turns before or after the leaving
+            request, leaves = waiting_client()
+            answer = asyncio.get_running_loop().create_future()
+            answer.get_loop().call_soon(leaves.set)
+            answer.get_loop().call_later(0, _set_after, answer, turns)
+            try:
+                async with Attended(request):
+                    seen.append(await answer)
+            except ClientGoneError:
+                seen.append("gone")
+            await asyncio.sleep(0.002)
+        return seen
+
+    assert set(asyncio.run(scenario())) <= {"answer", "gone"}
+
+
+def _set_after(answer: asyncio.Future[str], turns: int) -> None:
+    if turns:
+        answer.get_loop().call_soon(_set_after, answer, turns - 1)
+    elif not answer.done():
+        answer.set_result("answer")
+
+
+def test_cancelling_from_outside_is_no_client_that_left():
+    async def scenario() -> None:
+        request, _ = waiting_client()
+
+        async def work() -> None:
+            async with Attended(request):
+                await asyncio.sleep(5)
+
+        working = asyncio.create_task(work())
+        await asyncio.sleep(0.01)
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+
+    asyncio.run(scenario())
