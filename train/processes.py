@@ -6,6 +6,7 @@ The main process alone opens the run, writes trajectories and the model folder, 
 
 from __future__ import annotations
 
+import atexit
 import functools
 import logging
 import sys
@@ -24,6 +25,8 @@ SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 def join_processes() -> PartialState:
     """Meet the other processes of the launch; all but the main one log warnings only."""
     state = PartialState(cpu=not torch.cuda.is_available())
+    if state.num_processes > 1:  # its threads abort an interpreter that ends around them
+        atexit.register(state.destroy_process_group)
     _read_numbered_cpus()
     if not state.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
