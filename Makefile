@@ -363,13 +363,15 @@ check: $(STAMP) ## Lint, format, types, layers
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+JOBS ?= 2
+TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
 .PHONY: test
 test: $(STAMP) ## The whole test suite
-	$(PY) -m pytest
+	$(TESTS)
 
 .PHONY: test-fast
 test-fast: $(STAMP) ## Tests without training, exporting or serving
-	$(PY) -m pytest -m "not slow and not gpu"
+	$(TESTS) -m "not slow and not gpu"
 
 .PHONY: format
 format: $(STAMP) ## Format and fix what can be fixed

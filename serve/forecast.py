@@ -56,7 +56,9 @@ class Forecast:
     ) -> int:
         """Thinking tokens for a job about to run, given who waits behind it."""
         estimates = self.estimator.estimates(now_s)
-        shared_s = shared_room_s(now_s, demand, waiting, workers, self._arrivals_per_s(now_s))
+        usual_s = self.hold_s(demand, self._manifest.max_thinking_tokens, now_s)
+        arrivals_per_s = self._arrivals_per_s(now_s)
+        shared_s = shared_room_s(now_s, demand, waiting, workers, arrivals_per_s, usual_s)
         allowed = allowed_thinking_tokens(
             (demand.deadline_s - now_s) * 1e3,
             prompt_tokens,

@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Of the workers, if all thought as long as they may; the model mostly stops before. The queue
-# shortens thinking by itself: a lower target would cut it while there is room for it.
+# Of the workers, if all thought as long as is usual. The queue shortens thinking by itself: a lower
+# target would cut it while there is room for it, which costs answers and saves nobody.
 TARGET_UTILISATION = 1.1
 
 
@@ -69,14 +69,20 @@ def count_late(free_at_s: Sequence[float], demands: Sequence[Demand]) -> int:
 
 
 def shared_room_s(
-    now_s: float, own: Demand, waiting: Sequence[Demand], workers: int, arrivals_per_s: float
+    now_s: float,
+    own: Demand,
+    waiting: Sequence[Demand],
+    workers: int,
+    arrivals_per_s: float,
+    usual_s: float,
 ) -> float:
     """How long a request about to run may think for the sake of others, whatever its deadline.
 
-    So that, at the present rate of arrivals, the workers stay below `TARGET_UTILISATION`, and
-    those waiting behind it can still be met: the k-th of them runs in round k // workers after
-    this one, and what time is to spare until it must start is shared evenly by all whose
-    reasoning it pays for. Infinite where there are no others, never negative.
+    So that those waiting behind it can still be met: the k-th of them runs in round k // workers
+    after this one, and what time is to spare until it must start is shared evenly by all whose
+    reasoning it pays for. And where requests that hold a worker for `usual_s` each are more, at
+    the present rate of arrivals, than the workers can do: so that they stay at
+    `TARGET_UTILISATION`. Infinite where there are no others, never negative.
     """
     shares = []
     for position, demand in enumerate(waiting):
@@ -84,7 +90,7 @@ def shared_room_s(
         spare_s = demand.latest_start_s - now_s - own.work_s - rounds_between * demand.work_s
         if spare_s >= 0:  # who is lost anyway shortens nobody
             shares.append(spare_s / (rounds_between + 2))
-    if arrivals_per_s > 0:
+    if arrivals_per_s * usual_s > TARGET_UTILISATION * workers:
         shares.append(TARGET_UTILISATION * workers / arrivals_per_s - own.work_s)
     return max(0.0, min(shares, default=math.inf))
 

@@ -69,42 +69,54 @@ def test_an_admitted_demand_and_all_that_were_in_time_stay_in_time(
 
 
 def test_alone_nobody_else_shortens_a_request() -> None:
-    assert shared_room_s(0.0, exact(0.4, 0.1), [], 1, 0.0) == math.inf
+    assert shared_room_s(0.0, exact(0.4, 0.1), [], 1, 0.0, 0.3) == math.inf
 
 
 def test_two_share_the_time_to_spare() -> None:
-    room_s = shared_room_s(0.0, exact(0.4, 0.1), [exact(0.4, 0.1)], 1, 0.0)
+    room_s = shared_room_s(0.0, exact(0.4, 0.1), [exact(0.4, 0.1)], 1, 0.0, 0.3)
     assert room_s == pytest.approx(0.1)
 
 
 def test_alike_requests_that_wait_together_get_alike_shares() -> None:
     now_s, shares = 0.0, []
     for behind in (3, 2, 1):
-        room_s = shared_room_s(now_s, exact(1.0, 0.1), [exact(1.0, 0.1)] * behind, 1, 0.0)
+        room_s = shared_room_s(now_s, exact(1.0, 0.1), [exact(1.0, 0.1)] * behind, 1, 0.0, 0.3)
         shares.append(room_s)
         now_s += 0.1 + room_s
     assert shares == pytest.approx([0.15] * 3)
 
 
 def test_a_lost_one_behind_shortens_nobody() -> None:
-    assert shared_room_s(0.0, exact(0.4, 0.1), [exact(0.15, 0.1)], 1, 0.0) == math.inf
+    assert shared_room_s(0.0, exact(0.4, 0.1), [exact(0.15, 0.1)], 1, 0.0, 0.3) == math.inf
 
 
 def test_many_arrivals_shorten_everyone() -> None:
     # 5 a second on one worker leave 200 ms each, of which 100 are no thinking
-    room_s = shared_room_s(0.0, exact(0.4, 0.1), [], 1, 5.0)
+    room_s = shared_room_s(0.0, exact(0.4, 0.1), [], 1, 5.0, 0.3)
     assert room_s == pytest.approx(0.2 * TARGET_UTILISATION - 0.1)
-    assert shared_room_s(0.0, exact(0.4, 0.1), [], 1, 500.0) == 0
+    assert shared_room_s(0.0, exact(0.4, 0.1), [], 1, 500.0, 0.3) == 0
 
 
-@given(own=demands((1, 10)), waiting=QUEUES, workers=st.integers(1, 8), rate=st.floats(0, 1000))
+def test_arrivals_that_the_workers_can_do_shorten_nobody() -> None:
+    usual_s = TARGET_UTILISATION / 5
+    assert shared_room_s(0.0, exact(0.4, 0.1), [], 1, 5.0, usual_s) == math.inf
+    assert shared_room_s(0.0, exact(0.4, 0.1), [], 1, 5.0, usual_s * 1.01) < math.inf
+
+
+@given(
+    own=demands((1, 10)),
+    waiting=QUEUES,
+    workers=st.integers(1, 8),
+    rate=st.floats(0, 1000),
+    usual_s=st.floats(0, 1),
+)
 def test_more_arrivals_or_more_who_wait_never_give_more_room(
-    own: Demand, waiting: list[Demand], workers: int, rate: float
+    own: Demand, waiting: list[Demand], workers: int, rate: float, usual_s: float
 ) -> None:
-    room_s = shared_room_s(0.0, own, waiting, workers, rate)
+    room_s = shared_room_s(0.0, own, waiting, workers, rate, usual_s)
     assert room_s >= 0
-    assert shared_room_s(0.0, own, waiting, workers, rate + 1) <= room_s
-    assert room_s <= shared_room_s(0.0, own, waiting[:-1], workers, rate)
+    assert shared_room_s(0.0, own, waiting, workers, rate + 1, usual_s) <= room_s
+    assert room_s <= shared_room_s(0.0, own, waiting[:-1], workers, rate, usual_s)
 
 
 def test_retry_waits_for_what_is_queued_in_whole_seconds() -> None:
