@@ -364,7 +364,7 @@ check: $(STAMP) ## Lint, format, types, layers
 	$(VENV)/bin/lint-imports
 
 JOBS ?= 2
-TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
+TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 .PHONY: test
 test: $(STAMP) ## The whole test suite
 	$(TESTS)

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from benchmarks.simulation.fleet import (
+    BURST_EVERY_S,
     Fleet,
     bursts,
     poisson,
@@ -72,6 +73,10 @@ def try_fleet(service: Service, fleet: Fleet, rate_per_s: float, effort: Effort)
     part, part_rate = slice_of(fleet, rate_per_s, effort.cell)
     seconds = effort.requests / part_rate
     filling_s = WARM_UP_SHARE * seconds
+    if effort.burst_factor > 1:  # each period has one burst, at its beginning
+        seconds, filling_s = (
+            BURST_EVERY_S * math.ceil(each_s / BURST_EVERY_S) for each_s in (seconds, filling_s)
+        )
     arrivals = _arrivals(part_rate, filling_s + seconds, effort)
     requests, busy = simulate(service, part, arrivals, seed=effort.seed)
     # Servers that start empty look better than they are: queues of a busy fleet fill slowly.
