@@ -2,7 +2,7 @@
 #
 #   docker build -t curt:0.1.0 .
 #   docker run --rm --read-only --tmpfs /tmp --cap-drop ALL -p 8000:8000 \
-#       -v "$PWD/artifacts/demo/ort-int4:/model:ro" curt:0.1.0
+#       -v "$PWD/artifacts/demo/ort-w8a8:/model:ro" curt:0.1.0
 #
 # The server with vLLM in one container, for a machine with one GPU and a model folder of format hf:
 #

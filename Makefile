@@ -38,7 +38,10 @@ TIMED = $(PY) -m curt.stopwatch $(RUN)/timing.json
 EVALUATE = $(PY) -m curt.evaluate @$(CONFIGS)/evaluate.toml --corpus $(RUN)/corpus/test.jsonl
 URL = http://$(HOST):$(PORT)
 PID = $(RUN)/server.pid
-# int4 is the default recipe; int8, fp32, kquant and rtn have files of their own.
+# What the demo serves: the fastest for a model that lies in the cache.
+FORMAT ?= w8a8
+ORT = $(RUN)/ort-$(FORMAT)
+# int4 is the default recipe; w8a8, int8, fp32, kquant and rtn have files of their own.
 ORT_RECIPE = configs/demo/compress-ort$(if $(filter-out int4,$1),-$1).toml
 # What the exported model is used to writing, so that fewer passes write it again.
 LEARN_GUESSES = $(PY) -m compress.ort_guesses --artifact $1 --out $1 --cases $(RUN)/corpus/train.jsonl
@@ -82,17 +85,17 @@ $(RUN)/ort-%/manifest.json: $(RUN)/grpo-default/manifest.json
 	    --calibration $(RUN)/corpus/train.jsonl --out $(RUN)/ort-$*
 	$(call LEARN_GUESSES,$(RUN)/ort-$*)
 
-$(RUN)/ort-int4-warm-start/manifest.json: $(RUN)/warm-start/manifest.json
-	$(TIMED) ort-int4-warm-start -- $(PY) -m compress.export_ort @$(call ORT_RECIPE,int4) \
+$(RUN)/ort-%-warm-start/manifest.json: $(RUN)/warm-start/manifest.json
+	$(TIMED) ort-$*-warm-start -- $(PY) -m compress.export_ort @$(call ORT_RECIPE,$*) \
 	    --model $(RUN)/warm-start --cases $(RUN)/corpus/dev.jsonl \
-	    --calibration $(RUN)/corpus/train.jsonl --out $(RUN)/ort-int4-warm-start
-	$(call LEARN_GUESSES,$(RUN)/ort-int4-warm-start)
+	    --calibration $(RUN)/corpus/train.jsonl --out $(RUN)/ort-$*-warm-start
+	$(call LEARN_GUESSES,$(RUN)/ort-$*-warm-start)
 
 # Without the output that lets an engine check guesses: some ways of batching can't read it.
-$(RUN)/ort-int4-plain/manifest.json: $(RUN)/grpo-default/manifest.json
-	$(TIMED) ort-int4-plain -- $(PY) -m compress.export_ort @$(call ORT_RECIPE,int4) --picks false \
+$(RUN)/ort-%-plain/manifest.json: $(RUN)/grpo-default/manifest.json
+	$(TIMED) ort-$*-plain -- $(PY) -m compress.export_ort @$(call ORT_RECIPE,$*) --picks false \
 	    --model $(RUN)/grpo-default --cases $(RUN)/corpus/dev.jsonl \
-	    --calibration $(RUN)/corpus/train.jsonl --out $(RUN)/ort-int4-plain
+	    --calibration $(RUN)/corpus/train.jsonl --out $(RUN)/ort-$*-plain
 
 $(RUN)/trt-%/manifest.json: $(RUN)/grpo-default/manifest.json
 	$(TIMED) trt-$* -- $(PY) -m compress.export_trt @configs/demo/compress-trt.toml \
@@ -104,8 +107,8 @@ $(RUN)/fallback/manifest.json: $(RUN)/corpus/corpus.json
 	    --dev $(RUN)/corpus/dev.jsonl --out $(RUN)/fallback
 
 # How often the served model is right where the classifier agrees with it, and where it does not.
-$(RUN)/fallback/agreement.json: $(RUN)/fallback/manifest.json $(RUN)/ort-int4/manifest.json
-	$(TIMED) agreement -- $(PY) -m compress.fallback_agreement --model $(RUN)/ort-int4 \
+$(RUN)/fallback/agreement.json: $(RUN)/fallback/manifest.json $(ORT)/manifest.json
+	$(TIMED) agreement -- $(PY) -m compress.fallback_agreement --model $(ORT) \
 	    --dev $(RUN)/corpus/dev.jsonl --fallback $(RUN)/fallback
 
 $(RUN)/eval/%.json: $(RUN)/%/manifest.json
@@ -114,7 +117,7 @@ $(RUN)/eval/%.json: $(RUN)/%/manifest.json
 $(RUN)/mix.json: $(RUN)/corpus/corpus.json
 	$(PY) -m serve.drift mix $(RUN)/corpus/train.jsonl $@
 
-$(RUN)/loadtest.passed: $(RUN)/ort-int4/manifest.json $(RUN)/fallback/agreement.json
+$(RUN)/loadtest.passed: $(ORT)/manifest.json $(RUN)/fallback/agreement.json
 	$(MAKE) --no-print-directory start loadtest
 	touch $@
 
@@ -124,8 +127,8 @@ demo: $(STAMP) ## The whole job: train, compress, serve, load test, report; the 
 	    $(RUN)/corpus/corpus.json \
 	    $(RUN)/warm-start/manifest.json $(RUN)/grpo-default/manifest.json \
 	    $(RUN)/eval/warm-start.json $(RUN)/eval/grpo-default.json \
-	    $(RUN)/ort-fp32/manifest.json $(RUN)/ort-int4/manifest.json $(RUN)/trt-fp8/manifest.json \
-	    $(RUN)/eval/ort-int4.json $(RUN)/fallback/agreement.json $(RUN)/mix.json
+	    $(RUN)/ort-fp32/manifest.json $(ORT)/manifest.json $(RUN)/trt-fp8/manifest.json \
+	    $(RUN)/eval/ort-$(FORMAT).json $(RUN)/fallback/agreement.json $(RUN)/mix.json
 	$(MAKE) --no-print-directory start
 	status=0; $(MAKE) --no-print-directory $(RUN)/loadtest.passed || status=$$?; \
 	$(MAKE) --no-print-directory report; exit $$status
@@ -147,7 +150,7 @@ bench-corpus: $(STAMP) ## Speed and memory of a corpus build, 10,000 and 200,000
 	$(PY) -m benchmarks.corpus_throughput
 
 # --- the served model, measured; on a machine that does nothing else --------------------------
-SERVED = --model $(RUN)/ort-int4 --fallback $(RUN)/fallback --cases $(RUN)/corpus/test.jsonl
+SERVED = --model $(ORT) --fallback $(RUN)/fallback --cases $(RUN)/corpus/test.jsonl
 
 .PHONY: bench-serving
 bench-serving: $(RUN)/fallback/agreement.json ## Rates, deadlines, front, kills and stops (35 minutes)
@@ -163,13 +166,13 @@ bench-soak: $(RUN)/fallback/agreement.json ## Ten minutes at 80% of capacity: me
 	$(PY) -m benchmarks.soak $(SERVED)
 
 .PHONY: bench-before-after
-bench-before-after: $(RUN)/ort-int4/manifest.json $(RUN)/ort-int4-warm-start/manifest.json ## Long reasoning beside penalised
-	$(PY) -m benchmarks.before_after --warm_start $(RUN)/ort-int4-warm-start \
-	    --penalised $(RUN)/ort-int4 --cases $(RUN)/corpus/test.jsonl
+bench-before-after: $(ORT)/manifest.json $(ORT)-warm-start/manifest.json ## Long reasoning beside penalised
+	$(PY) -m benchmarks.before_after --warm_start $(ORT)-warm-start \
+	    --penalised $(ORT) --cases $(RUN)/corpus/test.jsonl
 
 .PHONY: bench-roofline
-bench-roofline: $(RUN)/ort-int4/manifest.json ## Decode rate against bytes over bandwidth
-	$(PY) -m benchmarks.roofline --models '["$(RUN)/ort-int4"]' --cases $(RUN)/corpus/test.jsonl
+bench-roofline: $(ORT)/manifest.json ## Decode rate against bytes over bandwidth
+	$(PY) -m benchmarks.roofline --models '["$(ORT)"]' --cases $(RUN)/corpus/test.jsonl
 
 .PHONY: bench-smoke
 bench-smoke: $(STAMP) ## Ratios against the committed baseline; fails on 20% loss (3 minutes)
@@ -185,7 +188,7 @@ peers-env: $(STAMP) ## llama.cpp and OpenVINO, in an environment of their own
 	benchmarks/peer_servers/install.sh $(PEERS)
 
 .PHONY: bench
-bench: $(RUN)/fallback/agreement.json $(RUN)/ort-int4-plain/manifest.json ## The server beside its peers, same weights (25 minutes; `make peers-env` first)
+bench: $(RUN)/fallback/agreement.json $(RUN)/ort-int4-plain/manifest.json $(RUN)/ort-w8a8-plain/manifest.json ## The server beside its peers, same weights (25 minutes; `make peers-env` first)
 	$(PY) -m benchmarks.peers --peers_python $(PEERS)/bin/python
 
 .PHONY: bench-cross-check
@@ -203,7 +206,7 @@ endif
 
 ORT_OUT = $(or $(OUT),$(or $(MODEL),$(RUN)/grpo-default)-ort-$(or $(PRECISION),int4))
 .PHONY: export-ort
-export-ort: $(STAMP) ## ONNX Runtime artifact of MODEL=folder (PRECISION=int4|int8|fp32|kquant|rtn)
+export-ort: $(STAMP) ## ONNX Runtime artifact of MODEL=folder (PRECISION=int4|w8a8|int8|fp32|kquant|rtn)
 	$(PY) -m compress.export_ort @$(call ORT_RECIPE,$(or $(PRECISION),int4)) \
 	    --model $(or $(MODEL),$(RUN)/grpo-default) --cases $(RUN)/corpus/dev.jsonl \
 	    --calibration $(RUN)/corpus/train.jsonl --out $(ORT_OUT)
@@ -231,20 +234,20 @@ $(RUN)/wide/test.jsonl: | $(STAMP)
 	$(PY) -m curt.corpus build --train 10 --dev 10 --test 4000 --seed 99 --out $(RUN)/wide
 
 .PHONY: compare
-compare: $(RUN)/ort-int4/manifest.json $(RUN)/ort-kquant/manifest.json $(RUN)/ort-rtn/manifest.json $(RUN)/ort-int8/manifest.json $(RUN)/ort-fp32/manifest.json $(COMPARED) ## Every recipe beside its parent: accuracy, size, speed; compare/report.html
+compare: $(RUN)/ort-w8a8/manifest.json $(RUN)/ort-int4/manifest.json $(RUN)/ort-kquant/manifest.json $(RUN)/ort-rtn/manifest.json $(RUN)/ort-int8/manifest.json $(RUN)/ort-fp32/manifest.json $(COMPARED) ## Every recipe beside its parent: accuracy, size, speed; compare/report.html
 	$(PY) -m compress.report --parent $(RUN)/grpo-default \
-	    --artifacts '["$(RUN)/ort-fp32","$(RUN)/ort-int8","$(RUN)/ort-int4","$(RUN)/ort-kquant","$(RUN)/ort-rtn"]' \
+	    --artifacts '["$(RUN)/ort-fp32","$(RUN)/ort-w8a8","$(RUN)/ort-int8","$(RUN)/ort-int4","$(RUN)/ort-kquant","$(RUN)/ort-rtn"]' \
 	    --corpus $(COMPARED) --out $(RUN)/compare
 
 .PHONY: fallback
 fallback: $(RUN)/fallback/agreement.json ## The classifier for when no verdict fits, and how sure verdicts are
 
 # With the classifier and the accuracy per budget of the run, where it has them.
-SERVE = CURT_MODEL=$(or $(MODEL),$(RUN)/ort-int4) CURT_HOST=$(HOST) CURT_PORT=$(PORT) \
+SERVE = CURT_MODEL=$(or $(MODEL),$(ORT)) CURT_HOST=$(HOST) CURT_PORT=$(PORT) \
     CURT_FEEDBACK=$(RUN)/feedback \
     $(if $(wildcard $(RUN)/mix.json),CURT_DRIFT_REFERENCE=$(RUN)/mix.json) \
     $(if $(wildcard $(RUN)/fallback/manifest.json),CURT_FALLBACK=$(RUN)/fallback) \
-    $(if $(wildcard $(RUN)/eval/ort-int4.json),CURT_EVALUATION=$(RUN)/eval/ort-int4.json)
+    $(if $(wildcard $(RUN)/eval/ort-$(FORMAT).json),CURT_EVALUATION=$(RUN)/eval/ort-$(FORMAT).json)
 
 .PHONY: serve
 serve: $(STAMP) ## Serve MODEL=folder on PORT in the foreground
@@ -314,7 +317,7 @@ plan: $(STAMP) ## Memory, time and cost of CONFIG=file.toml on GPUS=8xH100 (PLAN
 
 .PHONY: replicas
 replicas: $(STAMP) ## Two servers behind nginx with a shared Redis (both from your distribution)
-	$(PY) -m deploy.replicas up --model $(or $(MODEL),$(RUN)/ort-int4) --port $(PORT) \
+	$(PY) -m deploy.replicas up --model $(or $(MODEL),$(ORT)) --port $(PORT) \
 	    --first_port $$(($(PORT) + 1)) --run $(RUN)/replicas \
 	    $(if $(wildcard $(RUN)/fallback/manifest.json),--fallback $(RUN)/fallback)
 
@@ -332,7 +335,7 @@ bench-fleet: $(RUN)/fallback/agreement.json ## Kill and update replicas under lo
 
 .PHONY: bench-simulation
 bench-simulation: $(RUN)/fallback/agreement.json ## A simulated fleet beside two real replicas, then sizes
-	$(PY) -m benchmarks.simulation validate --model $(RUN)/ort-int4 --fallback $(RUN)/fallback
+	$(PY) -m benchmarks.simulation validate --model $(ORT) --fallback $(RUN)/fallback
 	$(PY) -m benchmarks.simulation size
 
 RAY ?= .venv-ray

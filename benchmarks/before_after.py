@@ -50,9 +50,9 @@ BEFORE, AFTER = "warm_start", "penalised"
 class BeforeAfterConfig(Config):
     """What to compare and how long."""
 
-    warm_start: Path = Path("artifacts/demo/ort-int4-warm-start")
+    warm_start: Path = Path("artifacts/demo/ort-w8a8-warm-start")
     """Export of the model before the length penalty."""
-    penalised: Path = Path("artifacts/demo/ort-int4")
+    penalised: Path = Path("artifacts/demo/ort-w8a8")
     """Export of the model after it, by the same recipe."""
     cases: Path = Path("artifacts/demo/corpus/test.jsonl")
     """Cases to answer; their verdicts are what accuracy is counted against."""

@@ -1,6 +1,6 @@
 """How honest the uncertainty in a reply is: calibration, interval coverage, risk of abstention.
 
-    python -m benchmarks.confidence --model artifacts/demo/ort-int4 \
+    python -m benchmarks.confidence --model artifacts/demo/ort-w8a8 \
         --fallback artifacts/demo/fallback --test artifacts/demo/corpus/test.jsonl \
         --real_fallback FOLDER --real_test real/test.jsonl
 

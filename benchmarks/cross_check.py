@@ -54,7 +54,7 @@ class CrossCheckConfig(Config):
     """Environment that has vLLM."""
     model: Path = Path("artifacts/demo/grpo-default")
     """Folder whose tokenizer the tool counts prompt tokens with."""
-    ort: Path = Path("artifacts/demo/ort-int4")
+    ort: Path = Path("artifacts/demo/ort-w8a8")
     """Model folder to serve."""
     fallback: Path | None = Path("artifacts/demo/fallback")
     """Its classifier."""

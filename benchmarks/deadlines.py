@@ -1,6 +1,6 @@
 """How latency and accuracy change with the deadline, and under load: the graded trade.
 
-    python -m benchmarks.deadlines --model artifacts/demo/ort-int4 \
+    python -m benchmarks.deadlines --model artifacts/demo/ort-w8a8 \
         --fallback artifacts/demo/fallback
 
 The same cases, as they are, are asked at every deadline at one rate below the capacity, then at
@@ -61,7 +61,7 @@ WARM_UP = 20  # requests before the first measurement
 class DeadlinesConfig(Config):
     """What to ask of what, how soon and how often."""
 
-    model: Path = Path("artifacts/demo/ort-int4")
+    model: Path = Path("artifacts/demo/ort-w8a8")
     """Model folder to serve; not looked at with `url`."""
     fallback: Path | None = None
     """Its classifier folder; without one, what can't be met is refused."""

@@ -50,7 +50,7 @@ AMPLE_MS = 10_000  # a deadline that grants every case all the thinking there is
 class FleetConfig(Config):
     """What to run and how hard."""
 
-    model: Path = Path("artifacts/demo/ort-int4")
+    model: Path = Path("artifacts/demo/ort-w8a8")
     """Model folder at first."""
     update_to: Path = Path("artifacts/demo/ort-int8")
     """Model folder that is rolled out."""

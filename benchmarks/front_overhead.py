@@ -1,6 +1,6 @@
 """What the HTTP front costs beside the bare engine, and where that time goes.
 
-    python -m benchmarks.front_overhead --model artifacts/demo/ort-int4 \
+    python -m benchmarks.front_overhead --model artifacts/demo/ort-w8a8 \
         --fallback artifacts/demo/fallback
 
 Each case is asked in turn, one request at a time on an otherwise idle machine: of a server without
@@ -66,7 +66,7 @@ PARTS = ("wire", "parse_and_queue", "pipe", "reply")
 class FrontOverheadConfig(Config):
     """What to ask, and how often."""
 
-    model: Path = Path("artifacts/demo/ort-int4")
+    model: Path = Path("artifacts/demo/ort-w8a8")
     """Model folder."""
     fallback: Path | None = None
     """Its classifier folder; without it the server with confidence is left out."""

@@ -84,10 +84,14 @@ class PeersConfig(Config):
     """Servers side by side, or where this project's server spends its time."""
     model: Path = Path("artifacts/demo/grpo-default")
     """The Hugging Face model folder whose weights all run."""
-    ort: Path = Path("artifacts/demo/ort-int4")
+    ort: Path = Path("artifacts/demo/ort-w8a8")
     """Its ONNX Runtime folder for this project's server."""
-    plain_ort: Path = Path("artifacts/demo/ort-int4-plain")
-    """The same with logits as its only output, as onnxruntime-genai's own generator takes it."""
+    plain_ort: list[Path] = [
+        Path("artifacts/demo/ort-w8a8-plain"),
+        Path("artifacts/demo/ort-int4-plain"),
+    ]
+    """Folders with logits as their only output, as onnxruntime-genai's own generator takes it; the
+    first is the format that this project's server has."""
     fallback: Path | None = Path("artifacts/demo/fallback")
     """Classifier folder of this project's server."""
     cases: Path = Path("artifacts/demo/corpus/test.jsonl")
@@ -133,7 +137,7 @@ class Bench:
         """Reads cases and tokenizer. Raises ArtifactError or ValueError on unusable folders."""
         self.config = config
         manifest = load_manifest(config.model, expect="hf")
-        for folder in (config.ort, config.plain_ort):
+        for folder in (config.ort, *config.plain_ort):
             load_manifest(folder, expect="ort-genai")
         self.cases = list(read_cases(config.cases, config.accuracy_cases))
         if not self.cases:
@@ -153,7 +157,7 @@ class Bench:
         """Where everything lies."""
         c = self.config
         return Places(
-            c.model, c.ort, c.plain_ort, c.fallback, c.work, c.peers_python, c.vllm, c.port
+            c.model, c.ort, tuple(c.plain_ort), c.fallback, c.work, c.peers_python, c.vllm, c.port
         )
 
     async def ask_in_turn(self, setting: Setting, count: int, clients: int) -> list[Outcome]:

@@ -1,6 +1,6 @@
 """What clients get at fixed rates of arrivals, from quiet to busy.
 
-    python -m benchmarks.rates --model artifacts/demo/ort-int4 --fallback artifacts/demo/fallback
+    python -m benchmarks.rates --model artifacts/demo/ort-w8a8 --fallback artifacts/demo/fallback
 
 Open-loop Poisson arrivals of facts of one length, no two the same, at each rate for so long,
 against a server started for it (result cache off) or a running one (`--url`). A miss is whatever
@@ -49,7 +49,7 @@ WARM_UP = 20  # requests before the first rate: the server learns how quick it i
 class RatesConfig(Config):
     """What to ask of what, and how often."""
 
-    model: Path = Path("artifacts/demo/ort-int4")
+    model: Path = Path("artifacts/demo/ort-w8a8")
     """Model folder to serve; not looked at with `url`."""
     fallback: Path | None = None
     """Its classifier folder; without one, what can't be met is refused."""

@@ -55,7 +55,7 @@ class ReplicasBenchConfig(Config):
 
     fronts: list[Front] = Field(["uvicorn", "nginx", "ray"], min_length=1)
     """The first is what the others are compared with."""
-    model: Path = Path("artifacts/demo/ort-int4")
+    model: Path = Path("artifacts/demo/ort-w8a8")
     """Model folder."""
     fallback: Path | None = Path("artifacts/demo/fallback")
     """Classifier folder."""

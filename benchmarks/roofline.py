@@ -1,6 +1,6 @@
 """How near a decoded token is to the least its bytes allow, and where the rest of its time goes.
 
-    python -m benchmarks.roofline --models '["artifacts/demo/ort-int4"]'
+    python -m benchmarks.roofline --models '["artifacts/demo/ort-w8a8"]'
 
 The floor of a token is what it must read (weights as they are stored, its row of the embedding,
 the keys and values of what came before) over what this machine reads in a second. Memory is
@@ -54,7 +54,7 @@ KV_BYTES = 4  # float32: what a CPU export keeps
 class RooflineConfig(Config):
     """Settings of `python -m benchmarks.roofline`."""
 
-    models: list[Path] = [Path("artifacts/demo/ort-int4")]
+    models: list[Path] = [Path("artifacts/demo/ort-w8a8")]
     """Model folders of format ort-genai, as a JSON list."""
     threads: tuple[int, ...] = (1, 2)
     """Thread counts of the bare loops."""

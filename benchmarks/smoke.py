@@ -92,27 +92,27 @@ def measure(
     def wants(*names: str) -> bool:
         return wanted is None or any(name in wanted for name in names)
 
-    int4 = OrtSubject(subjects.int4, 1)
+    served = OrtSubject(subjects.served, 1)
     found: dict[str, Ratio] = {}
     if wants("engine_over_bare_decode", "prefix_reuse"):
-        found |= engine_ratios(int4, config.pairs)
-    if subjects.fp32 and wants("int4_over_fp32_decode"):
-        found |= precision_ratio(int4, OrtSubject(subjects.fp32, 1), config.pairs)
+        found |= engine_ratios(served, config.pairs)
+    if subjects.fp32 and wants("served_over_fp32_decode"):
+        found |= precision_ratio(served, OrtSubject(subjects.fp32, 1), config.pairs)
     cases = list(read_cases(subjects.cases))
     facts = endless([case.fact for case in cases])
     few = max(1, config.pairs // 2)
     seconds, load_pairs = config.seconds, config.load_pairs
     with contextlib.ExitStack() as stack:
         if wants("served_over_engine", "two_workers_over_one", "goodput_kept"):
-            two = stack.enter_context(serve(subjects.int4, workers=2)).url
-            found |= served_over_engine(two, int4.engine, facts, config.pairs)
+            two = stack.enter_context(serve(subjects.served, workers=2)).url
+            found |= served_over_engine(two, served.engine, facts, config.pairs)
             if len(os.sched_getaffinity(0)) > 1:
-                one = stack.enter_context(serve(subjects.int4, workers=1)).url
+                one = stack.enter_context(serve(subjects.served, workers=1)).url
                 found |= worker_scaling(two, one, facts, seconds, load_pairs)
             found |= goodput_kept(two, facts, seconds, load_pairs)  # last, for what a flood leaves
     # A random model's answers can't be read, and such are not kept.
     if subjects.warm_start and wants("cache_speedup"):
-        with serve(subjects.int4, workers=1, cache_ttl_s=600) as server:
+        with serve(subjects.served, workers=1, cache_ttl_s=600) as server:
             found |= cache_speedup(server.url, facts, few)
     if subjects.penalised and subjects.warm_start and wants("thinking_tokens_kept", "exact_kept"):
         found |= reasoning_ratios(subjects.penalised, subjects.warm_start, cases[: config.cases])

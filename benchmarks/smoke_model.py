@@ -24,7 +24,7 @@ class Subjects:
     """What is measured. The last three are None where there is nothing to compare with."""
 
     name: str
-    int4: Path
+    served: Path
     cases: Path
     fp32: Path | None = None
     penalised: Path | None = None
@@ -32,9 +32,9 @@ class Subjects:
 
 
 def find_demo(run: Path) -> Subjects | None:
-    """What a demo run left, or None when its int4 export or its cases are not there."""
-    int4, cases = run / "ort-int4", run / "corpus" / "test.jsonl"
-    if not (int4 / "manifest.json").is_file() or not cases.is_file():
+    """What a demo run left, or None when its served export or its cases are not there."""
+    served, cases = run / "ort-w8a8", run / "corpus" / "test.jsonl"
+    if not (served / "manifest.json").is_file() or not cases.is_file():
         return None
     rest = {
         name: folder if (folder / "manifest.json").is_file() else None
@@ -44,7 +44,7 @@ def find_demo(run: Path) -> Subjects | None:
             ("warm_start", run / "warm-start"),
         )
     }
-    return Subjects("demo", int4, cases, **rest)
+    return Subjects("demo", served, cases, **rest)
 
 
 def make_subjects(folder: Path) -> Subjects:
@@ -80,17 +80,16 @@ def make_subjects(folder: Path) -> Subjects:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     test = folder / "corpus" / "test.jsonl"
-    for precision in ("int4", "fp32"):
+    for precision in ("w8a8", "fp32"):
         export_ort(
             ExportOrtConfig(
                 model=folder / "model",
                 out=folder / precision,
                 precision=precision,
-                algorithm="rtn_last" if precision == "int4" else "default",
                 cases=test,
                 prompts=4,
                 continuation_tokens=16,
                 max_kl=MAX_KL,
             )
         )
-    return Subjects("made", folder / "int4", test, folder / "fp32")
+    return Subjects("made", folder / "w8a8", test, folder / "fp32")

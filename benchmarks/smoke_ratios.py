@@ -119,16 +119,16 @@ def first_token_s(engine: StreamingEngine, request: Request) -> float:
         return time.perf_counter() - started_s
 
 
-def precision_ratio(int4: OrtSubject, fp32: OrtSubject, pairs: int) -> dict[str, Ratio]:
-    """`int4_over_fp32_decode`: tokens a second of the same model at both."""
-    request = make_request(int4, PROMPT_TOKENS, DECODE_TOKENS)
+def precision_ratio(served: OrtSubject, fp32: OrtSubject, pairs: int) -> dict[str, Ratio]:
+    """`served_over_fp32_decode`: tokens a second of the same model at both."""
+    request = make_request(served, PROMPT_TOKENS, DECODE_TOKENS)
     fp32.run_engine(request)
     decode = interleave(
-        lambda: decode_rate(int4.run_engine(request)),
+        lambda: decode_rate(served.run_engine(request)),
         lambda: decode_rate(fp32.run_engine(request)),
         pairs,
     )
-    return {"int4_over_fp32_decode": ratio_of(list(decode), "higher")}
+    return {"served_over_fp32_decode": ratio_of(list(decode), "higher")}
 
 
 def served_over_engine(

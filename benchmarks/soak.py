@@ -48,7 +48,7 @@ MEBIBYTE = 1 << 20
 class SoakConfig(Config):
     """How long and how hard."""
 
-    model: Path = Path("artifacts/demo/ort-int4")
+    model: Path = Path("artifacts/demo/ort-w8a8")
     """Model folder to serve."""
     fallback: Path | None = Path("artifacts/demo/fallback")
     """Classifier folder, where there is one."""

@@ -1,6 +1,6 @@
 """What clients notice when workers are killed and when the server is told to end, under load.
 
-    python -m benchmarks.survival --model artifacts/demo/ort-int4 \
+    python -m benchmarks.survival --model artifacts/demo/ort-w8a8 \
         --fallback artifacts/demo/fallback
 
 First a random worker is killed (SIGKILL) every few seconds, while a request is under way. Every
@@ -62,7 +62,7 @@ EXIT_S = 30.0  # for the server to end after SIGTERM
 class SurvivalConfig(Config):
     """What to mistreat, how and how often."""
 
-    model: Path = Path("artifacts/demo/ort-int4")
+    model: Path = Path("artifacts/demo/ort-w8a8")
     """Model folder."""
     fallback: Path | None = None
     """Its classifier folder; without one, what can't be met is refused."""

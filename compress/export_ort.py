@@ -70,7 +70,8 @@ class ExportOrtConfig(Config):
     device: Device = "cpu"
     """What will run it. On cuda activations are float16 (float32 with precision fp32)."""
     precision: Precision = "int4"
-    """Type of the weights. fp16 is for cuda only; activations stay float32 on the CPU."""
+    """Type of the weights. fp16 is for cuda only; activations stay float32 on the CPU, but for
+    w8a8, where they are rounded to eight bits as well (`compress.ort_w8a8`)."""
     block_size: int = 32
     """Weights that share one scale (16, 32, 64, 128 or 256); every weight's input width must be
     a multiple of it."""

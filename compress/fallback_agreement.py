@@ -1,6 +1,6 @@
 """Fit how likely a language model's verdict is right, given what the fallback classifier thinks.
 
-    python -m compress.fallback_agreement --model artifacts/demo/ort-int4 \
+    python -m compress.fallback_agreement --model artifacts/demo/ort-w8a8 \
         --dev artifacts/demo/corpus/dev.jsonl --fallback artifacts/demo/fallback
 
 The model answers the development cases under several thinking budgets, so that cut thinking is

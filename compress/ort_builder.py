@@ -19,9 +19,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from compress.ort_w8a8 import INTEGER_PRODUCT, quantise_activations
+
 log = logging.getLogger(__name__)
 
-Precision = Literal["int4", "int8", "fp16", "fp32"]
+Precision = Literal["int4", "int8", "w8a8", "fp16", "fp32"]
 Device = Literal["cpu", "cuda"]
 
 # What this project prunes, distils and serves; the builder knows more, which nobody tried here.
@@ -31,7 +33,8 @@ ARCHITECTURES = (
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
 )
-_BITS = {"int4": 4, "int8": 8, "fp16": 16, "fp32": 32}
+# On the disk at most, while the export is made: w8a8 comes from a graph in fp32.
+_BITS = {"int4": 4, "int8": 8, "w8a8": 32, "fp16": 16, "fp32": 32}
 _FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
 
 
@@ -64,6 +67,11 @@ def check_model(model: Path, recipe: Recipe) -> None:
         raise ValueError(
             "fp16 on cpu: ONNX Runtime's CPU attention has no float16 kernel, and the graph built "
             "instead fails at the first decoded token; use fp32 or int8, or --device cuda"
+        )
+    if recipe.precision == "w8a8" and recipe.device != "cpu":
+        raise ValueError(
+            f"w8a8 on {recipe.device}: ONNX Runtime has these integer products for the CPU only; "
+            "use int8 or int4, or export to TensorRT-LLM in int8_sq"
         )
     shape = json.loads((model / "config.json").read_text(encoding="utf-8"))
     names = shape.get("architectures") or ["none"]
@@ -141,7 +149,8 @@ def build_graph(model: Path, folder: Path, recipe: Recipe) -> None:
     with tempfile.TemporaryDirectory() as cache:
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
         command += ["-i", str(model), "-o", str(folder), "-c", cache]
-        command += ["-p", recipe.precision, "-e", recipe.device, "--extra_options", *options]
+        built = "fp32" if recipe.precision == "w8a8" else recipe.precision
+        command += ["-p", built, "-e", recipe.device, "--extra_options", *options]
         done = subprocess.run(
             command,
             env=os.environ | {"HF_HUB_OFFLINE": "1"},
@@ -153,6 +162,8 @@ def build_graph(model: Path, folder: Path, recipe: Recipe) -> None:
         )
     log.debug("%s", done.stdout)
     if not done.returncode:
+        if recipe.precision == "w8a8":
+            quantise_activations(folder / "model.onnx")
         return
     for code, text in _FULL.items():
         if text in done.stdout:
@@ -197,11 +208,17 @@ def check_graph(folder: Path, recipe: Recipe) -> dict[str, float]:
     nodes = [node.op_type for node in graph.node]
     quantised = [node for node in graph.node if node.op_type == "MatMulNBits"]
     wants_blocks = recipe.precision in ("int4", "int8")
+    integer = nodes.count(INTEGER_PRODUCT)
     constants = {tensor.name for tensor in graph.initializer}
     floats = [n for n in graph.node if n.op_type == "MatMul" and set(n.input) & constants]
-    if wants_blocks is not bool(quantised) or (wants_blocks and floats):
+    wants_integer = recipe.precision == "w8a8"
+    if (
+        wants_blocks is not bool(quantised)
+        or wants_integer is not bool(integer)
+        or ((wants_blocks or wants_integer) and floats)
+    ):
         raise ValueError(
-            f"{len(quantised)} quantised and {len(floats)} other matrices in a graph of "
+            f"{len(quantised) + integer} quantised and {len(floats)} other matrices in a graph of "
             f"{recipe.precision}: the model builder made another kind or left some out"
         )
     for node in quantised:
@@ -217,7 +234,10 @@ def check_graph(folder: Path, recipe: Recipe) -> dict[str, float]:
                 f"{tensor.name} left the range of {array.dtype}: export in fp32, or with a larger "
                 "type"
             )
-    row = {"graph_nodes": float(len(nodes)), "graph_quantised_matrices": float(len(quantised))}
+    row = {
+        "graph_nodes": float(len(nodes)),
+        "graph_quantised_matrices": float(len(quantised) + integer),
+    }
     if quantised:
         sizes = {tensor.name: len(tensor.raw_data) for tensor in graph.initializer}
         held = sum(sizes[name] for node in quantised for name in node.input[1:] if name)

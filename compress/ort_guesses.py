@@ -20,11 +20,13 @@ from curt.artifact import load_manifest, write_artifact
 from curt.config import Config, load_config
 from curt.corpus.store import read_cases
 from curt.dialogue import BUDGET_LEVELS, THINK_END
-from curt.engines.guesses import GUESSES, learn_guesses, write_guesses
+from curt.engines.guesses import GUESSES, LEAST_CHANCE, learn_guesses, write_guesses
 from curt.engines.onnxruntime_genai import OrtEngine
 from curt.engines.protocol import Request
 
 log = logging.getLogger(__name__)
+
+_BOLD = {"w8a8": 0.25}  # where a token more in a pass costs an eighth of a pass rather than a third
 
 
 class GuessesConfig(Config):
@@ -38,6 +40,9 @@ class GuessesConfig(Config):
     """JSON Lines file of cases; keep it apart from those that anything is measured on."""
     count: int = 900
     """How many of its cases to complete."""
+    least_chance: float | None = None
+    """How likely right all guesses of a pass must be; left out, what pays at the folder's
+    precision."""
 
 
 def learn(engine: OrtEngine, facts: Iterable[str]) -> list[list[int]]:
@@ -66,6 +71,7 @@ def make_artifact(config: GuessesConfig) -> int:
     facts = [case.fact for case in list(read_cases(config.cases))[: config.count]]
     (close,) = engine.tokenizer.encode(THINK_END)
     learnt = learn_guesses(learn(engine, facts), close)
+    least_chance = config.least_chance or _BOLD.get(manifest.precision, LEAST_CHANCE)
     if not learnt:
         log.warning("no phrase comes up often enough in %d completions: use more cases", len(facts))
     with write_artifact(
@@ -76,7 +82,7 @@ def make_artifact(config: GuessesConfig) -> int:
                 target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(config.artifact / name, target)
-        write_guesses(folder, learnt)
+        write_guesses(folder, learnt, least_chance)
     log.info("%s guesses from %d phrases of %d cases", config.out, len(learnt), len(facts))
     return len(learnt)
 

@@ -1,6 +1,6 @@
 """Curt under Ray Serve: each replica is the same server as `python -m serve`, without its socket.
 
-    export CURT_MODEL=$PWD/artifacts/demo/ort-int4 PYTHONPATH=$PWD RAY_SERVE_ENABLE_HA_PROXY=1
+    export CURT_MODEL=$PWD/artifacts/demo/ort-w8a8 PYTHONPATH=$PWD RAY_SERVE_ENABLE_HA_PROXY=1
     .venv-ray/bin/serve run deploy/ray_serve.yaml       # after `make ray-env`
 
 Settings come from the environment of the replicas, as in serve/settings.py; where and how many

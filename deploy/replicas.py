@@ -1,6 +1,6 @@
 """Several replicas behind nginx on one machine, with a Redis they share, as plain processes.
 
-    python -m deploy.replicas up --model artifacts/demo/ort-int4 --replicas 2 --port 8000
+    python -m deploy.replicas up --model artifacts/demo/ort-w8a8 --replicas 2 --port 8000
     python -m deploy.replicas update --model artifacts/demo/ort-int8
     python -m deploy.replicas revive
     python -m deploy.replicas down
@@ -52,7 +52,7 @@ class ReplicasConfig(Config):
 
     run: Path = Path("artifacts/demo/replicas")
     """Folder for logs, process ids and what each replica keeps."""
-    model: Path = Path("artifacts/demo/ort-int4")
+    model: Path = Path("artifacts/demo/ort-w8a8")
     """Model folder to serve."""
     fallback: Path | None = None
     """Classifier folder, as CURT_FALLBACK."""

@@ -54,7 +54,7 @@ class LoadRequest(_Body):
     """A model to load beside what serves."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"name": "candidate", "folder": "demo/ort-int4"}]}
+        json_schema_extra={"examples": [{"name": "candidate", "folder": "demo/ort-w8a8"}]}
     )
 
     name: Name

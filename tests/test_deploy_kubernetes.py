@@ -352,11 +352,11 @@ def test_another_model_than_the_one_named_is_refused(tmp_path: Path, change: str
 
 def test_the_demo_model_and_its_classifier_are_placed(tmp_path: Path) -> None:
     demo = ROOT / "artifacts" / "demo"
-    if not (demo / "ort-int4" / "manifest.json").exists() or not (demo / "fallback").exists():
+    if not (demo / "ort-w8a8" / "manifest.json").exists() or not (demo / "fallback").exists():
         pytest.skip("make demo has not been run")
     ran = place(
         demo, tmp_path / "current",
-        MODEL_FOLDER="ort-int4", MODEL_MANIFEST_SHA256=digest(demo / "ort-int4"),
+        MODEL_FOLDER="ort-w8a8", MODEL_MANIFEST_SHA256=digest(demo / "ort-w8a8"),
         FALLBACK_FOLDER="fallback", FALLBACK_MANIFEST_SHA256=digest(demo / "fallback"),
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr

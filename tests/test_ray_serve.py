@@ -205,7 +205,7 @@ def scaled(port: int) -> dict[str, Any]:
 def test_a_second_replica_comes_with_load_and_leaves_after_it(
     ray_python: Path, tmp_path: Path, micro_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = ROOT / "artifacts" / "demo" / "ort-int4"
+    model = ROOT / "artifacts" / "demo" / "ort-w8a8"
     if not (model / "manifest.json").is_file():
         model = export(micro_model, tmp_path / "ort")
     facts = [case.fact for case in generate_cases(400, seed=5)]

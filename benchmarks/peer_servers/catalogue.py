@@ -69,7 +69,7 @@ class Places:
 
     model: Path
     ort: Path
-    plain_ort: Path
+    plain_ort: tuple[Path, ...]
     fallback: Path | None
     work: Path
     peers_python: Path
@@ -127,7 +127,11 @@ def peer_settings(places: Places, max_tokens: int) -> dict[str, list[Setting]]:
     ]
     found: dict[str, list[Setting]] = {
         "onnxruntime-genai + FastAPI": [
-            _ours("onnxruntime-genai", places, own, max_tokens, places.plain_ort, label, order)
+            _ours(
+                "onnxruntime-genai", places, own, max_tokens, folder,
+                f"{label}, {folder.name.removeprefix('ort-').removesuffix('-plain')}", order,
+            )
+            for folder in places.plain_ort
             for label, order in ort
         ],
         "transformers + FastAPI": [
@@ -153,6 +157,7 @@ def _compiled_peers(places: Places, python: str, max_tokens: int) -> dict[str, l
     batched = {"arrangement": "threads", "slots": 8}
     pooled = {"arrangement": "processes", "slots": 2, "threads": 1}
     gguf = _converted(places, "q4_0") / "model.gguf"
+    eight_bits = _converted(places, "q8_0") / "model.gguf"
     whole = _converted(places, "f32") / "model.gguf"
     eight = _converted(places, "ov-int8")
     four = _converted(places, "ov-int4")
@@ -172,6 +177,7 @@ def _compiled_peers(places: Places, python: str, max_tokens: int) -> dict[str, l
             llama(gguf, "8 slots, 1 thread, q4_0", batched | {"threads": 1}),
             llama(gguf, "8 slots, 2 threads, q4_0", batched | {"threads": 2}),
             llama(gguf, "pool of 2 processes, 1 thread, 1 slot, q4_0", pooled),
+            llama(eight_bits, "pool of 2 processes, 1 thread, 1 slot, q8_0", pooled),
             llama(whole, "pool of 2 processes, 1 thread, 1 slot, f32", pooled),
             Setting(
                 name="llama.cpp", label="llama_cpp.server, 2 threads, q4_0", model=gguf.parent.name,

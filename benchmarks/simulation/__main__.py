@@ -1,7 +1,7 @@
 """Simulate a fleet of servers, fitted to measured replies and checked against real replicas.
 
-    python -m benchmarks.simulation validate --model artifacts/demo/ort-int4
-    python -m benchmarks.simulation fit --model artifacts/demo/ort-int4
+    python -m benchmarks.simulation validate --model artifacts/demo/ort-w8a8
+    python -m benchmarks.simulation fit --model artifacts/demo/ort-w8a8
     python -m benchmarks.simulation size --service artifacts/simulation/service.json
 
 `validate` runs two real replicas on this machine and the simulation of them (about seven minutes),
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 class FitConfig(Config):
     """What to measure for service times."""
 
-    model: Path = Path("artifacts/demo/ort-int4")
+    model: Path = Path("artifacts/demo/ort-w8a8")
     """Model folder to serve."""
     fallback: Path | None = Path("artifacts/demo/fallback")
     """Its classifier."""

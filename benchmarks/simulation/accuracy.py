@@ -43,7 +43,7 @@ RESAMPLES = 1_000
 class ValidateConfig(Config):
     """What is run for real and how long."""
 
-    model: Path = Path("artifacts/demo/ort-int4")
+    model: Path = Path("artifacts/demo/ort-w8a8")
     """Model folder to serve."""
     fallback: Path | None = Path("artifacts/demo/fallback")
     """Its classifier."""

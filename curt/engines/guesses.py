@@ -5,9 +5,9 @@ tokens, that one came nearly always. As with the statutes (`curt.engines.lookup`
 the number of passes and never the choice. The table belongs to the folder and does not grow while
 it serves, so that a result never depends on the requests before it.
 
-A pass of the demo model costs .16 ms and each guess within it .06: a guess pays where it is right
-more often than in 38 of 100 cases. `LEAST_CHANCE` is higher than that, as a table counts on cases
-it has seen.
+A pass of the demo model in int4 costs .15 ms and each guess within it .05: a guess pays where it is
+right more often than in 33 of 100 cases. `LEAST_CHANCE` is higher than that, as a table counts on
+cases it has seen. In w8a8 a guess costs .02 ms, and a folder's table may say that it takes less.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from curt.files import write_atomic
 
 GUESSES = "guesses.json"
 LONGEST_KEY = 5  # tokens looked back at
-LEAST_CHANCE = 0.55  # that all guesses up to one are right
+LEAST_CHANCE = 0.55  # that all guesses up to one are right, unless the table says otherwise
 LEAST_SEEN = 8  # a phrase of fewer completions is chance, or someone's own
 _REMEMBERED = 1 << 14
 
@@ -33,13 +33,20 @@ Key = tuple[int, ...]
 class GuessTable:
     """The likeliest next token after some last tokens, and how likely it is."""
 
-    def __init__(self, nexts: dict[Key, tuple[int, float]], ends: Iterable[int]) -> None:
+    def __init__(
+        self,
+        nexts: dict[Key, tuple[int, float]],
+        ends: Iterable[int],
+        least_chance: float = LEAST_CHANCE,
+    ) -> None:
         """`nexts` by the last 1 to `LONGEST_KEY` tokens; the longest key that is there decides.
 
-        Where one of `ends` is the likeliest, nothing is guessed: an end of turn is never fed.
+        Guesses go on while the chance that all are right is `least_chance` or more. Where one of
+        `ends` is the likeliest, nothing is guessed: an end of turn is never fed.
         """
         self._nexts = nexts
         self._ends = frozenset(ends)
+        self._least_chance = least_chance
         self._after = lru_cache(_REMEMBERED)(self._follow)
 
     def __len__(self) -> int:
@@ -58,7 +65,7 @@ class GuessTable:
                 break
             token, right = found
             chance *= right
-            if chance < LEAST_CHANCE or token in self._ends:
+            if chance < self._least_chance or token in self._ends:
                 break
             guesses.append(token)
             key = (*key, token)[-LONGEST_KEY:]
@@ -99,10 +106,13 @@ def learn_guesses(completions: Iterable[Sequence[int]], close: int) -> dict[Key,
     return learnt
 
 
-def write_guesses(folder: Path, learnt: dict[Key, tuple[int, float]]) -> None:
+def write_guesses(
+    folder: Path, learnt: dict[Key, tuple[int, float]], least_chance: float = LEAST_CHANCE
+) -> None:
     """Write a table into a model folder that is being made."""
     rows = [[*key, token, right] for key, (token, right) in sorted(learnt.items())]
-    write_atomic(folder / GUESSES, json.dumps({"rows": rows}, separators=(",", ":")) + "\n")
+    table = {"least_chance": least_chance, "rows": rows}
+    write_atomic(folder / GUESSES, json.dumps(table, separators=(",", ":")) + "\n")
 
 
 def read_guesses(folder: Path, ends: Iterable[int]) -> GuessTable | None:
@@ -110,5 +120,6 @@ def read_guesses(folder: Path, ends: Iterable[int]) -> GuessTable | None:
     file = folder / GUESSES
     if not file.is_file():
         return None
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
-    return GuessTable({tuple(row[:-2]): (row[-2], row[-1]) for row in rows}, ends)
+    table = json.loads(file.read_text(encoding="utf-8"))
+    nexts = {tuple(row[:-2]): (row[-2], row[-1]) for row in table["rows"]}
+    return GuessTable(nexts, ends, table.get("least_chance", LEAST_CHANCE))

@@ -49,7 +49,7 @@ ANSWER = "罪名：盗窃\n法条：264\n刑期：有期徒刑8个月\n罚金：
 
 def places(folder: Path, port: int = 8172) -> Places:
     return Places(
-        folder, folder, folder, None, folder / "work", folder / "none", folder / "none", port
+        folder, folder, (folder,), None, folder / "work", folder / "none", folder / "none", port
     )
 
 

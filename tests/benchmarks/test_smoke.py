@@ -174,7 +174,7 @@ def test_the_command_passes_against_itself_and_exits_with_1_on_a_loss(
 ) -> None:
     run = tmp_path / "run"
     (run / "corpus").mkdir(parents=True)
-    (run / "ort-int4").symlink_to(soak_model)
+    (run / "ort-w8a8").symlink_to(soak_model)
     write_cases(run / "corpus" / "test.jsonl")
     baseline, out = tmp_path / "baseline.json", tmp_path / "smoke.json"
     common = ["--run", str(run), "--baseline", str(baseline), "--out", str(out), "--pairs", "4"]

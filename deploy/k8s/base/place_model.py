@@ -1,6 +1,6 @@
 """Copy a model folder from a shared volume and check every hash on the way in.
 
-    MODEL_FOLDER=ort-int4 MODEL_MANIFEST_SHA256=... python place_model.py /models /model/current
+    MODEL_FOLDER=ort-w8a8 MODEL_MANIFEST_SHA256=... python place_model.py /models /model/current
 
 The manifest holds the hash of every file, and the environment that of the manifest: whoever can
 write to the volume can't slip in another model. FALLBACK_FOLDER and FALLBACK_MANIFEST_SHA256, where
