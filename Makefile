@@ -110,6 +110,7 @@ $(RUN)/fallback/manifest.json: $(RUN)/corpus/corpus.json
 $(RUN)/fallback/agreement.json: $(RUN)/fallback/manifest.json $(ORT)/manifest.json
 	$(TIMED) agreement -- $(PY) -m compress.fallback_agreement --model $(ORT) \
 	    --dev $(RUN)/corpus/dev.jsonl --fallback $(RUN)/fallback
+	touch $@ # the folder's manifest is written last
 
 $(RUN)/eval/%.json: $(RUN)/%/manifest.json
 	$(TIMED) eval-$* -- $(EVALUATE) --model $(RUN)/$* --out $@

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer
 
@@ -27,6 +28,7 @@ from loadtest._arrivals import load_facts, number_fact
 MODELS_OWN = (None, "unreadable_answer", "answer_too_long")  # no want of time
 SETTLE_S = 1.0
 WARM_UP_PER_S, WARM_UP_S = 10.0, 3.0
+MOSTLY = 0.9  # of the requests
 
 
 class InTurn(Client):
@@ -179,14 +181,17 @@ def read_samples(asked: Sequence[Asked]) -> list[Sample]:
 
     Only whole answers: one that a deadline cut does not tell how long it would have been.
     """
-    spans = sorted((_span(each) for each in asked if each.answered), key=lambda span: span)
+    answered = [each for each in asked if each.answered]
+    spans = sorted(map(_span, answered))
+    shares = [
+        share_beside(_span(each), [s for s in spans if s != _span(each)]) for each in answered
+    ]
+    handing_ms = _handing_ms(answered, shares)
     samples = []
-    for each in asked:
-        if not each.answered:
-            continue
+    for each, beside in zip(answered, shares, strict=True):
         times, thinking = each.reply["timings_ms"], each.reply["thinking"]
-        span = _span(each)
-        front_ms = times["total"] - times["queue"] - times["prefill"] - times["decode"]
+        waited_ms = max(0.0, times["queue"] - handing_ms)
+        front_ms = times["total"] - waited_ms - times["prefill"] - times["decode"]
         samples.append(
             Sample(
                 chars=each.chars,
@@ -198,10 +203,18 @@ def read_samples(asked: Sequence[Asked]) -> list[Sample]:
                 decode_ms=times["decode"],
                 front_ms=max(0.0, front_ms),
                 outside_ms=max(0.0, each.latency_ms - times["total"]),
-                beside=share_beside(span, [other for other in spans if other != span]),
+                beside=beside,
             )
         )
     return samples
+
+
+def _handing_ms(asked: Sequence[Asked], beside: Sequence[float]) -> float:
+    """How long a request is in the queue of a server with nothing else to do, at most mostly."""
+    alone = [
+        each.reply["timings_ms"]["queue"] for each, b in zip(asked, beside, strict=True) if not b
+    ]
+    return float(np.quantile(alone, MOSTLY)) if alone else 0.0
 
 
 def _span(each: Asked) -> tuple[float, float]:

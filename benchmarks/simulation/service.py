@@ -31,9 +31,9 @@ USUAL_SHARE = 0.98  # of the replies tell the contention; a stall overlaps whate
 class Sample(BaseModel):
     """One measured reply of the model. Times in milliseconds.
 
-    `front_ms` passed within the server and outside the worker, `outside_ms` outside the server,
-    lateness of the client included. `beside` is the share of the worker's time in which another
-    request of the machine was with a worker.
+    `front_ms` passed within the server and outside the worker, until a free worker had it included;
+    `outside_ms` outside the server, lateness of the client included. `beside` is the share of the
+    worker's time in which another request of the machine was with a worker.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -139,6 +139,17 @@ def test_who_was_beside_is_told_from_the_times_with_a_worker() -> None:
     assert [each.beside for each in samples] == pytest.approx([0.5, 0.5, 0.0], abs=0.02)
 
 
+def test_handing_a_request_to_a_free_worker_is_the_front_s_and_waiting_is_not() -> None:
+    def queued(at_s: float, queue_ms: float) -> Asked:
+        times = {"queue": queue_ms, "prefill": 10.0, "decode": 15.0, "total": 29.0 + queue_ms}
+        reply = asked(at_s, timings_ms=times)
+        return reply.model_copy(update={"done_s": at_s + (30 + queue_ms) / 1e3})
+
+    alone = [queued(float(second), 1.0) for second in range(20)]
+    samples = read_samples([*alone, queued(30.0, 1.0), queued(30.0, 21.0)])
+    assert [each.front_ms for each in samples] == pytest.approx([5.0] * 22)
+
+
 def test_rounds_follow_each_other_with_a_pause() -> None:
     first, second = [asked(5.0), asked(6.0)], [asked(100.0), asked(100.5)]
     assert join_rounds([first, second]) == pytest.approx([0.0, 1.0, 2.0, 2.5])
