@@ -43,6 +43,7 @@ from loadtest._arrivals import arrival_times_s, load_facts, number_fact
 logger = logging.getLogger(__name__)
 
 COMPARED = ("defendants", "reasoning", "source", "degraded")
+KEPT_WITHIN_S = 2.0
 STRUCK, STRIKE_S = 3, 0.015  # requests a replica, so long before one is killed
 AMPLE_MS = 10_000  # a deadline that grants every case all the thinking there is
 
@@ -238,6 +239,7 @@ async def _compare(config: FleetConfig, facts: Sequence[str]) -> dict[str, int]:
         for index in range(config.same):
             body = write_body(number_fact(facts[index % len(facts)], run + 1, index), AMPLE_MS)
             mine = await _ask_one_answer(first, body)
+            await _wait_until_kept(redis)  # which is after the reply
             redis.flushall()  # the second has to make its own
             twice_equal += mine == await _ask_one_answer(second, body)
     made = await _count_hits(second) - hits_before - hits
@@ -257,6 +259,14 @@ async def _ask_one_answer(client: Client, body: bytes) -> dict[str, Any]:
         raise RuntimeError(f"a replica said {status} to a request alone")
     whole = json.loads(reply)
     return {name: whole[name] for name in COMPARED} | {"tokens": whole["thinking"]["tokens"]}
+
+
+async def _wait_until_kept(redis: Redis) -> None:
+    until_s = time.monotonic() + KEPT_WITHIN_S
+    while not redis.dbsize():
+        if time.monotonic() > until_s:
+            raise RuntimeError(f"no answer was kept within {KEPT_WITHIN_S} s: see redis.log")
+        await asyncio.sleep(0.002)
 
 
 async def _count_hits(client: Client) -> int:

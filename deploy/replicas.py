@@ -147,6 +147,18 @@ def update(config: ReplicasConfig, model: Path) -> None:
     write_atomic(config.run / SAVED, new.model_dump_json(indent=2) + "\n")
 
 
+def revive(config: ReplicasConfig) -> None:
+    """Start again what has ended by itself, and wait until nginx asks it again.
+
+    Raises RuntimeError when one does not become ready.
+    """
+    gone = [i for i in range(config.replicas) if read_pid(config.run / f"replica-{i}.pid") is None]
+    for index in gone:
+        restart(config, index)
+    if gone:  # else the next to go would leave nginx with nobody
+        time.sleep(SETTLE_S)
+
+
 def restart(config: ReplicasConfig, index: int, otherwise: ReplicasConfig | None = None) -> None:
     """Stop a replica, which first answers what it has taken, and start it again.
 
@@ -337,10 +349,7 @@ def main() -> None:
             saved = load_saved(config.run)
             update(saved, config.model if given else saved.model)
         elif verb == "revive":
-            saved = load_saved(config.run)
-            for index in range(saved.replicas):
-                if read_pid(saved.run / f"replica-{index}.pid") is None:
-                    restart(saved, index)
+            revive(load_saved(config.run))
         else:
             down(config.run)
     except (RuntimeError, OSError) as error:
