@@ -238,10 +238,12 @@ async def _compare(config: FleetConfig, facts: Sequence[str]) -> dict[str, int]:
     with Redis(unix_socket_path=str(config.run.absolute() / "redis.sock")) as redis:
         for index in range(config.same):
             body = write_body(number_fact(facts[index % len(facts)], run + 1, index), AMPLE_MS)
-            mine = await _ask_one_answer(first, body)
-            await _wait_until_kept(redis)  # which is after the reply
-            redis.flushall()  # the second has to make its own
-            twice_equal += mine == await _ask_one_answer(second, body)
+            answers = []
+            for client in (first, second):
+                answers.append(await _ask_one_answer(client, body))
+                await _wait_until_kept(redis)  # which is after the reply
+                redis.flushall()  # the second has to make its own
+            twice_equal += answers[0] == answers[1]
     made = await _count_hits(second) - hits_before - hits
     first.close()
     second.close()
