@@ -290,7 +290,7 @@ $(VLLM)/ready:
 
 .PHONY: test-vllm
 test-vllm: $(STAMP) $(VLLM)/ready ## The engines' contract on a real vLLM on the CPU
-	CURT_TEST_VLLM=$(VLLM) $(PY) -m pytest tests/engines/test_contract.py -k real_vllm
+	OMP_NUM_THREADS=1 CURT_TEST_VLLM=$(VLLM) $(PY) -m pytest tests/engines/test_contract.py -k real_vllm
 
 ROLLOUTS ?= .venv-vllm-rollouts
 $(ROLLOUTS)/ready: | $(VLLM)/ready

@@ -176,7 +176,8 @@ class RemoteModel:
             async with aclosing(response):
                 await _checked(response)
                 async with aclosing(_events(response)) as events:
-                    while True:
+                    # events that have come already are read without a pause for the timeout
+                    while not _is_past(deadline_s):
                         async with asyncio.timeout(_seconds_until(deadline_s)):
                             event = await anext(events, None)
                         if event is None:
