@@ -35,6 +35,7 @@ from pydantic import Field
 from benchmarks.peer_servers.catalogue import NO_DEADLINE_MS, Places, Setting, curt_settings
 from benchmarks.peer_servers.client import Client, Reply, send_in_turn, send_on_schedule
 from benchmarks.peer_servers.running import end_servers_when_told, run_server
+from benchmarks.served import describe_machine
 from curt.config import Config, load_config
 from curt.files import write_json
 from curt.logs import configure_logging
@@ -108,7 +109,7 @@ async def check(config: CrossCheckConfig) -> dict[str, Any]:
     theirs_of, ours_of = tools["vllm bench serve"], tools["ours"]
     return {
         "settings": config.model_dump(mode="json", exclude=PLACES),
-        "machine": {"cores": os.cpu_count()},
+        "machine": describe_machine(),
         "tools": tools,
         "ours_to_theirs": {
             f"p{p}": ours_of[f"p{p}_ms"] / theirs_of[f"p{p}_ms"] for p in PERCENTILES

@@ -5,16 +5,14 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.peer_servers.catalogue import Setting
 from benchmarks.peer_servers.judging import Outcome, accuracy_change, summarise
+from benchmarks.served import describe_machine
 
 
 @dataclass
@@ -60,11 +58,7 @@ def summarise_all(
             )
     return {
         "settings": settings,
-        "machine": {
-            "processor": _cpu_name(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-        },
+        "machine": describe_machine(),
         "summary": compare(rows, [s.name for s in servers if s.protocol == "completions"]),
         "servers": rows,
     }
@@ -129,10 +123,3 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
         "range": [min(values), max(values)],
         "rounds": list(values),
     }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
