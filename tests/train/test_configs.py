@@ -33,6 +33,7 @@ DEMO = {
     "compress-ort-int8": ExportOrtConfig,
     "compress-ort-kquant": ExportOrtConfig,
     "compress-ort-rtn": ExportOrtConfig,
+    "compress-ort-w8a8": ExportOrtConfig,
     "compress-trt": ExportTrtConfig,
     "compress-prune": PruneConfig,
     "compress-recover": DistillConfig,
