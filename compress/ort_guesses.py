@@ -4,7 +4,8 @@
 
 The engine completes training cases, and what came after what in its own completions becomes
 `guesses.json` in the folder: tokens the engine feeds along and keeps where the model picks the
-same (`curt.engines.guesses`). The graph and its weights stay as they are, and so does every text.
+same (`curt.engines.guesses`). The graph and its weights stay as they are, and so do texts (in w8a8
+but for close choices: activations of one pass share a scale).
 A folder may be its own `out`; the older one stays until the new one is whole.
 """
 
@@ -15,6 +16,8 @@ import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+from pydantic import Field
 
 from curt.artifact import load_manifest, write_artifact
 from curt.config import Config, load_config
@@ -40,7 +43,7 @@ class GuessesConfig(Config):
     """JSON Lines file of cases; keep it apart from those that anything is measured on."""
     count: int = 900
     """How many of its cases to complete."""
-    least_chance: float | None = None
+    least_chance: float | None = Field(None, gt=0, le=1)
     """How likely right all guesses of a pass must be; left out, what pays at the folder's
     precision."""
 

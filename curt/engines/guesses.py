@@ -2,8 +2,8 @@
 
 The phrases of a model's own completions, counted when its folder is made: after these last few
 tokens, that one came nearly always. As with the statutes (`curt.engines.lookup`) a guess changes
-the number of passes and never the choice. The table belongs to the folder and does not grow while
-it serves, so that a result never depends on the requests before it.
+the number of passes and not the choice (in w8a8 it can tip a close one). The table belongs to the
+folder and does not grow while it serves, so that a result never depends on the requests before it.
 
 A pass of the demo model in int4 costs .15 ms and each guess within it .05: a guess pays where it is
 right more often than in 33 of 100 cases. `LEAST_CHANCE` is higher than that, as a table counts on
