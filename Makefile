@@ -44,7 +44,7 @@ ORT = $(RUN)/ort-$(FORMAT)
 # int4 is the default recipe; w8a8, int8, fp32, kquant and rtn have files of their own.
 ORT_RECIPE = configs/demo/compress-ort$(if $(filter-out int4,$1),-$1).toml
 # What the exported model is used to writing, so that fewer passes write it again.
-LEARN_GUESSES = $(PY) -m compress.ort_guesses --artifact $1 --out $1 --cases $(RUN)/corpus/train.jsonl
+LEARN_GUESSES = $(PY) -m compress.onnx.guesses --artifact $1 --out $1 --cases $(RUN)/corpus/train.jsonl
 
 .PHONY: help
 help: ## This list
@@ -80,35 +80,35 @@ $(RUN)/grpo-none/manifest.json: $(RUN)/warm-start/manifest.json
 	    --model $(RUN)/warm-start --corpus $(RUN)/corpus --out $(RUN)/grpo-none
 
 $(RUN)/ort-%/manifest.json: $(RUN)/grpo-default/manifest.json
-	$(TIMED) ort-$* -- $(PY) -m compress.export_ort @$(call ORT_RECIPE,$*) \
+	$(TIMED) ort-$* -- $(PY) -m compress.onnx.export @$(call ORT_RECIPE,$*) \
 	    --model $(RUN)/grpo-default --cases $(RUN)/corpus/dev.jsonl \
 	    --calibration $(RUN)/corpus/train.jsonl --out $(RUN)/ort-$*
 	$(call LEARN_GUESSES,$(RUN)/ort-$*)
 
 $(RUN)/ort-%-warm-start/manifest.json: $(RUN)/warm-start/manifest.json
-	$(TIMED) ort-$*-warm-start -- $(PY) -m compress.export_ort @$(call ORT_RECIPE,$*) \
+	$(TIMED) ort-$*-warm-start -- $(PY) -m compress.onnx.export @$(call ORT_RECIPE,$*) \
 	    --model $(RUN)/warm-start --cases $(RUN)/corpus/dev.jsonl \
 	    --calibration $(RUN)/corpus/train.jsonl --out $(RUN)/ort-$*-warm-start
 	$(call LEARN_GUESSES,$(RUN)/ort-$*-warm-start)
 
 # Without the output that lets an engine check guesses: some ways of batching can't read it.
 $(RUN)/ort-%-plain/manifest.json: $(RUN)/grpo-default/manifest.json
-	$(TIMED) ort-$*-plain -- $(PY) -m compress.export_ort @$(call ORT_RECIPE,$*) --picks false \
+	$(TIMED) ort-$*-plain -- $(PY) -m compress.onnx.export @$(call ORT_RECIPE,$*) --picks false \
 	    --model $(RUN)/grpo-default --cases $(RUN)/corpus/dev.jsonl \
 	    --calibration $(RUN)/corpus/train.jsonl --out $(RUN)/ort-$*-plain
 
 $(RUN)/trt-%/manifest.json: $(RUN)/grpo-default/manifest.json
-	$(TIMED) trt-$* -- $(PY) -m compress.export_trt @configs/demo/compress-trt.toml \
+	$(TIMED) trt-$* -- $(PY) -m compress.tensorrt.export @configs/demo/compress-trt.toml \
 	    --model $(RUN)/grpo-default --cases $(RUN)/corpus/train.jsonl \
 	    --compare_on $(RUN)/corpus/dev.jsonl --precision $* --out $(RUN)/trt-$*
 
 $(RUN)/fallback/manifest.json: $(RUN)/corpus/corpus.json
-	$(TIMED) fallback -- $(PY) -m compress.fallback --cases $(RUN)/corpus/train.jsonl \
+	$(TIMED) fallback -- $(PY) -m compress.classifier.train --cases $(RUN)/corpus/train.jsonl \
 	    --dev $(RUN)/corpus/dev.jsonl --out $(RUN)/fallback
 
 # How often the served model is right where the classifier agrees with it, and where it does not.
 $(RUN)/fallback/agreement.json: $(RUN)/fallback/manifest.json $(ORT)/manifest.json
-	$(TIMED) agreement -- $(PY) -m compress.fallback_agreement --model $(ORT) \
+	$(TIMED) agreement -- $(PY) -m compress.classifier.agreement --model $(ORT) \
 	    --dev $(RUN)/corpus/dev.jsonl --fallback $(RUN)/fallback
 	touch $@ # the folder's manifest is written last
 
@@ -164,7 +164,7 @@ bench-batching: $(RUN)/ort-int4-plain/manifest.json ## Workers x threads x batch
 
 .PHONY: bench-soak
 bench-soak: $(RUN)/fallback/agreement.json ## Ten minutes at 80% of capacity: memory, p99, misses
-	$(PY) -m benchmarks.soak $(SERVED)
+	$(PY) -m benchmarks.load.soak $(SERVED)
 
 .PHONY: bench-before-after
 bench-before-after: $(ORT)/manifest.json $(ORT)-warm-start/manifest.json ## Long reasoning beside penalised
@@ -181,12 +181,12 @@ bench-smoke: $(STAMP) ## Ratios against the committed baseline; fails on 20% los
 
 .PHONY: bench-stalled
 bench-stalled: $(STAMP) ## A stalling server: an open run fails it, a closed one passes it (2 minutes)
-	$(PY) -m benchmarks.stalled
+	$(PY) -m tests.loadtest.stalled_runs
 
 PEERS ?= .venv-peers
 .PHONY: peers-env
 peers-env: $(STAMP) ## llama.cpp and OpenVINO, in an environment of their own
-	benchmarks/peer_servers/install.sh $(PEERS)
+	benchmarks/peers/install.sh $(PEERS)
 
 .PHONY: bench
 bench: $(RUN)/fallback/agreement.json $(RUN)/ort-int4-plain/manifest.json $(RUN)/ort-w8a8-plain/manifest.json ## The server beside its peers, same weights (25 minutes; `make peers-env` first)
@@ -194,7 +194,7 @@ bench: $(RUN)/fallback/agreement.json $(RUN)/ort-int4-plain/manifest.json $(RUN)
 
 .PHONY: bench-cross-check
 bench-cross-check: $(STAMP) ## Our load test beside `vllm bench serve`, on our server
-	$(PY) -m benchmarks.cross_check
+	$(PY) -m benchmarks.peers.cross_check
 
 # --- single stages, with a model or config of your own --------------------------------------
 .PHONY: train-grpo
@@ -208,14 +208,14 @@ endif
 ORT_OUT = $(or $(OUT),$(or $(MODEL),$(RUN)/grpo-default)-ort-$(or $(PRECISION),int4))
 .PHONY: export-ort
 export-ort: $(STAMP) ## ONNX Runtime artifact of MODEL=folder (PRECISION=int4|w8a8|int8|fp32|kquant|rtn)
-	$(PY) -m compress.export_ort @$(call ORT_RECIPE,$(or $(PRECISION),int4)) \
+	$(PY) -m compress.onnx.export @$(call ORT_RECIPE,$(or $(PRECISION),int4)) \
 	    --model $(or $(MODEL),$(RUN)/grpo-default) --cases $(RUN)/corpus/dev.jsonl \
 	    --calibration $(RUN)/corpus/train.jsonl --out $(ORT_OUT)
 	$(call LEARN_GUESSES,$(ORT_OUT))
 
 .PHONY: export-trt
 export-trt: $(STAMP) ## TensorRT-LLM checkpoint of MODEL=folder (GPU=h200|h100|l4|l40s|a10|a100|b200, or PRECISION=)
-	$(PY) -m compress.export_trt @configs/demo/compress-trt.toml \
+	$(PY) -m compress.tensorrt.export @configs/demo/compress-trt.toml \
 	    --model $(or $(MODEL),$(RUN)/grpo-default) --cases $(RUN)/corpus/train.jsonl \
 	    --compare_on $(RUN)/corpus/dev.jsonl $(if $(GPU),--gpu $(GPU)) \
 	    $(if $(PRECISION),--precision $(PRECISION)) $(if $(ENGINE),--engine_checkpoint true) \
@@ -236,7 +236,7 @@ $(RUN)/wide/test.jsonl: | $(STAMP)
 
 .PHONY: compare
 compare: $(RUN)/ort-w8a8/manifest.json $(RUN)/ort-int4/manifest.json $(RUN)/ort-kquant/manifest.json $(RUN)/ort-rtn/manifest.json $(RUN)/ort-int8/manifest.json $(RUN)/ort-fp32/manifest.json $(COMPARED) ## Every recipe beside its parent: accuracy, size, speed; compare/report.html
-	$(PY) -m compress.report --parent $(RUN)/grpo-default \
+	$(PY) -m compress.compare --parent $(RUN)/grpo-default \
 	    --artifacts '["$(RUN)/ort-fp32","$(RUN)/ort-w8a8","$(RUN)/ort-int8","$(RUN)/ort-int4","$(RUN)/ort-kquant","$(RUN)/ort-rtn"]' \
 	    --corpus $(COMPARED) --out $(RUN)/compare
 
@@ -290,7 +290,7 @@ $(VLLM)/ready:
 
 .PHONY: test-vllm
 test-vllm: $(STAMP) $(VLLM)/ready ## The engines' contract on a real vLLM on the CPU
-	OMP_NUM_THREADS=1 CURT_TEST_VLLM=$(VLLM) $(PY) -m pytest tests/engines/test_contract.py -k real_vllm
+	OMP_NUM_THREADS=1 CURT_TEST_VLLM=$(VLLM) $(PY) -m pytest tests/curt/engines/test_contract.py -k real_vllm
 
 ROLLOUTS ?= .venv-vllm-rollouts
 $(ROLLOUTS)/ready: | $(VLLM)/ready
@@ -299,7 +299,7 @@ $(ROLLOUTS)/ready: | $(VLLM)/ready
 .PHONY: test-rollouts
 test-rollouts: $(STAMP) $(ROLLOUTS)/ready ## GRPO with rollouts of a real vLLM on the CPU
 	CURT_TEST_VLLM_ROLLOUTS=$(abspath $(ROLLOUTS))/bin/python \
-	    $(PY) -m pytest tests/train/test_vllm_rollouts.py
+	    $(PY) -m pytest tests/train/loop/test_vllm_rollouts.py
 
 VERL ?= .venv-verl
 $(VERL)/ready: deploy/verl/requirements.txt | $(STAMP)
@@ -309,7 +309,7 @@ $(VERL)/ready: deploy/verl/requirements.txt | $(STAMP)
 
 .PHONY: test-verl
 test-verl: $(STAMP) $(VERL)/ready ## The adapter for verl, through verl's own loaders
-	CURT_TEST_VERL=$(abspath $(VERL)) $(PY) -m pytest tests/train/test_verl_adapter.py -k verl_loads
+	CURT_TEST_VERL=$(abspath $(VERL)) $(PY) -m pytest tests/train/verl/test_verl_adapter.py -k verl_loads
 
 .PHONY: plan
 plan: $(STAMP) ## Memory, time and cost of CONFIG=file.toml on GPUS=8xH100 (PLAN_FLAGS='--sharding zero2')
@@ -336,8 +336,8 @@ bench-fleet: $(RUN)/fallback/agreement.json ## Kill and update replicas under lo
 
 .PHONY: bench-simulation
 bench-simulation: $(RUN)/fallback/agreement.json ## A simulated fleet beside two real replicas, then sizes
-	$(PY) -m benchmarks.simulation validate --model $(ORT) --fallback $(RUN)/fallback
-	$(PY) -m benchmarks.simulation size
+	$(PY) -m benchmarks.fleet validate --model $(ORT) --fallback $(RUN)/fallback
+	$(PY) -m benchmarks.fleet size
 
 RAY ?= .venv-ray
 $(RAY)/ready: constraints.txt pyproject.toml
@@ -352,7 +352,7 @@ ray-env: $(RAY)/ready ## Ray Serve with the server, in an environment of its own
 
 .PHONY: test-ray
 test-ray: $(STAMP) $(RAY)/ready ## Replicas of Ray Serve come with load and go after it (2 minutes)
-	CURT_TEST_RAY=$(RAY) $(PY) -m pytest tests/test_ray_serve.py
+	CURT_TEST_RAY=$(RAY) $(PY) -m pytest tests/deploy/test_ray_serve.py
 
 .PHONY: deploy-tools
 deploy-tools: $(STAMP) ## Schemas and linters for deploy-check (needs npm)

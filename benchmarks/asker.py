@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.open_loop import Client, read_address, write_body
+from benchmarks.client import Client, read_address, write_body
 from loadtest._arrivals import number_fact
 
 

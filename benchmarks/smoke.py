@@ -1,6 +1,6 @@
 """Has something become slower? Ratios only, so that the answer holds on any machine.
 
-    python -m benchmarks.smoke                  # judge against benchmarks/smoke_baseline.json
+    python -m benchmarks.smoke                  # judge against the committed baseline
     python -m benchmarks.smoke --update true    # set the baseline, on a quiet machine
 
 Each ratio sets two things side by side that ran in turn on this machine (`smoke_ratios`): our
@@ -31,7 +31,7 @@ from typing import Any
 from pydantic import Field
 
 from benchmarks.asker import endless
-from benchmarks.served import describe_machine, serve
+from benchmarks.run import describe_machine, serve
 from benchmarks.smoke_model import Subjects, find_demo, make_subjects
 from benchmarks.smoke_ratios import (
     Ratio,
@@ -43,7 +43,7 @@ from benchmarks.smoke_ratios import (
     served_over_engine,
     worker_scaling,
 )
-from compress.report.subject import OrtSubject
+from compress.compare.subject import OrtSubject
 from curt.config import Config, load_config
 from curt.corpus.store import read_cases
 from curt.files import write_json
@@ -75,7 +75,7 @@ class SmokeConfig(Config):
     """Set the baseline instead of judging by it."""
     takes: int = Field(5, ge=2)
     """How often a baseline is taken."""
-    baseline: Path = Path("benchmarks/smoke_baseline.json")
+    baseline: Path = Path("benchmarks/results/smoke_baseline.json")
     """What to judge by."""
     out: Path = Path("artifacts/bench/smoke.json")
     """File of results."""

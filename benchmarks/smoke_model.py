@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.export_ort import ExportOrtConfig, export_ort
+from compress.onnx.export import ExportOrtConfig, export_ort
 from curt.artifact import write_artifact
-from curt.corpus.build import CorpusConfig, build_corpus
+from curt.corpus.build.pipeline import CorpusConfig, build_corpus
 from curt.corpus.store import read_cases
 
 CASES = 64
@@ -52,9 +52,9 @@ def make_subjects(folder: Path) -> Subjects:
     import torch
     from transformers import GenerationConfig
 
-    from train.scratch import build_model
-    from train.shape import Shape
-    from train.tokenizer import corpus_texts, train_tokenizer
+    from train.warm_start.scratch import build_model
+    from train.warm_start.shape import Shape
+    from train.warm_start.tokenizer import corpus_texts, train_tokenizer
 
     build_corpus(
         CorpusConfig(train=CASES * 4, dev=CASES, test=CASES, seed=7, out=folder / "corpus")

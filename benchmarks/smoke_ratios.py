@@ -17,7 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from benchmarks.asker import Answer, Asker
-from benchmarks.open_loop import (
+from benchmarks.client import (
     PATIENCE_S,
     Client,
     arrivals_for,
@@ -25,11 +25,11 @@ from benchmarks.open_loop import (
     send_on_time,
     write_body,
 )
-from compress.report.subject import OrtSubject, RunTimes, make_request
+from compress.compare.subject import OrtSubject, RunTimes, make_request
 from curt.engines.protocol import Engine, Request, StreamingEngine
 
 if TYPE_CHECKING:
-    from curt.schema import Case
+    from curt.law.verdict import Case
 
 Better = Literal["higher", "lower"]
 
@@ -210,8 +210,8 @@ def reasoning_ratios(
     Raises ValueError without cases, or when the warm start gets none right.
     """
     from curt.dialogue import parse_completion
-    from curt.engines.transformers import TransformersEngine
-    from curt.metrics import is_exact
+    from curt.engines.pytorch.engine import TransformersEngine
+    from curt.scores.metrics import is_exact
 
     if not cases:
         raise ValueError("no cases to reason about: give at least one")

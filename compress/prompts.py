@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from curt.dialogue import BUDGET_LEVELS, clip_fact, normalise_fact, render_completion, render_prompt
-from curt.schema import Case
+from curt.law.verdict import Case
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

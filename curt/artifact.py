@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from curt.dialogue import PROMPT_VERSION
 from curt.files import sha256, whole_folder, write_json
-from curt.statutes import STATUTE_VERSION
+from curt.law.statutes import STATUTE_VERSION
 
 MANIFEST = "manifest.json"
 TOOLS = ("torch", "transformers", "trl", "onnxruntime-genai", "nvidia-modelopt")

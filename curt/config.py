@@ -1,19 +1,25 @@
 """One way to configure every entry point: `python -m train.grpo @configs/x.toml --steps 10`.
 
 Settings come from TOML files named with `@`, later ones over earlier, then from the command
-line. Unknown keys are refused; `--help` shows every field.
+line. Unknown keys are refused; `--help` shows every field. An entry point ends with
+
+    if __name__ == "__main__":
+        run(GRPOSettings, train_grpo)
 """
 
 from __future__ import annotations
 
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 from pydantic_settings.sources import PydanticBaseSettingsSource
+
+from curt.logs import configure_logging
 
 
 class Config(BaseSettings):
@@ -65,6 +71,28 @@ def load_config(cls: type[C], argv: list[str] | None = None) -> C:
             for e in error.errors()
         )
         sys.exit(f"error: {cls.__name__} refused\n{details}\nsee --help for every setting")
+
+
+def run(
+    cls: type[C],
+    work: Callable[[C], int | None],
+    argv: list[str] | None = None,
+    *,
+    expected: tuple[type[Exception], ...] = (OSError, ValueError),
+) -> None:
+    """The main of every entry point: read the configuration, set up logging, do the work.
+
+    `work` may return an exit status. An error of a kind in `expected` is the user's to mend: it
+    ends the process with its message and status 1; any other is a bug and shows its traceback.
+    """
+    config = load_config(cls, argv)
+    configure_logging()
+    try:
+        status = work(config)
+    except expected as error:
+        sys.exit(f"error: {error}")
+    if status:
+        sys.exit(status)
 
 
 def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:

@@ -22,9 +22,9 @@ from curt.corpus.store import read_cases
 from curt.dialogue import parse_completion, render_answer, state_budget
 from curt.engines import Engine, Generation, Request
 from curt.files import write_json
+from curt.law.verdict import AUGMENTATIONS, Case
 from curt.logs import configure_logging
-from curt.metrics import is_exact, length_statistics, score_verdicts
-from curt.schema import AUGMENTATIONS, Case
+from curt.scores.metrics import is_exact, length_statistics, score_verdicts
 
 logger = logging.getLogger(__name__)
 
@@ -93,11 +93,11 @@ def open_engine(folder: Path, *, batch: int = 100, threads: int = 1) -> Engine:
     """The engine a model folder's manifest calls for. Raises ArtifactError when none fits."""
     kind = load_manifest(folder).format
     if kind == "hf":
-        from curt.engines.transformers import TransformersEngine
+        from curt.engines.pytorch.engine import TransformersEngine
 
         return TransformersEngine(folder, batch=batch)
     if kind == "ort-genai":
-        from curt.engines.onnxruntime_genai import OrtEngine
+        from curt.engines.onnx.engine import OrtEngine
 
         return OrtEngine(folder, threads=threads)
     raise ArtifactError(f"{folder} holds {kind}, which no engine on this machine runs")
@@ -168,7 +168,7 @@ def run_budget(
 
 
 def score_outcomes(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """All scores of `curt.metrics.score_verdicts`."""
+    """All scores of `curt.scores.metrics.score_verdicts`."""
     verdicts = [parse_completion(o.generation.text).verdict for o in outcomes]
     return score_verdicts(verdicts, [o.case.verdict for o in outcomes])
 

@@ -23,7 +23,7 @@ from curt.dialogue import (
     render_prompt,
 )
 from curt.files import read_json_lines
-from curt.schema import Case
+from curt.law.verdict import Case
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,7 +129,7 @@ def from_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where: 
     if not (isinstance(prompt, str) and prompt and isinstance(completion, str)):
         raise ValueError(
             f"{where} lacks a prompt or a completion ({', '.join(COMPLETIONS)}): "
-            "write the view with `python -m train.views`"
+            "write the view with `python -m train.data.views`"
         )
     thinking, closed, answer = completion.partition(THINK_END)
     ending = closed + answer

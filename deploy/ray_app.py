@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from ray import serve as ray_serve
 
 from curt.logs import configure_logging
-from serve.answering import Pool
+from serve.answering.answering import Pool
 from serve.app import create_app
 from serve.settings import Settings
 

@@ -18,9 +18,9 @@ from pydantic import ValidationError
 
 from curt.artifact import ArtifactError
 from curt.logs import configure_logging
-from serve.answering import Pool
+from serve.answering.answering import Pool
 from serve.app import create_app
-from serve.one_write import OneWriteProtocol
+from serve.edge.one_write import OneWriteProtocol
 from serve.settings import MAX_DEADLINE_MS, Settings, unknown_variables
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def main() -> None:
         access_log=False,
         server_header=False,
         http=OneWriteProtocol,
-        proxy_headers=False,  # serve.limits reads them, from trusted proxies alone
+        proxy_headers=False,  # serve.edge.limits reads them, from trusted proxies alone
         timeout_graceful_shutdown=MAX_DEADLINE_MS // 1000 + 5,
     )
     DrainingServer(config, app.state.pool, settings.drain_s).run()

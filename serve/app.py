@@ -18,27 +18,17 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from curt import __version__
 from curt.artifact import Manifest
-from curt.engines.fallback import Fallback, load_fallback
-from serve import admin, drift, feedback, openai_api, stream
-from serve.answering import Answering, Choose, Observer, OnlyWay, Pool
-from serve.batch import Batches, PredictBody
-from serve.cache import CacheMetrics, ResultCache
-from serve.cache_policy import ServedPolicy
-from serve.checks import refuse_unusable
-from serve.engines import FORMATS, make_spawn
-from serve.faults import install_handlers
-from serve.headers import SafeHeaders, allow_origins
-from serve.limits import LocalBuckets, Rate, RateLimit, RedisBuckets, parse_proxies
-from serve.memory import Memory
-from serve.metrics import Metrics
-from serve.middleware import PREDICT_PATH, BodyLimit, RequestContext
-from serve.pool import WorkerPool
-from serve.pressure import Doorman, Pressure
-from serve.quick_body import quicken
-from serve.redis_link import RedisLink
-from serve.reply import Identity, Served
-from serve.router import Router
-from serve.schemas import (
+from curt.classifier.model import Fallback, load_fallback
+from serve.answering.answering import Answering, Choose, Observer, OnlyWay, Pool
+from serve.answering.cache import CacheMetrics, ResultCache
+from serve.answering.cache_policy import ServedPolicy
+from serve.answering.checks import refuse_unusable
+from serve.api import admin, stream
+from serve.api import chat as openai_api
+from serve.api.batch import Batches, PredictBody
+from serve.api.quick_body import quicken
+from serve.api.reply import Identity, Served
+from serve.api.schemas import (
     API_VERSION,
     BatchReply,
     BatchRequest,
@@ -46,13 +36,26 @@ from serve.schemas import (
     PredictReply,
     PredictRequest,
 )
-from serve.security import KeyGuard, open_keys
+from serve.drift import drift
+from serve.edge.context import PREDICT_PATH, BodyLimit, RequestContext
+from serve.edge.headers import SafeHeaders, allow_origins
+from serve.edge.keys import KeyGuard, open_keys
+from serve.edge.limits import LocalBuckets, Rate, RateLimit, RedisBuckets, parse_proxies
+from serve.edge.shedding import Doorman, Pressure
+from serve.edge.tracing import TraceRequests, Tracing, open_tracing
+from serve.errors import install_handlers
+from serve.feedback import feedback
+from serve.feedback.memory import Memory
+from serve.metrics import Metrics
+from serve.pool.job import Job
+from serve.pool.pool import WorkerPool
+from serve.pool.spawn import FORMATS, make_spawn
+from serve.redis_link import RedisLink
 from serve.settings import Settings
-from serve.ticket import Job
-from serve.tracing import TraceRequests, Tracing, open_tracing
-from serve.variants import Variants
+from serve.variants.router import Router
+from serve.variants.variants import Variants
 
-PAGE = Path(__file__).with_name("page.html")
+PAGE = Path(__file__).parent / "api" / "page" / "page.html"
 PAGE_POLICY = (
     "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "

@@ -18,10 +18,10 @@ from prometheus_client import (
     generate_latest,
 )
 
-from serve.schemas import DegradedReason, PredictReply
+from serve.api.schemas import DegradedReason, PredictReply
 
 if TYPE_CHECKING:
-    from serve.reply import Served
+    from serve.api.reply import Served
 
 # Dense around 0.4 s, where the promise is.
 LATENCY_BUCKETS_S = (

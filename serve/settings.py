@@ -12,8 +12,8 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from curt.artifact import ArtifactError, Manifest, load_manifest
-from curt.engines.openai_http_dialects import DIALECTS
-from serve.engines import FORMATS, EngineName
+from curt.engines.remote.dialects import DIALECTS
+from serve.pool.spawn import FORMATS, EngineName
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +89,8 @@ class Settings(BaseSettings):
     """Warm workers that wait for one to die."""
 
     fallback: Path | None = None
-    """Classifier folder of `compress.fallback`: verdicts where the model has no time, and how sure
-    every verdict is."""
+    """Classifier folder of `compress.classifier.train`: verdicts where the model has no time, and
+    how sure every verdict is."""
 
     interval_coverage: float = Field(0.8, gt=0, le=0.95)
     """Share of cases whose term the interval in a reply is to hold."""
@@ -114,7 +114,7 @@ class Settings(BaseSettings):
     """Makes names in a shared cache unguessable; the same for all servers on one Redis."""
 
     keys_file: Path | None = None
-    """API keys made by `python -m serve.security new`; without it whoever reaches us may ask."""
+    """API keys made by `python -m serve.edge.keys new`; without it whoever reaches us may ask."""
 
     rate_per_s: float | None = Field(None, gt=0)
     """Requests a second of one key, or of one address without keys; no limit when not given."""

@@ -9,10 +9,10 @@ from transformers import GenerationConfig
 
 from curt.artifact import write_artifact
 from curt.dialogue import SYSTEM, render_answer
-from curt.schema import Term, Verdict
-from train.scratch import build_model
-from train.shape import Shape
-from train.tokenizer import train_tokenizer
+from curt.law.verdict import Term, Verdict
+from train.warm_start.scratch import build_model
+from train.warm_start.shape import Shape
+from train.warm_start.tokenizer import train_tokenizer
 
 FACTS = (
     "2020年3月5日，被告人张某在某市某超市窃取他人现金8000元，归案后如实供述，认罪认罚。",

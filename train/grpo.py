@@ -28,8 +28,14 @@ from curt.corpus.store import find_cases, read_cases
 from curt.dialogue import BUDGET_LEVELS, MAX_ANSWER_TOKENS, clip_fact, normalise_fact, render_prompt
 from curt.files import write_json
 from curt.logs import configure_logging
-from train.advantages import Estimator
-from train.checkpoints import (
+from train.judge import JudgeSettings, JudgeUnavailableError
+from train.loop.advantages import Estimator
+from train.loop.curriculum import Curriculum, draw_budget
+from train.loop.guard import AccuracyGuard
+from train.loop.scoring import check_weights
+from train.penalties import KimiPenalty, Penalty
+from train.rewards import Combination
+from train.runs.checkpoints import (
     checkpoint_step,
     close_run,
     last_checkpoint,
@@ -37,14 +43,8 @@ from train.checkpoints import (
     run_folder,
     saved_processes,
 )
-from train.curriculum import Curriculum, draw_budget
-from train.guard import AccuracyGuard
-from train.judge import JudgeSettings, JudgeUnavailableError
-from train.lora import Lora, adapter_config
-from train.penalties import KimiPenalty, Penalty
-from train.rewards import Combination
-from train.scoring import check_weights
-from train.shares import cut_batch
+from train.runs.lora import Lora, adapter_config
+from train.runs.shares import cut_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,7 +89,7 @@ class GRPOSettings(Config):
     curriculum: Curriculum | None = None
     """Budgets that change over the run, in place of `budgets`: {"type": "shift" | "range", ...}."""
     advantages: Estimator | Literal["gdpo"] = "batch"
-    """From rewards to advantages; see `train.advantages`."""
+    """From rewards to advantages; see `train.loop.advantages`."""
     spread_floor: float = Field(0.0, ge=0)
     """A group whose rewards range over less teaches nothing."""
     oversample: int = Field(0, ge=0)
@@ -110,13 +110,13 @@ class GRPOSettings(Config):
     """Peak rate; falls to 0 over the run."""
     temperature: float = 1.0
     compact: bool = False
-    """Sample with `train.sampler`, which drops finished rows: faster for small models whose
+    """Sample with `train.loop.sampler`, which drops finished rows: faster for small models whose
     whole weights sit on one device. Off: TRL's own generation."""
     seed_rollouts: bool = False
     """Every completion draws from a random stream of its own, set by the seed, the step and its
     place in the batch: the same run on any number of processes. Needs `compact`."""
     lora: Lora | None = None
-    """Train low-rank adapters in place of all weights: {} for the defaults of `train.lora`."""
+    """Train low-rank adapters in place of all weights: {} for the defaults of `train.runs.lora`."""
     epsilon_high: float = 0.28
     """Upper clip of the policy ratio (DAPO); the lower one is 0.2."""
     kl: float = 0.0
@@ -129,7 +129,7 @@ class GRPOSettings(Config):
     trl: dict[str, Any] = {}
     """Further settings of TRL's GRPOConfig, by its names: {"use_vllm": true, ...}."""
     stop_on_collapse: bool = False
-    """End the run when `train.watch` sees the policy collapse; otherwise it only warns."""
+    """End the run when `train.loop.watch` sees the policy collapse; otherwise it only warns."""
     checkpoint_steps: int = 25
     seed: int = 7
 
@@ -173,12 +173,12 @@ def train_grpo(config: GRPOSettings) -> Path:
     from trl import GRPOConfig
 
     from train.judge import make_judge
-    from train.processes import ask_main, join_processes, leave
-    from train.progress import ProgressBar, StopCleanly
-    from train.rollouts import make_trainer
-    from train.scoring import Scorer
-    from train.watch import CollapseWatch
-    from train.whole_model import gather_weights, precision_of, save_model
+    from train.loop.scoring import Scorer
+    from train.loop.trainer import make_trainer
+    from train.loop.watch import CollapseWatch
+    from train.runs.processes import ask_main, join_processes, leave
+    from train.runs.progress import ProgressBar, StopCleanly
+    from train.runs.weights import gather_weights, precision_of, save_model
 
     started = time.monotonic()
     processes = join_processes()
@@ -302,7 +302,7 @@ def trl_options(config: GRPOSettings, run: Path, processes: int = 1) -> dict[str
         "learning_rate": config.learning_rate,
         "beta": config.kl,
         "epsilon_high": config.epsilon_high,
-        "scale_rewards": "none",  # `train.advantages` scales
+        "scale_rewards": "none",  # `train.loop.advantages` scales
         "mask_truncated_completions": False,
         "shuffle_dataset": False,
         "bf16": config.bf16,
@@ -333,7 +333,7 @@ def build_prompts(
     """One row a prompt, as many as the run needs, each with a stated budget drawn at random."""
     from datasets import Dataset
 
-    from train.group_reward import write_verdict
+    from train.loop.group_reward import write_verdict
 
     rng = random.Random(config.seed)
     a_step = config.prompts + config.oversample

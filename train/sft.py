@@ -21,14 +21,14 @@ from pydantic import Field, field_validator, model_validator
 
 from curt.artifact import parent_of, write_artifact
 from curt.config import Config, load_config
+from curt.corpus.generate.generator import VERBOSITIES
 from curt.corpus.store import find_cases, read_cases
-from curt.corpus.synthetic import VERBOSITIES
 from curt.files import write_json
 from curt.logs import configure_logging
-from train.checkpoints import close_run, last_checkpoint, open_run, share_random_state
-from train.lora import Lora, adapter_config
-from train.shape import Shape
-from train.shares import cut_batch
+from train.runs.checkpoints import close_run, last_checkpoint, open_run, share_random_state
+from train.runs.lora import Lora, adapter_config
+from train.runs.shares import cut_batch
+from train.warm_start.shape import Shape
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class SFTConfig(Config):
     per_case: int = 4
     """Branches of each case, each with its own verbosity and stated budget."""
     verbosity_weights: dict[str, float] = {"none": 1.0}
-    """How often each verbosity is drawn; see `train.examples`."""
+    """How often each verbosity is drawn; see `train.warm_start.examples`."""
     drills: int = 0
     """Steps of the generator's arithmetic added to each case; for generated cases."""
     max_fact_tokens: int = 256
@@ -65,11 +65,11 @@ class SFTConfig(Config):
     """Compute activations again in the backward pass: less memory, a third slower."""
     lora: Lora | None = None
     """Train low-rank adapters in place of all weights of `model`: {} for the defaults of
-    `train.lora`."""
+    `train.runs.lora`."""
     learning_rate: float = 2e-3
     """Peak rate of AdamW."""
     muon_rate: float | None = None
-    """Peak rate of Muon on hidden matrices (see `train.optimizer`); AdamW everywhere without."""
+    """Peak rate of Muon on hidden matrices (`warm_start.optimizer`); AdamW for all without it."""
     warmup: float = 0.05
     """Share of the steps over which the rate rises."""
     decay: float = 0.25
@@ -116,14 +116,14 @@ def train_warm_start(config: SFTConfig) -> Path:
         set_seed,
     )
 
-    from train.examples import build_examples
-    from train.loss import BranchCollator, BranchTrainer, ExampleDataset, history_rows
-    from train.optimizer import MuonWithAdamW
-    from train.processes import SHARDED, ask_main, join_processes, leave
-    from train.progress import ProgressBar, StopCleanly
-    from train.scratch import build_model
-    from train.tokenizer import corpus_texts, train_tokenizer
-    from train.whole_model import gather_weights, precision_of, save_model
+    from train.runs.processes import SHARDED, ask_main, join_processes, leave
+    from train.runs.progress import ProgressBar, StopCleanly
+    from train.runs.weights import gather_weights, precision_of, save_model
+    from train.warm_start.examples import build_examples
+    from train.warm_start.loss import BranchCollator, BranchTrainer, ExampleDataset, history_rows
+    from train.warm_start.optimizer import MuonWithAdamW
+    from train.warm_start.scratch import build_model
+    from train.warm_start.tokenizer import corpus_texts, train_tokenizer
 
     started = time.monotonic()
     processes = join_processes()

@@ -34,7 +34,7 @@ def main() -> None:
 
 def build(arguments: list[str]) -> None:
     """Make the sets and say what they hold."""
-    from curt.corpus.build import CorpusConfig, build_corpus
+    from curt.corpus.build.pipeline import CorpusConfig, build_corpus
 
     config = load_config(CorpusConfig, arguments)
     configure_logging()
@@ -55,7 +55,7 @@ def tasks(arguments: list[str]) -> None:
 
 def augment(arguments: list[str]) -> None:
     """Add cases to the training set."""
-    from curt.corpus.augment import main
+    from curt.corpus.augment.command import main
 
     main(arguments)
 

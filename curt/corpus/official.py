@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from curt.files import write_atomic
-from curt.numerals import article_number, article_order
-from curt.schema import MAX_MONTHS, ParseFailure, Term, Verdict
-from curt.statutes import CAIL_ARTICLES, CAIL_CHARGES, CHARGES, MIN_FIXED_MONTHS, locate_article
+from curt.law.numerals import article_number, article_order
+from curt.law.statutes import CAIL_ARTICLES, CAIL_CHARGES, CHARGES, MIN_FIXED_MONTHS, locate_article
+from curt.law.verdict import MAX_MONTHS, ParseFailure, Term, Verdict
 
 DEATH, LIFE = -2, -1
 

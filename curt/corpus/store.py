@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from curt.schema import Case
+from curt.law.verdict import Case
 
 CaseFormat = Literal["jsonl", "parquet"]
 ROWS_AT_ONCE = 1000

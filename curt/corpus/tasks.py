@@ -37,10 +37,10 @@ from curt.dialogue import (
     render_ruling,
 )
 from curt.files import sha256, whole_folder, write_atomic, write_json
+from curt.law.numerals import article_order, parse_article
+from curt.law.statutes import canonical_charge
+from curt.law.verdict import COUNTED_KINDS, Case, ParseFailure, Term, Verdict
 from curt.logs import configure_logging
-from curt.numerals import article_order, parse_article
-from curt.schema import COUNTED_KINDS, Case, ParseFailure, Term, Verdict
-from curt.statutes import canonical_charge
 
 logger = logging.getLogger(__name__)
 

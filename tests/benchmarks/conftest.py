@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compress.exports import export
+from tests.compress.onnx.exports import export
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.asker import Answer
-from benchmarks.before_after import (
+from benchmarks.before_after.__main__ import (
     BeforeAfterConfig,
     Taken,
     check_same_recipe,
@@ -21,9 +21,9 @@ from benchmarks.before_after import (
     take,
     work_out,
 )
-from benchmarks.before_after_plot import draw_before_after
-from curt.schema import ParseFailure, Term, Verdict
-from tests.compress.exports import export, write_cases
+from benchmarks.before_after.plot import draw_before_after
+from curt.law.verdict import ParseFailure, Term, Verdict
+from tests.compress.onnx.exports import export, write_cases
 
 VERDICT = Verdict(("盗窃",), ("264",), Term("fixed", 8), 2000)
 REPLY = {

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks import deadlines, front_overhead, rates, survival
-from benchmarks.deadlines import Asked, read_verdict
-from benchmarks.load_plots import draw_deadlines, draw_rates
-from benchmarks.open_loop import Exchange, Failure, Got
+from benchmarks.client import Exchange, Failure, Got
+from benchmarks.load import deadlines, rates, survival
+from benchmarks.load import front as front_overhead
+from benchmarks.load.deadlines import Asked, read_verdict
+from benchmarks.load.plots import draw_deadlines, draw_rates
 from curt.artifact import Manifest
 from curt.engines.protocol import Generation, Request
-from curt.metrics import is_exact
-from curt.schema import Case, ParseFailure, Term, Verdict
-from serve.reply import build_defendant
-from serve.schemas import ALL_TASKS
+from curt.law.verdict import Case, ParseFailure, Term, Verdict
+from curt.scores.metrics import is_exact
+from serve.api.reply import build_defendant
+from serve.api.schemas import ALL_TASKS
 from tests.benchmarks.fake_server import answer
 from tests.serve.fake_engine import MANIFEST
 

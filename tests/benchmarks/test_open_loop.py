@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.open_loop import (
+from benchmarks.client import (
     Client,
     Got,
     arrivals_for,

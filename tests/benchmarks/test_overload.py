@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.overload import OverloadConfig, Reply, measure, quantiles, summarise
+from benchmarks.load.overload import OverloadConfig, Reply, measure, quantiles, summarise
 from tests.micro import FACTS
 
 

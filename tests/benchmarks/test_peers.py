@@ -19,12 +19,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.cross_check import summarise as summarise_check
-from benchmarks.peer_servers import server
-from benchmarks.peer_servers.catalogue import Places, Setting, curt_settings, peer_settings
-from benchmarks.peer_servers.client import Client, Reply, send_in_turn, send_on_schedule
-from benchmarks.peer_servers.engines import Continuous, Sequence
-from benchmarks.peer_servers.judging import (
+from benchmarks.peers import server
+from benchmarks.peers.catalogue import Places, Setting, curt_settings, peer_settings
+from benchmarks.peers.client import Client, Reply, send_in_turn, send_on_schedule
+from benchmarks.peers.cross_check import summarise as summarise_check
+from benchmarks.peers.engines import Continuous, Sequence
+from benchmarks.peers.judging import (
     Bodies,
     Outcome,
     accuracy_change,
@@ -33,14 +33,14 @@ from benchmarks.peer_servers.judging import (
     keeps_accuracy,
     summarise,
 )
-from benchmarks.peer_servers.plot import draw_peers
-from benchmarks.peer_servers.profile import phases, rank
-from benchmarks.peer_servers.report import Turn, compare, raw_rows
-from benchmarks.peer_servers.running import Hall, StartError, run_server
-from benchmarks.peer_servers.search import find_highest
+from benchmarks.peers.plot import draw_peers
+from benchmarks.peers.profile import phases, rank
+from benchmarks.peers.report import Turn, compare, raw_rows
+from benchmarks.peers.running import Hall, StartError, run_server
+from benchmarks.peers.search import find_highest
 from curt.dialogue import THINK_START
-from curt.engines.prompt_tokenizer import PromptTokenizer
-from curt.schema import Case, Term, Verdict
+from curt.engines.tokenizer import PromptTokenizer
+from curt.law.verdict import Case, Term, Verdict
 from tests.micro import FACTS
 
 TRUTH = Verdict(("盗窃",), ("264",), Term("fixed", 8), 2000)

@@ -22,10 +22,10 @@ from benchmarks.smoke_ratios import (
     is_model,
     ratio_of,
 )
-from compress.report.subject import OrtSubject
-from curt.engines.onnxruntime_genai import OrtEngine
+from compress.compare.subject import OrtSubject
+from curt.engines.onnx.engine import OrtEngine
 from curt.engines.protocol import Request, Step
-from tests.compress.exports import write_cases
+from tests.compress.onnx.exports import write_cases
 
 POSITIVE = st.floats(0.01, 100)
 BASE = MappingProxyType({"value": 2.0, "better": "higher", "guards": True})

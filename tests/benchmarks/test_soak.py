@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak import SoakConfig, judge, measure, to_series, verdict_on, watch_memory
-from benchmarks.soak_plot import draw_soak
-from benchmarks.trend import Trend
+from benchmarks.load.soak import SoakConfig, judge, measure, to_series, verdict_on, watch_memory
+from benchmarks.load.soak_plot import draw_soak
+from benchmarks.load.trend import Trend
 from tests.micro import FACTS
 
 PNG = b"\x89PNG"

@@ -4,8 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.plots import draw_penalties
-from benchmarks.summary import area_under_curve, interval, obedience_rows, summarise_method
+from benchmarks.penalties.plot import draw_penalties
+from benchmarks.penalties.summary import (
+    area_under_curve,
+    interval,
+    obedience_rows,
+    summarise_method,
+)
 
 
 def evaluation(flags, lengths, curve):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.trend import fit_trend, thin
+from benchmarks.load.trend import fit_trend, thin
 
 TIMES = [i / 39 for i in range(40)]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from curt.artifact import load_manifest
+from curt.classifier.model import load_fallback
+from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases as write_generated
-from curt.corpus.synthetic import generate_cases
-from curt.engines.fallback import load_fallback
-from tests.compress.exports import make_untied_model, write_cases
+from tests.compress.onnx.exports import make_untied_model, write_cases
 
 pytestmark = pytest.mark.slow
 MOMENTS = (0.5, 0.9)  # of the time that the whole step takes

@@ -9,7 +9,7 @@ from compress.prompts import sample_prompts
 from curt.artifact import load_manifest
 from curt.corpus.store import read_cases
 from curt.dialogue import THINK_END, THINK_START, parse_completion
-from tests.compress.exports import write_cases
+from tests.compress.onnx.exports import write_cases
 
 
 def test_no_case_names_the_remedy(micro_model: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from curt.artifact import MANIFEST, ArtifactError, load_manifest, parent_of, write_artifact
 from curt.dialogue import PROMPT_VERSION
 from curt.files import sha256
-from curt.statutes import STATUTE_VERSION
+from curt.law.statutes import STATUTE_VERSION
 
 DESCRIPTION = {
     "format": "hf",

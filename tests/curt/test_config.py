@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from curt.config import Config, load_config
+from curt.config import Config, load_config, run
 
 
 class Penalty(BaseModel):
@@ -96,9 +96,9 @@ def test_help_shows_every_setting_without_importing_torch():
     program = (
         "import sys, atexit\n"
         "atexit.register(lambda: print('torch' in sys.modules, 'transformers' in sys.modules))\n"
-        "import curt.artifact, curt.dialogue, curt.metrics, curt.corpus.cail\n"
+        "import curt.artifact, curt.dialogue, curt.scores.metrics, curt.corpus.read.cail\n"
         "from tests.curt.test_config import Run\n"
-        "from curt.config import load_config\n"
+        "from curt.config import load_config, run\n"
         "load_config(Run, ['--help'])\n"
     )
     done = subprocess.run(
@@ -112,3 +112,37 @@ def test_help_shows_every_setting_without_importing_torch():
     for said in ("--steps", "Optimiser steps.", "--penalty.weight", "--out"):
         assert said in done.stdout
     assert done.stdout.splitlines()[-1] == "False False"
+
+
+class Sum(Config):
+    """Two numbers."""
+
+    left: int
+    right: int = 1
+
+
+def test_run_hands_the_work_its_configuration_and_ends_quietly():
+    sums = []
+    run(Sum, lambda config: sums.append(config.left + config.right), ["--left", "2"])
+    assert sums == [3]
+
+
+def test_run_ends_with_the_status_that_the_work_returns():
+    with pytest.raises(SystemExit) as ended:
+        run(Sum, lambda config: config.left, ["--left", "3"])
+    assert ended.value.code == 3
+
+
+def test_run_tells_an_expected_error_in_a_line_and_lets_a_bug_through():
+    def refuse(config):
+        raise ValueError("left of 2: use 1")
+
+    def stumble(config):
+        raise KeyError("left")
+
+    with pytest.raises(SystemExit, match="error: left of 2: use 1"):
+        run(Sum, refuse, ["--left", "2"])
+    with pytest.raises(KeyError):
+        run(Sum, stumble, ["--left", "2"])
+    with pytest.raises(SystemExit, match="error: 'left'"):
+        run(Sum, stumble, ["--left", "2"], expected=(KeyError,))

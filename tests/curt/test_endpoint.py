@@ -18,7 +18,7 @@ from curt.endpoint import (
     Question,
     ReplyCache,
 )
-from tests.train.judge_server import Reply, judge_server
+from tests.train.judge.judge_server import Reply, judge_server
 
 FACT = "被告人张某盗窃3000元"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from curt.artifact import ArtifactError
+from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases
-from curt.corpus.synthetic import generate_cases
 from curt.dialogue import render_completion
 from curt.engines import Generation
 from curt.evaluate import EvaluateConfig, Outcome, by_trait, evaluate, open_engine, summarise

@@ -26,8 +26,8 @@ from curt.examples import (
     read_examples,
     split_examples,
 )
-from tests.compress.exports import write_cases
-from train.tokenizer import train_tokenizer
+from tests.compress.onnx.exports import write_cases
+from train.warm_start.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")

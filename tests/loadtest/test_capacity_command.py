@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.stalled_server import serving
+from tests.loadtest.stalled_server import serving
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from serve.schemas import PredictRequest
+from serve.api.schemas import PredictRequest
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow

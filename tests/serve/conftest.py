@@ -9,7 +9,7 @@ import pytest
 
 from curt.artifact import write_artifact
 from curt.files import write_json
-from curt.schema import Case, Term, Verdict
+from curt.law.verdict import Case, Term, Verdict
 from serve.settings import Settings
 from tests.micro import FACTS
 from tests.serve.fake_engine import MANIFEST
@@ -18,7 +18,7 @@ from tests.serve.fake_engine import MANIFEST
 @pytest.fixture(scope="session")
 def ort_model(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The micro model exported for ONNX Runtime: it runs, and says nothing readable."""
-    from compress.export_ort import ExportOrtConfig, export_ort
+    from compress.onnx.export import ExportOrtConfig, export_ort
 
     folder = tmp_path_factory.mktemp("ort")
     cases = folder / "cases.jsonl"

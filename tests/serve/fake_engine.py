@@ -12,8 +12,8 @@ from pathlib import Path
 from curt.artifact import Manifest
 from curt.dialogue import THINK_END, render_answer
 from curt.engines.protocol import Generation, Request, Step
-from curt.schema import Term, Verdict
-from serve.worker import CountTokens
+from curt.law.verdict import Term, Verdict
+from serve.pool.worker import CountTokens
 
 VERDICT = Verdict(("盗窃",), ("264",), Term("fixed", 8, 12), 2000)
 MANIFEST = Manifest(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from curt.engines.protocol import Generation
-from serve.reply import Served
-from serve.ticket import Job, Piece
+from serve.api.reply import Served
+from serve.pool.job import Job, Piece
 
 
 def generation(text: str, **changes: object) -> Generation:

@@ -14,9 +14,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from curt.dialogue import THINK_END, render_answer
+from serve.api.schemas import NOTICE
 from serve.app import PAGE, create_app
-from serve.faults import EngineFailedError, OverloadedError
-from serve.schemas import NOTICE
+from serve.errors import EngineFailedError, OverloadedError
 from serve.settings import Settings
 from tests.micro import FACTS
 from tests.serve.asgi_client import AsgiClient

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curt.dialogue import THINK_END, render_answer
+from serve.api.reply import Served, build_reply
+from serve.api.schemas import ALL_TASKS, PredictReply
+from serve.edge.shedding import FRONT_BUSY
 from serve.metrics import LATENCY_BUCKETS_S, MAX_REASONS, PHASE_BUCKETS_S, SHED_REASONS, Metrics
-from serve.pressure import FRONT_BUSY
-from serve.reply import Served, build_reply
-from serve.schemas import ALL_TASKS, PredictReply
 from serve.settings import Settings
 from tests.micro import FACTS
 from tests.serve.fake_engine import MANIFEST, VERDICT
@@ -23,7 +23,7 @@ TEXT = f"窃取8000元{THINK_END}{render_answer(VERDICT)}"
 
 
 def reply_to(served: Served, settings: Settings, total_ms: float = 120.0) -> PredictReply:
-    from serve.reply import Identity
+    from serve.api.reply import Identity
 
     return build_reply(
         served,

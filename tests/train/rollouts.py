@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from train.trajectories import Rollout
+from train.data.trajectories import Rollout
 
 
 def make_rollout(**changes: Any) -> Rollout:

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases
-from curt.corpus.synthetic import generate_cases
 from train.grpo import GRPOSettings
 from train.penalties import GatedPenalty
 from train.sft import SFTConfig
-from train.shape import Shape
+from train.warm_start.shape import Shape
 
 ROOT = Path(__file__).parents[2]
 SHAPE = Shape(hidden=64, layers=2, heads=2, kv_heads=1, head_dim=32, ffn=128, vocab=600)

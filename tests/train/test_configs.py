@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.penalties import PenaltyBenchConfig
-from compress.distill import DistillConfig
-from compress.export_ort import ExportOrtConfig
-from compress.export_trt import ExportTrtConfig
-from compress.prune import PruneConfig
+from benchmarks.penalties.__main__ import PenaltyBenchConfig
+from compress.distill.distill import DistillConfig
+from compress.onnx.export import ExportOrtConfig
+from compress.prune.prune import PruneConfig
+from compress.tensorrt.export import ExportTrtConfig
 from curt.config import load_config
-from curt.corpus.build import CorpusConfig
-from curt.corpus.synthetic import VERBOSITIES
+from curt.corpus.build.pipeline import CorpusConfig
+from curt.corpus.generate.generator import VERBOSITIES
 from curt.dialogue import BUDGET_LEVELS
 from curt.evaluate import EvaluateConfig
 from curt.examples import CUT, NONE

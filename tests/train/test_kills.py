@@ -25,8 +25,8 @@ from tests.train.runs import (
     sft_config,
     start,
 )
+from train.data.trajectories import read_rollouts
 from train.sft import train_warm_start
-from train.trajectories import read_rollouts
 
 pytestmark = pytest.mark.slow
 

@@ -23,11 +23,11 @@ from tests.train.runs import (
     start,
     wait_until,
 )
+from train.data.trajectories import read_rollouts
 from train.grpo import train_grpo
+from train.loop.scoring import Scorer
 from train.penalties import Group
-from train.scoring import Scorer
 from train.sft import train_warm_start
-from train.trajectories import read_rollouts
 
 pytestmark = pytest.mark.slow
 

@@ -65,7 +65,7 @@ def main() -> None:
 
 def measure_agreement(config: AgreementConfig) -> dict[str, Any]:
     """Figures by task. Raises ValueError when a completion's case is not in the case file."""
-    from train.trajectories import read_rollouts
+    from train.data.trajectories import read_rollouts
 
     references = {case.id: case.verdict for case in read_cases(config.cases)}
     rows = read_rollouts(config.trajectories).select(["case_id", "completion"]).to_pylist()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 from curt.dialogue import normalise_fact, render_ruling, render_term
-from curt.schema import ParseFailure, Verdict
+from curt.law.verdict import ParseFailure, Verdict
 from train.judge.protocol import Grade, Level, Question, Task
 
 PROMPTS_VERSION = "judge-2"

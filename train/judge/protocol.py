@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from curt.schema import Completion, Verdict
+from curt.law.verdict import Completion, Verdict
 
 Task = Literal["charge", "article", "ruling", "term"]
 Level = Literal["full", "partial", "wrong", "undecided"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from curt.metrics import cail_term_score
-from curt.schema import ParseFailure, Verdict
+from curt.law.verdict import ParseFailure, Verdict
+from curt.scores.metrics import cail_term_score
 from train.judge.protocol import Grade, Level, Question
 from train.rewards import compare_labels, months_apart
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from train.history import History
 from train.penalties.base import NO_HISTORY, Group, LengthPenalty, shrink, standings
+from train.penalties.history import History
 
 
 class AroraZanettePenalty(LengthPenalty):

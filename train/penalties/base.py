@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from train.history import History
+from train.penalties.history import History
 
 NO_HISTORY = History()
 

@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from train.history import History
 from train.penalties.base import (
     NO_HISTORY,
     Group,
@@ -17,6 +16,7 @@ from train.penalties.base import (
     clip,
     resolve_limit,
 )
+from train.penalties.history import History
 
 
 class CosinePenalty(LengthPenalty):

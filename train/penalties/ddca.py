@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from train.history import History
 from train.penalties.base import NO_HISTORY, Group, LengthPenalty, standings
+from train.penalties.history import History
 
 
 class DdcaPenalty(LengthPenalty):

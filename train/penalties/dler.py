@@ -6,15 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from train.history import History
 from train.penalties.base import NO_HISTORY, Group, LengthPenalty, resolve_limit, shrink
+from train.penalties.history import History
 
 
 class DlerPenalty(LengthPenalty):
     """DLER's truncation (arXiv 2510.15110): c x factor past the limit or when cut off, else c.
 
     The paper's gain comes with its baseline and batch whitening (`whitened` in
-    `train.advantages`) and dynamic sampling. Only a positive c is multiplied: a tenth of a
+    `train.loop.advantages`) and dynamic sampling. Only a positive c is multiplied: a tenth of a
     negative reward would reward a wrong answer for running over.
 
     >>> DlerPenalty()(Group((1, 1, -1), (64, 65, 200), 64))

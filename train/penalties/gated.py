@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from train.history import History
 from train.penalties.base import NO_HISTORY, Group, LengthPenalty, clip, shrink
+from train.penalties.history import History
 
 
 class GatedPenalty(LengthPenalty):

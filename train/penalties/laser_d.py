@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from train.history import GroupOutcome, History
 from train.penalties.base import NO_HISTORY, Group, LengthPenalty
+from train.penalties.history import GroupOutcome, History
 from train.penalties.laser import add_bonus
 
 Bucket = Literal["easy", "medium", "hard"]

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from train.history import History
 from train.penalties.base import NO_HISTORY, Group, Invariant, LengthPenalty, clip, shrink
+from train.penalties.history import History
 
 
 class LcpoMaxPenalty(LengthPenalty):

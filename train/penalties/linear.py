@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from train.history import History
 from train.penalties.base import (
     NO_HISTORY,
     Group,
@@ -15,6 +14,7 @@ from train.penalties.base import (
     resolve_limit,
     shrink,
 )
+from train.penalties.history import History
 
 
 class LinearPenalty(LengthPenalty):

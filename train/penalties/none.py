@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from train.history import History
 from train.penalties.base import NO_HISTORY, Group, LengthPenalty
+from train.penalties.history import History
 
 
 class NoPenalty(LengthPenalty):

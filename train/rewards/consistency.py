@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from curt.corpus.consistency import check_reasoning
-from curt.schema import Completion, ParseFailure, Verdict
+from curt.law.verdict import Completion, ParseFailure, Verdict
+from curt.scores.reasoning import check_reasoning
 
 
 def consistency_reward(completion: Completion, reference: Verdict) -> float:

@@ -7,9 +7,9 @@ import re
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from curt.corpus.clean import repetition_ratio
+from curt.corpus.build.clean import repetition_ratio
 from curt.dialogue import render_answer
-from curt.schema import Completion, ParseFailure, Verdict
+from curt.law.verdict import Completion, ParseFailure, Verdict
 
 _HEADING = re.compile(r"^#{1,6} +\S")
 _SECTIONS = ("罪名", "法条", "刑期")

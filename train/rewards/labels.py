@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 from typing import Literal
 
-from curt.metrics import is_exact, set_f1
-from curt.schema import Completion, ParseFailure, Verdict
+from curt.law.verdict import Completion, ParseFailure, Verdict
+from curt.scores.metrics import is_exact, set_f1
 
 FULL, PARTIAL, WRONG, UNDECIDED = 2.0, 1.0, -2.0, 0.0
 LEVELS = {"full": FULL, "partial": PARTIAL, "undecided": UNDECIDED, "wrong": WRONG}
@@ -32,7 +32,7 @@ def charge_levels_reward(completion: Completion, reference: Verdict) -> float:
     The scale of pure RL with a judge on CAIL2018's tasks, decided by rule.
 
     >>> from curt.dialogue import parse_completion
-    >>> from curt.schema import Term
+    >>> from curt.law.verdict import Term
     >>> reference = Verdict(("盗窃", "诈骗"), ("264", "266"), Term("fixed", 8))
     >>> answer = parse_completion("</think>罪名：盗窃\\n法条：264\\n刑期：有期徒刑8个月")
     >>> charge_levels_reward(answer, reference)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from curt.corpus.legality import is_in_tier, share_carried, share_defining
-from curt.schema import Completion, ParseFailure, Verdict
+from curt.law.legality import is_in_tier, share_carried, share_defining
+from curt.law.verdict import Completion, ParseFailure, Verdict
 
 
 def legality_reward(completion: Completion, reference: Verdict) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from curt.schema import Completion, Verdict
+from curt.law.verdict import Completion, Verdict
 from train.rewards.consistency import consistency_reward
 from train.rewards.form import (
     format_error_reward,
@@ -35,7 +35,8 @@ from train.rewards.term import term_linear_reward, term_ratio_reward, term_rewar
 Reward = Callable[[Completion, Verdict], float]
 Combination = Literal["mean", "sum", "zscore", "rank"]
 """How the rewards of a completion become `partial`: their weighted mean or sum; or, as scores of
-several reward models, brought to a common scale within the group first (`train.advantages`)."""
+several reward models, brought to a common scale within the group first
+(`train.loop.advantages`)."""
 
 REWARDS: Mapping[str, Reward] = {
     "format": format_reward,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from curt.metrics import cail_term_score, judge_term_score
-from curt.schema import Completion, ParseFailure, Term, Verdict
+from curt.law.verdict import Completion, ParseFailure, Term, Verdict
+from curt.scores.metrics import cail_term_score, judge_term_score
 
 LIFE_MONTHS, DEATH_MONTHS = 300, 360
 """Where a difference in months is needed: life above every fixed term, death above life."""

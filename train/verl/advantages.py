@@ -1,11 +1,11 @@
-"""The advantage estimators of `train.advantages` in verl's form."""
+"""The advantage estimators of `train.loop.advantages` in verl's form."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from train.advantages import ESTIMATORS, Estimator, estimate
+from train.loop.advantages import ESTIMATORS, Estimator, estimate
 
 if TYPE_CHECKING:
     import torch

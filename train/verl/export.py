@@ -30,11 +30,11 @@ from curt.dialogue import (
     normalise_fact,
 )
 from curt.files import whole_folder
+from curt.law.verdict import Case
 from curt.logs import configure_logging
-from curt.schema import Case
-from train.curriculum import draw_budget
-from train.group_reward import write_verdict
 from train.grpo import GRPOSettings, describe_start
+from train.loop.curriculum import draw_budget
+from train.loop.group_reward import write_verdict
 from train.verl.group_scores import read_settings
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from curt.dialogue import THINK_END
-from train.group_reward import GroupReward
 from train.grpo import GRPOSettings
-from train.history import History
 from train.judge import make_judge
-from train.scoring import Scorer
+from train.loop.group_reward import GroupReward
+from train.loop.scoring import Scorer
+from train.penalties.history import History
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,7 +100,7 @@ class GroupScores:
 
         Args:
             samples: all completions of the prompt.
-            reference: `train.group_reward.write_verdict` of the right verdict.
+            reference: `train.loop.group_reward.write_verdict` of the right verdict.
             budget: thinking tokens stated in the prompt.
             case_id: for the judge's cache and messages.
         """

@@ -1,0 +1,1 @@
+"""Long reasoning and penalised reasoning on one server."""

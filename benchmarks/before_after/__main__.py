@@ -1,0 +1,344 @@
+"""The point of it all in one figure: long reasoning and penalised reasoning, on one server.
+
+    python -m benchmarks.before_after
+
+Both models come from the same warm start, exported by the same recipe to the same engine; only the
+length penalty lies between them. Each gets a server of this checkout, both stay up and take turns,
+case by case and round by round. Measured: latency, thinking tokens and accuracy with the deadline
+off (reasoning as long as the model likes) and under it, and the highest rate of Poisson arrivals
+whose 99th percentile stays under the deadline with reasoning uncut.
+
+The demo model is so small that either fits 400 ms; what the tokens mean for a larger model is
+worked out from its time per token, and said to be arithmetic wherever it is shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from pydantic import Field
+
+from benchmarks.asker import Answer, Asker
+from benchmarks.before_after.plot import draw_before_after
+from benchmarks.client import quantiles
+from benchmarks.load.overload import OverloadConfig, Reply, load
+from benchmarks.penalties.summary import interval
+from benchmarks.run import describe_machine, serve
+from curt.artifact import load_manifest
+from curt.config import Config, load_config
+from curt.corpus.store import read_cases
+from curt.dialogue import render_answer
+from curt.engines.tokenizer import PromptTokenizer
+from curt.files import write_atomic, write_json
+from curt.law.verdict import Case, ParseFailure, Term, Verdict
+from curt.logs import configure_logging
+from curt.scores.metrics import is_exact
+
+log = logging.getLogger(__name__)
+
+BEFORE, AFTER = "warm_start", "penalised"
+
+
+class BeforeAfterConfig(Config):
+    """What to compare and how long."""
+
+    warm_start: Path = Path("artifacts/demo/ort-w8a8-warm-start")
+    """Export of the model before the length penalty."""
+    penalised: Path = Path("artifacts/demo/ort-w8a8")
+    """Export of the model after it, by the same recipe."""
+    cases: Path = Path("artifacts/demo/corpus/test.jsonl")
+    """Cases to answer; their verdicts are what accuracy is counted against."""
+    limit: int | None = Field(None, ge=1)
+    """Use only the first so many cases."""
+    deadline_ms: int = 400
+    """The deadline."""
+    off_ms: int = 10_000
+    """A deadline that shortens nothing: the deadline off."""
+    workers: int | None = None
+    """Of each server; its default when not given."""
+    rounds: int = Field(3, ge=0)
+    """Searches for the highest rate, of each model; 0 for none."""
+    seconds: float = Field(10.0, gt=0)
+    """How long each rate lasts."""
+    start_rate: float = Field(8.0, gt=0)
+    """First rate of a search."""
+    steps: int = Field(3, ge=0)
+    """Halvings of the interval in which the highest rate lies."""
+    pause_seconds: float = Field(1.0, ge=0)
+    """Between two rates."""
+    tpots_ms: list[float] = [0.25, 0.5, 1, 2, 4, 8, 16]
+    """Times per token to work out latencies for."""
+    prefill_ms: float = Field(40.0, ge=0)
+    """Assumed there for reading the prompt, queue and front."""
+    seed: int = 1
+    """Of the arrivals."""
+    ports: tuple[int, int] = (0, 0)
+    """Of the servers; 0 takes a free one."""
+    out: Path = Path("benchmarks/results/before_after.json")
+    """File of results."""
+    plot: Path = Path("benchmarks/results/before_after.png")
+    """Picture of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """One case answered: when, after how much thinking, and whether rightly."""
+
+    ms: float
+    thinking_tokens: int
+    exact: bool
+    cut: bool
+
+
+def measure(config: BeforeAfterConfig) -> dict[str, Any]:
+    """Everything. Raises ArtifactError when a folder must not be loaded, ValueError when both do
+    not have the same recipe, RuntimeError when a server does not come up."""
+    folders = {BEFORE: config.warm_start, AFTER: config.penalised}
+    check_same_recipe(config.warm_start, config.penalised)
+    cases = list(read_cases(config.cases, config.limit))
+    if not cases:
+        raise ValueError(f"{config.cases} holds no case")
+    with ExitStack() as stack:
+        urls = {
+            name: stack.enter_context(serve(folder, port=port, workers=config.workers)).url
+            for (name, folder), port in zip(folders.items(), config.ports, strict=True)
+        }
+        runs = {
+            mode: answer_all(urls, cases, deadline_ms)
+            for mode, deadline_ms in (("off", config.off_ms), ("deadline", config.deadline_ms))
+        }
+        searches: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in urls}
+        for turn in range(config.rounds):
+            for name in (BEFORE, AFTER) if turn % 2 == 0 else (AFTER, BEFORE):
+                trials = search_rate(
+                    lambda rate, url=urls[name]: try_rate(config, url, rate),  # type: ignore[misc]
+                    config.start_rate,
+                    config.steps,
+                )
+                searches[name].append(trials)
+                log.info("round %d, %s: %.1f/s", turn + 1, name, highest(trials))
+    answer_tokens = _answer_tokens(config.penalised, cases)
+    models = {
+        name: {mode: summarise(runs[mode][name]) for mode in runs}
+        | {"max_rate_per_s": _spread([highest(trials) for trials in searches[name]])}
+        for name in folders
+    }
+    return {
+        "machine": describe_machine(),
+        "settings": config.model_dump(
+            mode="json", exclude={"warm_start", "penalised", "out", "plot", "ports"}
+        ),
+        "models": models,
+        "penalised_to_warm_start": compare(runs, models),
+        "arithmetic": work_out(config, models, answer_tokens),
+        "searches": searches,
+        "raw": {
+            mode: {name: [vars_of(one) for one in own] for name, own in both.items()}
+            for mode, both in runs.items()
+        },
+    }
+
+
+def check_same_recipe(first: Path, second: Path) -> None:
+    """Raises ValueError naming the settings in which two exports differ."""
+    own = ("precision", "algorithm", "block_size", "accuracy_level", "symmetric", "device")
+    left, right = (load_manifest(f, expect="ort-genai").config for f in (first, second))
+    if differ := [name for name in own if left.get(name) != right.get(name)]:
+        raise ValueError(
+            f"{first} and {second} differ in {', '.join(differ)}: export both by one recipe"
+        )
+
+
+def answer_all(
+    urls: Mapping[str, str], cases: Sequence[Case], deadline_ms: int
+) -> dict[str, list[Taken]]:
+    """Every case to every server, one request at a time; who is first alternates."""
+    taken: dict[str, list[Taken]] = {name: [] for name in urls}
+    with ExitStack() as stack:
+        askers = {name: stack.enter_context(Asker(url)) for name, url in urls.items()}
+        for case in cases[:3]:  # first requests open connections
+            for asker in askers.values():
+                asker.ask(case.fact, deadline_ms)
+        for index, case in enumerate(cases):
+            for name in list(askers) if index % 2 else list(askers)[::-1]:
+                taken[name].append(take(askers[name].ask(case.fact, deadline_ms), case.verdict))
+    return taken
+
+
+def take(answer: Answer, reference: Verdict) -> Taken:
+    """What an answer was worth. Raises RuntimeError when there is none."""
+    if answer.status != 200:
+        raise RuntimeError(f"status {answer.status} to a single request: is the machine stuck?")
+    thinking = answer.reply["thinking"]
+    return Taken(
+        answer.ms,
+        thinking["tokens"],
+        is_exact(read_verdict(answer.reply), reference),
+        thinking["cut"],
+    )
+
+
+def read_verdict(reply: Mapping[str, Any]) -> Verdict | ParseFailure:
+    """The verdict in a reply of the server, or a failure where the model gave none."""
+    if reply["degraded"] or not reply["defendants"]:
+        return ParseFailure(str(reply["degraded_reason"]))
+    said = reply["defendants"][0]
+    term = said["term"]
+    return Verdict(
+        tuple(charge["name"] for charge in said["charges"]),
+        tuple(article["id"] for article in said["articles"]),
+        Term(term["kind"], term["months"], term["probation_months"]),
+        said["fine_yuan"] or 0,
+    )
+
+
+def try_rate(config: BeforeAfterConfig, url: str, rate: float) -> dict[str, Any]:
+    """Arrivals at a rate with the deadline off: whether all were answered by the model, their
+    99th percentile under the deadline."""
+    asked = OverloadConfig(url=url, deadline_ms=config.off_ms, seed=config.seed, cases=config.cases)
+    facts = [case.fact for case in read_cases(config.cases)]
+
+    async def run() -> list[Reply]:
+        replies = await load(asked, facts, rate, config.seconds)
+        await asyncio.sleep(config.pause_seconds)
+        return replies
+
+    replies = asyncio.run(run())
+    answered = [reply for reply in replies if reply.status == 200]
+    latency_ms = quantiles([reply.latency_ms for reply in answered])
+    return {
+        "rate_per_s": rate,
+        "requests": len(replies),
+        "unanswered": len(replies) - len(answered),
+        "latency_ms": latency_ms,
+        "lag_ms": quantiles([reply.lag_ms for reply in replies]),
+        "kept": bool(answered)
+        and len(answered) == len(replies)
+        and latency_ms["p99"] < config.deadline_ms,
+    }
+
+
+def search_rate(
+    trial: Callable[[float], dict[str, Any]], start: float, steps: int
+) -> list[dict[str, Any]]:
+    """Trials at rising rates, half as much again each, then halvings between kept and not kept.
+
+    When even the first is not kept, the rates fall by half until one is, at most six times.
+    """
+    trials = [trial(start)]
+    while trials[-1]["kept"]:
+        trials.append(trial(trials[-1]["rate_per_s"] * 1.5))
+    while not any(one["kept"] for one in trials) and len(trials) < 7:
+        trials.append(trial(trials[-1]["rate_per_s"] / 2))
+    low = highest(trials)
+    high = min((one["rate_per_s"] for one in trials if not one["kept"]), default=low)
+    for _ in range(steps if low else 0):
+        middle = (low + high) / 2
+        trials.append(trial(middle))
+        low, high = (middle, high) if trials[-1]["kept"] else (low, middle)
+    return trials
+
+
+def highest(trials: Sequence[Mapping[str, Any]]) -> float:
+    """The highest rate that was kept, 0 for none."""
+    return max((float(one["rate_per_s"]) for one in trials if one["kept"]), default=0.0)
+
+
+def summarise(taken: Sequence[Taken]) -> dict[str, Any]:
+    """Figures of one model's answers."""
+    exact = [float(one.exact) for one in taken]
+    return {
+        "n": len(taken),
+        "latency_ms": quantiles([one.ms for one in taken]),
+        "mean_ms": fmean(one.ms for one in taken),
+        "thinking_tokens": quantiles([one.thinking_tokens for one in taken]),
+        "mean_thinking_tokens": fmean(one.thinking_tokens for one in taken),
+        "exact": fmean(exact),
+        "exact_interval": interval(exact),
+        "cut": sum(one.cut for one in taken),
+    }
+
+
+def compare(
+    runs: Mapping[str, Mapping[str, Sequence[Taken]]], models: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The penalised model to the warm start: ratios by case, and the change in accuracy."""
+    before, after = runs["off"][BEFORE], runs["off"][AFTER]
+    change = [float(b.exact) - float(a.exact) for a, b in zip(before, after, strict=True)]
+    rates = [models[name]["max_rate_per_s"]["median"] for name in (BEFORE, AFTER)]
+    tokens = [models[name]["off"]["mean_thinking_tokens"] for name in (BEFORE, AFTER)]
+    return {
+        "latency": median(b.ms / a.ms for a, b in zip(before, after, strict=True)),
+        "thinking_tokens": tokens[1] / tokens[0] if tokens[0] else None,
+        "max_rate": rates[1] / rates[0] if rates[0] else None,
+        "exact_change": fmean(change),
+        "exact_change_interval": interval(change),
+    }
+
+
+def work_out(
+    config: BeforeAfterConfig, models: Mapping[str, Mapping[str, Any]], answer_tokens: float
+) -> dict[str, Any]:
+    """Arithmetic, not measurement: latency = prefill + (thinking + 1 + answer) × time per token.
+
+    With the 95th percentile of the measured thinking tokens, for each time per token; and the
+    longest time per token at which that fits the deadline.
+    """
+    rows: dict[str, Any] = {}
+    for name, model in models.items():
+        tokens = model["off"]["thinking_tokens"]["p95"] + 1 + answer_tokens
+        rows[name] = {
+            "tokens": tokens,
+            "latency_ms": [config.prefill_ms + tokens * tpot for tpot in config.tpots_ms],
+            "longest_tpot_ms": (config.deadline_ms - config.prefill_ms) / tokens,
+        }
+    return {
+        "formula": "prefill_ms + (p95 thinking tokens + 1 + answer tokens) * tpot_ms",
+        "measured": False,
+        "prefill_ms": config.prefill_ms,
+        "answer_tokens": answer_tokens,
+        "tpots_ms": config.tpots_ms,
+        "models": rows,
+    }
+
+
+def vars_of(one: Taken) -> list[float | int | bool]:
+    """A raw row: milliseconds, thinking tokens, exact."""
+    return [round(one.ms, 3), one.thinking_tokens, one.exact]
+
+
+def _answer_tokens(folder: Path, cases: Sequence[Case]) -> float:
+    """Of the reference verdicts, in the model's own tokens."""
+    tokenizer = PromptTokenizer(folder)
+    return median(len(tokenizer.encode(render_answer(case.verdict))) for case in cases)
+
+
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    if not values:
+        return {"median": None, "low": None, "high": None}
+    return {"median": median(values), "low": min(values), "high": max(values)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, write and draw; exits with a message on bad input."""
+    config = load_config(BeforeAfterConfig, argv)
+    configure_logging()
+    try:
+        result = measure(config)
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    write_json(config.out, result)
+    write_atomic(config.plot, draw_before_after(result))
+    log.info("%s: %s", config.out, result["penalised_to_warm_start"])
+
+
+if __name__ == "__main__":
+    main()

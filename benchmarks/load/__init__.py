@@ -1,0 +1,1 @@
+"""The server under load: rates, deadlines, overload, survival, front, soak."""

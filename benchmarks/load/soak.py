@@ -1,0 +1,263 @@
+"""Ten minutes at four fifths of the capacity: does anything grow, slow down or fail with time?
+
+    python -m benchmarks.load.soak --minutes 10
+
+Starts a server, measures its capacity as `benchmarks.load.overload` does, loads it at a share of
+that with Poisson arrivals of unique cases, and writes down for every minute the 99th percentile of
+the latency (from the scheduled instant), the share of misses (whatever is no full verdict within
+the deadline), and from every second the memory of the front and of each of its processes.
+
+Flat is judged by the slope of a straight line, Theil and Sen's: the median over all pairs of
+points, which single spikes do not move. Its 95% interval comes from resampling blocks of
+neighbouring residues, since what is near in time is alike. A series is flat when the interval
+holds no growth worth naming (the limits below, over the whole run): "rising" needs the interval
+above the limit, and one that holds both is "undecided". The first part of the run, in which
+caches and pools fill, is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pydantic import Field
+
+from benchmarks.client import quantiles
+from benchmarks.load.overload import OverloadConfig, Reply, find_capacity, load, summarise
+from benchmarks.load.soak_plot import draw_soak
+from benchmarks.load.trend import Trend, fit_trend
+from benchmarks.run import describe_machine, serve
+from curt.config import Config, load_config
+from curt.files import write_atomic, write_json
+from curt.logs import configure_logging
+from loadtest._arrivals import load_facts
+
+log = logging.getLogger(__name__)
+
+MEBIBYTE = 1 << 20
+
+
+class SoakConfig(Config):
+    """How long and how hard."""
+
+    model: Path = Path("artifacts/demo/ort-w8a8")
+    """Model folder to serve."""
+    fallback: Path | None = Path("artifacts/demo/fallback")
+    """Classifier folder, where there is one."""
+    cases: Path = Path("artifacts/demo/corpus/test.jsonl")
+    """Where the facts come from."""
+    minutes: float = Field(10.0, gt=0)
+    """Length of the soak."""
+    parts: int = Field(10, ge=3)
+    """Stretches to summarise by: minutes, when there are ten of both."""
+    share: float = Field(0.8, gt=0)
+    """Of the capacity."""
+    capacity: float | None = Field(None, gt=0)
+    """Good answers a second; measured first when not given."""
+    ramp_start: float = Field(8.0, gt=0)
+    """First rate of the measurement of the capacity."""
+    ramp_seconds: float = Field(6.0, gt=0)
+    """How long each rate lasts."""
+    deadline_ms: int = 400
+    """Of every request."""
+    chars: int = 300
+    """Length facts are cut to."""
+    workers: int | None = None
+    """Of the server; its default when not given."""
+    port: int = 0
+    """Of the server; 0 takes a free one."""
+    settle: float = Field(0.1, ge=0, lt=0.9)
+    """Share of the run, from its start, that is not judged."""
+    growth_mib: float = Field(16.0, gt=0)
+    """Growth of memory over the run, of one process, that counts."""
+    growth_p99: float = Field(0.25, gt=0)
+    """Growth of p99 over the run that counts, as a share of its median."""
+    growth_misses: float = Field(0.005, gt=0)
+    """Growth of the share of misses over the run that counts."""
+    seed: int = 1
+    """Of the arrivals."""
+    out: Path = Path("benchmarks/results/soak.json")
+    """File of results."""
+    plot: Path = Path("benchmarks/results/soak.png")
+    """Picture of them."""
+
+
+def measure(config: SoakConfig) -> dict[str, Any]:
+    """Serve, find the capacity, soak, judge. Raises RuntimeError when no server comes up."""
+    fallback = config.fallback if config.fallback and config.fallback.is_dir() else None
+    optional = {"fallback": fallback, "workers": config.workers}
+    with serve(config.model, port=config.port, **optional) as server:
+        workers = server.worker_pids()
+        return asyncio.run(soak(config, server.url, server.process.pid, workers))
+
+
+async def soak(config: SoakConfig, url: str, pid: int, workers: Sequence[int]) -> dict[str, Any]:
+    """Load the server at `url`, whose front is the process `pid`, and judge what is seen."""
+    asked = OverloadConfig(
+        url=url,
+        deadline_ms=config.deadline_ms,
+        chars=config.chars,
+        ramp_start=config.ramp_start,
+        ramp_seconds=config.ramp_seconds,
+        seed=config.seed,
+        cases=config.cases,
+    )
+    facts = [fact[: config.chars] for fact in load_facts(config.cases)]
+    ramp: list[dict[str, Any]] = []
+    if config.capacity is None:
+        ramp = await find_capacity(asked, facts)
+    capacity = config.capacity or max(row["goodput_per_s"] for row in ramp)
+    rate, seconds = capacity * config.share, config.minutes * 60
+    log.info("capacity %.1f/s; %.1f/s for %.1f minutes", capacity, rate, config.minutes)
+    watching = asyncio.create_task(watch_memory(pid, workers, min(1.0, seconds / 20)))
+    started_s = time.monotonic()
+    replies: list[Reply] = []
+    parts: list[dict[str, Any]] = []
+    for part in range(config.parts):
+        arrivals = asked.model_copy(update={"seed": config.seed + part})
+        own = await load(arrivals, facts, rate, seconds / config.parts)
+        replies += own
+        parts.append(summarise(own, rate, seconds / config.parts, config.deadline_ms))
+        log.info("part %d of %d: %d misses", part + 1, config.parts, parts[-1]["misses"])
+    took_s = time.monotonic() - started_s
+    watching.cancel()
+    memory, lost = await watching
+    series = to_series(parts, memory, took_s)
+    trends = judge(config, series)
+    return {
+        "machine": describe_machine(),
+        "settings": config.model_dump(mode="json", exclude={"out", "plot", "port"}),
+        "ramp": ramp,
+        "capacity_per_s": capacity,
+        "rate_per_s": rate,
+        "requests": len(replies),
+        "misses": sum(not reply.good for reply in replies),
+        "latency_ms": quantiles([reply.latency_ms for reply in replies]),
+        "processes_lost": lost,
+        "trends": trends,
+        "flat": not lost and all(row["verdict"] == "flat" for row in trends.values()),
+        "series": series,
+        "parts": parts,
+    }
+
+
+async def watch_memory(
+    pid: int, workers: Sequence[int], interval_s: float
+) -> tuple[dict[str, list[tuple[float, float]]], int]:
+    """(seconds, MiB) of the front and of each process below it, until this task is cancelled.
+
+    Others than the workers are spares and what starts them.
+
+    Also how many of the processes that were there at first have gone since.
+    """
+    front = psutil.Process(pid)
+    names = {pid: "front"} | {worker: f"worker {i + 1}" for i, worker in enumerate(workers)}
+    seen: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    family = {front, *front.children(recursive=True)}
+    started_s = time.monotonic()
+    try:
+        while True:
+            for process in (front, *front.children(recursive=True)):
+                name = names.setdefault(process.pid, f"other {len(names) - len(workers)}")
+                try:
+                    held = process.memory_info().rss / MEBIBYTE
+                except psutil.NoSuchProcess:  # gone since it was listed
+                    continue
+                seen[name].append((time.monotonic() - started_s, held))
+            await asyncio.sleep(interval_s)
+    except asyncio.CancelledError:
+        return dict(seen), sum(not process.is_running() for process in family)
+
+
+def to_series(
+    parts: Sequence[Mapping[str, Any]],
+    memory: Mapping[str, Sequence[tuple[float, float]]],
+    took_s: float,
+) -> dict[str, list[tuple[float, float]]]:
+    """Everything that may rise, as (share of the run, value): parts at their middles."""
+    middles = [(index + 0.5) / len(parts) for index in range(len(parts))]
+    series = {
+        # a part whose every request was lost has no latency
+        "p99_ms": [
+            (at, part["answer_ms"]["p99"])
+            for at, part in zip(middles, parts, strict=True)
+            if part["answer_ms"]
+        ],
+        "miss_share": [(at, part["miss_share"]) for at, part in zip(middles, parts, strict=True)],
+    }
+    return series | {
+        f"{name}_mib": [(at_s / took_s, held) for at_s, held in points]
+        for name, points in memory.items()
+    }
+
+
+def judge(
+    config: SoakConfig, series: Mapping[str, Sequence[tuple[float, float]]]
+) -> dict[str, dict[str, Any]]:
+    """For each series its growth over the run, the interval of that, the limit and the verdict.
+
+    One with too few points after the settling (a process that came late) is "undecided".
+    """
+    rows = {}
+    for name, points in series.items():
+        judged = [(at, value) for at, value in points if at >= config.settle]
+        if len(judged) < 3:
+            rows[name] = {"points": len(judged), "verdict": "undecided"}
+            continue
+        trend = fit_trend(judged, seed=config.seed)
+        limit = _limit(config, name, [value for _, value in judged])
+        rows[name] = {
+            "points": len(judged),
+            "growth": trend.slope,
+            "interval": [trend.low, trend.high],
+            "limit": limit,
+            "verdict": verdict_on(trend, limit),
+        }
+    return rows
+
+
+def verdict_on(trend: Trend, limit: float) -> str:
+    """Flat below the limit with its whole interval, rising above it with all of it."""
+    if trend.high < limit:
+        return "flat"
+    return "rising" if trend.low >= limit else "undecided"
+
+
+def _limit(config: SoakConfig, name: str, values: Sequence[float]) -> float:
+    if name == "p99_ms":
+        return config.growth_p99 * sorted(values)[len(values) // 2]
+    return config.growth_misses if name == "miss_share" else config.growth_mib
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Soak, write and draw; exits with status 1 where something rises or a process was lost."""
+    config = load_config(SoakConfig, argv)
+    configure_logging()
+    try:
+        result = measure(config)
+    except (OSError, RuntimeError, ValueError, psutil.Error) as error:
+        sys.exit(f"error: {error}")
+    write_json(config.out, result)
+    write_atomic(config.plot, draw_soak(result))
+    verdicts = {name: row["verdict"] for name, row in result["trends"].items()}
+    log.info(
+        "%s: %s after %d requests, %d misses; %s",
+        config.out,
+        "flat" if result["flat"] else "NOT FLAT",
+        result["requests"],
+        result["misses"],
+        json.dumps(verdicts),
+    )
+    sys.exit(1 if result["processes_lost"] or "rising" in verdicts.values() else 0)
+
+
+if __name__ == "__main__":
+    main()

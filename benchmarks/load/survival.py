@@ -1,0 +1,353 @@
+"""What clients notice when workers are killed and when the server is told to end, under load.
+
+    python -m benchmarks.load.survival --model artifacts/demo/ort-w8a8 \
+        --fallback artifacts/demo/fallback
+
+First a random worker is killed (SIGKILL) every few seconds, while a request is under way. Every
+full verdict is then compared, word for word, with what an engine in this process answers to the
+same case under the same stated budget and limit. Then, several times: SIGTERM under load, with
+arrivals going on until after the end. A request is lost where the server had taken its connection
+and what was sent on it got no whole reply. A refusal, a connection that is not taken and one that
+is closed before anything is sent on it are no loss: their clients know at once that nothing
+happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from benchmarks.client import (
+    PATIENCE_S,
+    Client,
+    Exchange,
+    arrivals_for,
+    quantiles,
+    send_on_time,
+    write_body,
+)
+from benchmarks.run import HOST, Served, describe_machine, serve
+from curt.config import Config, load_config
+from curt.dialogue import parse_completion
+from curt.engines.onnx.engine import OrtEngine
+from curt.engines.protocol import Engine, Generation, Request
+from curt.files import write_json
+from curt.law.verdict import Verdict
+from curt.logs import configure_logging
+from loadtest._arrivals import load_facts
+from serve.api.reply import build_defendant
+from serve.api.schemas import ALL_TASKS
+
+logger = logging.getLogger(__name__)
+
+WHOLE_AGAIN_S = 2.0  # within which a worker that died must have been replaced
+POLL_S = 0.002
+TO_THE_WORKER_S = 0.004  # from the client to the middle of a request's work
+EXIT_S = 30.0  # for the server to end after SIGTERM
+
+
+class SurvivalConfig(Config):
+    """What to mistreat, how and how often."""
+
+    model: Path = Path("artifacts/demo/ort-w8a8")
+    """Model folder."""
+    fallback: Path | None = None
+    """Its classifier folder; without one, what can't be met is refused."""
+    port: int = 0
+    """Of the servers; 0 takes free ones."""
+    workers: int | None = Field(None, ge=1)
+    """One per core when left out."""
+    rate: float = Field(10.0, gt=0)
+    """Arrivals a second."""
+    deadline_ms: int = 400
+    """Of every request."""
+    kill_seconds: float = Field(120.0, ge=0)
+    """How long workers are killed."""
+    kill_every_s: float = Field(5.0, gt=0)
+    """Between two kills."""
+    stops: int = Field(5, ge=0)
+    """How often the server is told to end."""
+    before_stop_s: float = Field(4.0, gt=0)
+    """Load before that."""
+    after_stop_s: float = Field(3.0, gt=0)
+    """Load after that."""
+    seed: int = 1
+    """Of arrivals and kills."""
+    cases: Path = Path("artifacts/demo/corpus/test.jsonl")
+    """Where the facts come from."""
+    report: Path = Path("benchmarks/results/survival.json")
+    """File of results."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, write, and exit with status 1 when something was lost or wrong."""
+    config = load_config(SurvivalConfig, argv)
+    configure_logging()
+    try:
+        results = measure(config)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    write_json(config.report, results)
+    logger.info("%s: %s", config.report, results["passed"])
+    sys.exit(0 if all(results["passed"].values()) else 1)
+
+
+def measure(config: SurvivalConfig) -> dict[str, Any]:
+    """Both parts, and whether the server stood."""
+    machine = describe_machine()
+    facts = load_facts(config.cases)
+    results: dict[str, Any] = {
+        "machine": machine,
+        "model": config.model.name,
+        "rate_per_s": config.rate,
+        "deadline_ms": config.deadline_ms,
+    }
+    passed: dict[str, bool] = {}
+    if config.kill_seconds:
+        kills = results["kills"] = survive_kills(config, facts)
+        slowest_ms = kills["worker_replaced_ms"].get("max", 0.0)
+        passed |= {
+            "workers_were_killed_at_work": kills["killed_at_work"] > 0,
+            "no_wrong_answer": kills["compared"] > 0 and not kills["wrong"],
+            "no_hang": not kills["fates"].get("lost"),
+            f"whole_again_within_{WHOLE_AGAIN_S:g}_s": not kills["not_replaced"]
+            and slowest_ms <= WHOLE_AGAIN_S * 1e3,
+        }
+    if config.stops:
+        stops = [survive_stop(config, facts, seed) for seed in range(config.stops)]
+        results["stops"] = stops
+        results["lost_at_stops"] = sum(row["lost"] for row in stops)
+        passed |= {
+            "nothing_lost_at_stops": not results["lost_at_stops"],
+            "exit_code_0": all(row["exit_code"] == 0 for row in stops),
+            "new_ones_refused": not any(row["served_once_unready"] for row in stops),
+        }
+    return {**results, "passed": passed}
+
+
+def survive_kills(config: SurvivalConfig, facts: Sequence[str]) -> dict[str, Any]:
+    """Kill a worker again and again under load, and judge every answer."""
+    with _serve(config) as server:
+        exchanges, killed_s = asyncio.run(_kill_under_load(config, facts, server))
+        time.sleep(WHOLE_AGAIN_S)
+        log = server.read_log()
+    replaced, late = recoveries(log, killed_s, " ready")
+    spares, _ = recoveries(log, killed_s, " loaded in ")
+    full = [e for e in exchanges if e.got.status == 200 and not e.answer["degraded"]]
+    logger.info("%d kills; comparing %d answers", len(killed_s), len(full))
+    wrong = find_wrong(OrtEngine(config.model), facts, full)
+    ends = Counter(row["message"] for row in log if row["message"].startswith("a worker ended"))
+    idle = sum(count for message, count in ends.items() if message.endswith("while idle"))
+    return {
+        "seconds": config.kill_seconds,
+        "kills": len(killed_s),
+        "killed_at_work": sum(ends.values()) - idle,
+        "requests": len(exchanges),
+        "fates": dict(Counter(fate(e) for e in exchanges)),
+        "degraded": dict(
+            Counter(e.answer["degraded_reason"] for e in exchanges if fate(e) == "degraded")
+        ),
+        "compared": len(full),
+        "wrong": wrong,
+        "latency_ms": quantiles([e.latency_ms for e in exchanges if e.got.status == 200]),
+        "later_than_deadline": sum(
+            e.service_ms > config.deadline_ms for e in exchanges if e.got.status == 200
+        ),
+        "worker_replaced_ms": quantiles(replaced),
+        "not_replaced": late,
+        "spare_loaded_ms": quantiles(spares),
+        "failures": dict(Counter(e.got.failure for e in exchanges if e.got.failure)),
+    }
+
+
+def survive_stop(config: SurvivalConfig, facts: Sequence[str], seed: int) -> dict[str, Any]:
+    """SIGTERM under load: what became of every request, and how the server ended."""
+    with _serve(config) as server:
+        exchanges, times = asyncio.run(_stop_under_load(config, facts, server, seed))
+        code = server.process.poll()
+    return judge_stop(exchanges, times) | {"exit_code": code}
+
+
+def judge_stop(exchanges: Sequence[Exchange], times: Mapping[str, float]) -> dict[str, Any]:
+    """Fates before, across and after SIGTERM; `times` are `time.monotonic()` instants.
+
+    "told" is the signal, "unready" the first /readyz that was not 200, "ended" the process's end.
+    """
+    told_s, unready_s = times["told"], times["unready"]
+    across = [e for e in exchanges if e.sent_s <= told_s < e.done_s]
+    after = [e for e in exchanges if e.sent_s > told_s]
+    fates = Counter(fate(e) for e in exchanges)
+    return {
+        "requests": len(exchanges),
+        "lost": fates["lost"],
+        "failures": dict(Counter(e.got.failure for e in exchanges if e.got.failure)),
+        "before": dict(Counter(fate(e) for e in exchanges if e.done_s <= told_s)),
+        "under_way_at_signal": dict(Counter(fate(e) for e in across)),
+        "after": dict(Counter(fate(e) for e in after)),
+        "served_once_unready": sum(e.got.status == 200 for e in after if e.sent_s > unready_s),
+        "unready_after_ms": round((unready_s - told_s) * 1e3, 1),
+        "ended_after_ms": round((times["ended"] - told_s) * 1e3, 1),
+    }
+
+
+def fate(exchange: Exchange) -> str:
+    """What became of a request."""
+    got = exchange.got
+    if got.status == 200:
+        return "degraded" if exchange.answer["degraded"] else "answered"
+    if got.status:
+        return "refused" if got.status == 503 else "error"
+    known = {"not_connected": "not_accepted", "not_sent": "closed_before_sending"}
+    return known.get(got.failure, "lost")
+
+
+def recoveries(
+    log: Sequence[Mapping[str, Any]], killed_s: Sequence[float], sign: str
+) -> tuple[list[float], int]:
+    """Milliseconds from each kill to the next log line of a worker that holds `sign`.
+
+    And how many kills had none before the next. Unix times on both sides.
+    """
+    mine = (row for row in log if row["message"].startswith("worker "))
+    times_s = [row["at_s"] for row in mine if sign in row["message"]]
+    found = []
+    for start_s, end_s in zip(killed_s, [*killed_s[1:], float("inf")], strict=True):
+        # The log's times are cut to milliseconds.
+        after = [at_s for at_s in times_s if start_s - 0.001 <= at_s < end_s]
+        found += [max(0.0, (after[0] - start_s) * 1e3)] if after else []
+    return found, len(killed_s) - len(found)
+
+
+def find_wrong(
+    engine: Engine, facts: Sequence[str], full: Sequence[Exchange]
+) -> list[dict[str, object]]:
+    """Full verdicts that the engine does not give under the same budget and limit.
+
+    Each as its number among the arrivals and the fields that differ: nothing of the case.
+    """
+    known: dict[tuple[int, int, int], dict[str, object]] = {}
+    wrong: list[dict[str, object]] = []
+    for exchange in full:
+        thinking = exchange.answer["thinking"]
+        key = (exchange.index % len(facts), thinking["stated_budget"], thinking["allowed"])
+        if key not in known:
+            generation = engine.generate([Request(facts[key[0]], *key[1:])])[0]
+            known[key] = expected_answer(generation)
+        told = {
+            "defendants": exchange.answer["defendants"],
+            "reasoning": exchange.answer["reasoning"],
+            "tokens": thinking["tokens"],
+            "cut": thinking["cut"],
+        }
+        differ = [name for name, value in known[key].items() if told[name] != value]
+        if differ:
+            wrong.append({"arrival": exchange.index, "differ": differ})
+    return wrong
+
+
+def expected_answer(generation: Generation) -> dict[str, object]:
+    """What a reply must say of a generation: the verdict in full, its reasoning and its length."""
+    completion = parse_completion(generation.text)
+    verdict = completion.verdict
+    return {
+        "defendants": [json.loads(build_defendant(verdict, ALL_TASKS).model_dump_json())]
+        if isinstance(verdict, Verdict)
+        else [],
+        "reasoning": completion.thinking,
+        "tokens": generation.thinking_tokens,
+        "cut": generation.thinking_cut,
+    }
+
+
+async def _kill_under_load(
+    config: SurvivalConfig, facts: Sequence[str], server: Served
+) -> tuple[list[Exchange], list[float]]:
+    client = _client(config, server)
+    killed_s: list[float] = []
+
+    start_s = time.monotonic()
+
+    async def kill_again_and_again() -> None:
+        source = random.Random(config.seed)
+        for number in range(1, math.ceil(config.kill_seconds / config.kill_every_s)):
+            await asyncio.sleep(start_s + number * config.kill_every_s - time.monotonic())
+            pids = await asyncio.to_thread(server.worker_pids)
+            while not client.under_way or not pids:
+                await asyncio.sleep(POLL_S)
+                pids = pids or await asyncio.to_thread(server.worker_pids)
+            await asyncio.sleep(TO_THE_WORKER_S)
+            killed_s.append(time.time())
+            os.kill(source.choice(pids), signal.SIGKILL)
+
+    killing = asyncio.create_task(kill_again_and_again())
+    arrivals = arrivals_for(config.rate, config.seed, config.kill_seconds)
+    exchanges = await send_on_time(client, arrivals, _bodies(config, facts))
+    killing.cancel()
+    outcome = (await asyncio.gather(killing, return_exceptions=True))[0]
+    if isinstance(outcome, Exception):
+        raise outcome
+    return exchanges, killed_s
+
+
+async def _stop_under_load(
+    config: SurvivalConfig, facts: Sequence[str], server: Served, seed: int
+) -> tuple[list[Exchange], dict[str, float]]:
+    times: dict[str, float] = {}
+
+    async def stop() -> None:
+        await asyncio.sleep(config.before_stop_s)
+        times["told"] = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        while await _ask_ready(server) == 200:
+            await asyncio.sleep(POLL_S)
+        times["unready"] = time.monotonic()
+        while server.process.poll() is None:
+            if time.monotonic() > times["told"] + EXIT_S:
+                raise RuntimeError(f"the server did not end within {EXIT_S:.0f} s of SIGTERM")
+            await asyncio.sleep(POLL_S)
+        times["ended"] = time.monotonic()
+
+    arrivals = arrivals_for(
+        config.rate, config.seed + seed, config.before_stop_s + config.after_stop_s
+    )
+    sending = send_on_time(_client(config, server), arrivals, _bodies(config, facts))
+    exchanges, _ = await asyncio.gather(sending, stop())
+    return exchanges, times
+
+
+async def _ask_ready(server: Served) -> int:
+    client = Client(HOST, server.port, PATIENCE_S)  # a connection of its own each time
+    try:
+        return (await client.exchange(b"", what="GET /readyz")).status
+    finally:
+        client.close()
+
+
+def _client(config: SurvivalConfig, server: Served) -> Client:
+    return Client(HOST, server.port, config.deadline_ms / 1e3 + PATIENCE_S)
+
+
+def _bodies(config: SurvivalConfig, facts: Sequence[str]) -> Any:
+    return lambda index: write_body(facts[index % len(facts)], config.deadline_ms)
+
+
+def _serve(config: SurvivalConfig) -> Any:
+    settings = {"fallback": config.fallback, "workers": config.workers}
+    return serve(config.model, port=config.port, **settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Length penalties side by side: same warm start, steps and seeds."""

@@ -1,0 +1,219 @@
+"""Length penalties side by side: same warm start, same steps, same seeds.
+
+    python -m benchmarks.penalties @configs/demo/bench-penalties.toml
+
+Trains and evaluates every method with every seed, then writes `benchmarks/results/penalties.json`
+and a plot beside it. What is already made is kept: stop with Ctrl-C at any time and run it again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.penalties.plot import draw_penalties
+from benchmarks.penalties.summary import obedience_rows, summarise_method
+from curt.artifact import MANIFEST, load_manifest
+from curt.config import Config, load_config
+from curt.files import write_atomic, write_json
+from curt.logs import configure_logging
+
+logger = logging.getLogger(__name__)
+
+BUDGETS = [8, 16, 32, 64, 128]
+STATED = [16, 32, 64, 128]
+
+
+class PenaltyBenchConfig(Config):
+    """What to compare and on what."""
+
+    model: Path
+    """Warm start that every run begins from."""
+    corpus: Path
+    """Folder with train.jsonl and test.jsonl."""
+    grpo: Path
+    """GRPO settings shared by all methods."""
+    methods: dict[str, dict[str, Any]]
+    """Method name to the GRPO settings that it changes."""
+    default: str
+    """The method that `grpo` has; it gets a row of its own in the summary."""
+    steps: int
+    learning_rate: float
+    seeds: list[int] = [7, 8, 9]
+    jobs: int = 2
+    """Runs at once, one thread each: on small models that beats one run with all threads."""
+    cases: int = 500
+    """Test cases under the widest budget."""
+    budget_cases: int = 250
+    """Test cases under each smaller budget."""
+    obedience_cases: int = 200
+    """Test cases for the budget that is stated and not enforced."""
+    folder: Path = Path("artifacts/bench/penalties")
+    """Where runs and evaluations are kept."""
+    out: Path = Path("benchmarks/results/penalties.json")
+    """File of results; the plot gets the same name with .png."""
+
+
+def main() -> None:
+    """Run what is missing and write the results; exits with a message when a run fails."""
+    config = load_config(PenaltyBenchConfig)
+    configure_logging()
+    try:
+        run_bench(config)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run_bench(config: PenaltyBenchConfig) -> dict[str, Any]:
+    """Train, evaluate, summarise. Raises RuntimeError when a run fails, naming its log."""
+    config.folder.mkdir(parents=True, exist_ok=True)
+    load_manifest(config.model, expect="hf")
+    names = [(method, seed) for seed in config.seeds for method in config.methods]
+    with (
+        tqdm(total=len(names) + 1, desc="penalties", unit="run") as bar,
+        ThreadPoolExecutor(config.jobs) as pool,
+    ):
+        jobs = [pool.submit(evaluate_warm_start, config)]
+        jobs += [pool.submit(train_and_evaluate, config, *name) for name in names]
+        try:
+            for job in jobs:
+                job.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    results = collect(config)
+    write_json(config.out, results)
+    write_atomic(config.out.with_suffix(".png"), draw_penalties(results["summary"]))
+    logger.info("results in %s", config.out)
+    return results
+
+
+def evaluate_warm_start(config: PenaltyBenchConfig) -> None:
+    """The model before GRPO, and the same model with its thinking cut off."""
+    _evaluate(config, config.model, "warm_start")
+    cut = ["--stated_budget", str(max(BUDGETS)), "--budgets", json.dumps(BUDGETS)]
+    _run_evaluation(config, config.model, "truncation", cut, config.budget_cases)
+
+
+def train_and_evaluate(config: PenaltyBenchConfig, method: str, seed: int) -> None:
+    """One run, unless its results are there already."""
+    name = f"{method}-{seed}"
+    model = config.folder / name
+    if not (model / MANIFEST).is_file():
+        settings: dict[str, Any] = {
+            "model": config.model,
+            "corpus": config.corpus,
+            "out": model,
+            "steps": config.steps,
+            "learning_rate": config.learning_rate,
+            **config.methods[method],
+            "seed": seed,
+        }
+        _run(["train.grpo", f"@{config.grpo}", *_options(settings)], config.folder / f"{name}.log")
+    _evaluate(config, model, name)
+
+
+def _evaluate(config: PenaltyBenchConfig, model: Path, name: str) -> None:
+    _run_evaluation(config, model, name, ["--budgets", json.dumps(BUDGETS)], config.budget_cases)
+    stated = ["--budgets", json.dumps(STATED), "--thinking_limit", "192"]
+    limit = str(config.obedience_cases)
+    _run_evaluation(config, model, f"{name}.stated", [*stated, "--limit", limit], None)
+
+
+def _run_evaluation(
+    config: PenaltyBenchConfig,
+    model: Path,
+    name: str,
+    options: Sequence[str],
+    budget_cases: int | None,
+) -> None:
+    out = config.folder / f"{name}.json"
+    if out.is_file():
+        return
+    common = {"model": model, "corpus": config.corpus / "test.jsonl", "out": out, "examples": 0}
+    if budget_cases is not None:
+        common |= {"limit": config.cases, "budget_limit": budget_cases}
+    _run(["curt.evaluate", *_options(common), *options], config.folder / f"{name}.eval.log")
+
+
+def _options(settings: dict[str, Any]) -> list[str]:
+    options = []
+    for key, value in settings.items():
+        text = json.dumps(value) if isinstance(value, dict | list | bool) else str(value)
+        options += [f"--{key}", text]
+    return options
+
+
+def _run(module_and_options: Sequence[str], log: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with log.open("ab") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", *module_and_options],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            check=False,
+        )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(module_and_options[:2])} failed: see {log}")
+
+
+def collect(config: PenaltyBenchConfig) -> dict[str, Any]:
+    """All figures of finished runs, raw and summarised."""
+    warm = _read(config.folder / "warm_start.json")
+    cut = _read(config.folder / "truncation.json")
+    warm_obedience = [_read(config.folder / "warm_start.stated.json")]
+    summary = {
+        "warm_start": {
+            **summarise_method([warm], None),
+            "obedience": obedience_rows(warm_obedience),
+        },
+        "truncation": summarise_method([cut], warm),
+    }
+    runs: dict[str, Any] = {"warm_start": _raw(warm), "truncation": _raw(cut)}
+    for method in config.methods:
+        names = [f"{method}-{seed}" for seed in config.seeds]
+        evaluations = [_read(config.folder / f"{name}.json") for name in names]
+        stated = [_read(config.folder / f"{name}.stated.json") for name in names]
+        summary[method] = {
+            **summarise_method(evaluations, warm),
+            "obedience": obedience_rows(stated),
+            "by_correctness": [e["by_correctness"] for e in evaluations],
+            "by_trait": [e["by_trait"] for e in evaluations],
+        }
+        runs |= {name: _raw(e) for name, e in zip(names, evaluations, strict=True)}
+    summary["default"] = {**summary[config.default], "method": config.default}
+    settings = config.model_dump(mode="json", exclude={"folder", "out"})
+    return {"settings": settings, "summary": summary, "runs": runs}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(path.read_bytes())
+    return report
+
+
+def _raw(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """What a reader needs to compute everything anew: one flag and one length a case."""
+    kept = ("n", "stated_budget", "thinking_lengths")
+    return {
+        **{key: evaluation[key] for key in kept},
+        "exact_cases": [int(flag) for flag in evaluation["exact_cases"]],
+        "by_budget": [
+            {k: row[k] for k in ("budget", "n", "exact", "mean_thinking", "p95_thinking")}
+            for row in evaluation["by_budget"]
+        ],
+    }
+
+
+if __name__ == "__main__":
+    main()

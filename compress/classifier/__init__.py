@@ -1,0 +1,1 @@
+"""Train, calibrate and export the classifier that ships with a model."""

@@ -1,0 +1,354 @@
+"""Train the fallback classifier of the deadline ladder and export it to ONNX.
+
+    python -m compress.classifier.train --cases artifacts/demo/corpus/train.jsonl \
+        --dev artifacts/demo/corpus/dev.jsonl --out artifacts/demo/fallback
+
+Linear models over the features of `curt.classifier.model`: one-vs-rest support vectors for
+charges and for those articles that a charge brings only sometimes, multinomial logistic
+regression for bins of terms. The dev cases calibrate the confidences. What ONNX scores them is
+compared with scikit-learn's `decision_function` before anything is published.
+
+Only the linear algebra is ONNX. skl2onnx 1.20 was tried for the text: its `TfidfVectorizer` gives
+other numbers than scikit-learn with sublinear counts, needs an installed en_US locale to fold
+case, and refuses `char_wb`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from compress.classifier.calibration import calibrate, calibration_error, measure_reliability
+from compress.classifier.confidence import fit_uncertainty, measure_confidence, measure_folds
+from compress.classifier.familiarity import fit_familiarity, share_unfamiliar
+from curt.artifact import MANIFEST
+from curt.classifier.model import (
+    CONFIDENCE,
+    FAMILIARITY,
+    MODEL,
+    PARTS,
+    ArticleHabit,
+    Fallback,
+    FallbackManifest,
+    Labels,
+    Row,
+    Vocabulary,
+    digest_features,
+    extract_features,
+    is_right,
+    load_fallback,
+    pack,
+)
+from curt.config import Config, load_config
+from curt.corpus.store import read_cases
+from curt.files import sha256, whole_folder, write_atomic, write_json
+from curt.law.statutes import STATUTE_VERSION
+from curt.law.verdict import Case, Term, TermKind, Verdict
+from curt.scores.metrics import cail_term_score, score_verdicts
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+log = logging.getLogger(__name__)
+
+Doubles = npt.NDArray[np.float64]
+
+OPSET, IR_VERSION = 17, 8  # read by every ONNX Runtime from 1.12 on
+MAX_PARITY = 1e-4  # largest difference of a score between ONNX (float32) and scikit-learn
+MIN_DEV_CASES = 20
+ALWAYS, EVER = 0.95, 0.03  # shares of a charge's cases that hold an article
+SAME_KIND_BONUS = 0.05  # the CAIL2018 score does not see the kind of a counted term
+
+
+class FallbackConfig(Config):
+    """Settings of `python -m compress.classifier.train`."""
+
+    cases: Path
+    """Case file to train on."""
+    dev: Path
+    """Case file, apart from the first, that confidences are fitted on."""
+    out: Path
+    """Where the folder goes; an older one there is replaced when all is well."""
+    test: Path | None = None
+    """Case file to measure on; the figures go into the manifest as test_*."""
+    features: int = Field(default=32_768, ge=1)
+    """How many features to know, those of the most cases first."""
+    charge_c: float = Field(default=1.0, gt=0)
+    """Inverse regularisation of the classifiers of charges and articles."""
+    term_c: float = Field(default=10.0, gt=0)
+    """Inverse regularisation of the classifier of terms."""
+    term_bin_width: float = Field(default=0.25, gt=0, le=1)
+    """Width of a bin of terms in ln(months + 1), the unit of the CAIL2018 term score."""
+    seed: int = 0
+
+
+def train_fallback(config: FallbackConfig) -> dict[str, float]:
+    """Train, export, compare, measure and publish one fallback folder; returns its evaluation.
+
+    Raises ValueError when a case file is missing, empty or damaged, when there are too few dev
+    cases, or when the ONNX model's scores are not scikit-learn's.
+    """
+    train, dev = list(read_cases(config.cases)), list(read_cases(config.dev))
+    test = list(read_cases(config.test)) if config.test else []
+    if not train:
+        raise ValueError(f"{config.cases} holds no cases: give at least one to train on")
+    if len(dev) < MIN_DEV_CASES:
+        raise ValueError(
+            f"{config.dev} holds {len(dev)} cases: give at least {MIN_DEV_CASES} to calibrate on"
+        )
+    started = time.perf_counter()
+    vocabulary = learn_vocabulary([case.fact for case in train], config.features)
+    verdicts = [case.verdict for case in train]
+    labels, bins = learn_labels(verdicts, config.term_bin_width)
+    matrix, dev_scores = fit_columns(
+        stack(vocabulary, train), stack(vocabulary, dev), verdicts, labels, bins, config
+    )
+    labels = calibrate(labels, dev_scores, [case.verdict for case in dev])
+    model = build_onnx(matrix)
+    truths, width = [case.verdict for case in dev], config.term_bin_width
+    fit = fit_uncertainty(labels, width, dev_scores, truths)
+    known = fit_familiarity([case.fact for case in train], [case.fact for case in dev])
+    fallback = Fallback(labels, vocabulary, model, uncertainty=fit, familiarity=known)
+    dev_row, dev_bins = measure_folds(labels, width, dev_scores, truths)
+    test_row, test_bins = measure_confidence(fallback, test) if test else ({}, [])
+    reliability = {"dev": dev_bins} | ({"test": test_bins} if test else {})
+    row = {
+        "training_seconds": time.perf_counter() - started,
+        "train_cases": float(len(train)),
+        "parity_max_difference": compare_scores(fallback, dev, dev_scores),
+        **{f"dev_{name}": value for name, value in measure(fallback, dev).items()},
+        # over the errors of `measure`, which saw the cases the confidences were fitted on
+        **measure_reliability(labels, dev_scores, truths),
+        **{f"dev_{name}": value for name, value in dev_row.items()},
+        **({f"test_{name}": v for name, v in measure(fallback, test).items()} if test else {}),
+        **{f"test_{name}": value for name, value in test_row.items()},
+        "unfamiliar_threshold": known.threshold,
+        **({"test_unfamiliar": share_unfamiliar(known, [c.fact for c in test])} if test else {}),
+    }
+    content = {MODEL: model, **pack(labels, vocabulary)}
+    content[CONFIDENCE] = fit.model_dump_json(indent=1).encode()
+    content[FAMILIARITY] = known.pack()
+    _publish(config, content, row, reliability)
+    return row
+
+
+def learn_vocabulary(facts: Sequence[str], features: int) -> Vocabulary:
+    """The features of the most facts, the smaller hash first among equals, with smoothed idf."""
+    seen, cases = np.unique(
+        np.concatenate([extract_features(fact)[0] for fact in facts]), return_counts=True
+    )
+    kept = np.sort(np.argsort(-cases, kind="stable")[:features])
+    idf = np.log((1 + len(facts)) / (1 + cases[kept])) + 1  # as scikit-learn smooths it
+    return Vocabulary(seen[kept], idf.astype(np.float32))
+
+
+def stack(vocabulary: Vocabulary, cases: Sequence[Case]) -> csr_matrix:
+    """What the runtime sees of each case, without the intercept's row: (cases, features)."""
+    from scipy.sparse import csr_matrix
+
+    weighed = [vocabulary.weigh(case.fact) for case in cases]
+    starts = np.cumsum([0, *(len(rows) - 1 for rows, _ in weighed)])
+    columns = np.concatenate([rows[1:] - 1 for rows, _ in weighed])
+    values = np.concatenate([weights[1:] for _, weights in weighed]).astype(np.float64)
+    return csr_matrix((values, columns, starts), shape=(len(cases), len(vocabulary.hashes)))
+
+
+def learn_labels(verdicts: Sequence[Verdict], width: float) -> tuple[Labels, list[int]]:
+    """The labels of a corpus, not yet calibrated, and the bin of each verdict's term."""
+    charges = sorted({charge for verdict in verdicts for charge in verdict.charges})
+    habits = {charge: learn_habit(charge, verdicts) for charge in charges}
+    members: dict[tuple[TermKind, int], list[Term]] = defaultdict(list)
+    keys = [_bin_of(verdict.term, width) for verdict in verdicts]
+    for key, verdict in zip(keys, verdicts, strict=True):
+        members[key].append(Term(verdict.term.kind, verdict.term.months))
+    ordered = sorted(members)
+    # A bin's commonest term stands for it: courts sentence in round numbers.
+    terms = [_commonest(members[key]) for key in ordered]
+    payoff = [[fmean(_earn(term, truth) for truth in members[key]) for key in ordered]
+              for term in terms]  # fmt: skip
+    labels = Labels(
+        charges=tuple(charges),
+        articles=tuple(sorted({a for habit in habits.values() for a in habit.sometimes})),
+        habits=habits,
+        terms=tuple(terms),
+        payoff=tuple(map(tuple, payoff)),
+    )
+    return labels, [ordered.index(key) for key in keys]
+
+
+def learn_habit(charge: str, verdicts: Sequence[Verdict]) -> ArticleHabit:
+    """Which articles a charge brings, from cases of it alone where there are any."""
+    held = [v.articles for v in verdicts if charge in v.charges]
+    alone = [v.articles for v in verdicts if v.charges == (charge,)]
+    sets = alone or held
+    counts = Counter(article for articles in sets for article in articles)
+    shares = {article: count / len(sets) for article, count in counts.items()}
+    usual, _ = min(Counter(sets).items(), key=lambda item: (-item[1], item[0]))
+    return ArticleHabit(
+        always=tuple(sorted(a for a, share in shares.items() if share >= ALWAYS)),
+        sometimes=tuple(sorted(a for a, share in shares.items() if EVER <= share < ALWAYS)),
+        usual=usual,
+    )
+
+
+def fit_columns(
+    features: csr_matrix,
+    dev_features: csr_matrix,
+    verdicts: Sequence[Verdict],
+    labels: Labels,
+    bins: Sequence[int],
+    config: FallbackConfig,
+) -> tuple[Doubles, Doubles]:
+    """Fit every column: charges, open articles, bins of terms.
+
+    Returns the weights (1 + features, columns), intercepts first, and what scikit-learn itself
+    scores the dev cases (dev cases, columns).
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import LinearSVC
+
+    known = [[charge in v.charges for v in verdicts] for charge in labels.charges]
+    known += [[article in v.articles for v in verdicts] for article in labels.articles]
+    weights, scores = [], []
+    for truth in known:
+        if all(truth):  # nothing to tell apart
+            weights.append(np.eye(1, 1 + features.shape[1])[0])
+            scores.append(np.ones(dev_features.shape[0]))
+            continue
+        machine = LinearSVC(C=config.charge_c, random_state=config.seed).fit(features, truth)
+        weights.append(np.append(machine.intercept_, machine.coef_[0]))
+        scores.append(machine.decision_function(dev_features))
+    if len(labels.terms) == 1:
+        weights.append(np.zeros(1 + features.shape[1]))
+        scores.append(np.zeros(dev_features.shape[0]))
+    else:
+        model = LogisticRegression(C=config.term_c, max_iter=500, tol=1e-3).fit(features, bins)
+        rows = np.column_stack([model.intercept_, model.coef_])  # (bins, 1 + features)
+        logits = model.decision_function(dev_features).T  # (bins, dev cases)
+        # Two bins come as the log-odds of the second.
+        weights.extend([-rows[0] / 2, rows[0] / 2] if len(rows) == 1 else rows)
+        scores.extend([-logits / 2, logits / 2] if len(rows) == 1 else logits)
+    matrix = np.column_stack(weights)
+    if not np.isfinite(matrix).all():
+        raise ValueError("a weight is not finite: lower charge_c or term_c")
+    return matrix, np.column_stack(scores)
+
+
+def build_onnx(matrix: Doubles) -> bytes:
+    """The model in float32: scores = weights @ matrix[rows], of shape (1, columns)."""
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["matrix", "rows"], ["found"], axis=0),  # (n, columns)
+            helper.make_node("MatMul", ["weights", "found"], ["scores"]),
+        ],
+        "fallback",
+        [
+            helper.make_tensor_value_info("rows", TensorProto.INT64, ["n"]),
+            helper.make_tensor_value_info("weights", TensorProto.FLOAT, [1, "n"]),
+        ],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, matrix.shape[1]])],
+        [numpy_helper.from_array(matrix.astype(np.float32), "matrix")],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
+    checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def compare_scores(fallback: Fallback, cases: Sequence[Case], expected: Doubles) -> float:
+    """The largest difference of a score from scikit-learn's; ValueError above `MAX_PARITY`."""
+    difference = float(np.abs([fallback.score(c.fact) for c in cases] - expected).max())
+    if not difference <= MAX_PARITY:
+        raise ValueError(
+            f"the ONNX model is {difference:.3g} from scikit-learn, more than {MAX_PARITY}: "
+            "lower charge_c or term_c"
+        )
+    return difference
+
+
+def measure(fallback: Fallback, cases: Sequence[Case]) -> dict[str, float]:
+    """Scores of `curt.scores.metrics`, calibration errors, milliseconds a request (one thread)."""
+    answers, times_ms = [], []
+    for case in cases:
+        started = time.perf_counter()
+        answers.append(fallback.predict(case.fact))
+        times_ms.append((time.perf_counter() - started) * 1000)
+    truths = [case.verdict for case in cases]
+    scores = score_verdicts([answer.verdict for answer in answers], truths)
+    row = {"latency_p50_ms": float(np.percentile(times_ms, 50)),
+           "latency_p99_ms": float(np.percentile(times_ms, 99)), **scores}  # fmt: skip
+    for part in PARTS:
+        right = [is_right(part, a.verdict, t) for a, t in zip(answers, truths, strict=True)]
+        sure = np.array([answer.confidences[part] for answer in answers])
+        row[f"{part}_ece"] = calibration_error(sure, np.array(right))
+    return row
+
+
+def _bin_of(term: Term, width: float) -> tuple[TermKind, int]:
+    return term.kind, math.floor(math.log(term.months + 1) / width)
+
+
+def _commonest(terms: Sequence[Term]) -> Term:
+    counts = Counter(terms)
+    return min(counts, key=lambda term: (-counts[term], term.months))
+
+
+def _earn(answer: Term, truth: Term) -> float:
+    return cail_term_score(answer, truth) + SAME_KIND_BONUS * (answer.kind == truth.kind)
+
+
+def _publish(
+    config: FallbackConfig,
+    content: dict[str, bytes],
+    row: dict[str, float],
+    reliability: dict[str, list[Row]],
+) -> None:
+    tools = ("numpy", "onnx", "onnxruntime", "scikit-learn")
+    with whole_folder(config.out) as folder:
+        for name, data in content.items():
+            write_atomic(folder / name, data)
+        manifest = FallbackManifest(
+            features=digest_features(),
+            statute_version=STATUTE_VERSION,
+            config=config.model_dump(mode="json"),
+            evaluation=row,
+            reliability=reliability,
+            tools={tool: version(tool) for tool in tools},
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            files={name: sha256(folder / name) for name in sorted(content)},
+        )
+        write_json(folder / MANIFEST, manifest.model_dump())
+        load_fallback(folder)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train and publish as the configuration says."""
+    config = load_config(FallbackConfig, argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        row = train_fallback(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    log.info("%s", json.dumps(row, indent=1))
+    log.info("%s is ready", config.out)
+
+
+if __name__ == "__main__":
+    main()

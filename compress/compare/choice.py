@@ -1,0 +1,137 @@
+"""Which artifact to take: the paired difference, the Pareto front and the rule of choice. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from curt.report.claims import wilson
+
+if TYPE_CHECKING:
+    from compress.compare.rows import Row
+
+MAX_LOSS = 0.005  # exact accuracy: half a point
+MIN_TIMES_SMALLER = 3.5
+RULE = (
+    "Of the artifacts that lose at most 0.5 points of exact accuracy against the parent and "
+    "whose weights are at least 3.5 times smaller than the parent's at fp32, the one that "
+    "decodes fastest at the fewest threads measured; at equal speed the smaller."
+)
+
+
+class Span(BaseModel):
+    """A value with its 95% interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    value: float
+    low: float
+    high: float
+
+
+class Choice(BaseModel):
+    """The default, if any, and why each other artifact is not it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rule: str = RULE
+    name: str | None
+    qualified: list[str]
+    refused: dict[str, str]
+    """Why an artifact does not qualify."""
+    caveat: str | None = None
+    """What the sample can't settle."""
+
+
+def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Span:
+    """Share right after minus share right before on the same cases, with its 95% interval.
+
+    Newcombe, Statistics in Medicine 17 (1998) 2635, method 10: Wilson limits of both shares,
+    joined with a continuity-corrected correlation. Cases on which both agree narrow it, so it
+    resolves more than two separate intervals. Raises ValueError on unequal or no cases.
+    """
+    n = len(before)
+    if n != len(after) or not n:
+        raise ValueError(f"{n} cases before, {len(after)} after: give the same ones, at least one")
+    pairs = list(zip(before, after, strict=True))
+    both, lost = pairs.count((True, True)), pairs.count((True, False))
+    won, neither = pairs.count((False, True)), pairs.count((False, False))
+    old, new = (both + lost) / n, (both + won) / n
+    low_old, high_old = wilson(old, n)
+    low_new, high_new = wilson(new, n)
+    margins = (both + lost) * (won + neither) * (both + won) * (lost + neither)
+    product: float = both * neither - lost * won
+    if product > 0:
+        product = max(product - n / 2, 0.0)
+    phi = product / math.sqrt(margins) if margins else 0.0
+    change = new - old
+
+    def reach(own: float, other: float) -> float:
+        # Rounding may take a square that should be zero below it.
+        return math.sqrt(max(0.0, own**2 - 2 * phi * own * other + other**2))
+
+    return Span(
+        value=change,
+        low=max(-1.0, change - reach(new - low_new, high_old - old)),
+        high=min(1.0, change + reach(high_new - new, old - low_old)),
+    )
+
+
+def pareto_front(points: Mapping[str, Sequence[float]]) -> set[str]:
+    """Names that no other point beats: at least as good everywhere and better somewhere.
+
+    Every coordinate counts as better when larger; negate a cost.
+    """
+    return {
+        name
+        for name, own in points.items()
+        if not any(
+            tuple(other) != tuple(own) and all(o >= s for o, s in zip(other, own, strict=True))
+            for other in points.values()
+        )
+    }
+
+
+def choose(rows: Iterable[Row]) -> Choice:
+    """Apply `RULE` to the table; the parent itself is no candidate."""
+    candidates = [row for row in rows if not row.is_parent]
+    refused = {
+        row.identity.name: reason for row in candidates if (reason := _why_not(row)) is not None
+    }
+    fit = [row for row in candidates if row.identity.name not in refused]
+    fit.sort(key=lambda row: (-(row.decode_tokens_per_s or 0.0), row.identity.weights_mb))
+    best = fit[0] if fit else None
+    return Choice(
+        name=best.identity.name if best else None,
+        qualified=[row.identity.name for row in fit],
+        refused=refused,
+        caveat=_caveat(best) if best else None,
+    )
+
+
+def _why_not(row: Row) -> str | None:
+    if row.change is None:
+        return "its accuracy was not measured"
+    reasons = []
+    # An exact half point is within the rule, however the division rounds.
+    if row.change.value < -MAX_LOSS - 1e-9:
+        reasons.append(f"it loses {-100 * row.change.value:.1f} points of exact accuracy")
+    if row.times_smaller < MIN_TIMES_SMALLER - 1e-9:
+        reasons.append(f"its weights are only {row.times_smaller:.2f} times smaller than fp32")
+    if not row.speeds:
+        reasons.append("its speed was not measured")
+    return " and ".join(reasons) or None
+
+
+def _caveat(row: Row) -> str | None:
+    assert row.change is not None
+    assert row.cases is not None
+    if row.change.low >= -MAX_LOSS:
+        return None
+    low = f"{100 * row.change.low:.1f}".replace("-", "−")
+    return (
+        f"The rule is met by the measured difference, but its interval reaches down to {low} "
+        f"points: {row.cases} cases can't settle half a point (one case weighs "
+        f"{1 / row.cases:.2%}). Evaluate on more cases before relying on it."
+    )

@@ -1,0 +1,1 @@
+"""A student taught by its teacher."""

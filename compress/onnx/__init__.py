@@ -1,0 +1,1 @@
+"""Export to ONNX Runtime: graphs, recipes, parity with the parent."""

@@ -1,0 +1,104 @@
+"""Give an exported folder a table of what its model is used to writing.
+
+    python -m compress.onnx.guesses --artifact artifacts/demo/ort-int4 --out artifacts/demo/ort-int4
+
+The engine completes training cases, and what came after what in its own completions becomes
+`guesses.json` in the folder: tokens the engine feeds along and keeps where the model picks the
+same (`curt.engines.onnx.guesses`). The graph and its weights stay as they are, and so do texts (in
+w8a8 but for close choices: activations of one pass share a scale).
+A folder may be its own `out`; the older one stays until the new one is whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import Field
+
+from curt.artifact import load_manifest, write_artifact
+from curt.config import Config, load_config
+from curt.corpus.store import read_cases
+from curt.dialogue import BUDGET_LEVELS, THINK_END
+from curt.engines.onnx.engine import OrtEngine
+from curt.engines.onnx.guesses import GUESSES, LEAST_CHANCE, learn_guesses, write_guesses
+from curt.engines.protocol import Request
+
+log = logging.getLogger(__name__)
+
+_BOLD = {"w8a8": 0.25}  # where a token more in a pass costs an eighth of a pass rather than a third
+
+
+class GuessesConfig(Config):
+    """Settings of `python -m compress.onnx.guesses`."""
+
+    artifact: Path
+    """The ONNX Runtime model folder; its graph must tell its picks."""
+    out: Path
+    """The model folder to write; may be `artifact`."""
+    cases: Path = Path("artifacts/demo/corpus/train.jsonl")
+    """JSON Lines file of cases; keep it apart from those that anything is measured on."""
+    count: int = 900
+    """How many of its cases to complete."""
+    least_chance: float | None = Field(None, gt=0, le=1)
+    """How likely right all guesses of a pass must be; left out, what pays at the folder's
+    precision."""
+
+
+def learn(engine: OrtEngine, facts: Iterable[str]) -> list[list[int]]:
+    """The engine's completions of these facts in tokens, each under one of its trained budgets."""
+    most = engine.manifest.max_thinking_tokens
+    budgets = [level for level in BUDGET_LEVELS if 16 <= level <= most] or [most]
+    completions = []
+    for place, fact in enumerate(facts):
+        (done,) = engine.generate([Request(fact, budgets[-1 - place % len(budgets)], most)])
+        ids = engine.tokenizer.encode(done.text)
+        completions.append(ids + engine.eos_ids[:1] if done.finish == "stop" else ids)
+    return completions
+
+
+def make_artifact(config: GuessesConfig) -> int:
+    """Write a copy of an artifact that has a table; returns how many phrases it holds.
+
+    A table of nothing, with a warning, where there are too few cases to learn from. Raises
+    ArtifactError when the artifact must not be loaded, ValueError where its graph does not tell its
+    picks.
+    """
+    manifest = load_manifest(config.artifact, expect="ort-genai")
+    engine = OrtEngine(config.artifact)
+    if not engine.can_guess:
+        raise ValueError(f"{config.artifact} does not tell its picks: see compress.onnx.picks")
+    facts = [case.fact for case in list(read_cases(config.cases))[: config.count]]
+    (close,) = engine.tokenizer.encode(THINK_END)
+    learnt = learn_guesses(learn(engine, facts), close)
+    least_chance = config.least_chance or _BOLD.get(manifest.precision, LEAST_CHANCE)
+    if not learnt:
+        log.warning("no phrase comes up often enough in %d completions: use more cases", len(facts))
+    with write_artifact(
+        config.out, manifest.model_dump(exclude={"tools", "created", "files"})
+    ) as folder:
+        for name in manifest.files:
+            if name != GUESSES:
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(config.artifact / name, target)
+        write_guesses(folder, learnt, least_chance)
+    log.info("%s guesses from %d phrases of %d cases", config.out, len(learnt), len(facts))
+    return len(learnt)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the artifact; exits with a message on bad input."""
+    config = load_config(GuessesConfig, argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        make_artifact(config)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Heads, neurons and layers removed for good."""

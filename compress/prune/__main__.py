@@ -1,0 +1,6 @@
+"""Run `compress.prune.prune`."""
+
+from compress.prune.prune import main
+
+if __name__ == "__main__":
+    main()

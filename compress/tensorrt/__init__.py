@@ -1,0 +1,1 @@
+"""Export to TensorRT-LLM: the unified Hugging Face checkpoint and its checks."""

@@ -1,0 +1,353 @@
+"""Export a model folder for TensorRT-LLM: the unified Hugging Face checkpoint of ModelOpt.
+
+    python -m compress.tensorrt.export @configs/demo/compress-trt.toml --model DIR --out DIR \
+        --gpu h200
+
+TensorRT-LLM's LLM API and `trtllm-serve` load the folder as it is; `launch.sh` in it starts the
+server with `serve-config.yaml`, sized from the deadline. `--gpu` picks the weight format. With
+`--engine_checkpoint true` the rank-sharded checkpoint of TensorRT-LLM 1.2.1 and older is written
+beside it. Quantisation, export and verification run on a CPU: the checkpoint is compared with
+its parent tensor by tensor, and its own numbers are run on cases, before it becomes a model
+folder (`verification.json`); one that differs is refused and leaves nothing behind. Where a GPU
+and TensorRT-LLM are there, it is loaded and made to write a token too; elsewhere the log says
+that this was not tried.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from compress.prompts import sample_prompts
+from compress.tensorrt.formats import LEAST_BITS, Precision
+from compress.tensorrt.gpu import GpuName, choose_precision
+from compress.tensorrt.quantise import (
+    count_parameters,
+    hash_examples,
+    measure_distance,
+    model_widths,
+    quantise,
+)
+from compress.tensorrt.ranks import ENGINE_CHECKPOINT, verify_ranks
+from compress.tensorrt.readers import write_for_older_readers
+from compress.tensorrt.replay import compare_answers, load_dequantised
+from compress.tensorrt.serve import (
+    Backend,
+    Sizes,
+    Workload,
+    build_options,
+    count_kv_bytes,
+    size_server,
+    write_engine_server,
+    write_server,
+)
+from compress.tensorrt.verify import verify_checkpoint
+from curt.artifact import Manifest, load_manifest, parent_of, write_artifact
+from curt.config import Config, load_config
+from curt.corpus.store import read_cases
+from curt.dialogue import clip_fact, normalise_fact, render_completion, render_prompt
+from curt.files import sha256, write_json
+from curt.law.verdict import Case
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+VERIFICATION = "verification.json"
+_DISTANCE_EXAMPLES = 16
+
+
+class ExportTrtConfig(Config):
+    """Settings of `python -m compress.tensorrt.export`."""
+
+    model: Path
+    """The parent: a Hugging Face model folder of this project."""
+    out: Path
+    """Where the checkpoint goes; an older one there is replaced when all is well."""
+    gpu: GpuName | None = None
+    """The GPU to serve on: picks the precision and sizes the server for the deadline."""
+    precision: Precision | None = None
+    """Weight format; overrides what `gpu` would pick. Without either: fp8."""
+    engine_checkpoint: bool = False
+    """Also write the rank-sharded checkpoint, for the engine builder of 1.2.1 and older."""
+    cases: Path = Path("artifacts/demo/corpus/test.jsonl")
+    """JSON Lines file of cases to calibrate on."""
+    compare_on: Path | None = None
+    """JSON Lines file of cases to compare answers on; by default some of `cases` are set apart."""
+    calibration_cases: int = 64
+    """How many cases to calibrate on."""
+    compared_cases: int = 16
+    """How many cases to compare likelihood and answers on, none of them calibrated on."""
+    max_kl: float = 0.05
+    """Refuse a checkpoint whose mean KL from its parent, in nats a token, is above this."""
+    max_nll_difference: float = 0.05
+    """Refuse one that finds the cases' own completions less likely by this, in nats a token."""
+    seed: int = 0
+    tensor_parallel: int = 1
+    """GPUs that share each layer."""
+    pipeline_parallel: int = 1
+    """Groups of GPUs that share the layers out."""
+    slo_ms: float = 400.0
+    """The deadline the server is sized for."""
+    slo_thinking_tokens: int = 16
+    """Thinking tokens that must fit the deadline at full load; the server may allow more."""
+    max_batch_size: int = 32
+    """Requests the server may run at once; the deadline may allow fewer."""
+    gpu_memory_fraction: float = 0.9
+    """Share of the free GPU memory given to the key-value cache, at most."""
+    guided_decoding: Backend = "xgrammar"
+    """What enforces an answer grammar in the server."""
+    port: int = 8001
+
+
+def export_trt(config: ExportTrtConfig) -> dict[str, float]:
+    """Quantise, export, verify and publish one checkpoint; returns the verification's figures.
+
+    Raises ArtifactError when the parent must not be loaded, ValueError when a setting does not
+    fit the model or the GPU or no cases are there, and VerificationError when the checkpoint
+    differs from its parent.
+    """
+    parent = load_manifest(config.model, expect="hf")
+    shape = json.loads((config.model / "config.json").read_text(encoding="utf-8"))
+    precision, reason = choose_precision(
+        config.gpu,
+        config.precision,
+        widths=model_widths(shape),
+        engine_checkpoint=config.engine_checkpoint,
+    )
+    log.info("precision %s: %s", precision, reason)
+    _check_parallel(config, shape)
+    _size(config, parent, shape, precision)  # a deadline out of reach is refused before the work
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    calibrated_on, compared = _split_cases(config)
+    examples = sample_prompts(
+        calibrated_on,
+        tokenizer,
+        parent,
+        config.calibration_cases,
+        config.seed,
+        with_completion=True,
+    )
+    chosen = {
+        "precision": precision,
+        "precision_reason": reason,
+        "calibration_cases": len(examples),
+        "calibration_sha256": hash_examples(examples),
+        "cases_sha256": sha256(config.cases),
+    }
+    figures: dict[str, float] = {}  # the manifest's evaluation, filled in before it is written
+    with write_artifact(config.out, _describe(config, parent, chosen, figures)) as folder:
+        started = time.perf_counter()
+        ranks = (folder / ENGINE_CHECKPOINT, config.tensor_parallel, config.pipeline_parallel)
+        distance = quantise(
+            config.model,
+            precision,
+            examples,
+            config.seed,
+            folder,
+            ranks if config.engine_checkpoint else None,
+        )
+        log.info("quantised to %s in %.1f s", precision, time.perf_counter() - started)
+        tokenizer.save_pretrained(folder)
+        write_for_older_readers(config.model, folder)
+        started = time.perf_counter()
+        texts = [str(tokenizer.decode(ids, skip_special_tokens=False)) for ids in examples]
+        figures |= verify_checkpoint(folder, config.model, precision, texts)
+        if config.engine_checkpoint:
+            figures |= verify_ranks(folder / ENGINE_CHECKPOINT, config.model, precision)
+        figures |= _compare_models(
+            config, parent, precision, folder, distance, tokenizer, examples, compared
+        )
+        _gate(config, precision, figures)
+        weight_bytes = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+        sizes = _size(config, parent, shape, precision, weight_bytes)
+        _write_server(config, sizes, precision, folder)
+        if precision == "int8_sq":
+            figures["engine_started"] = 0.0  # an engine has to be built first, by launch.sh
+        else:
+            figures["engine_started"] = float(start_engine(folder, examples[0]))
+        log.info("verified in %.1f s: %s", time.perf_counter() - started, json.dumps(figures))
+        write_json(folder / VERIFICATION, figures)
+    return figures
+
+
+def start_engine(folder: Path, prompt: list[int]) -> bool:
+    """Load the checkpoint with TensorRT-LLM and write one token, where that is possible.
+
+    Returns False, and logs so, without a GPU or without TensorRT-LLM. Raises RuntimeError when
+    the engine writes nothing; whatever it raises itself passes through.
+    """
+    if not torch.cuda.is_available() or importlib.util.find_spec("tensorrt_llm") is None:
+        log.warning("no GPU with TensorRT-LLM here: engine start-up was not tried")
+        return False
+    from tensorrt_llm import LLM, SamplingParams
+
+    with LLM(model=str(folder)) as engine:
+        output = engine.generate([prompt], SamplingParams(max_tokens=1, temperature=0.0))[0]
+    if not output.outputs[0].token_ids:
+        raise RuntimeError(f"TensorRT-LLM loaded {folder} but wrote no token")
+    return True
+
+
+def _check_parallel(config: ExportTrtConfig, shape: dict[str, Any]) -> None:
+    for name, parts, key in (
+        ("tensor_parallel", config.tensor_parallel, "num_attention_heads"),
+        ("tensor_parallel", config.tensor_parallel, "intermediate_size"),
+        ("pipeline_parallel", config.pipeline_parallel, "num_hidden_layers"),
+    ):
+        if parts < 1 or shape[key] % parts:
+            raise ValueError(f"{name} {parts} does not divide {key} {shape[key]}")
+
+
+def _split_cases(config: ExportTrtConfig) -> tuple[list[Case], list[Case]]:
+    """Cases to draw calibration from, and cases to compare answers on: apart, if there are more."""
+    cases = list(read_cases(config.cases))
+    draw = random.Random(config.seed)
+    if config.compare_on:
+        others = list(read_cases(config.compare_on))
+        return cases, draw.sample(others, min(config.compared_cases, len(others)))
+    draw.shuffle(cases)
+    compared = cases[: min(config.compared_cases, len(cases))]
+    rest = cases[len(compared) :]
+    if not rest:
+        log.warning("only %d cases: answers are compared on calibration cases", len(cases))
+        rest = cases
+    return rest, compared
+
+
+def _compare_models(
+    config: ExportTrtConfig,
+    parent: Manifest,
+    precision: Precision,
+    folder: Path,
+    distance: dict[str, float],
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[list[int]],
+    cases: Sequence[Case],
+) -> dict[str, float]:
+    from transformers import AutoModelForCausalLM
+
+    source = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32).eval()
+    child = load_dequantised(folder, precision)
+    if not distance:  # the quantiser could not simulate this format without a GPU
+        distance = measure_distance(source, child, examples[:_DISTANCE_EXAMPLES])
+    if not cases:
+        return distance
+    prompts: list[list[int]] = []
+    completions: list[list[int]] = []
+    for case in cases:
+        fact = clip_fact(normalise_fact(case.fact), tokenizer, parent.max_fact_tokens)
+        question = render_prompt(tokenizer, fact, parent.max_thinking_tokens)
+        answer = render_completion(next(iter(case.reasonings.values()), ""), case.verdict)
+        for text, ids in ((question, prompts), (answer, completions)):
+            ids.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    answers = compare_answers(
+        source, child, tokenizer, prompts, completions, cases, parent.max_thinking_tokens
+    )
+    return distance | answers
+
+
+def _gate(config: ExportTrtConfig, precision: Precision, figures: dict[str, float]) -> None:
+    remedy = "calibrate on more cases or use another precision"
+    # "not <=" so that a NaN is refused too
+    if not figures["kl"] <= config.max_kl:
+        raise ValueError(
+            f"{precision} is {figures['kl']:.4g} nats a token from its parent, more than max_kl "
+            f"{config.max_kl}: {remedy}"
+        )
+    if "nll_difference" in figures and not figures["nll_difference"] <= config.max_nll_difference:
+        raise ValueError(
+            f"{precision} finds the cases {figures['nll_difference']:.4g} nats a token less likely "
+            f"than its parent, more than max_nll_difference {config.max_nll_difference}: {remedy}"
+        )
+
+
+def _describe(
+    config: ExportTrtConfig,
+    parent: Manifest,
+    chosen: dict[str, Any],
+    evaluation: dict[str, float],
+) -> dict[str, Any]:
+    return {
+        "format": "trtllm-hf",
+        "precision": chosen["precision"],
+        "stage": "export_trt",
+        "base": parent.base,
+        "parent": parent_of(config.model),
+        "prompt_version": parent.prompt_version,
+        "statute_version": parent.statute_version,
+        "max_fact_tokens": parent.max_fact_tokens,
+        "max_thinking_tokens": parent.max_thinking_tokens,
+        "config": config.model_dump(mode="json") | chosen,
+        "evaluation": evaluation,
+    }
+
+
+def _size(
+    config: ExportTrtConfig,
+    parent: Manifest,
+    shape: dict[str, Any],
+    precision: Precision,
+    weight_bytes: int | None = None,
+) -> Sizes:
+    """The server's sizes; before the weights are written, from the least they can take."""
+    parameters = count_parameters(config.model)
+    least = round(parameters * LEAST_BITS[precision] / 8)
+    work = Workload(
+        slo_ms=config.slo_ms,
+        fact_tokens=parent.max_fact_tokens,
+        thinking_tokens=parent.max_thinking_tokens,
+        context_tokens=shape["max_position_embeddings"],
+        weight_bytes=least if weight_bytes is None else weight_bytes,
+        parameters=parameters,
+        kv_bytes_per_token=count_kv_bytes(shape),
+        precision=precision,
+        tensor_parallel=config.tensor_parallel,
+        pipeline_parallel=config.pipeline_parallel,
+        slo_thinking_tokens=config.slo_thinking_tokens,
+    )
+    return size_server(work, config.gpu, config.max_batch_size, config.gpu_memory_fraction)
+
+
+def _write_server(
+    config: ExportTrtConfig, sizes: Sizes, precision: Precision, folder: Path
+) -> None:
+    options = build_options(
+        sizes,
+        memory_fraction=config.gpu_memory_fraction,
+        tensor_parallel=config.tensor_parallel,
+        pipeline_parallel=config.pipeline_parallel,
+        guided_decoding=config.guided_decoding,
+    )
+    write = write_engine_server if precision == "int8_sq" else write_server
+    write(folder, options, sizes, config.port)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Export as the configuration says."""
+    config = load_config(ExportTrtConfig, argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    try:
+        export_trt(config)
+    except (RuntimeError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    log.info("%s is ready", config.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Quantises a model for TensorRT-LLM with ModelOpt, on a CPU, and writes its checkpoints.
+
+What works without a GPU (ModelOpt 0.47): FP8, INT4 AWQ and INT8 SmoothQuant calibrate, run and
+export. NVFP4 calibrates and exports, but its own forward pass wants CUDA;
+`compress.tensorrt.replay` stands in for it with the stored numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import io
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.tensorrt.formats import Precision
+from compress.tensorrt.ranks import write_ranks
+
+log = logging.getLogger(__name__)
+
+RECIPES: Mapping[Precision, str | None] = {
+    "fp8": "FP8_DEFAULT_CFG",
+    "int4_awq": "INT4_AWQ_CFG",
+    "int8_sq": "INT8_SMOOTHQUANT_CFG",
+    "nvfp4": "NVFP4_DEFAULT_CFG",
+    "bf16": None,
+}
+NEEDS_CUDA: frozenset[Precision] = frozenset({"nvfp4"})
+"""Formats whose simulated forward pass ModelOpt runs on a GPU only."""
+
+_COMPARED_EXAMPLES = 16
+
+
+def hash_examples(examples: Sequence[Sequence[int]]) -> str:
+    """SHA-256 of a calibration set's token ids, in their order."""
+    return hashlib.sha256(json.dumps([list(e) for e in examples]).encode()).hexdigest()
+
+
+def quantise(
+    source: Path,
+    precision: Precision,
+    examples: Sequence[list[int]],
+    seed: int,
+    folder: Path,
+    ranks: tuple[Path, int, int] | None = None,
+) -> dict[str, float]:
+    """Calibrate on `examples` (token ids), write the unified checkpoint into `folder`.
+
+    `ranks` (folder, tensor parallel, pipeline parallel) asks for the rank-sharded one too.
+    Returns how far the quantised model, simulated with its rounding of what goes into the
+    layers, is from its source (`measure_distance`); nothing where simulating needs a GPU.
+    Raises ValueError when the format cannot be sharded that way.
+    """
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    with _quiet_modelopt(), torch.inference_mode():
+        import modelopt.torch.quantization as mtq
+        from modelopt.torch.export import export_hf_checkpoint
+
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()
+        if not model.config.architectures:  # the exporter looks its layer names up by it
+            model.config.architectures = [type(model).__name__]
+
+        def calibrate(module: torch.nn.Module) -> None:
+            for ids in examples:
+                module(torch.tensor([ids]))
+
+        recipe = RECIPES[precision]
+        if recipe:
+            model = mtq.quantize(model, getattr(mtq, recipe), calibrate)
+        distance: dict[str, float] = {}
+        if precision not in NEEDS_CUDA:
+            parent = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+            distance = measure_distance(parent, model, examples[:_COMPARED_EXAMPLES])
+            del parent
+        if ranks:
+            # On a copy: this exporter changes scales in place, and the unified checkpoint must
+            # not depend on whether the other one was asked for.
+            write_ranks(copy.deepcopy(model), source, *ranks)
+        export_hf_checkpoint(model, dtype=torch.bfloat16, export_dir=folder)
+    return distance
+
+
+def measure_distance(
+    parent: torch.nn.Module, child: torch.nn.Module, examples: Sequence[list[int]]
+) -> dict[str, float]:
+    """Mean KL(parent ‖ child) in nats a token and argmax agreement over the examples."""
+    kl = agreed = positions = 0.0
+    with torch.inference_mode():
+        for ids in examples:
+            left = parent(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+            right = child(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+            kl += float((left.exp() * (left - right)).sum())
+            agreed += float((left.argmax(-1) == right.argmax(-1)).sum())
+            positions += len(ids)
+    return {"kl": kl / positions, "argmax_agreement": agreed / positions}
+
+
+@contextlib.contextmanager
+def _quiet_modelopt() -> Iterator[None]:
+    """Send ModelOpt's prints to the debug log and drop the warnings it always gives."""
+    printed = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
+        # ModelOpt declares an older transformers than it works with.
+        warnings.filterwarnings("ignore", message=r"transformers \S+ is not tested")
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="To copy construct from a tensor")
+        # It is left as it is, as verification sees.
+        warnings.filterwarnings("ignore", message="Enable lm_head quantization")
+        warnings.filterwarnings("ignore", message="lm_head is not calibrated")
+        # Said before the exception that says why.
+        warnings.filterwarnings("ignore", message="Cannot export model to the model_config")
+        # The rank-sharded configuration, without TensorRT-LLM installed.
+        warnings.filterwarnings(
+            "ignore", message="(?s)Cannot export tensorrt_llm checkpoint config"
+        )
+        yield
+    for line in printed.getvalue().splitlines():
+        log.debug("modelopt: %s", line)
+
+
+def model_widths(config: Mapping[str, Any]) -> dict[str, int]:
+    """The columns of a Hugging Face model's projections, by name."""
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    return {
+        "hidden_size": config["hidden_size"],
+        "intermediate_size": config["intermediate_size"],
+        "attention width": heads * head_dim,
+    }
+
+
+def count_parameters(folder: Path) -> int:
+    """Numbers in a model folder's safetensors files, read from their headers."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as handle:
+            for name in handle.keys():  # noqa: SIM118
+                total += math.prod(handle.get_slice(name).get_shape())
+    return total

@@ -1,0 +1,394 @@
+"""The last rung of the deadline ladder: charges, articles and term of a linear classifier.
+
+Answers in about a millisecond on one thread what a language model has no time left to answer. A
+fact becomes hashed runs of characters and rounded quantities, weighed by tf-idf; one ONNX product
+scores charges, articles and bins of terms, and `decide` turns the scores into a verdict.
+`python -m compress.classifier.train` makes the folder read here and measures it through this same
+code.
+
+Fine and probation are not predicted: a verdict from here has neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from curt.artifact import MANIFEST, ArtifactError
+from curt.classifier.confidence import Agreement, Assessor, Calibration, Uncertainty
+from curt.classifier.familiarity import LONGEST_GRAM, Familiarity, ReadFact, read_fact
+from curt.corpus.build.fingerprint import Hashes
+from curt.law.numerals import article_order
+from curt.law.statutes import charge_articles, term_in_range
+from curt.law.verdict import Term, Verdict
+from curt.scores.metrics import cail_term_score
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+Part = Literal["charge", "article", "term"]
+Row = dict[str, float]
+
+PARTS: tuple[Part, ...] = ("charge", "article", "term")
+MODEL, VOCABULARY, LABELS = "model.onnx", "vocabulary.npz", "labels.json"
+CONFIDENCE, AGREEMENT, FAMILIARITY = "confidence.json", "agreement.json", "familiarity.npz"
+OPTIONAL = (CONFIDENCE, AGREEMENT, FAMILIARITY)  # files a folder may do without
+GRAM_SIZES = tuple(range(1, LONGEST_GRAM + 1))  # characters
+NO_RIVAL = 2.0  # margin where no other answer was possible, in the scores' own unit
+
+_QUANTITY = re.compile(
+    r"([0-9][0-9,]{0,15}(?:\.[0-9]{1,6})?)[余多]?([百千万]?)[余多]?(mg|[^\W0-9a-z年月日时分秒号某])"
+)
+_SCALES = {"": 1, "百": 100, "千": 1000, "万": 10_000}
+_ZERO = np.zeros(1, np.int64)
+_PROBE = "被告人王某窃得现金3万余元、手机2部，Ａ轻伤二级。"
+
+
+class ArticleHabit(BaseModel):
+    """Which articles a charge brings, as training cases had it.
+
+    `always` need no classifier, `sometimes` are what the classifier decides on; `usual` is the
+    commonest set, the answer where neither gives any.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    always: tuple[str, ...]
+    sometimes: tuple[str, ...]
+    usual: tuple[str, ...]
+
+
+class Labels(BaseModel):
+    """What the columns of the model mean and how an answer is read off them.
+
+    The columns are a score a charge, then one an article, then a logit a bin of terms.
+    `terms[i]` stands for bin i, and `payoff[i][j]` is what answering it earns when the truth is
+    in bin j. Charges that score above 0 are answered, the best one in any case.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    charges: tuple[str, ...] = Field(min_length=1)
+    articles: tuple[str, ...]
+    habits: dict[str, ArticleHabit]
+    terms: tuple[Term, ...] = Field(min_length=1)
+    payoff: tuple[tuple[float, ...], ...]
+    calibration: dict[Part, Calibration] = Field(default_factory=dict)
+
+
+class FallbackManifest(BaseModel):
+    """What a fallback folder is, how well it did, and the hash of every file in it.
+
+    `features` stands for how facts are read: a folder made by other code is refused.
+    `reliability` holds, for each set of cases, what charges that were given a probability within
+    a bin turned out to be.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format: Literal["fallback-onnx"] = "fallback-onnx"
+    features: str
+    statute_version: str
+    config: dict[str, Any]
+    evaluation: dict[str, float]
+    reliability: dict[str, list[Row]] = Field(default_factory=dict)
+    tools: dict[str, str]
+    created: str
+    files: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A verdict and what speaks for each part of it.
+
+    `margins` say how far each part is from another answer, 0 being a tie: for charges and, given
+    the charges, for articles the least change of a score that would give one; for the term the
+    expected payoff that it has over the next best. `evidence` is what calibration looks at.
+    """
+
+    verdict: Verdict
+    margins: Mapping[Part, float]
+    evidence: Mapping[Part, tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A verdict with, for each part, how sure and how far from another answer it is.
+
+    A confidence is the calibrated probability that the charges are exactly right, the articles
+    are, or the term earns the full CAIL2018 score. Margins are those of `Decision`.
+    """
+
+    verdict: Verdict
+    confidences: Mapping[Part, float]
+    margins: Mapping[Part, float]
+
+
+def extract_features(fact: str | ReadFact) -> tuple[Hashes, Integers]:
+    """Hashes of a fact's runs of characters and quantities, sorted, and how often each occurs.
+
+    The same in every process. Raises ValueError when the fact holds no letter and no digit.
+    """
+    read = read_fact(fact)
+    if not read.plain:
+        raise ValueError("a fact without a letter or digit: give what the defendant did")
+    hashes = np.concatenate([*read.grams, _hash_quantities(read.text)])
+    # What `np.unique` does with counts, in half its time.
+    hashes.sort()
+    starts = np.flatnonzero(hashes[1:] != hashes[:-1]) + 1
+    edges = np.concatenate([_ZERO, starts, [len(hashes)]])
+    return hashes[edges[:-1]], edges[1:] - edges[:-1]
+
+
+def digest_features() -> str:
+    """What stands for the way `extract_features` reads a fact; kept in every manifest."""
+    hashes, counts = extract_features(_PROBE)
+    return hashlib.sha256(hashes.tobytes() + counts.astype(np.int64).tobytes()).hexdigest()[:16]
+
+
+def is_right(part: Part, answer: Verdict, truth: Verdict) -> bool:
+    """The event a part's confidence is the probability of."""
+    if part == "charge":
+        return set(answer.charges) == set(truth.charges)
+    if part == "article":
+        return set(answer.articles) == set(truth.articles)
+    return cail_term_score(answer.term, truth.term) == 1.0
+
+
+def _hash_quantities(text: str) -> Hashes:
+    """A fact's largest number of each unit, as a bin of its logarithm and the steps below it."""
+    largest: dict[str, float] = {}
+    for number, scale, unit in _QUANTITY.findall(text):
+        value = float(number.replace(",", "")) * _SCALES[scale]
+        largest[unit] = max(value, largest.get(unit, 0))
+    names = []
+    for unit, value in largest.items():
+        if value > 0:
+            names.append(f"{unit} {math.floor(math.log(value) * 4)}")
+            steps = range(-2, math.floor(math.log(value) * 2) + 1)
+            names += [f"{unit} over {step}" for step in steps]
+    return np.frombuffer(b"".join(map(_digest_name, names)), "<u8").astype(np.uint64)
+
+
+@lru_cache(maxsize=4096)
+def _digest_name(name: str) -> bytes:
+    """8 bytes for a unit and a step; the same few hundred are met again and again."""
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The known features: sorted hashes and their inverse document frequencies, both (known,)."""
+
+    hashes: Hashes
+    idf: Floats
+
+    def weigh(self, fact: str | ReadFact) -> tuple[Integers, Floats]:
+        """Rows of the model's matrix and their weights, both (found + 1,).
+
+        Row 0 is the intercept; the rest is (1 + ln count) · idf, scaled to Euclidean length 1.
+        Unknown features are left out.
+        """
+        hashes, counts = extract_features(fact)
+        places = self.hashes.searchsorted(hashes)
+        known = self.hashes.take(places, mode="clip") == hashes
+        places = places[known]
+        weights = (1 + np.log(counts[known])) * self.idf[places]
+        norm = math.sqrt((weights * weights).sum()) or 1.0
+        rows = np.zeros(len(places) + 1, np.int64)
+        np.add(places, 1, out=rows[1:])
+        scaled = np.ones(len(rows), np.float32)
+        scaled[1:] = weights / norm
+        return rows, scaled
+
+
+class Decider:
+    """Reads a verdict off the scores, with the law's bounds on what a charge may bring."""
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels = labels
+        self._article_columns = {a: i for i, a in enumerate(labels.articles, len(labels.charges))}
+        self._first_term = len(labels.charges) + len(labels.articles)
+        self.width = self._first_term + len(labels.terms)
+        self._payoff = np.array(labels.payoff, np.float64)  # (answers, bins)
+        if self._payoff.shape != (len(labels.terms),) * 2:
+            raise ValueError(f"a payoff of shape {self._payoff.shape} for {len(labels.terms)} bins")
+        self._lawful = np.array(
+            [[term_in_range(charge, term) for term in labels.terms] for charge in labels.charges]
+        )
+
+    def decide(self, scores: Floats) -> Decision:
+        """The verdict for scores of shape (charges + articles + bins,)."""
+        chosen, charge_margin, charge_evidence = self._choose_charges(scores)
+        charges = tuple(self.labels.charges[i] for i in chosen)
+        articles, article_margin = self._choose_articles(charges, scores)
+        term, term_margin, term_evidence = self._choose_term(chosen, scores)
+        return Decision(
+            Verdict(charges, articles, term),
+            {"charge": charge_margin, "article": article_margin, "term": term_margin},
+            {
+                "charge": charge_evidence,
+                "article": (*charge_evidence, article_margin),
+                "term": term_evidence,
+            },
+        )
+
+    def _choose_charges(self, scores: Floats) -> tuple[list[int], float, tuple[float, ...]]:
+        charges = scores[: len(self.labels.charges)].astype(np.float64)
+        order = np.argsort(-charges, kind="stable")
+        best = float(charges[order[0]])
+        rival = float(charges[order[1]]) if len(order) > 1 else -NO_RIVAL
+        chosen = [int(i) for i in order if charges[i] > 0] or [int(order[0])]
+        if len(chosen) > 1:
+            margin = float(np.abs(charges).min())
+        else:  # the best one stays in any case: only another can change the answer
+            margin = -rival if best > 0 else best - rival
+        return chosen, margin, (min(best, NO_RIVAL), min(margin, NO_RIVAL))
+
+    def _choose_articles(
+        self, charges: tuple[str, ...], scores: Floats
+    ) -> tuple[tuple[str, ...], float]:
+        habits = [self.labels.habits[charge] for charge in charges]
+        articles = {article for habit in habits for article in habit.always}
+        open_ones = {article for habit in habits for article in habit.sometimes} - articles
+        open_scores = {a: float(scores[self._article_columns[a]]) for a in open_ones}
+        margin = min((abs(score) for score in open_scores.values()), default=NO_RIVAL)
+        articles |= {article for article, score in open_scores.items() if score > 0}
+        if not articles:
+            articles = set(habits[0].usual) or set(charge_articles(charges[0])[:1])
+        return tuple(sorted(articles, key=article_order)), min(margin, NO_RIVAL)
+
+    def _choose_term(
+        self, chosen: list[int], scores: Floats
+    ) -> tuple[Term, float, tuple[float, ...]]:
+        logits = scores[self._first_term :].astype(np.float64)
+        shares = np.exp(logits - logits.max())
+        shares /= shares.sum()
+        payoffs = self._payoff @ shares
+        lawful = self._lawful[chosen].any(axis=0)
+        if len(chosen) == 1 and lawful.any():  # sums of several offences go over each one's bounds
+            payoffs = np.where(lawful, payoffs, -1.0)
+        order = np.argsort(-payoffs, kind="stable")
+        best = float(payoffs[order[0]])
+        margin = best - float(payoffs[order[1]]) if len(order) > 1 else 1.0
+        return self.labels.terms[int(order[0])], margin, (best, margin, float(shares.max()))
+
+
+class Fallback:
+    """A loaded classifier.
+
+    `manifest` is None for one that has not been published yet, `assessor` (probabilities and
+    intervals) and `familiarity` (which facts are unlike those trained on) for a folder made before
+    there was one, and `agreement` where no language model's answers were compared.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        vocabulary: Vocabulary,
+        model: bytes,
+        manifest: FallbackManifest | None = None,
+        *,
+        uncertainty: Uncertainty | None = None,
+        agreement: Agreement | None = None,
+        familiarity: Familiarity | None = None,
+    ) -> None:
+        self.labels, self.vocabulary, self.manifest = labels, vocabulary, manifest
+        self.decider = Decider(labels)
+        self.agreement, self.familiarity = agreement, familiarity
+        self.assessor = None
+        if uncertainty is not None:
+            first_term = len(labels.charges) + len(labels.articles)
+            self.assessor = Assessor(labels.charges, labels.terms, first_term, uncertainty)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self._session = ort.InferenceSession(
+            model, sess_options=options, providers=["CPUExecutionProvider"]
+        )
+
+    def score(self, fact: str | ReadFact) -> Floats:
+        """Scores of shape (charges + articles + bins,). Raises ValueError on an empty fact."""
+        rows, weights = self.vocabulary.weigh(fact)
+        (scores,) = self._session.run(None, {"rows": rows, "weights": weights[None, :]})
+        return np.asarray(scores[0], np.float32)
+
+    def is_unfamiliar(self, fact: str | ReadFact) -> bool:
+        """Whether a fact is unlike those trained on, so that no probability here holds for it."""
+        return self.familiarity is not None and self.familiarity.is_unfamiliar(fact)
+
+    def predict(self, fact: str) -> Answer:
+        """A verdict for a raw fact. Raises ValueError when it holds no letter and no digit."""
+        return self.read(self.score(fact))
+
+    def read(self, scores: Floats) -> Answer:
+        """The verdict that scores of `score` stand for, with its confidences."""
+        decision = self.decider.decide(scores)
+        confidences = {
+            part: self.labels.calibration[part].confidence(decision.evidence[part])
+            for part in PARTS
+        }
+        return Answer(decision.verdict, confidences, decision.margins)
+
+
+def load_fallback(folder: Path | str) -> Fallback:
+    """Load a folder of `python -m compress.classifier.train` from the very bytes that were checked.
+
+    Raises ArtifactError when the folder, its manifest or a file is missing or altered, or when it
+    was made by code that reads facts in another way.
+    """
+    folder = Path(folder)
+    remedy = "make it again with `python -m compress.classifier.train`"
+    if not (folder / MANIFEST).is_file():
+        raise ArtifactError(f"{folder} has no {MANIFEST}, so it is no fallback folder: {remedy}")
+    try:
+        manifest = FallbackManifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except ValidationError as error:
+        raise ArtifactError(f"{folder} holds no fallback classifier: {error}") from error
+    if manifest.features != digest_features():
+        raise ArtifactError(f"{folder} was made by code that reads facts in another way: {remedy}")
+    content = {}
+    for name in (MODEL, VOCABULARY, LABELS, *OPTIONAL):
+        if name in OPTIONAL and name not in manifest.files:
+            continue
+        if name not in manifest.files or not (folder / name).is_file():
+            raise ArtifactError(f"{folder} lacks {name}: {remedy}")
+        content[name] = (folder / name).read_bytes()
+        if hashlib.sha256(content[name]).hexdigest() != manifest.files[name]:
+            raise ArtifactError(f"{folder / name} is not the file that was made: {remedy}")
+    try:
+        labels = Labels.model_validate_json(content[LABELS])
+        return Fallback(
+            labels,
+            _read_vocabulary(content[VOCABULARY]),
+            content[MODEL],
+            manifest,
+            uncertainty=Uncertainty.model_validate_json(content[CONFIDENCE])
+            if CONFIDENCE in content
+            else None,
+            agreement=Agreement.model_validate_json(content[AGREEMENT])
+            if AGREEMENT in content
+            else None,
+            familiarity=Familiarity.read(content[FAMILIARITY]) if FAMILIARITY in content else None,
+        )
+    except ValidationError as error:
+        raise ArtifactError(f"{folder}: {error.title} was made by other code: {remedy}") from error
+
+
+def _read_vocabulary(data: bytes) -> Vocabulary:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return Vocabulary(arrays["hashes"], arrays["idf"])
+
+
+def pack(labels: Labels, vocabulary: Vocabulary) -> dict[str, bytes]:
+    """The bytes of the files beside the model, by name; `load_fallback` reads them back."""
+    buffer = io.BytesIO()
+    np.savez(buffer, hashes=vocabulary.hashes, idf=vocabulary.idf)
+    return {LABELS: labels.model_dump_json(indent=1).encode(), VOCABULARY: buffer.getvalue()}

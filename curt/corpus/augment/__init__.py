@@ -1,0 +1,1 @@
+"""More training cases from those that are there: distractors and other wordings."""

@@ -1,0 +1,1 @@
+"""The seeded case generator and the sentencing calculus behind it."""

@@ -1,0 +1,1 @@
+"""The engine on ONNX Runtime: what serves an exported folder."""

@@ -1,0 +1,1 @@
+"""The development engine on PyTorch and transformers."""

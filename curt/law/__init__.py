@@ -1,0 +1,1 @@
+"""The law as data and arithmetic: numerals, verdicts, statutes, legality, the scale of terms."""

@@ -1,0 +1,1 @@
+"""What a predicted verdict, its reasoning and a difference between two figures are worth."""

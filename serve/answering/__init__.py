@@ -1,0 +1,1 @@
+"""From an admitted request to a reply: result cache, checks and confidence."""

@@ -1,0 +1,304 @@
+"""From a job to a reply: the result cache, the pool, confidence and the counts, for every route."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from fastapi import Request
+
+from curt.classifier.model import Fallback
+from curt.law.verdict import Verdict
+from serve.answering.cache import ResultCache, cache_key
+from serve.answering.confidence import (
+    LOW_CONFIDENCE,
+    UNFAMILIAR,
+    WITHHELD,
+    Confidence,
+    ConfidenceReader,
+    Reading,
+)
+from serve.api.reply import Identity, Served, build_reply
+from serve.api.schemas import PredictReply, PredictRequest
+from serve.errors import ClientGoneError
+from serve.metrics import Metrics
+from serve.pool.job import Job, ServedStream
+from serve.settings import Settings
+
+DEFAULT_VARIANT = "default"
+READ_AFTER_S = 0.002  # by then a worker has the request, if one was free
+Choose = Callable[[str, str | None, str], "Way"]
+"""From fact, user and request id to the way of a request."""
+Observer = Callable[[Request, PredictRequest, Served, PredictReply], None]
+"""Told of every reply that goes out: request, its body, what was served, the reply."""
+
+
+class Pool(Protocol):
+    """What the routes need of a worker pool."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests can be served now."""
+        ...
+
+    async def start(self) -> None:
+        """Begin to make ready."""
+        ...
+
+    def drain(self) -> None:
+        """Take nothing new."""
+        ...
+
+    async def stop(self) -> None:
+        """Finish what was taken and end."""
+        ...
+
+    async def submit(self, job: Job) -> Served:
+        """Serve one job or raise a RequestError."""
+        ...
+
+    def stream(self, job: Job) -> ServedStream:
+        """Serve one job and tell its reasoning, or raise a RequestError."""
+        ...
+
+    def expected_thinking(self, job: Job) -> int | None:
+        """Thinking tokens a job would be granted now; None where it would be refused."""
+        ...
+
+
+class Way(Protocol):
+    """How one request goes: to which variant of the model."""
+
+    @property
+    def variant(self) -> str:
+        """Name of the variant."""
+        ...
+
+    @property
+    def identity(self) -> Identity:
+        """The model behind it."""
+        ...
+
+    async def submit(self, job: Job) -> Served:
+        """Serve the job there or raise a RequestError."""
+        ...
+
+    def stream(self, job: Job) -> ServedStream:
+        """Serve the job there and tell its reasoning."""
+        ...
+
+    def expected_thinking(self, job: Job) -> int | None:
+        """Thinking tokens it would be granted there now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OnlyWay:
+    """Every request's way to a single pool."""
+
+    pool: Pool
+    identity: Identity
+    variant: str = DEFAULT_VARIANT
+
+    async def submit(self, job: Job) -> Served:
+        """Serve the job or raise a RequestError."""
+        return await self.pool.submit(job)
+
+    def stream(self, job: Job) -> ServedStream:
+        """Serve the job and tell its reasoning."""
+        return self.pool.stream(job)
+
+    def expected_thinking(self, job: Job) -> int | None:
+        """Thinking tokens it would be granted now."""
+        return self.pool.expected_thinking(job)
+
+
+class Answering:
+    """What the routes of one application share."""
+
+    def __init__(
+        self,
+        choose: Choose,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        cache: ResultCache[Served] | None = None,
+        fallback: Fallback | None = None,
+    ) -> None:
+        """`choose` says which way a request goes."""
+        self.observers: list[Observer] = []
+        self._choose, self._settings, self._metrics = choose, settings, metrics
+        self._cache, self._fallback = cache, fallback
+        self._readers: dict[str, ConfidenceReader] = {}
+        self._secret = settings.secret_bytes()
+
+    def choose(self, request: Request, fact: str, user: str | None) -> Way:
+        """The way of a request, remembered with it."""
+        way = self._choose(fact, user, request.state.request_id)
+        request.state.way = way
+        request.state.log["variant"] = way.variant
+        return way
+
+    def stream(self, request: Request, job: Job, user: str | None = None) -> ServedStream:
+        """Serve a job and tell its reasoning. Raises RequestError where it is refused."""
+        return self.choose(request, job.fact, user).stream(job)
+
+    async def serve(self, request: Request, job: Job, user: str | None = None) -> Served:
+        """Serve a job, from the cache where it can; stop when its client leaves.
+
+        Raises RequestError, ClientGoneError among them.
+        """
+        way = self.choose(request, job.fact, user)
+        reading = self._read_later(request, job.fact)
+        try:
+            async with Attended(request):
+                return await self._look_up(way, request, job)
+        finally:
+            if reading:
+                reading.cancel()
+
+    def reply_to(
+        self, request: Request, body: PredictRequest, served: Served, deadline_ms: int
+    ) -> PredictReply:
+        """Build, record and return the reply to a served request."""
+        state = request.state
+        way: Way = state.way
+        confidence, doubt = self._assess(request, body, served)
+        holds_back = doubt is not None and body.on_low_confidence == "interval"
+        reply = build_reply(
+            served,
+            fact=body.fact,
+            tasks=body.tasks,
+            include_reasoning=body.include_reasoning,
+            identity=way.identity,
+            request_id=state.request_id,
+            deadline_ms=deadline_ms,
+            total_ms=(time.monotonic() - state.started_s) * 1e3,
+            variant=way.variant,
+            confidence=confidence,
+            doubt=doubt,
+            withheld=WITHHELD if holds_back else (),
+        )
+        self._record(request, served, reply)
+        for observe in self.observers:
+            observe(request, body, served, reply)
+        return reply
+
+    async def _look_up(self, way: Way, request: Request, job: Job) -> Served:
+        if self._cache is None:
+            return await way.submit(job)
+        key = cache_key(
+            job.fact,
+            manifest_sha256=way.identity.manifest_sha256,
+            prompt_version=way.identity.manifest.prompt_version,
+            secret=self._secret,
+        )
+        answer = await self._cache.get_or_make(
+            key,
+            budget_tokens=way.expected_thinking(job) or 0,
+            deadline_s=job.deadline_s,
+            make=lambda: way.submit(job),
+            most_tokens=job.max_thinking_tokens,
+        )
+        request.state.log["cache"] = answer.source
+        return answer.value
+
+    def _read_later(self, request: Request, fact: str) -> asyncio.TimerHandle | None:
+        """Let the classifier read the fact while a worker has it, not when its answer is there."""
+        if self._fallback is None:
+            return None
+        reading = request.state.reading = Reading(self._fallback, fact)
+        return asyncio.get_running_loop().call_later(READ_AFTER_S, reading.look)
+
+    def _assess(
+        self, request: Request, body: PredictRequest, served: Served
+    ) -> tuple[Confidence | None, str | None]:
+        """How sure the verdict is, and the code of the warning where nobody can vouch for it."""
+        verdict = served.fallback.verdict if served.fallback else served.completion.verdict
+        if self._fallback is None or not isinstance(verdict, Verdict):
+            return None, None
+        reader = self.reader_for(self._fallback, request.state.way.identity.model.manifest)
+        reading = getattr(request.state, "reading", None) or Reading(self._fallback, body.fact)
+        if reading.unfamiliar:
+            return None, UNFAMILIAR
+        confidence = reader.assess(
+            body.fact,
+            verdict,
+            served.generation.thinking_cut,
+            thinking_tokens=served.generation.thinking_tokens,
+            source=served.source,
+            top_k=body.top_k,
+            reading=reading,
+        )
+        doubtful = confidence is not None and confidence.abstain
+        return confidence, LOW_CONFIDENCE if doubtful else None
+
+    def reader_for(self, fallback: Fallback, manifest: str) -> ConfidenceReader:
+        """The classifier's view of one model's answers. Raises ValueError where it has none."""
+        if manifest not in self._readers:
+            self._readers[manifest] = ConfidenceReader(
+                fallback,
+                model_manifest=manifest,
+                coverage=self._settings.interval_coverage,
+                abstain_below=self._settings.abstain_below,
+            )
+        return self._readers[manifest]
+
+    def _record(self, request: Request, served: Served, reply: PredictReply) -> None:
+        self._metrics.record_answer(served, reply)
+        timings, thinking, generation = reply.timings_ms, reply.thinking, served.generation
+        request.state.log.update(
+            deadline_ms=reply.deadline_ms,
+            queue_ms=timings.queue,
+            prefill_ms=timings.prefill,
+            decode_ms=timings.decode,
+            prompt_tokens=generation.prompt_tokens,
+            thinking_tokens=thinking.tokens,
+            thinking_allowed=thinking.allowed,
+            thinking_cut=thinking.cut,
+            answer_tokens=generation.answer_tokens,
+            degraded=reply.degraded_reason,
+            source=reply.source,
+            warnings=[warning.code for warning in reply.warnings],
+        )
+
+
+class Attended:
+    """Around work in the running task: cancels it when the request's client leaves.
+
+    Raises ClientGoneError then. The work is no task of its own, which would cost every request
+    two more turns of the event loop; only who listens for the client is one.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._gone = self._over = False
+
+    async def __aenter__(self) -> None:
+        working = asyncio.current_task()
+        assert working is not None
+        self._working = working
+        self._leaving = asyncio.create_task(wait_for_disconnect(self._request))
+        self._leaving.add_done_callback(self._stop)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        self._over = True
+        self._leaving.cancel()
+        if self._gone and self._working.uncancel() == 0 and kind is asyncio.CancelledError:
+            raise ClientGoneError("client_closed", "the client closed the connection") from None
+
+    def _stop(self, _: asyncio.Task[None]) -> None:
+        if not self._over:
+            self._gone = True
+            self._working.cancel()
+
+
+async def wait_for_disconnect(request: Request) -> None:
+    """Return when the client of a request hangs up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

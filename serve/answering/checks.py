@@ -1,0 +1,136 @@
+"""What a reader must be told before relying on a verdict. Pure rules over text and verdict."""
+
+from __future__ import annotations
+
+import re
+
+from curt.dialogue import normalise_fact
+from curt.law.statutes import is_charge, term_in_range
+from curt.law.verdict import Verdict
+from serve.answering.confidence import LOW_CONFIDENCE_MESSAGE, UNFAMILIAR_MESSAGE
+from serve.api.schemas import Caution
+from serve.errors import UnusableFactError
+
+MIN_CHINESE_SHARE = 0.2  # of the letters; below it the text is refused
+MIXED_CHINESE_SHARE = 0.6  # below it the reader is warned
+SHORT_FACT_CHARS = 20
+
+MESSAGES = {
+    "multi_defendant": "事实中似有多名被告人，本版本只给出一名被告人的结果。",
+    "too_short": "事实过短，结果可靠性低。",
+    "not_chinese": "事实中非中文内容较多，模型只学过中文裁判事实。",
+    "not_criminal": "文中未见刑事案件常见用语，可能不是犯罪事实。",
+    "markup_neutralised": "事实中的尖括号已替换为全角字符，按普通文字处理。",
+    "fact_clipped": "事实超过模型可读长度，中间部分已略去。",
+    "term_outside_statute": "刑期不在该罪名任何法定量刑幅度之内，请核对有无减轻情节。",
+    "life_or_death": "结果涉及无期徒刑或死刑，务必由人复核。",
+    "unknown_charge": "罪名不在已知罪名表中。",
+    "low_confidence": LOW_CONFIDENCE_MESSAGE,
+    "unfamiliar_text": UNFAMILIAR_MESSAGE,
+    "fallback": "模型未能在时限内给出完整结果，以下为分类器的估计。",
+}
+
+# Half a character, which JSON can say and no tokenizer can read.
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]+")
+_COMMON_CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+")
+_CRIME_WORDS = (
+    "被告|犯罪|嫌疑|作案|公安|派出所|民警|抓获|归案|自首|投案|供述|赃|窃|盗|抢|骗|毒品|冰毒|海洛因|"
+    "贩卖|吸食|持刀|殴打|打伤|刺|砍|轻伤|重伤|死亡|致死|杀|强奸|猥亵|拘禁|绑架|敲诈|勒索|赌|醉酒|酒后|"
+    "乙醇|血醇|肇事|逃逸|枪|爆炸|放火|纵火|伪造|假冒|走私|受贿|行贿|贪污|挪用|侵占|职务|虚开|发票|"
+    "非法|拒不|寻衅|滋事|聚众|妨害|故意|损毁|砍伐|滥伐|猎捕|容留|卖淫|引诱|介绍|传播|淫秽|洗钱|集资"
+)
+_CRIME = re.compile(_CRIME_WORDS)
+
+# The commonest family names; a rule that reads any two characters after 被告人 as a name would
+# find 归案, 供述 and 驾驶 among them.
+_FAMILY = (
+    "王李张刘陈杨黄赵吴周徐孙马朱胡郭何林高罗郑梁谢宋唐许韩冯邓曹彭曾肖田董潘袁蔡蒋余于杜叶程魏苏吕"
+    "丁任卢姚沈钟姜崔谭陆范汪廖石金韦贾夏付方邹熊白孟秦邱侯江尹薛闫段雷龙黎史陶贺毛郝顾龚邵万覃武钱"
+    "戴严莫孔向常汤康易乔赖文施洪辛柯欧倪温季俞章鲁葛殷翟申甘牛阮"
+)
+_NAME = rf"[{_FAMILY}](?:某某|某[甲乙丙丁戊己庚辛0-9A-Z]?|[\u4e00-\u9fff])"
+_DEFENDANTS = re.compile(rf"被告人((?:{_NAME})(?:[、和与及](?:被告人)?(?:{_NAME}))*)")
+_EACH_NAME = re.compile(_NAME)
+
+
+def refuse_unusable(fact: str, max_chars: int) -> None:
+    """Raise UnusableFactError when no verdict can be given: empty, too long, torn, not Chinese."""
+    if len(fact) > max_chars:
+        raise UnusableFactError(
+            "fact_too_long", f"the fact has {len(fact)} characters: send {max_chars} or fewer"
+        )
+    if _SURROGATE.search(fact):
+        raise UnusableFactError(
+            "not_unicode", "the fact holds half of a surrogate pair: send whole characters"
+        )
+    common = _count_common(fact)
+    if not common and not normalise_fact(fact):
+        raise UnusableFactError("empty_fact", "the fact is empty: send the facts of one case")
+    if not _is_chinese(fact, common, MIN_CHINESE_SHARE):
+        raise UnusableFactError(
+            "not_chinese", "the fact holds hardly any Chinese: send the facts in Chinese"
+        )
+
+
+def fact_warnings(fact: str) -> list[Caution]:
+    """What the text of a fact gives reason to warn of."""
+    codes = []
+    if len(set(defendant_names(fact))) > 1:
+        codes.append("multi_defendant")
+    common = _count_common(fact)
+    if common < SHORT_FACT_CHARS and len(normalise_fact(fact)) < SHORT_FACT_CHARS:
+        codes.append("too_short")
+    if not _is_chinese(fact, common, MIXED_CHINESE_SHARE):
+        codes.append("not_chinese")
+    if not _CRIME.search(fact):
+        codes.append("not_criminal")
+    if "<" in fact or ">" in fact:
+        codes.append("markup_neutralised")
+    return [warning(code) for code in codes]
+
+
+def verdict_warnings(verdict: Verdict) -> list[Caution]:
+    """What a verdict gives reason to warn of."""
+    codes = []
+    if not all(is_charge(charge) for charge in verdict.charges):
+        codes.append("unknown_charge")
+    elif statutory_range(verdict) is False:
+        codes.append("term_outside_statute")
+    if verdict.term.kind in ("life", "death"):
+        codes.append("life_or_death")
+    return [warning(code) for code in codes]
+
+
+def statutory_range(verdict: Verdict) -> bool | None:
+    """Whether the charge's statute allows the term.
+
+    None for several charges: their terms are combined (article 69), and the sum belongs to no
+    one charge's tiers.
+    """
+    if len(verdict.charges) > 1:
+        return None
+    return term_in_range(verdict.charges[0], verdict.term)
+
+
+def defendant_names(fact: str) -> list[str]:
+    """Names that follow 被告人, by a simple rule: a common family name, 某 or one character."""
+    return [name for group in _DEFENDANTS.findall(fact) for name in _EACH_NAME.findall(str(group))]
+
+
+def warning(code: str) -> Caution:
+    """The warning of a code of `MESSAGES`."""
+    return Caution(code=code, message=MESSAGES[code])
+
+
+def _count_common(text: str) -> int:
+    """How many characters are Chinese ones of the two blocks where every code point is one."""
+    return sum(map(len, _COMMON_CHINESE.findall(text)))
+
+
+def _is_chinese(text: str, common: int, share: float) -> bool:
+    """Whether at least that share of the letters is Chinese; `common` is `_count_common`."""
+    if 0 < common >= share * len(text):  # whatever the others are: no need to look
+        return True
+    letters = sum(map(str.isalpha, text))
+    return letters > 0 and sum(map(len, _CHINESE.findall(text))) / letters >= share

@@ -1,0 +1,297 @@
+"""How sure the server is of a verdict: what a reply says about it, from the fallback classifier.
+
+`Reading` costs one pass of the classifier, a fraction of a millisecond, and so runs
+in the front. It reads probabilities that `python -m compress.classifier.train` fitted for charges
+and terms, and those that `python -m compress.classifier.agreement` fitted for one language model's
+verdicts; the latter are used for that very model folder alone.
+
+All of them hold for cases like those they were fitted on. Of a fact that reads otherwise
+(`Reading.unfamiliar`) nothing is claimed: a number that is known not to hold is worse
+than none, for programs act on numbers and not on the warning beside them.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from curt.classifier.confidence import (
+    DEFAULT_COVERAGE,
+    Agreement,
+    Doubles,
+    Floats,
+    Odds,
+    around,
+    coverage_index,
+    logit_of,
+    thought_evidence,
+)
+from curt.classifier.familiarity import ReadFact, read_fact
+from curt.classifier.model import Fallback
+from curt.dialogue import render_term
+from curt.law.term_scale import TermInterval
+from curt.law.verdict import TERM_NAMES, Term, TermKind, Verdict
+
+logger = logging.getLogger(__name__)
+
+LOW_CONFIDENCE = "low_confidence"  # code of the warning where `Confidence.abstain` is set
+LOW_CONFIDENCE_MESSAGE = "结果正确的把握较低，请以刑期区间为参考，并由人复核。"
+UNFAMILIAR = "unfamiliar_text"  # code of the warning where probabilities don't hold
+UNFAMILIAR_MESSAGE = "事实的文字与统计所依据的案件差别较大，概率与刑期区间不适用，故不给出。"
+DEFAULT_TOP_K, MAX_TOP_K = 3, 20
+DEFAULT_ABSTAIN_BELOW = 0.5
+# Parts of a defendant that go where a client asked for no point where confidence is low.
+WITHHELD: dict[str, None] = {"term": None, "fine_yuan": None, "ruling": None}
+
+Source = Literal["model", "fallback"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class LikelyCharge(_Part):
+    """A charge that may be in the verdict, answered or not."""
+
+    name: str
+    title: str
+    probability: float
+    """Calibrated probability that the charge is in the verdict; they need not add up to 1."""
+
+
+class TermEnd(_Part):
+    """One end of an interval of terms."""
+
+    kind: TermKind
+    kind_name: str
+    months: int
+    text: str
+
+
+class LikelyTerm(_Part):
+    """Two penalties between which, in severity, the court's lies with the stated coverage.
+
+    A month of 管制 counts half; life and death lie above every number of months.
+    """
+
+    low: TermEnd
+    high: TermEnd
+    coverage: float
+    """Share of cases whose term lies in such an interval, over cases like those fitted on."""
+    basis: Literal["model", "classifier"]
+    """Whether it lies around the model's own term or comes from the classifier alone."""
+
+
+class Probabilities(_Part):
+    """Calibrated probabilities that the given verdict is right."""
+
+    charge: float
+    """That the charges are exactly right."""
+    term: float
+    """That the term is near enough for the full CAIL2018 score."""
+    verdict: float
+    """That both are."""
+
+
+class Confidence(_Part):
+    """How sure a verdict is.
+
+    `probabilities` is null, and nothing is abstained from, where this model's answers were never
+    compared with the truth.
+    """
+
+    charges: list[LikelyCharge]
+    term_interval: LikelyTerm
+    probabilities: Probabilities | None
+    abstain: bool
+    """Whether the verdict is less probably right than the server's threshold."""
+
+
+class Reading:
+    """What the classifier makes of a fact, whatever the verdict: each part worked out once."""
+
+    def __init__(self, fallback: Fallback, fact: str) -> None:
+        self._fallback, self._fact = fallback, fact
+
+    @cached_property
+    def scores(self) -> Floats | None:
+        """Its scores; None where the fact holds no letter or digit."""
+        try:
+            return self._fallback.score(self._read)
+        except ValueError:
+            return None
+
+    @cached_property
+    def sure(self) -> Doubles | None:
+        """The probability of each charge; None without scores, or in a folder without any."""
+        if self.scores is None or self._fallback.assessor is None:
+            return None
+        return self._fallback.assessor.charge_probabilities(self.scores)
+
+    @cached_property
+    def unfamiliar(self) -> bool:
+        """Whether the fact is unlike those fitted on, so that nothing can be said of a verdict.
+
+        False with a classifier folder made before there was a way to tell.
+        """
+        return self._fallback.is_unfamiliar(self._read)
+
+    def look(self) -> None:
+        """Work it all out now."""
+        _ = self.sure, self.unfamiliar
+
+    @cached_property
+    def _read(self) -> ReadFact:
+        return read_fact(self._fact)
+
+
+class ConfidenceReader:
+    """Assesses verdicts with one classifier for one served model."""
+
+    def __init__(
+        self,
+        fallback: Fallback,
+        *,
+        model_manifest: str | None = None,
+        coverage: float = DEFAULT_COVERAGE,
+        abstain_below: float = DEFAULT_ABSTAIN_BELOW,
+    ) -> None:
+        """`model_manifest` is the SHA-256 of the served model's manifest, or its first digits.
+
+        Raises ValueError for a classifier folder without probabilities, a coverage that was not
+        fitted, or a threshold outside 0..1.
+        """
+        if fallback.assessor is None:
+            raise ValueError(
+                "the fallback folder has no probabilities: make it again with "
+                "`python -m compress.classifier.train`"
+            )
+        if not 0 <= abstain_below <= 1:
+            raise ValueError(f"abstain_below of {abstain_below}: use 0 to 1")
+        self._fallback, self._assessor = fallback, fallback.assessor
+        self._abstain_below = abstain_below
+        self._coverage = coverage
+        coverage_index(self._assessor.fit.coverages, coverage)
+        self._agreement = _agreement_for(fallback.agreement, model_manifest)
+        if self._agreement is not None:
+            coverage_index(self._agreement.coverages, coverage)
+
+    def assess(
+        self,
+        fact: str,
+        verdict: Verdict,
+        thinking_cut: bool,
+        *,
+        thinking_tokens: int = 0,
+        source: Source = "model",
+        top_k: int = DEFAULT_TOP_K,
+        coverage: float | None = None,
+        reading: Reading | None = None,
+    ) -> Confidence | None:
+        """How sure a verdict on a raw fact is; None where the fact holds no letter or digit.
+
+        `thinking_tokens` is how far cut thinking came; 0, the cautious guess, where it isn't known.
+        `source` says whose verdict it is, `reading` what was read of the fact before. Raises
+        ValueError on a `top_k` below 1 and a coverage that was not fitted.
+        """
+        reading = reading or Reading(self._fallback, fact)
+        scores, sure = reading.scores, reading.sure
+        if scores is None or sure is None:
+            return None
+        asked = self._coverage if coverage is None else coverage
+        thought = thought_evidence(thinking_cut, thinking_tokens)
+        odds = self._odds(scores, sure, verdict, thought, source)
+        likely = self._assessor.top_charges(scores, min(top_k, MAX_TOP_K), sure=sure)
+        told: dict[str, object] = {
+            "charges": [
+                {"name": name, "title": f"{name}罪", "probability": _rounded(probability)}
+                for name, probability in likely
+            ],
+            "term_interval": self._interval(scores, verdict, source, odds, asked),
+            "probabilities": None,
+            "abstain": False,
+        }
+        if odds is not None:
+            told["probabilities"] = {
+                "charge": _rounded(odds.charge),
+                "term": _rounded(odds.term),
+                "verdict": _rounded(odds.verdict),
+            }
+            told["abstain"] = odds.verdict < self._abstain_below
+        return Confidence.model_validate(told)  # at one go: the parts one by one cost ten times it
+
+    def _odds(
+        self,
+        scores: Floats,
+        sure: Doubles,
+        verdict: Verdict,
+        thought: tuple[float, float],
+        source: Source,
+    ) -> Odds | None:
+        if source == "fallback":
+            own = self._fallback.read(scores).confidences
+            charge, term = own["charge"], own["term"]
+            evidence = logit_of(charge), logit_of(term)
+            return Odds(charge, term, self._assessor.fit.verdict.confidence(evidence))
+        if self._agreement is None:
+            return None
+        return self._assessor.agree(scores, verdict, thought, self._agreement, sure=sure)
+
+    def _interval(
+        self,
+        scores: Floats,
+        verdict: Verdict,
+        source: Source,
+        odds: Odds | None,
+        coverage: float,
+    ) -> dict[str, object]:
+        if source == "model" and self._agreement is not None and odds is not None:
+            fitted = self._agreement.coverages
+            place = coverage_index(fitted, coverage)
+            group = self._agreement.group_of(odds.term)
+            found = around(verdict.term, verdict.charges, group, place)
+            return _describe(found, fitted[place], "model")
+        fitted = self._assessor.fit.coverages
+        found = self._assessor.interval(scores, verdict.charges, coverage)
+        return _describe(found, fitted[coverage_index(fitted, coverage)], "classifier")
+
+
+def _agreement_for(fit: Agreement | None, model_manifest: str | None) -> Agreement | None:
+    """The fit where it is of the served model, else None: another model errs in other ways."""
+    if fit is None or model_manifest is None:
+        return None
+    if model_manifest and fit.manifest_sha256.startswith(model_manifest):
+        return fit
+    logger.warning(
+        "the fallback folder judges %s (manifest %s), not the served model (manifest %s): "
+        "run `python -m compress.classifier.agreement` for it",
+        fit.model,
+        fit.manifest_sha256[:12],
+        model_manifest[:12],
+    )
+    return None
+
+
+def _describe(
+    interval: TermInterval, coverage: float, basis: Literal["model", "classifier"]
+) -> dict[str, object]:
+    """The fields of a `LikelyTerm`."""
+    low, high = _end(interval.low), _end(interval.high)
+    return {"low": low, "high": high, "coverage": coverage, "basis": basis}
+
+
+def _end(term: Term) -> dict[str, object]:
+    """The fields of a `TermEnd`; probation is no part of the text."""
+    return {
+        "kind": term.kind,
+        "kind_name": TERM_NAMES[term.kind],
+        "months": term.months,
+        "text": render_term(term),
+    }
+
+
+def _rounded(probability: float) -> float:
+    return round(probability, 4)

@@ -1,0 +1,1 @@
+"""The HTTP routes: what a client sends and reads."""

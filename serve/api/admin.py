@@ -1,0 +1,178 @@
+"""The routes of administrators: load, promote, roll back and unload models, and look at them.
+
+    POST /admin/load      {"name": "int8", "folder": "demo/ort-int8"}         202: it loads now
+    POST /admin/promote   {"name": "int8", "role": "canary", "share": 0.05}
+    POST /admin/promote   {"name": "int8"}                                    all traffic
+    POST /admin/rollback                                                     the canary, or the live
+    POST /admin/unload    {"name": "int8"}
+    GET  /admin/variants
+
+Every attempt but looking leaves a line in the log `serve.audit`: who, what, and how it ended.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.api.schemas import ErrorReply
+from serve.errors import OverloadedError, RequestError
+from serve.variants.split import Name, Role
+from serve.variants.variants import Variants
+
+audit = logging.getLogger("serve.audit")
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorReply, "description": "The body is not JSON in UTF-8"},
+    401: {"model": ErrorReply, "description": "No valid key"},
+    403: {"model": ErrorReply, "description": "Not an administrator's key"},
+    404: {"model": ErrorReply, "description": "No such variant"},
+    409: {"model": ErrorReply, "description": "Not as things stand"},
+    422: {"model": ErrorReply, "description": "A field is wrong, or no such model folder"},
+    503: {"model": ErrorReply, "description": "It can't be written down now; see Retry-After"},
+}
+
+
+class NotAllowedError(RequestError):
+    """A request for administrators from someone else."""
+
+    status = 403
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+
+class LoadRequest(_Body):
+    """A model to load beside what serves."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "candidate", "folder": "demo/ort-w8a8"}]}
+    )
+
+    name: Name
+    """What to call it: in metrics, logs and replies."""
+
+    folder: Annotated[str, Field(min_length=1, max_length=300)]
+    """Its folder below the models folder."""
+
+    manifest_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """The hash of its manifest.json, to load that one and no other."""
+
+
+class PromoteRequest(_Body):
+    """Traffic for a variant that is loaded."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "candidate", "role": "canary", "share": 0.1}]}
+    )
+
+    name: Name
+    """The variant."""
+
+    role: Role = "live"
+    """live: all traffic. canary: a share, taken back when it does worse. weight: a share for good,
+    beside the others. shadow: copies of a share, whose answers nobody gets."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """From 0 to 1; for every role but live."""
+
+    force: bool = False
+    """Even if its warm-up answer was no verdict, or it was rolled back."""
+
+
+class UnloadRequest(_Body):
+    """A variant to end."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "candidate"}]})
+
+    name: Name
+    """The variant."""
+
+
+def require_admin(request: Request) -> None:
+    """Let in who came with an administrator's key, as the guard before all routes recorded it.
+
+    Raises NotAllowedError: also where that guard is missing, or keys are off.
+    """
+    record = getattr(request.state, "api_key", None)
+    if record is None or record.role != "admin":
+        raise NotAllowedError("forbidden", "this needs a key with the role admin")
+
+
+def make_router(variants: Variants, guard: Callable[..., Any] = require_admin) -> APIRouter:
+    """The routes; `guard` is a dependency that raises where someone may not come in."""
+    router = APIRouter(prefix="/admin", dependencies=[Depends(guard)], responses=RESPONSES)
+
+    @router.post("/load", status_code=202)
+    async def load(body: LoadRequest, request: Request) -> dict[str, Any]:
+        """Verify a model folder and load it beside what serves; look at /admin/variants."""
+        asked = {"variant": body.name, "model_folder": body.folder}
+        async with _audited(request, "load", asked):
+            await variants.load(body.name, body.folder, body.manifest_sha256)
+        return variants.describe()
+
+    @router.post("/promote")
+    async def promote(body: PromoteRequest, request: Request) -> dict[str, Any]:
+        """Give a loaded variant traffic, from the next request on."""
+        asked = {"variant": body.name, "role": body.role, "share": body.share, "force": body.force}
+        async with _audited(request, "promote", asked):
+            await variants.promote(body.name, body.role, body.share, force=body.force)
+        return variants.describe()
+
+    @router.post("/rollback")
+    async def rollback(request: Request) -> dict[str, Any]:
+        """End the canary, or go back to the model that was live before."""
+        asked: dict[str, Any] = {}
+        async with _audited(request, "rollback", asked):
+            asked["variant"] = await variants.rollback()
+        return variants.describe()
+
+    @router.post("/unload")
+    async def unload(body: UnloadRequest, request: Request) -> dict[str, Any]:
+        """Take a variant's traffic away; its workers end when they have finished."""
+        async with _audited(request, "unload", {"variant": body.name}):
+            await variants.unload(body.name)
+        return variants.describe()
+
+    @router.get("/variants")
+    async def show() -> dict[str, Any]:
+        """What is loaded, how traffic is split, and how a canary compares up to now."""
+        return variants.describe()
+
+    return router
+
+
+@asynccontextmanager
+async def _audited(request: Request, action: str, asked: dict[str, Any]) -> AsyncIterator[None]:
+    record = getattr(request.state, "api_key", None)
+    outcome = "failed"
+    try:
+        yield
+        outcome = "done"
+    except RequestError as fault:
+        outcome = fault.reason
+        raise
+    except OSError as error:
+        outcome = "unwritable"
+        audit.error("the plan can't be written: %s", error.strerror)
+        raise OverloadedError(
+            "plan_unwritable", "it can't be written down now, so nothing was changed", 30.0
+        ) from None
+    finally:
+        who = None if record is None else record.id
+        extra = {
+            "action": action,
+            "outcome": outcome,
+            "key": who,
+            "request_id": getattr(request.state, "request_id", None),
+            **asked,
+        }
+        audit.info("admin %s: %s", action, outcome, extra=extra)

@@ -1,0 +1,195 @@
+"""Several cases in one `POST /predict`: each is admitted, cached, counted and degraded by itself.
+
+All share one deadline, a little of which is kept back, for all replies go out together. They enter
+the queue in the order given and run earliest-deadline-first among everything else that waits, with
+reasoning shortened as under any other load. What becomes of one case changes nothing for the
+others; when the client leaves, all of them stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+import traceback
+from collections import Counter as Tally
+from typing import Annotated, Any
+
+from fastapi import Body, Request
+from prometheus_client import CollectorRegistry, Counter
+from pydantic import Discriminator, Tag
+from starlette.types import Message
+
+from serve.answering.answering import Answering, wait_for_disconnect
+from serve.answering.checks import refuse_unusable
+from serve.api.schemas import (
+    BATCH_EXAMPLE,
+    EXAMPLE,
+    BatchCase,
+    BatchReply,
+    BatchRequest,
+    CaseError,
+    CaseResult,
+    PredictRequest,
+)
+from serve.edge.context import PREDICT_PATH, write_access
+from serve.edge.limits import charge
+from serve.errors import BATCH, SINGLE, ClientGoneError, OverloadedError, RequestError
+from serve.pool.job import Job
+from serve.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+MAX_ID_CHARS = 64
+REPLY_MS = 1.5  # of the deadline kept back for each case: their replies are written one by one
+MAX_KEPT_BACK = 0.1  # of the deadline
+
+
+def _form_of(body: Any) -> str:
+    given = isinstance(body, BatchRequest) or (isinstance(body, dict) and "cases" in body)
+    return BATCH if given else SINGLE
+
+
+PredictBody = Annotated[
+    Annotated[PredictRequest, Tag(SINGLE)] | Annotated[BatchRequest, Tag(BATCH)],
+    Discriminator(_form_of),
+    Body(
+        openapi_examples={
+            "one": {"summary": "One case", "value": EXAMPLE},
+            "several": {"summary": "Several cases", "value": BATCH_EXAMPLE},
+        }
+    ),
+]
+"""A body of /predict: several cases where it says `cases`, else one."""
+
+
+class TooManyCasesError(RequestError):
+    """More cases than this server takes in one request."""
+
+    status = 422
+
+
+class Batches:
+    """Serves the cases of a request side by side."""
+
+    def __init__(
+        self, answering: Answering, settings: Settings, registry: CollectorRegistry
+    ) -> None:
+        self._answering, self._settings = answering, settings
+        self._max_cases = settings.max_batch_cases
+        if settings.rate_per_s is not None:  # a bucket that never holds so many never lets them in
+            limits = settings.rate_burst, settings.max_concurrent
+            self._max_cases = min(self._max_cases, *limits)
+        self._cases = Counter(
+            "curt_batch_cases", "Cases of requests that held several", ["status"], registry=registry
+        )
+
+    async def serve(self, request: Request, body: BatchRequest) -> BatchReply:
+        """The results of all cases.
+
+        Raises TooManyCasesError, RateLimitedError, and ClientGoneError when the client leaves.
+        """
+        count = len(body.cases)
+        request.state.log["cases"] = count
+        if count > self._max_cases:
+            raise TooManyCasesError(
+                "too_many_cases", f"{count} cases are too many: send {self._max_cases} or fewer"
+            )
+        await charge(request, count - 1)
+        serving = [
+            asyncio.create_task(self._serve_one(request, body, case, index))
+            for index, case in enumerate(body.cases)
+        ]
+        leaving = asyncio.create_task(wait_for_disconnect(request))
+        everything = asyncio.gather(*serving)
+        leaving.add_done_callback(lambda _: everything.cancel())
+        try:
+            results = await everything
+        except asyncio.CancelledError:
+            if not leaving.done():  # it was this request that was cancelled
+                raise
+            raise ClientGoneError("client_closed", "the client closed the connection") from None
+        finally:
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+        statuses = Tally(result.status for result in results)
+        request.state.log["cases_failed"] = count - statuses[200]
+        return BatchReply(request_id=request.state.request_id, results=results)
+
+    async def _serve_one(
+        self, request: Request, body: BatchRequest, case: BatchCase, index: int
+    ) -> CaseResult:
+        own = _request_of_case(request, index)
+        reply, error, status = None, None, 200
+        try:
+            refuse_unusable(case.fact, self._settings.max_fact_chars)
+            deadline_ms = body.deadline_ms
+            if deadline_ms is None:
+                deadline_ms = self._settings.default_deadline_ms
+            started_s: float = own.state.started_s
+            kept_back_ms = min(REPLY_MS * len(body.cases), MAX_KEPT_BACK * deadline_ms)
+            job = Job(case.fact, started_s, started_s + (deadline_ms - kept_back_ms) / 1e3)
+            asked = body.one(case)
+            served = await self._answering.serve(own, job, body.user)
+            reply = self._answering.reply_to(own, asked, served, deadline_ms)
+        except RequestError as fault:
+            status, error = fault.status, _describe(fault)
+        except Exception as failure:
+            # Type and stack only: the message of an error may quote the fact it failed on.
+            stack = [
+                f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(failure.__traceback__)
+            ]
+            extra = {"request_id": own.state.request_id, "error": type(failure).__name__}
+            logger.error("unexpected failure", extra=extra | {"stack": stack})
+            status, error = 500, CaseError(code="internal", message="internal error")
+        self._cases.labels(str(status)).inc()
+        _log_case(own, status, error)
+        return CaseResult(
+            id=case.id,
+            index=index,
+            request_id=own.state.request_id,
+            status=status,
+            reply=reply,
+            error=error,
+        )
+
+
+def case_request_id(request_id: str, index: int) -> str:
+    """The id of one case: the request's, or what stands for a long one, and the case's number."""
+    own = f"{request_id}.{index}"
+    if len(own) <= MAX_ID_CHARS:
+        return own
+    return f"{hashlib.blake2b(request_id.encode(), digest_size=16).hexdigest()}.{index}"
+
+
+def _request_of_case(request: Request, index: int) -> Request:
+    """A request of its own id and log, whose client leaves only with the whole batch."""
+    state = request.scope["state"]
+    request_id = case_request_id(state["request_id"], index)
+    scope = {**request.scope, "state": {**state, "request_id": request_id, "log": {}}}
+    return Request(scope, _never)
+
+
+async def _never() -> Message:
+    await asyncio.get_running_loop().create_future()
+    raise AssertionError("nobody completes that future")
+
+
+def _describe(fault: RequestError) -> CaseError:
+    message = "internal error" if fault.status == 500 else fault.message
+    wait_s = fault.retry_after_s if isinstance(fault, OverloadedError) else None
+    return CaseError(code=fault.reason, message=message, retry_after_s=wait_s)
+
+
+def _log_case(own: Request, status: int, error: CaseError | None) -> None:
+    line = {
+        "request_id": own.state.request_id,
+        "method": "POST",
+        "route": PREDICT_PATH,
+        "status": status,
+        "ms": round((time.monotonic() - own.state.started_s) * 1e3, 2),
+        **({"error": error.code} if error else {}),
+        **own.state.log,
+    }
+    write_access(logging.INFO, "POST %s case %d", (PREDICT_PATH, status), line)

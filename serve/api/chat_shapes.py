@@ -1,0 +1,239 @@
+"""What OpenAI's clients send and read, and how it maps to a fact, a deadline and a budget.
+
+| parameter | here |
+|---|---|
+| `messages` | the last user message is the fact; the others are ignored |
+| `deadline_ms` | ours, as in /predict; send it as an extra field of the body |
+| `max_completion_tokens`, `max_tokens` | bounds the thinking: the answer's 64 tokens come off it |
+| `reasoning_effort` | bounds the thinking: none 0, minimal 16, low 32, medium 96 tokens |
+| `response_format` | text (the answer grammar), json_object, or a json_schema of a verdict |
+| `stream`, `stream_options.include_usage` | as there |
+| ignored | temperature, top_p, seed, both penalties, user, metadata and the like: `IGNORED` |
+| refused | several choices, tools, log probabilities, stop words, audio: `REFUSED` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from curt.dialogue import MAX_ANSWER_TOKENS
+from serve.api.verdict_schema import SchemaError, check_schema
+from serve.settings import MAX_DEADLINE_MS, MIN_DEADLINE_MS
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+EFFORT_TOKENS: Mapping[Effort, int | None] = {
+    "none": 0, "minimal": 16, "low": 32, "medium": 96, "high": None, "xhigh": None, "max": None,
+}  # fmt: skip
+
+# They change how tokens are drawn, and answers here are drawn greedily; or they are bookkeeping.
+IGNORED = frozenset(
+    {"temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "user",
+     "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "metadata",
+     "service_tier", "parallel_tool_calls", "verbosity"}
+)  # fmt: skip
+# Each with the values that ask for nothing, which pass.
+REFUSED: Mapping[str, tuple[Any, ...]] = {
+    "n": (None, 1),
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "functions": (None, []),
+    "function_call": (None, "none", "auto"),
+    "logprobs": (None, False),
+    "top_logprobs": (None, 0),
+    "logit_bias": (None, {}),
+    "stop": (None, "", []),
+    "modalities": (None, [], ["text"]),
+    "audio": (None,),
+    "prediction": (None,),
+    "web_search_options": (None,),
+    "moderation": (None,),
+    "store": (None, False),
+}
+
+
+class ApiError(Exception):
+    """An error in OpenAI's shape. `param` names a parameter of ours, never a client's text."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.param = status, code, message, param
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, Any]:
+        """The JSON of the reply."""
+        error = {
+            "message": self.message,
+            "type": _TYPES.get(self.status, "invalid_request_error"),
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": error}
+
+
+_TYPES = {429: "rate_limit_error", 499: "server_error", 500: "server_error", 503: "server_error"}
+
+
+class Part(BaseModel):
+    """A part of a message; only text is read."""
+
+    model_config = ConfigDict(frozen=True)
+    type: str
+    text: str | None = None
+
+
+class Message(BaseModel):
+    """A message of the conversation; fields beyond these are not read."""
+
+    model_config = ConfigDict(frozen=True)
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[Part] | None = None
+
+
+class JsonSchema(BaseModel):
+    """A named JSON schema."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+    name: str = ""
+    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    """How the verdict is written."""
+
+    model_config = ConfigDict(frozen=True)
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells beside the answer."""
+
+    model_config = ConfigDict(frozen=True)
+    include_usage: bool | None = None
+
+
+class ChatRequest(BaseModel):
+    """The body of `POST /v1/chat/completions`; see the module for what each parameter does."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="allow",  # what is beyond these fields is sorted by `ignored_parameters`
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "curt",
+                    "messages": [{"role": "user", "content": "被告人张某窃取他人现金8000元。"}],
+                    "deadline_ms": 400,
+                }
+            ]
+        },
+    )
+
+    model: str = Field(max_length=200)
+    messages: list[Message] = Field(min_length=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None
+    reasoning_effort: Effort | None = None
+    response_format: ResponseFormat | None = None
+    deadline_ms: int | None = Field(None, ge=MIN_DEADLINE_MS, le=MAX_DEADLINE_MS)
+
+
+def ignored_parameters(body: ChatRequest) -> list[str]:
+    """Names of what was sent and has no effect, for a header.
+
+    Raises ApiError on what this server can't do and on what it does not know.
+    """
+    ignored = []
+    for name, value in (body.model_extra or {}).items():
+        if name in IGNORED:
+            if value is not None:
+                ignored.append(name)
+        elif name not in REFUSED:
+            known = ", ".join(ChatRequest.model_fields)
+            raise ApiError(
+                400, "unknown_parameter", f"an unknown parameter: this server takes {known}"
+            )
+        elif not any(type(value) is type(idle) and value == idle for idle in REFUSED[name]):
+            raise ApiError(
+                400,
+                "unsupported_parameter",
+                f"{name} is not supported: the answer is one verdict, in text; leave it out",
+                param=name,
+            )
+    if len(body.messages) > 1:
+        ignored.append("messages before the last of the user")
+    return sorted(ignored)
+
+
+def fact_of(body: ChatRequest) -> str:
+    """The last user message's text. Raises ApiError where there is none."""
+    last = next((m for m in reversed(body.messages) if m.role == "user"), None)
+    if last is None:
+        raise ApiError(
+            400, "no_user_message", "send the facts as a message of the user", param="messages"
+        )
+    if last.content is None or isinstance(last.content, str):
+        return last.content or ""
+    if any(part.type != "text" or part.text is None for part in last.content):
+        raise ApiError(
+            400, "unsupported_content", "only text can be read: send the facts as text",
+            param="messages",
+        )  # fmt: skip
+    return "\n".join(part.text or "" for part in last.content)
+
+
+def thinking_bound(body: ChatRequest, model_max_tokens: int) -> int | None:
+    """The most thinking tokens that the request allows; None where that bounds nothing.
+
+    `model_max_tokens` is the most the model ever thinks. Raises ApiError on a bound below what an
+    answer takes.
+    """
+    bounds = [] if body.reasoning_effort is None else [EFFORT_TOKENS[body.reasoning_effort]]
+    for name in ("max_completion_tokens", "max_tokens"):
+        tokens = getattr(body, name)
+        if tokens is None:
+            continue
+        if tokens < MAX_ANSWER_TOKENS:
+            raise ApiError(
+                400,
+                "too_few_tokens",
+                f"{name} of {tokens}: an answer takes up to {MAX_ANSWER_TOKENS} tokens without "
+                "reasoning, so allow as many",
+                param=name,
+            )
+        bounds.append(tokens - MAX_ANSWER_TOKENS)
+    tightest = min((bound for bound in bounds if bound is not None), default=model_max_tokens)
+    return None if tightest >= model_max_tokens else tightest
+
+
+def schema_of(body: ChatRequest) -> dict[str, Any] | None:
+    """The JSON schema to answer in: {} where any JSON will do, None where text is wanted.
+
+    Raises ApiError on a schema that verdicts don't fit.
+    """
+    wanted = body.response_format
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return {}
+    if wanted.json_schema is None:
+        raise ApiError(400, "invalid_schema", "json_schema is missing", param="response_format")
+    try:
+        check_schema(wanted.json_schema.schema_)
+    except SchemaError as error:
+        raise ApiError(400, "invalid_schema", str(error), param="response_format") from None
+    return wanted.json_schema.schema_

@@ -1,0 +1,255 @@
+"""The request and the reply of `POST /predict`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from curt.law.verdict import TermKind
+from serve.answering.confidence import Confidence
+from serve.settings import MAX_BATCH_CASES, MAX_DEADLINE_MS, MIN_DEADLINE_MS
+
+Task = Literal["charge", "article", "term", "ruling"]
+DegradedReason = Literal[
+    "deadline", "unreadable_answer", "answer_too_long", "overloaded", "worker_failed"
+]
+
+API_VERSION = "1.1"  # of routes and schemas: the first number changes when a client must
+ALL_TASKS: tuple[Task, ...] = ("charge", "article", "term", "ruling")
+NOTICE = "本结果由模型生成，仅供参考，不构成法律意见，不能代替法官裁判。"
+
+EXAMPLE: dict[str, Any] = {
+    "fact": "2020年3月5日，被告人张某在某市某超市窃取他人现金8000元，归案后如实供述，认罪认罚。",
+    "deadline_ms": 400,
+}
+BATCH_EXAMPLE: dict[str, Any] = {
+    "cases": [
+        {"id": "theft", "fact": EXAMPLE["fact"]},
+        {
+            "id": "drunk-driving",
+            "fact": "2021年6月1日，被告人李某酒后驾驶轿车，经鉴定其血液中乙醇含量为156mg/100ml。",
+        },
+    ],
+    "deadline_ms": 2000,
+}
+
+
+class Asked(BaseModel):
+    """What is asked of every case: the time an answer may take, and what to tell."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+    deadline_ms: int | None = Field(None, ge=MIN_DEADLINE_MS, le=MAX_DEADLINE_MS)
+    """Milliseconds within which to answer; the server's default (400) when left out."""
+
+    tasks: list[Task] = Field(list(ALL_TASKS), min_length=1, max_length=len(ALL_TASKS))
+    """Which parts of the verdict to return; the others are null."""
+
+    include_reasoning: bool = True
+    """Whether to return the model's reasoning."""
+
+    user: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """Who asks, in a form that names nobody: the same user meets the same variant of a model."""
+
+    top_k: int = Field(default=3, ge=1, le=20)
+    """How many charges to give a probability for, where the server knows any."""
+
+    on_low_confidence: Literal["answer", "interval"] = "answer"
+    """What to give where the verdict is probably wrong: the same with a warning, or no term, fine
+    and ruling, and the interval in `confidence` for the term. Likewise where the fact is unlike
+    those that probabilities were fitted on (`unfamiliar_text`), with no interval."""
+
+
+class PredictRequest(Asked):
+    """Facts of one case and the time an answer may take."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+
+    fact: str
+    """The facts found, in Chinese."""
+
+
+class BatchCase(BaseModel):
+    """One of several cases."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+    id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """The client's own name of the case, no two the same; in a form that names nobody."""
+
+    fact: str
+    """The facts found, in Chinese."""
+
+
+class BatchRequest(Asked):
+    """Facts of several cases, and the time within which all of them are to be answered."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [BATCH_EXAMPLE]})
+
+    cases: list[BatchCase] = Field(min_length=1, max_length=MAX_BATCH_CASES)
+    """The cases; a server may take fewer at once than this schema allows, 32 by default."""
+
+    @model_validator(mode="after")
+    def _ids_are_unique(self) -> BatchRequest:
+        given = [case.id for case in self.cases if case.id is not None]
+        if len(set(given)) < len(given):
+            raise ValueError("two cases have the same id: give each its own, or none")
+        return self
+
+    def one(self, case: BatchCase) -> PredictRequest:
+        """The same asked of a single case."""
+        options = {name: getattr(self, name) for name in Asked.model_fields}
+        return PredictRequest(fact=case.fact, **options)
+
+
+class Model(BaseModel):
+    """The model that answered."""
+
+    name: str
+    manifest: str
+    """First 12 hex digits of the manifest's SHA-256."""
+    precision: str
+    variant: str = "default"
+    """Which of several models that are served side by side."""
+
+
+class Charge(BaseModel):
+    """A charge: 盗窃, 盗窃罪."""
+
+    name: str
+    title: str
+
+
+class Article(BaseModel):
+    """An article of the Criminal Law: 264, 第二百六十四条."""
+
+    id: str
+    title: str
+
+
+class Statutory(BaseModel):
+    """How a term stands to the statute; null where several charges are punished together."""
+
+    in_range: bool | None
+    tier: str | None
+
+
+class PredictedTerm(BaseModel):
+    """The principal penalty."""
+
+    kind: TermKind
+    kind_name: str
+    months: int
+    probation_months: int
+    text: str
+    statutory: Statutory
+
+
+class Defendant(BaseModel):
+    """The verdict on one defendant; parts that were not asked for are null."""
+
+    charges: list[Charge] | None
+    articles: list[Article] | None
+    term: PredictedTerm | None
+    fine_yuan: int | None
+    ruling: str | None
+
+
+class Thinking(BaseModel):
+    """How much reasoning there was, in tokens, and how much was allowed."""
+
+    tokens: int
+    allowed: int
+    stated_budget: int
+    cut: bool
+
+
+class Caution(BaseModel):
+    """Something a reader should know before relying on the verdict."""
+
+    code: str
+    message: str
+
+
+class Timings(BaseModel):
+    """Where the time went, in milliseconds."""
+
+    queue: float
+    prefill: float
+    decode: float
+    total: float
+
+
+class PredictReply(BaseModel):
+    """The answer.
+
+    When `degraded`, `source` tells whether a classifier's verdict stands in, with `confidences`
+    (calibrated probabilities for charge, article and term); else `defendants` is empty. With the
+    warning `unfamiliar_text` no probability and no interval is given, for none would hold.
+    """
+
+    request_id: str
+    model: Model
+    statute_version: str
+    prompt_version: str
+    defendants: list[Defendant]
+    reasoning: str | None
+    thinking: Thinking
+    degraded: bool
+    degraded_reason: DegradedReason | None
+    source: Literal["model", "fallback"] = "model"
+    confidences: dict[str, float] | None = None
+    confidence: Confidence | None = None
+    warnings: list[Caution]
+    deadline_ms: int
+    timings_ms: Timings
+    notice: str = NOTICE
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, for programs and for people."""
+
+    code: str
+    message: str
+
+
+class CaseError(ErrorDetail):
+    """Why one case of several has no answer."""
+
+    retry_after_s: int | None = None
+    """Seconds after which it may be asked again, where that helps."""
+
+
+class CaseResult(BaseModel):
+    """What became of one case of several: `reply` or `error`, the other is null."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    id: str | None
+    index: int
+    """Place in the request, from 0."""
+    request_id: str
+    """The case's own, for feedback."""
+    status: int
+    """The HTTP status that the case alone would have got."""
+    reply: PredictReply | None
+    error: CaseError | None
+
+
+class BatchReply(BaseModel):
+    """The results in the order of the cases."""
+
+    request_id: str
+    results: list[CaseResult]
+
+
+class ErrorReply(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetail
+    request_id: str

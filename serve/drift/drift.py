@@ -1,0 +1,299 @@
+"""Is what comes in still what the model was trained on? Rolling figures and their distance.
+
+An hour and a day each have a tally (`serve.drift.tally`): charges answered, length of facts,
+thinking tokens, latency, degraded replies, feedback. Forty-eight hours and sixty days are kept, in
+about a megabyte, and written to a file now and then. The charges are those the model answered, the
+reference those of its training corpus: a shift means other cases, or a model that leans.
+
+    python -m serve.drift mix artifacts/demo/corpus/train.jsonl mix.json    # the reference
+    python -m serve.drift page feedback/drift.json > drift.html             # the page, off line
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from curt.files import write_json
+from curt.law.verdict import Verdict
+from serve.api.reply import Served
+from serve.drift.divergence import Comparison, compare
+from serve.drift.tally import Mix, Tally, read_corpus_mix, read_mix
+from serve.errors import OverloadedError
+
+logger = logging.getLogger(__name__)
+
+DRIFT_PATH = "/drift"
+HOUR_S, DAY_S = 3_600, 86_400
+HOURS_KEPT, DAYS_KEPT = 48, 60
+SAVE_INTERVAL_S = 60.0
+PAGE_TTL_S = 30.0
+RENDER_TIMEOUT_S = 60.0
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+Window = Literal["hour", "day", "week"]
+WINDOWS: dict[Window, int] = {"hour": HOUR_S, "day": DAY_S, "week": 7 * DAY_S}
+
+
+class Drift:
+    """The tallies of one server. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        reference: Mix | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`path`: where the tallies outlive a restart; a file that can't be read is set aside."""
+        self.reference = reference
+        self._path, self._clock = path, clock
+        self._lock = threading.Lock()
+        self._hours: dict[int, Tally] = {}
+        self._days: dict[int, Tally] = {}
+        self._saved_s = clock()
+        if path and path.exists():
+            self._load(path)
+
+    def observe(self, served: Served, *, fact_chars: int, total_ms: float) -> None:
+        """Count an answered request."""
+        verdict = served.verdict
+        self.observe_answer(
+            verdict,
+            fact_chars=fact_chars,
+            thinking_tokens=served.generation.thinking_tokens,
+            total_ms=total_ms,
+            degraded=served.fallback is not None or verdict is None,
+        )
+
+    def observe_answer(
+        self,
+        verdict: Verdict | None,
+        *,
+        fact_chars: int,
+        thinking_tokens: int,
+        total_ms: float,
+        degraded: bool,
+    ) -> None:
+        """Count an answer; charges of a degraded one are left out, they are another model's."""
+        charges = verdict.charges if verdict and not degraded else ()
+        with self._lock:
+            for tally in self._current():
+                tally.add_answer(charges, fact_chars, thinking_tokens, total_ms, degraded=degraded)
+
+    def observe_feedback(self, verdict: str) -> None:
+        """Count a word of feedback, at the time it came in."""
+        with self._lock:
+            for tally in self._current():
+                tally.add_feedback(is_wrong=verdict == "wrong")
+
+    def total(self, window: Window) -> Tally:
+        """The last hour, day or week together; whole hours or days and the one under way."""
+        now_s = self._clock()
+        with self._lock:
+            if window == "week":
+                wanted, step_s = self._days, DAY_S
+            else:
+                wanted, step_s = self._hours, HOUR_S
+            first = int(now_s - WINDOWS[window]) // step_s
+            return Tally.sum(tally for key, tally in wanted.items() if key > first)
+
+    def compare(self, window: Window) -> Comparison | None:
+        """The charge mix of a window against the training corpus; None without a reference."""
+        if self.reference is None:
+            return None
+        return compare(self.total(window).charges, self.reference.charges)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything as JSON, for the file and the page."""
+        with self._lock:
+            return {
+                "schema": 1,
+                "at_s": round(self._clock(), 3),
+                "hours": {str(key): tally.to_json() for key, tally in self._hours.items()},
+                "days": {str(key): tally.to_json() for key, tally in self._days.items()},
+            }
+
+    def save(self) -> None:
+        """Write the file, in one step. Raises OSError."""
+        if self._path:
+            write_json(self._path, self.snapshot())
+            self._saved_s = self._clock()
+
+    async def keep_saving(self) -> None:
+        """Write the file every minute until cancelled, and then once more."""
+        try:
+            while True:
+                await asyncio.sleep(SAVE_INTERVAL_S)
+                await asyncio.to_thread(self._try_to_save)
+        finally:
+            self._try_to_save()
+
+    def _try_to_save(self) -> None:
+        try:
+            self.save()
+        except OSError as error:
+            logger.error("drift figures can't be written: %s", error.strerror)
+
+    def _current(self) -> Iterator[Tally]:
+        now = int(self._clock())
+        for kept, step_s, limit in (
+            (self._hours, HOUR_S, HOURS_KEPT),
+            (self._days, DAY_S, DAYS_KEPT),
+        ):
+            key = now // step_s
+            if key not in kept:
+                kept[key] = Tally()
+                for old in [other for other in kept if other <= key - limit]:
+                    del kept[old]
+            yield kept[key]
+
+    def _load(self, path: Path) -> None:
+        try:
+            saved = json.loads(path.read_bytes())
+            if saved["schema"] != 1:
+                raise ValueError("another schema")
+            hours = {int(key): Tally.from_json(row) for key, row in saved["hours"].items()}
+            days = {int(key): Tally.from_json(row) for key, row in saved["days"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            aside = path.with_suffix(".unreadable")
+            path.replace(aside)
+            logger.error("%s can't be read (%s): set aside", path.name, type(error).__name__)
+            return
+        now = int(self._clock())
+        self._hours = {k: t for k, t in hours.items() if k > now // HOUR_S - HOURS_KEPT}
+        self._days = {k: t for k, t in days.items() if k > now // DAY_S - DAYS_KEPT}
+
+
+class DriftCollector(Collector):
+    """Prometheus' view, made when it is asked for."""
+
+    def __init__(self, drift: Drift) -> None:
+        self._drift = drift
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """Nothing: names are those of `collect`, and registering must not compute them."""
+        return iter(())
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        """Gauges by window; those of the mix only where there is a reference and an answer."""
+        gauges = {
+            name: GaugeMetricFamily(f"curt_drift_{name}", text, labels=["window"])
+            for name, text in _GAUGES.items()
+        }
+        for window in WINDOWS:
+            tally = self._drift.total(window)
+            for name, value in tally.shares().items():
+                if value is not None:
+                    gauges[name].add_metric([window], value)
+            comparison = self._drift.compare(window)
+            if comparison:
+                gauges["distance"].add_metric([window], comparison.distance)
+                gauges["distance_limit"].add_metric([window], comparison.limit)
+                gauges["drifted"].add_metric([window], float(comparison.has_drifted))
+        yield from gauges.values()
+
+
+_GAUGES = {
+    "answers": "Answers counted in the window",
+    "degraded_share": "Share of answers without a full verdict of the model",
+    "fact_chars_median": "Median length of facts in characters",
+    "thinking_tokens_mean": "Mean thinking tokens of an answer",
+    "latency_p99_seconds": "99th percentile of the time from request to reply",
+    "wrong_share": "Share of feedback that says wrong",
+    "distance": "Jensen-Shannon distance of the charge mix to the training corpus, 0 to 1",
+    "distance_limit": "Distance that chance alone exceeds once in a hundred",
+    "drifted": "1 when the distance is beyond chance and large enough to matter",
+}
+
+
+def make_router(drift: Drift, registry: CollectorRegistry) -> APIRouter:
+    """`GET /drift`; registers the gauges."""
+    registry.register(DriftCollector(drift))
+    router = APIRouter()
+    lock = asyncio.Lock()
+    rendered: tuple[float, str] | None = None
+
+    @router.get(DRIFT_PATH, include_in_schema=False)
+    async def show_drift() -> HTMLResponse:
+        nonlocal rendered
+        async with lock:  # one picture at a time, for all who look
+            if rendered is None or time.monotonic() - rendered[0] > PAGE_TTL_S:
+                rendered = (0.0, await _render_apart(drift))
+                rendered = (time.monotonic(), rendered[1])
+            page = rendered[1]
+        return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
+
+    return router
+
+
+async def _render_apart(drift: Drift) -> str:
+    """The page, drawn in a process of its own: drawing holds the GIL for a second or two."""
+    mix = drift.reference
+    given = json.dumps(drift.snapshot() | {"reference": mix.to_json() if mix else None})
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "serve.drift", "page", "-",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(RENDER_TIMEOUT_S):
+            page, complaint = await process.communicate(given.encode())
+    except TimeoutError:
+        raise OverloadedError("drawing_late", "the page took too long to draw", 5.0) from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        logger.error("drawing failed: %s", complaint.decode(errors="replace")[-500:])
+        raise OverloadedError("drawing_failed", "the page can't be drawn now", 30.0)
+    return page.decode()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make a reference, or draw the page of a saved file; exits with a message on bad input."""
+    parser = argparse.ArgumentParser(prog="python -m serve.drift", description="Drift figures.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    mix = commands.add_parser("mix", help="count the charges of a corpus, for CURT_DRIFT_REFERENCE")
+    mix.add_argument("corpus", type=Path, help="case file: train.jsonl or .parquet")
+    mix.add_argument("out", type=Path, help="file to write")
+    page = commands.add_parser("page", help="draw saved figures as HTML on standard output")
+    page.add_argument("figures", help="drift.json of a server, or - for standard input")
+    page.add_argument("--reference", type=Path, help="file made by mix")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.command == "mix":
+            write_json(arguments.out, read_corpus_mix(arguments.corpus).to_json())
+            return
+        text = sys.stdin.read() if arguments.figures == "-" else Path(arguments.figures).read_text()
+        figures = json.loads(text)
+        if arguments.reference:
+            figures["reference"] = read_mix(arguments.reference).to_json()
+        from serve.drift.page import render_page
+
+        sys.stdout.write(render_page(figures))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Counts of one hour or day in bounded memory, and the mix of a training corpus."""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from curt.corpus.store import read_cases
+from curt.law.statutes import CHARGES
+
+OTHER = "其他"  # what is no known charge, so that nothing a client wrote becomes a label
+
+# Upper bounds; a value beyond the last falls into one more bin.
+FACT_CHARS = (50, 100, 150, 200, 300, 400, 500, 700, 1000, 1500, 2000, 3000, 5000, 10_000)
+THINKING_TOKENS = (0, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
+LATENCY_MS = (
+    10, 25, 50, 75, 100, 150, 200, 250, 300, 350, 375, 400, 425, 450, 500, 750, 1000, 2000, 5000,
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Spread:
+    """A histogram with fixed bounds, and the sum of what fell into it."""
+
+    bounds: tuple[int, ...]
+    counts: list[int] = field(default_factory=list)
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = self.counts or [0] * (len(self.bounds) + 1)
+        if len(self.counts) != len(self.bounds) + 1:
+            raise ValueError(f"{len(self.counts)} bins for {len(self.bounds)} bounds")
+
+    def add(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect.bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def merge(self, other: Spread) -> None:
+        """Add another's counts."""
+        self.counts = [mine + its for mine, its in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+
+    def quantile(self, share: float) -> float | None:
+        """Value below which that share lies, linear within a bin; None where there is none.
+
+        What lies beyond the last bound counts as that bound.
+        """
+        wanted = share * sum(self.counts)
+        if not wanted:
+            return None
+        passed = 0
+        for position, count in enumerate(self.counts[:-1]):
+            if count and passed + count >= wanted:
+                low = self.bounds[position - 1] if position else 0
+                return low + (self.bounds[position] - low) * (wanted - passed) / count
+            passed += count
+        return float(self.bounds[-1])
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is counted of the answers and the feedback of some span of time."""
+
+    answers: int = 0
+    degraded: int = 0
+    feedback: int = 0
+    wrong: int = 0
+    charges: Counter[str] = field(default_factory=Counter)
+    fact_chars: Spread = field(default_factory=lambda: Spread(FACT_CHARS))
+    thinking_tokens: Spread = field(default_factory=lambda: Spread(THINKING_TOKENS))
+    latency_ms: Spread = field(default_factory=lambda: Spread(LATENCY_MS))
+
+    def add_answer(
+        self,
+        charges: Sequence[str],
+        fact_chars: int,
+        thinking_tokens: int,
+        total_ms: float,
+        *,
+        degraded: bool,
+    ) -> None:
+        """Count an answer."""
+        self.answers += 1
+        self.degraded += degraded
+        for charge in charges:
+            self.charges[charge if charge in CHARGES else OTHER] += 1
+        self.fact_chars.add(fact_chars)
+        self.thinking_tokens.add(thinking_tokens)
+        self.latency_ms.add(total_ms)
+
+    def add_feedback(self, *, is_wrong: bool) -> None:
+        """Count a word of feedback."""
+        self.feedback += 1
+        self.wrong += is_wrong
+
+    def shares(self) -> dict[str, float | None]:
+        """The headline figures; None where nothing was counted."""
+        answers = self.answers
+        p99_ms = self.latency_ms.quantile(0.99)
+        return {
+            "answers": float(answers),
+            "degraded_share": self.degraded / answers if answers else None,
+            "fact_chars_median": self.fact_chars.quantile(0.5),
+            "thinking_tokens_mean": self.thinking_tokens.total / answers if answers else None,
+            "latency_p99_seconds": None if p99_ms is None else p99_ms / 1e3,
+            "wrong_share": self.wrong / self.feedback if self.feedback else None,
+        }
+
+    @classmethod
+    def sum(cls, tallies: Iterable[Tally]) -> Tally:
+        """Several spans as one."""
+        whole = cls()
+        for tally in tallies:
+            for name in _NUMBERS:
+                setattr(whole, name, getattr(whole, name) + getattr(tally, name))
+            whole.charges.update(tally.charges)
+            for name in _SPREADS:
+                getattr(whole, name).merge(getattr(tally, name))
+        return whole
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-serialisable row; see `from_json`."""
+        row: dict[str, Any] = {name: getattr(self, name) for name in _NUMBERS}
+        row["charges"] = dict(self.charges)
+        for name in _SPREADS:
+            spread = getattr(self, name)
+            row[name] = {"counts": spread.counts, "total": round(spread.total, 3)}
+        return row
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Tally:
+        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError on a malformed row."""
+        tally = cls(charges=Counter({str(k): int(count) for k, count in row["charges"].items()}))
+        for name in _NUMBERS:
+            setattr(tally, name, int(row[name]))
+        for name, bounds in _SPREADS.items():
+            counts = [int(count) for count in row[name]["counts"]]
+            setattr(tally, name, Spread(bounds, counts, float(row[name]["total"])))
+        return tally
+
+
+_NUMBERS = ("answers", "degraded", "feedback", "wrong")
+_SPREADS = {
+    "fact_chars": FACT_CHARS,
+    "thinking_tokens": THINKING_TOKENS,
+    "latency_ms": LATENCY_MS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What a training corpus holds: cases a charge (all of several charges), lengths of facts."""
+
+    cases: int
+    charges: dict[str, int]
+    fact_chars_median: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-serialisable form; see `from_json`."""
+        return {
+            "cases": self.cases,
+            "charges": self.charges,
+            "fact_chars_median": self.fact_chars_median,
+        }
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Mix:
+        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError on anything else."""
+        charges = {str(name): int(count) for name, count in row["charges"].items()}
+        if not charges or min(charges.values()) < 0:
+            raise ValueError("a mix needs charges with their counts")
+        return cls(int(row["cases"]), charges, row["fact_chars_median"])
+
+
+def read_mix(path: Path) -> Mix:
+    """A mix made by `python -m serve.drift mix`. Raises ValueError or OSError when it is none."""
+    try:
+        return Mix.from_json(json.loads(path.read_bytes()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} holds no mix of charges: make it with `python -m serve.drift mix`"
+        ) from error
+
+
+def read_corpus_mix(path: Path) -> Mix:
+    """The mix of a case file. Raises ValueError when it is none, or empty."""
+    tally = Tally()
+    for case in read_cases(path):
+        tally.add_answer(case.verdict.charges, len(case.fact), 0, 0.0, degraded=False)
+    if not tally.answers:
+        raise ValueError(f"{path} holds no cases: give the training split")
+    median = tally.fact_chars.quantile(0.5)
+    return Mix(tally.answers, dict(tally.charges.most_common()), median)

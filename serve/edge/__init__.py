@@ -1,0 +1,1 @@
+"""What stands around every request: keys, limits, headers, shedding, tracing."""

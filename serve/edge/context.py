@@ -1,0 +1,161 @@
+"""Around every request: an id, a clock, a log line, a size limit, no leak when code fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import time
+import traceback
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.errors import error_body
+from serve.metrics import Metrics
+
+access = logging.getLogger("serve.access")
+logger = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+PREDICT_PATH = "/predict"
+COUNTED_PATHS = frozenset({PREDICT_PATH, "/predict/stream", "/v1/chat/completions"})
+QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds by machines
+
+
+class RequestContext:
+    """ASGI middleware that sets `state.request_id`, `state.started_s` and `state.log`.
+
+    `state.log` is a dict a route may add counts to; it ends up in the access log line. The log
+    holds the route's pattern and never the address as sent, which may carry text.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started_s = time.monotonic()
+        request_id = request_id_of(scope)
+        fields: dict[str, Any] = {}
+        state = scope.setdefault("state", {})
+        state.update(request_id=request_id, started_s=started_s, log=fields)
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception as error:
+            # Type and stack only: the message of an error may quote the fact it failed on.
+            stack = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
+            extra = {"request_id": request_id, "error": type(error).__name__, "stack": stack}
+            logger.error("unexpected failure", extra=extra)
+            if status == 0:
+                body = error_body("internal", "internal error", request_id)
+                await JSONResponse(body, status_code=500)(scope, receive, send_with_id)
+        seconds = time.monotonic() - started_s
+        route = getattr(scope.get("route"), "path", "-")
+        if scope["path"] in COUNTED_PATHS:
+            self.metrics.record_end(status, fields.get("error"), seconds)
+        line = {
+            "request_id": request_id,
+            "method": scope["method"],
+            "route": route,
+            "status": status,
+            "ms": round(seconds * 1e3, 2),
+            **fields,
+        }
+        level = logging.DEBUG if route in QUIET_ROUTES else logging.INFO
+        write_access(level, "%s %s %d", (scope["method"], route, status), line)
+
+
+def write_access(
+    level: int, message: str, arguments: tuple[object, ...], fields: dict[str, Any]
+) -> None:
+    """Write an access line, as `access.log` would, without looking for who called: it costs more
+    than the rest, and no line tells it."""
+    if access.isEnabledFor(level):
+        name, place = access.name, __file__
+        access.handle(
+            access.makeRecord(name, level, place, 0, message, arguments, None, None, fields)
+        )
+
+
+class BodyLimit:
+    """ASGI middleware that refuses bodies that are too large, as announced or counted, or slow."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int, max_s: float = 10.0) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+        self.max_s = max_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        announced = _length_announced(scope)
+        if announced.isdigit() and int(announced) > self.max_bytes:
+            await self._refuse(scope, receive, send)
+            return
+        received = 0
+        whole = False
+        until_s = asyncio.get_running_loop().time() + self.max_s
+
+        async def receive_counted() -> Message:
+            nonlocal received, whole
+            if whole:  # what comes after the body is the client's leaving, which has no limit
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until_s):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, headers={"Connection": "close"}) from None
+            whole = whole or not message.get("more_body", False)
+            received += len(message.get("body", b""))
+            if received > self.max_bytes:
+                raise HTTPException(413)
+            return message
+
+        await self.app(scope, receive_counted, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = scope["state"]
+        state["log"]["error"] = "too_large"
+        message = f"the body is larger than {self.max_bytes} bytes"
+        body = error_body("too_large", message, state["request_id"])
+        # The rest of the body is never read, so the connection can't be used again.
+        reply = JSONResponse(body, status_code=413, headers={"Connection": "close"})
+        await reply(scope, receive, send)
+
+
+def _length_announced(scope: Scope) -> bytes:
+    announced = b"0"
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            announced = value
+    return announced
+
+
+def request_id_of(scope: Scope) -> str:
+    """The id that a client gave its request where it is a proper one, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given: str = value.decode("latin-1")
+            if _REQUEST_ID.fullmatch(given):
+                return given
+    return os.urandom(16).hex()

@@ -1,0 +1,356 @@
+"""API keys: `python -m serve.edge.keys new --name clerk-app` prints one, once.
+
+The key file holds a salted hash of each key. A key is 256 random bits, so nobody can find one
+by trying, however fast the hash: a slow one (scrypt) would only tax every request. What salt
+and hash must prevent is that the file gives a key away, and HMAC-SHA256 does. The file is read
+again when it changes; a broken one leaves the keys that were read last.
+
+    python -m serve.edge.keys new --name ops --role admin --days 90
+    python -m serve.edge.keys list
+    python -m serve.edge.keys revoke --id 3f9c2a10
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hmac
+import logging
+import os
+import secrets
+import stat
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry, Counter
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from curt.files import write_atomic
+from serve.edge.headers import STATIC_PREFIX
+from serve.errors import error_body
+
+logger = logging.getLogger(__name__)
+
+Role = Literal["predict", "admin"]
+GRANTS: Mapping[Role, frozenset[Role]] = {
+    "predict": frozenset({"predict"}),
+    "admin": frozenset({"predict", "admin"}),
+}
+OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"})
+ADMIN_PREFIX = "/admin"
+DEFAULT_FILE = "keys.json"
+FILE_VARIABLE = "CURT_KEYS_FILE"
+
+CHECK_S = 1.0  # how soon a change of the file is seen
+MAX_KEY_BYTES = 200
+ID_BYTES, SECRET_BYTES, SALT_BYTES = 4, 32, 16
+
+
+class KeyRecord(BaseModel):
+    """What is kept of a key: enough to recognise it, not to make it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(pattern=r"^[0-9a-f]{8}$")
+    name: str = Field(min_length=1, max_length=100)
+    role: Role
+    salt: str = Field(pattern=r"^[0-9a-f]{32}$")
+    hash: str = Field(pattern=r"^[0-9a-f]{64}$")
+    created: AwareDatetime
+    expires: AwareDatetime | None = None
+
+
+class KeyTable(BaseModel):
+    """The content of a key file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    keys: tuple[KeyRecord, ...] = ()
+
+
+_NOBODY = KeyRecord(
+    id="0" * 8, name="nobody", role="predict", salt="0" * 32, hash="0" * 64,
+    created=datetime.fromtimestamp(0, UTC),
+)  # fmt: skip
+
+
+def make_key(name: str, role: Role, expires: datetime | None = None) -> tuple[str, KeyRecord]:
+    """A new key and what to keep of it. The key can't be had again from the record."""
+    identity, salt = secrets.token_hex(ID_BYTES), secrets.token_bytes(SALT_BYTES)
+    key = f"curt_{identity}_{secrets.token_urlsafe(SECRET_BYTES)}"
+    record = KeyRecord(
+        id=identity,
+        name=name,
+        role=role,
+        salt=salt.hex(),
+        hash=hash_key(key.encode(), salt),
+        created=datetime.now(UTC).replace(microsecond=0),
+        expires=expires,
+    )
+    return key, record
+
+
+def hash_key(key: bytes, salt: bytes) -> str:
+    """HMAC-SHA256 of a key under its salt, in hex."""
+    return hmac.digest(salt, key, "sha256").hex()
+
+
+def read_keys(path: Path) -> KeyTable:
+    """The records of a key file. Raises ValueError when it is missing or not one."""
+    try:
+        return KeyTable.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ValueError(
+            f"{path}: {error.strerror}; make one with python -m serve.edge.keys new --name NAME"
+        ) from error
+    except ValidationError as error:
+        places = [".".join(map(str, each["loc"])) or "the file" for each in error.errors()[:3]]
+        raise ValueError(f"{path} is no key file: see {', '.join(places)}") from None
+
+
+def add_key(path: Path, record: KeyRecord) -> None:
+    """Append a record to a key file, which is made where there is none."""
+    with _locked(path):
+        table = read_keys(path) if path.exists() else KeyTable()
+        _write(path, KeyTable(keys=(*table.keys, record)))
+
+
+def revoke_key(path: Path, identity: str) -> KeyRecord:
+    """Take a record out of a key file. Raises ValueError when no key has that id."""
+    with _locked(path):
+        table = read_keys(path)
+        gone = [record for record in table.keys if record.id == identity]
+        if not gone:
+            raise ValueError(f"no key has the id {identity}: see python -m serve.edge.keys list")
+        _write(path, KeyTable(keys=tuple(r for r in table.keys if r.id != identity)))
+    return gone[0]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One writer at a time: two keys made at once must both be in the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _write(path: Path, table: KeyTable) -> None:
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+    write_atomic(path, table.model_dump_json(indent=2) + "\n")
+    if mode is not None:
+        path.chmod(mode)  # who may read it stays as its owner set it
+
+
+class KeyFile:
+    """The keys of a file, read again when it changes."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises ValueError when the file is missing or not a key file."""
+        self._path = path
+        self._clock = clock
+        self._records = {record.id: record for record in read_keys(path).keys}
+        self._stamp = _stamp_of(path)
+        self._checked_s = clock()
+        logger.info("API keys are on: %d keys", len(self._records))
+
+    def find(self, presented: bytes) -> KeyRecord | None:
+        """The record of a key, or None where it is unknown, revoked or expired.
+
+        Takes the same time for an unknown id as for a wrong key.
+        """
+        self._reload_if_changed()
+        if len(presented) > MAX_KEY_BYTES:
+            return None
+        parts = presented.split(b"_", 2)
+        identity = parts[1].decode("latin-1") if len(parts) == 3 else ""
+        record = self._records.get(identity, _NOBODY)
+        digest = hash_key(presented, bytes.fromhex(record.salt))
+        if not hmac.compare_digest(digest, record.hash) or record is _NOBODY:
+            return None
+        if record.expires is not None and record.expires <= datetime.now(UTC):
+            return None
+        return record
+
+    def _reload_if_changed(self) -> None:
+        now_s = self._clock()
+        if now_s - self._checked_s < CHECK_S:
+            return
+        self._checked_s = now_s
+        stamp = _stamp_of(self._path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._records = {record.id: record for record in read_keys(self._path).keys}
+        except ValueError as error:
+            logger.error("keeping the API keys read before: %s", error)
+        else:
+            logger.info("API keys read again: %d keys", len(self._records))
+
+
+def _stamp_of(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def open_keys(path: Path | None) -> KeyFile | None:
+    """The key file to check against; None, and a log line, where there is to be none.
+
+    Raises ValueError when a file is named that is not a key file.
+    """
+    if path is not None:
+        return KeyFile(path)
+    logger.warning(
+        "API keys are off: whoever reaches this server may ask it; set %s", FILE_VARIABLE
+    )
+    return None
+
+
+class KeyGuard:
+    """ASGI middleware that lets in who has a key of the role a path needs.
+
+    Everything but `open_paths` and the documentation's files needs a key: a new route is shut
+    until someone opens it. `state.api_key` is the record of who came in. Without a key file
+    all may come in, but to `/admin`, which is then shut.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: KeyFile | None,
+        registry: CollectorRegistry | None = None,
+        open_paths: Collection[str] = OPEN_PATHS,
+    ) -> None:
+        self.app = app
+        self._keys = keys
+        self._open_paths = frozenset(open_paths)
+        self._refused = Counter(
+            "curt_auth_refused", "Requests refused for their key", ["reason"], registry=registry
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        role = self._role_for(scope["path"]) if scope["type"] in ("http", "websocket") else None
+        if role is None or (self._keys is None and role != "admin"):
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if self._keys is None:
+            self._refused.labels("no_keys").inc()
+            message = f"administration needs API keys: set {FILE_VARIABLE}"
+            await refuse(scope, receive, send, 403, "admin_needs_keys", message)
+            return
+        presented = _presented(scope)
+        record = self._keys.find(presented) if presented else None
+        if record is None:
+            self._refused.labels("unknown" if presented else "missing").inc()
+            message = "send a valid API key: Authorization: Bearer <key>"
+            headers = {"WWW-Authenticate": "Bearer"}
+            await refuse(scope, receive, send, 401, "unauthorized", message, headers)
+            return
+        state = scope.setdefault("state", {})
+        state["api_key"] = record
+        state.setdefault("log", {})["key"] = record.id
+        if role not in GRANTS[record.role]:
+            self._refused.labels("role").inc()
+            message = f"this needs a key with the role {role}"
+            await refuse(scope, receive, send, 403, "forbidden", message)
+            return
+        await self.app(scope, receive, send)
+
+    def _role_for(self, path: str) -> Role | None:
+        if path == ADMIN_PREFIX or path.startswith(ADMIN_PREFIX + "/"):
+            return "admin"
+        if path in self._open_paths or path.startswith(STATIC_PREFIX):
+            return None
+        return "predict"
+
+
+def _presented(scope: Scope) -> bytes | None:
+    given: bytes | None = None
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            scheme, _, token = value.partition(b" ")
+            if scheme.lower() == b"bearer":
+                return bytes(token.strip())
+        elif name == b"x-api-key" and given is None:
+            given = value.strip()
+    return given
+
+
+async def refuse(
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    status: int,
+    reason: str,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """Answer a request with an ErrorReply from a middleware, where no handler can."""
+    state = scope.setdefault("state", {})
+    state.setdefault("log", {})["error"] = reason
+    body = error_body(reason, message, state.get("request_id", ""))
+    await JSONResponse(body, status_code=status, headers=headers)(scope, receive, send)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make, list and revoke keys; exits with status 2 and a message when it can't."""
+    parser = argparse.ArgumentParser(
+        prog="python -m serve.edge.keys", description="Make, list and revoke API keys."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    new = commands.add_parser("new", help="print a new key, once, and keep its hash")
+    new.add_argument("--name", required=True, help="whose key it is")
+    new.add_argument("--role", choices=sorted(GRANTS), default="predict")
+    new.add_argument("--days", type=int, help="until it expires; for good by default")
+    revoke = commands.add_parser("revoke", help="take a key back")
+    revoke.add_argument("--id", required=True, help="as list shows it")
+    for command in (new, revoke, commands.add_parser("list", help="show whose keys there are")):
+        default = Path(os.environ.get(FILE_VARIABLE, DEFAULT_FILE))
+        command.add_argument("--file", type=Path, default=default, help="(%(default)s)")
+    arguments = parser.parse_args(argv)
+    try:
+        sys.stdout.write(_run(arguments))
+    except ValidationError as error:
+        parser.error("; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors()))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def _run(arguments: argparse.Namespace) -> str:
+    path: Path = arguments.file
+    if arguments.command == "new":
+        if arguments.days is not None and arguments.days < 1:
+            raise ValueError(f"--days {arguments.days}: use 1 or more")
+        expires = datetime.now(UTC) + timedelta(arguments.days) if arguments.days else None
+        key, record = make_key(arguments.name, arguments.role, expires)
+        add_key(path, record)
+        return key + "\n"
+    if arguments.command == "revoke":
+        record = revoke_key(path, arguments.id)
+        return f"revoked {record.id} ({record.name})\n"
+    lines = [
+        f"{r.id}  {r.role:7}  {r.created:%Y-%m-%d}  "
+        f"{f'{r.expires:%Y-%m-%d}' if r.expires else 'for good':10}  {r.name}\n"
+        for r in read_keys(path).keys
+    ]
+    return "".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""How much one client may ask: a rate with bursts, and how many requests at once.
+
+A client is an API key, or without keys a network address. Its bucket holds `burst` tokens and
+gains `per_s` a second; a case takes one, and a request of several cases as many. All there is to
+know of a bucket is the instant at which it will be full again, so one number is kept a client, in
+process or, so that several servers share one limit, in Redis. Where Redis does not answer in
+time, this process's own buckets decide.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+from fastapi import Request
+from prometheus_client import CollectorRegistry, Counter
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve.edge.headers import STATIC_PREFIX
+from serve.edge.keys import OPEN_PATHS, refuse
+from serve.errors import OverloadedError
+from serve.redis_link import RedisLink, RedisMissError
+
+MAX_CLIENTS = 10_000  # about 2 MB; beyond it who was away longest starts with a full bucket
+PREFIX = "curt:rate:"
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# The time is Redis' own, so that servers whose clocks differ still share a bucket.
+_TAKE = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1e6
+local per_s, burst, cost = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local full_at = tonumber(redis.call('GET', KEYS[1]) or '0') or 0
+full_at = math.min(math.max(full_at, now), now + burst / per_s) + cost / per_s
+local wait = full_at - now - burst / per_s
+if wait > 1e-6 then return string.format('%.6f', wait) end
+redis.call('SET', KEYS[1], string.format('%.6f', full_at),
+           'PX', math.max(1, math.ceil((full_at - now) * 1000)))
+return '0'
+"""
+
+
+class RateLimitedError(OverloadedError):
+    """A client asked more than its share; `retry_after_s` says when it may again."""
+
+    status = 429
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Tokens gained a second, and how many a bucket holds."""
+
+    per_s: float
+    burst: int
+
+    def __post_init__(self) -> None:
+        if not (self.per_s > 0 and math.isfinite(self.per_s)):
+            raise ValueError(f"a rate of {self.per_s} a second: use more than 0")
+        if self.burst < 1:
+            raise ValueError(f"a burst of {self.burst}: use 1 or more")
+
+
+def take(full_at_s: float, now_s: float, rate: Rate, cost: int = 1) -> tuple[float, float]:
+    """Take `cost` tokens out of a bucket.
+
+    Args:
+        full_at_s: when the bucket will be full again; anything up to now is full already.
+        now_s: the same clock's present.
+        rate: of the bucket.
+        cost: tokens; more than the bucket holds counts as all it holds.
+
+    Returns:
+        The new `full_at_s`, and 0.0; or the old one and the seconds until there is enough.
+    """
+    refill_s = rate.burst / rate.per_s
+    # Never further ahead than a whole refill: a clock set back must lock nobody out.
+    start_s = min(max(full_at_s, now_s), now_s + refill_s)
+    taken_s = start_s + min(cost, rate.burst) / rate.per_s
+    wait_s = taken_s - now_s - refill_s
+    # A microsecond of rounding must not turn a client away who waited as long as told.
+    return (taken_s, 0.0) if wait_s <= 1e-6 else (full_at_s, wait_s)
+
+
+class Buckets(Protocol):
+    """Where the buckets of clients are kept."""
+
+    async def take(self, client: str, rate: Rate, cost: int = 1) -> float:
+        """Take tokens: 0.0 when there were enough, otherwise the seconds until there are."""
+        ...
+
+
+class LocalBuckets:
+    """Buckets in this process."""
+
+    def __init__(
+        self, max_clients: int = MAX_CLIENTS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._max_clients = max_clients
+        self._clock = clock
+        self._full_at_s: OrderedDict[str, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._full_at_s)
+
+    async def take(self, client: str, rate: Rate, cost: int = 1) -> float:
+        """Take tokens: 0.0 when there were enough, otherwise the seconds until there are."""
+        now_s = self._clock()
+        full_at_s, wait_s = take(self._full_at_s.get(client, now_s), now_s, rate, cost)
+        self._full_at_s[client] = full_at_s
+        self._full_at_s.move_to_end(client)
+        while len(self._full_at_s) > self._max_clients or self._oldest_is_full(now_s):
+            self._full_at_s.popitem(last=False)
+        return wait_s
+
+    def _oldest_is_full(self, now_s: float) -> bool:
+        return bool(self._full_at_s) and next(iter(self._full_at_s.values())) <= now_s
+
+
+class RedisBuckets:
+    """Buckets shared by all servers on one Redis."""
+
+    def __init__(self, link: RedisLink, secret: bytes = b"") -> None:
+        """`secret`: the same on all servers; hides keys' ids and addresses from who reads Redis."""
+        self._link = link
+        self._secret = secret[:64]
+        self._local = LocalBuckets()
+
+    async def take(self, client: str, rate: Rate, cost: int = 1) -> float:
+        """Take tokens as `Buckets.take`; from this process's own where Redis fails."""
+        digest = hashlib.blake2b(client.encode(), key=self._secret, digest_size=16).hexdigest()
+        cost = min(cost, rate.burst)
+        try:
+            answer = await self._link.call(
+                lambda redis: redis.eval(_TAKE, 1, PREFIX + digest, rate.per_s, rate.burst, cost)
+            )
+            return max(0.0, float(answer))
+        except (RedisMissError, TypeError, ValueError):
+            return await self._local.take(client, rate, cost)
+
+
+class RateLimit:
+    """ASGI middleware that answers 429 and Retry-After to who asks too much.
+
+    Stands inside `KeyGuard`, whose `state.api_key` tells clients apart. `free_paths` and the
+    documentation's files cost nothing. A route that does the work of several requests charges
+    the rest with `charge`; until it is answered they count as under way, too.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        buckets: Buckets,
+        rate: Rate,
+        max_concurrent: int,
+        trusted_proxies: Sequence[Network] = (),
+        free_paths: Collection[str] = OPEN_PATHS,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        """`max_concurrent`: cases of one client under way at once in this process."""
+        if max_concurrent < 1:
+            raise ValueError(f"{max_concurrent} concurrent requests: use 1 or more")
+        self.app = app
+        self._buckets = buckets
+        self._rate = rate
+        self._max_concurrent = max_concurrent
+        self._trusted = tuple(trusted_proxies)
+        self._free_paths = frozenset(free_paths)
+        self._under_way: dict[str, int] = {}
+        self._limited = Counter(
+            "curt_rate_limited", "Requests refused with 429", ["reason"], registry=registry
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http" or self._is_free(scope["path"]):
+            await self.app(scope, receive, send)
+            return
+        client = client_of(scope, self._trusted)
+        if self._under_way.get(client, 0) >= self._max_concurrent:
+            fault = self._limit("too_many_concurrent", "too many requests are under way", 1.0)
+            await _answer(scope, receive, send, fault)
+            return
+        held = 0  # by this request, of what its client may have under way
+
+        async def charge_more(cost: int) -> None:
+            nonlocal held
+            if self._under_way[client] + cost > self._max_concurrent:
+                raise self._limit("too_many_concurrent", "too many cases are under way", 1.0)
+            self._hold(client, cost)
+            held += cost
+            await self._charge(client, cost)
+
+        self._hold(client, 1)
+        held = 1
+        try:
+            wait_s = await self._buckets.take(client, self._rate)
+            if wait_s > 0:
+                fault = self._limit("rate_limited", "too many requests", wait_s)
+                await _answer(scope, receive, send, fault)
+                return
+            scope.setdefault("state", {})["charge"] = charge_more
+            await self.app(scope, receive, send)
+        finally:
+            self._hold(client, -held)
+
+    def _hold(self, client: str, cases: int) -> None:
+        held = self._under_way.get(client, 0) + cases
+        if held:
+            self._under_way[client] = held
+        else:
+            del self._under_way[client]
+
+    async def _charge(self, client: str, cost: int) -> None:
+        wait_s = await self._buckets.take(client, self._rate, cost)
+        if wait_s > 0:
+            raise self._limit("rate_limited", "too many cases", wait_s)
+
+    def _limit(self, reason: str, what: str, wait_s: float) -> RateLimitedError:
+        self._limited.labels(reason).inc()
+        fault = RateLimitedError(reason, what, wait_s)
+        fault.message = f"{what}: try again in {fault.retry_after_s} s"
+        return fault
+
+    def _is_free(self, path: str) -> bool:
+        return path in self._free_paths or path.startswith(STATIC_PREFIX)
+
+
+async def charge(request: Request, cost: int) -> None:
+    """Take more tokens for a request that does the work of several; nothing where limits are off.
+
+    Raises RateLimitedError when its client's bucket does not hold them.
+    """
+    take_more = getattr(request.state, "charge", None)
+    if take_more is not None and cost > 0:
+        await take_more(cost)
+
+
+async def _answer(scope: Scope, receive: Receive, send: Send, fault: RateLimitedError) -> None:
+    headers = {"Retry-After": str(fault.retry_after_s)}
+    await refuse(scope, receive, send, fault.status, fault.reason, fault.message, headers)
+
+
+def client_of(scope: Scope, trusted_proxies: Sequence[Network] = ()) -> str:
+    """Who asks: the id of the API key, or the address the request came from."""
+    record = scope.get("state", {}).get("api_key")
+    if record is not None:
+        return f"key:{record.id}"
+    peer = scope.get("client")
+    if peer is None:
+        return "local"  # a Unix socket has no address
+    forwarded = [
+        part
+        for name, value in scope["headers"]
+        if name == b"x-forwarded-for"
+        for part in value.decode("latin-1").split(",")
+    ]
+    return f"address:{client_address(peer[0], forwarded, trusted_proxies)}"
+
+
+def client_address(peer: str, forwarded: Sequence[str], trusted_proxies: Sequence[Network]) -> str:
+    """The nearest address that is not one of our proxies.
+
+    `forwarded` are the parts of X-Forwarded-For in order. Each proxy appends whom it heard, so
+    they are read from the right, and only as far as those who appended them are trusted:
+    anything further left a client may have made up. Addresses of IPv6 count by their /64, which
+    is what one subscriber has.
+    """
+    address = _parse_address(peer)
+    if address is None:
+        return peer
+    for part in reversed(forwarded):
+        if not any(address in network for network in trusted_proxies):
+            break
+        further = _parse_address(part)
+        if further is None:
+            break
+        address = further
+    if address.version == 6:
+        return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
+    return str(address)
+
+
+def parse_proxies(networks: Sequence[str]) -> tuple[Network, ...]:
+    """Networks of trusted proxies: `10.0.0.0/8`, `127.0.0.1`. Raises ValueError otherwise."""
+    parsed = []
+    for network in networks:
+        try:
+            parsed.append(ipaddress.ip_network(network.strip()))
+        except ValueError as error:
+            raise ValueError(f"trusted proxy {network!r}: name a network, 10.0.0.0/8") from error
+    return tuple(parsed)
+
+
+@lru_cache(maxsize=4096)
+def _parse_address(text: str) -> Address | None:
+    """An address with or without a port: 192.0.2.1, 192.0.2.1:4711, ::1, [::1]:4711."""
+    text = text.strip()[:64]
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        return address.ipv4_mapped
+    return address

@@ -1,0 +1,1 @@
+"""What people say of an answer, kept for training."""

@@ -1,0 +1,1 @@
+"""Workers and the deadline-ordered queue in front of them."""

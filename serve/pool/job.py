@@ -1,0 +1,121 @@
+"""What waits and runs in a pool: the job, its place in the queue, and what its client gets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from serve.api.reply import Served
+from serve.pool.process import Worker
+from serve.pool.schedule import Demand
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A fact to judge by a deadline, a `time.monotonic()` instant.
+
+    `max_thinking_tokens` is the most the client wants thought, whatever the deadline allows.
+    """
+
+    fact: str
+    arrived_s: float
+    deadline_s: float
+    max_thinking_tokens: int | None = None
+
+    def cap(self, allowed: int) -> int:
+        """Thinking tokens to grant of those the deadline allows."""
+        limit = self.max_thinking_tokens
+        return allowed if limit is None else min(allowed, limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some more of the reasoning: whole characters, about one piece every 20 ms.
+
+    `attempt` grows when a worker died and the reasoning starts again from nothing.
+    """
+
+    text: str
+    attempt: int
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A job in the queue or under way. `events` is there where the reasoning is wanted too."""
+
+    job: Job
+    demand: Demand
+    prompt_tokens: int
+    order: tuple[float, int]
+    future: asyncio.Future[Served]
+    events: asyncio.Queue[Piece | None] | None = None
+    worker: Worker | None = None  # which runs it now
+    attempts: int = 0
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+
+    def message(self, stated_budget: int, thinking_limit: int, until_s: float) -> dict[str, object]:
+        """What a worker is sent: see `serve.pool.worker`."""
+        return {
+            "fact": self.job.fact,
+            "stated_budget": stated_budget,
+            "thinking_limit": thinking_limit,
+            "deadline_s": until_s,
+            "tell_reasoning": self.events is not None,
+        }
+
+    def tell(self, piece: str) -> None:
+        """Pass a piece of reasoning on to the client."""
+        if self.events and not self.future.done():
+            self.events.put_nowait(Piece(piece, self.attempts))
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A place for one worker; `free_at_s` is when it is expected to take the next request."""
+
+    free_at_s: float = 0.0
+    worker: Worker | None = None
+    busy: bool = False
+
+    @property
+    def free(self) -> bool:
+        """Whether its worker can take a request now."""
+        return self.worker is not None and not self.busy
+
+
+class ServedStream:
+    """A job under way: `async for` gives its `Piece`s and, last, the `Served` answer.
+
+    Iteration raises the job's RequestError. `close()` ends it at any point: a job that waits
+    leaves the queue, one under way is stopped.
+    """
+
+    def __init__(self, ticket: Ticket, leave: Callable[[Ticket], None]) -> None:
+        assert ticket.events is not None
+        self._events = ticket.events
+        self._ticket = ticket
+        self._leave = leave
+        self._over = self._closed = False
+        ticket.future.add_done_callback(lambda _: self._events.put_nowait(None))
+
+    def __aiter__(self) -> ServedStream:
+        return self
+
+    async def __anext__(self) -> Piece | Served:
+        if self._over:
+            raise StopAsyncIteration
+        piece = await self._events.get()
+        if piece is not None:
+            return piece
+        self._over = True
+        return await self._ticket.future
+
+    def close(self) -> None:
+        """Give up what is not done yet; harmless afterwards."""
+        if self._closed:
+            return
+        self._over = self._closed = True
+        if not self._ticket.future.cancel() and not self._ticket.future.cancelled():
+            self._ticket.future.exception()  # looked at, or asyncio would complain of it
+        self._leave(self._ticket)

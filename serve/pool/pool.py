@@ -1,0 +1,398 @@
+"""The scheduler: a bounded earliest-deadline-first queue in front of the workers.
+
+A request is admitted only when its deadline can be met; its thinking budget is settled when a
+worker takes it, from the time that is left then. Where the model gives no full verdict, a
+classifier's stands in if there is one. Everything here runs in one event loop and never blocks it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import bisect
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from curt.artifact import Manifest
+from curt.dialogue import state_budget
+from curt.engines.budget import Observation
+from curt.engines.protocol import Generation
+from serve.api.reply import Served
+from serve.errors import EngineFailedError, OverloadedError, RequestError
+from serve.metrics import Metrics
+from serve.pool.forecast import Forecast
+from serve.pool.job import Job, Piece, ServedStream, Slot, Ticket
+from serve.pool.process import Spawn, Worker, WorkerError, WorkerProcess
+from serve.pool.schedule import admits, seconds_until_free
+from serve.pool.spares import Grown, Nursery
+from serve.pool.stand_in import LEAST_S, Classifier, LastRung
+from serve.pool.worker import OpenEngine, observe, open_ort_engine
+
+logger = logging.getLogger(__name__)
+
+OVERRUN_GRACE_S = 0.25  # a generation that overran its deadline by more is not waited for
+HANG_TIMEOUT_S = 10.0  # and a worker that overran it by this much is killed
+MAX_ATTEMPTS = 2  # a request whose worker died is tried once more
+PROBE_INTERVAL_S = 1.0
+PROBE_TIMEOUT_S = 60.0
+PAUSE_S = 0.005  # after an answer, for what need not delay it
+REPLY_MS = 5.0  # of the margin, kept for writing the reply once the engine has stopped
+
+
+class WorkerPool:
+    """N workers over one model folder, and `spares` more that wait for one of them to die.
+
+    `fallback` answers where the model does not. `spawn` makes workers other than processes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        metrics: Metrics,
+        *,
+        workers: int,
+        queue_size: int,
+        margin_ms: float,
+        spares: int = 0,
+        fallback: Classifier | None = None,
+        open_engine: OpenEngine = open_ort_engine,
+        spawn: Spawn | None = None,
+        on_refusal: Callable[[], None] | None = None,
+    ) -> None:
+        self._metrics = metrics
+        self._on_refusal = on_refusal or (lambda: None)
+        self._queue_size = queue_size
+        self._margin_ms = margin_ms
+        self._spares = spares
+        self._last_rung = LastRung(fallback)
+        self._forecast = Forecast(manifest, margin_ms)
+        self._estimator = self._forecast.estimator
+        self._slots = [Slot() for _ in range(workers)]
+        spawn = spawn or (lambda: WorkerProcess(folder, open_engine))
+        self._nursery = Nursery(spawn, self._metrics.worker_deaths.inc)
+        self._queue: list[Ticket] = []  # ordered by deadline
+        self._running: set[Ticket] = set()
+        self._order = itertools.count()
+        self._wake = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._warm = False
+        self._probe_wanted = False
+        self._last_probe_s = 0.0
+        self.draining = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether all workers have warmed up once, one is alive and the pool is not draining."""
+        return self._warm and not self.draining and any(slot.worker for slot in self._slots)
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers that are ready; without the spares."""
+        return [slot.worker.pid for slot in self._slots if slot.worker and slot.worker.pid]
+
+    async def start(self) -> None:
+        """Begin to spawn the workers; returns before they are ready."""
+        atexit.register(self._kill_all)  # before multiprocessing's own hook, which would wait
+        self._tasks = [asyncio.create_task(self._supervise(slot)) for slot in self._slots]
+
+    def drain(self) -> None:
+        """Take no new requests; those admitted are still served."""
+        if not self.draining:
+            self.draining = True
+            logger.info("draining")
+
+    async def stop(self) -> None:
+        """Drain, wait for what was admitted, and end every worker."""
+        self.drain()
+        pending = [ticket.future for ticket in (*self._queue, *self._running)]
+        if pending:
+            await asyncio.wait(pending)  # each ends by its deadline, served or not
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._nursery.close()
+        atexit.unregister(self._kill_all)
+
+    async def submit(self, job: Job) -> Served:
+        """Serve a job. Raises OverloadedError at once when its deadline can't be met.
+
+        Cancelling the call takes a job that still waits out of the queue and stops the worker of
+        one under way.
+        """
+        ticket = self._enter(job)
+        try:
+            return await ticket.future
+        finally:
+            self._leave(ticket)
+
+    def expected_thinking(self, job: Job) -> int | None:
+        """Thinking tokens a job would be granted if a worker took it now; None if it is refused."""
+        now_s = time.monotonic()
+        if not self.ready:
+            return None
+        prompt_tokens = self._forecast.prompt_tokens(len(job.fact), now_s)
+        demand = self._forecast.demand(job.deadline_s, prompt_tokens, now_s)
+        if demand.latest_start_s < now_s:
+            return None
+        waiting = [other.demand for other in self._queue]
+        alive = sum(each.worker is not None for each in self._slots)
+        return job.cap(self._forecast.allow_thinking(demand, prompt_tokens, waiting, alive, now_s))
+
+    def stream(self, job: Job) -> ServedStream:
+        """Serve a job and tell its reasoning as it comes. Needs a running event loop.
+
+        Raises OverloadedError here, before anything streams, when the deadline can't be met. The
+        caller must `close()` the stream.
+        """
+        return ServedStream(self._enter(job, events=asyncio.Queue()), self._leave)
+
+    def _enter(self, job: Job, events: asyncio.Queue[Piece | None] | None = None) -> Ticket:
+        now_s = time.monotonic()
+        self._forecast.note_arrival(now_s)
+        ticket = self._make_ticket(job, now_s, events)
+        fault = self._why_refused(ticket, now_s)
+        if fault:
+            if self._queue or not all(slot.free for slot in self._slots):
+                self._on_refusal()  # alone, the deadline is too short however little arrives
+            if job.deadline_s - now_s < LEAST_S:  # too late for the classifier, too
+                raise self._shed(fault)
+            self._give_up(ticket, fault)
+            if error := ticket.future.exception():
+                raise error
+            return ticket
+        bisect.insort(self._queue, ticket, key=lambda t: t.order)
+        self._metrics.queue_depth.set(len(self._queue))
+        # With a classifier at hand a late generation is replaced while there is still time.
+        patience_s = -LEAST_S if self._last_rung.present else OVERRUN_GRACE_S
+        loop = asyncio.get_running_loop()
+        ticket.timers = [
+            loop.call_later(ticket.demand.latest_start_s - now_s, self._expire, ticket),
+            loop.call_later(job.deadline_s + patience_s - now_s, self._abandon, ticket),
+        ]
+        self._wake.set()
+        return ticket
+
+    def _make_ticket(
+        self, job: Job, now_s: float, events: asyncio.Queue[Piece | None] | None
+    ) -> Ticket:
+        if self.draining:
+            raise self._shed(OverloadedError("draining", "the server is shutting down", 5.0))
+        if not self._warm:
+            raise self._shed(OverloadedError("starting", "the model is still loading", 2.0))
+        prompt_tokens = self._forecast.prompt_tokens(len(job.fact), now_s)
+        return Ticket(
+            job,
+            self._forecast.demand(job.deadline_s, prompt_tokens, now_s),
+            prompt_tokens,
+            order=(job.deadline_s, next(self._order)),
+            future=asyncio.get_running_loop().create_future(),
+            events=events,
+        )
+
+    def _why_refused(self, ticket: Ticket, now_s: float) -> OverloadedError | None:
+        demand = ticket.demand
+        if demand.latest_start_s < now_s:
+            self._want_probe(now_s)
+            return OverloadedError(
+                "deadline_too_short",
+                f"even without reasoning this takes about {demand.least_s * 1e3:.0f} ms: "
+                "allow a longer deadline",
+            )
+        free_at_s = self._free_times(now_s)
+        waiting = [other.demand for other in self._queue]
+        retry_after_s = seconds_until_free(now_s, free_at_s, waiting)
+        if len(self._queue) >= self._queue_size:
+            return OverloadedError("queue_full", "too many requests are waiting", retry_after_s)
+        if not admits(free_at_s, waiting, demand):
+            return OverloadedError(
+                "overloaded", "the deadline can't be met behind those waiting", retry_after_s
+            )
+        return None
+
+    def _leave(self, ticket: Ticket) -> None:
+        """The client has its answer or is gone: free what it held."""
+        if ticket.future.cancelled():
+            stage = "running" if ticket.worker else "queued"
+            self._metrics.cancelled.labels(stage).inc()
+            if ticket.worker:
+                ticket.worker.cancel()
+        self._leave_queue(ticket)
+        for timer in ticket.timers:
+            timer.cancel()
+
+    async def _supervise(self, slot: Slot) -> None:
+        """Keep a worker in a slot: take one, serve until it dies, and again."""
+        while True:
+            slot.free_at_s = time.monotonic() + self._nursery.expected_s
+            grown = await self._nursery.take()
+            try:
+                self._place(slot, grown)
+                await self._serve(slot, grown.worker)
+            except WorkerError as death:
+                self._metrics.worker_deaths.inc()
+                logger.error("a worker ended: %s", death)
+            except Exception:  # a bug here must not leave the slot empty for good
+                self._metrics.worker_deaths.inc()
+                logger.exception("serving from a worker failed")
+            finally:
+                slot.worker = None
+                self._count_workers()
+                await grown.worker.close()
+
+    def _place(self, slot: Slot, grown: Grown) -> None:
+        if self._warm:
+            self._metrics.worker_restarts.inc()
+        self._estimator.calibrate(grown.calibration)
+        grown.worker.on_death(self._wake.set)
+        slot.worker, slot.busy = grown.worker, False
+        self._count_workers()
+        logger.info("worker %s ready", grown.worker.pid)
+        if not self._warm and all(each.worker for each in self._slots):
+            self._warm = True
+            self._nursery.keep_spares(self._spares)  # only now: they would delay the start
+
+    async def _serve(self, slot: Slot, worker: Worker) -> None:
+        """Give one worker its work. Raises WorkerError when it ends."""
+        while True:
+            if worker.dead:
+                raise WorkerError("it ended while idle")
+            if self._queue:
+                ticket = self._queue.pop(0)
+                self._metrics.queue_depth.set(len(self._queue))
+                await self._run(slot, worker, ticket)
+            elif self._probe_wanted:
+                self._probe_wanted = False
+                await self._probe(slot, worker)
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+    async def _run(self, slot: Slot, worker: Worker, ticket: Ticket) -> None:
+        job, now_s = ticket.job, time.monotonic()
+        if ticket.future.done():  # its client left a moment ago
+            return
+        demand = self._forecast.demand(job.deadline_s, ticket.prompt_tokens, now_s)
+        if demand.latest_start_s < now_s:
+            self._expire(ticket)
+            return
+        waiting = [other.demand for other in self._queue]
+        alive = sum(each.worker is not None for each in self._slots)
+        allowed = self._forecast.allow_thinking(demand, ticket.prompt_tokens, waiting, alive, now_s)
+        allowed = job.cap(allowed)
+        stated = state_budget(allowed)
+        slot.busy, slot.free_at_s = True, now_s + self._forecast.hold_s(demand, allowed, now_s)
+        until_s = job.deadline_s - min(self._margin_ms, REPLY_MS) / 1e3
+        message = ticket.message(stated, allowed, until_s)
+        ticket.attempts += 1
+        ticket.worker = worker
+        self._running.add(ticket)
+        patience_s = job.deadline_s - now_s + HANG_TIMEOUT_S
+        try:
+            answer = await worker.exchange(message, patience_s, ticket.tell)
+        except WorkerError:
+            ticket.worker = None
+            self._retry(ticket)
+            raise
+        finally:
+            slot.busy = False
+            ticket.worker = None
+            self._running.discard(ticket)
+        if "cancelled" not in answer:
+            self._settle(ticket, answer, allowed, stated, queue_s=now_s - job.arrived_s)
+
+    def _settle(
+        self, ticket: Ticket, answer: dict[str, Any], allowed: int, stated: int, *, queue_s: float
+    ) -> None:
+        if "error" in answer:
+            extra = {"error": answer["error"], "stack": answer["stack"]}
+            logger.error("the engine raised", extra=extra)
+            self._give_up(ticket, EngineFailedError("engine_error", "the engine raised"))
+            return
+        generation = Generation(**answer["generation"])
+        self._estimator.observe(
+            observe(ticket.job.fact, generation, thinking_limit=allowed), time.monotonic()
+        )
+        # Made anew in a pause, rather than while the next request waits for it.
+        asyncio.get_running_loop().call_later(PAUSE_S, self._forecast.refresh)
+        if not ticket.future.done():
+            served = Served(generation, allowed, stated, answer["fact_clipped"], queue_s * 1e3)
+            served = self._last_rung.complete(ticket.job, served)
+            if served.fallback:
+                self._metrics.fallback.labels("no_full_verdict").inc()
+            ticket.future.set_result(served)
+
+    async def _probe(self, slot: Slot, worker: Worker) -> None:
+        """Time an idle worker: estimates that refuse everyone would else never be corrected."""
+        now_s = time.monotonic()
+        slot.busy, slot.free_at_s = True, now_s + PROBE_INTERVAL_S
+        try:
+            answer = await worker.exchange({"calibrate": True}, PROBE_TIMEOUT_S)
+        finally:
+            slot.busy = False
+        timings = [Observation(**observation) for observation in answer.get("calibration", ())]
+        self._estimator.begin_again(timings, time.monotonic())
+
+    def _want_probe(self, now_s: float) -> None:
+        quiet_s = min(self._estimator.quiet_s(now_s), now_s - self._last_probe_s)
+        if quiet_s > PROBE_INTERVAL_S:
+            self._last_probe_s, self._probe_wanted = now_s, True
+            self._wake.set()
+
+    def _retry(self, ticket: Ticket) -> None:
+        hopeless = ticket.demand.latest_start_s < time.monotonic()
+        if ticket.attempts >= MAX_ATTEMPTS or hopeless:
+            self._give_up(ticket, OverloadedError("worker_died", "the worker died on this request"))
+        elif not ticket.future.done():
+            bisect.insort(self._queue, ticket, key=lambda t: t.order)
+            self._wake.set()
+
+    def _expire(self, ticket: Ticket) -> None:
+        """Give up a ticket that waited too long; one under way goes on."""
+        if ticket not in self._running and not ticket.future.done():
+            self._leave_queue(ticket)
+            self._give_up(ticket, OverloadedError("expired", "no worker came free in time"))
+
+    def _abandon(self, ticket: Ticket) -> None:
+        if not ticket.future.done():
+            self._leave_queue(ticket)
+            self._give_up(ticket, OverloadedError("overrun", "the worker overran the deadline"))
+            if ticket.worker:
+                ticket.worker.cancel()
+
+    def _give_up(self, ticket: Ticket, fault: RequestError) -> None:
+        """End a ticket without the model: by the classifier where that can be, else refused."""
+        if ticket.future.done():
+            return
+        served = self._last_rung.replace(ticket.job, fault.reason)
+        if served:
+            self._metrics.fallback.labels(fault.reason).inc()
+            ticket.future.set_result(served)
+        else:
+            ticket.future.set_exception(self._shed(fault))
+
+    def _leave_queue(self, ticket: Ticket) -> None:
+        if ticket in self._queue:
+            self._queue.remove(ticket)
+            self._metrics.queue_depth.set(len(self._queue))
+
+    def _shed(self, fault: RequestError) -> RequestError:
+        if isinstance(fault, OverloadedError):
+            self._metrics.shed.labels(fault.reason).inc()
+        return fault
+
+    def _free_times(self, now_s: float) -> list[float]:
+        return [now_s if slot.free else max(now_s, slot.free_at_s) for slot in self._slots]
+
+    def _count_workers(self) -> None:
+        self._metrics.workers_ready.set(sum(slot.worker is not None for slot in self._slots))
+
+    def _kill_all(self) -> None:
+        self._nursery.kill()
+        for slot in self._slots:
+            if slot.worker:
+                slot.worker.kill()

@@ -1,0 +1,277 @@
+"""Workers that are not ours: requests in flight at a remote engine, behind the worker's interface.
+
+The pool drives them as it drives a `WorkerProcess`, so queue, admission, learned budgets, retry and
+last rung stay what they are; `CURT_WORKERS` says how many requests the remote server has at once.
+Nothing here computes: all runs in the front's event loop, over one set of connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import asdict
+from typing import Any
+
+from curt.dialogue import normalise_fact
+from curt.engines.budget import Observation
+from curt.engines.protocol import Generation, Request
+from curt.engines.remote.course import RemoteError, RemoteUnavailableError
+from curt.engines.remote.engine import RemoteModel, complete
+from serve.pool.process import WorkerError
+from serve.pool.worker import (
+    CALIBRATION_TEXT,
+    CALIBRATION_THINKING_TOKENS,
+    PIECE_INTERVAL_S,
+    calibration_facts,
+    observe,
+    read_request,
+)
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.25  # between two looks at a server that is away
+WATCH_S = 1.0  # between two looks at one that is there
+LONG_FACT_CHARS = 2_000  # tokenising more than this would hold up the event loop
+
+
+class RemoteServer:
+    """One remote engine, shared by all workers in front of it."""
+
+    def __init__(self, open_model: Callable[[], RemoteModel]) -> None:
+        """`open_model` reads the model folder; it is called when the first worker starts."""
+        self._open_model = open_model
+        self._model: RemoteModel | None = None
+        self._workers: set[RemoteWorker] = set()
+        self._starting = asyncio.Lock()
+        self._calibration: list[Observation] = []
+        self._watch: asyncio.Task[None] | None = None
+
+    async def join(self, worker: RemoteWorker) -> tuple[RemoteModel, list[Observation]]:
+        """Wait for the server, warm it up once, and watch it for the worker.
+
+        Raises RemoteError when it refuses what it is asked.
+        """
+        self._workers.add(worker)
+        async with self._starting:
+            if self._model is None:
+                self._model = await asyncio.to_thread(self._open_model)
+            await self._wait_until_healthy(self._model)
+            if not self._calibration:
+                await self._model.open()
+                await complete(self._model, _request(CALIBRATION_TEXT))  # first runs are slow
+                self._calibration = await calibrate(self._model, rounds=2)
+            if self._watch is None:
+                self._watch = asyncio.create_task(self._keep_watch(self._model))
+        return self._model, self._calibration
+
+    async def leave(self, worker: RemoteWorker) -> None:
+        """Close the connections with the last worker that leaves."""
+        self._workers.discard(worker)
+        if self._workers:
+            return
+        if self._watch:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+            self._watch = None
+        if self._model and not self._workers:
+            model, self._model, self._calibration = self._model, None, []
+            await model.close()
+
+    async def _wait_until_healthy(self, model: RemoteModel) -> None:
+        told = False
+        while not await model.is_healthy():
+            if not told:
+                told = True
+                logger.warning("the remote %s server does not answer yet", model.dialect.name)
+            await asyncio.sleep(POLL_S)
+
+    async def _keep_watch(self, model: RemoteModel) -> None:
+        while True:
+            if await model.is_healthy():
+                await asyncio.sleep(WATCH_S)
+                continue
+            await asyncio.sleep(POLL_S)
+            if not await model.is_healthy():  # twice: a busy one may miss a look
+                break
+        logger.error("the remote %s server is gone", model.dialect.name)
+        self._calibration, self._watch = [], None  # it comes back as another machine, perhaps
+        for worker in list(self._workers):
+            worker.lose()
+
+
+class RemoteWorker:
+    """One request at a time at a remote server; the interface of `process.WorkerProcess`."""
+
+    pid = None  # not a process of ours
+
+    def __init__(self, server: RemoteServer) -> None:
+        self._server = server
+        self._model: RemoteModel | None = None
+        self._task: asyncio.Task[dict[str, Any]] | None = None
+        self._cancelled = False
+        self._on_death: Callable[[], None] | None = None
+        self.dead = False
+
+    async def start(self) -> list[Observation]:
+        """Wait for the server and its warm-up, and return its timings. Raises WorkerError."""
+        try:
+            self._model, calibration = await self._server.join(self)
+        except (RemoteError, ValueError, OSError) as error:
+            raise WorkerError(f"the remote engine can't be used: {error}") from error
+        return calibration
+
+    async def exchange(
+        self,
+        message: dict[str, Any],
+        timeout_s: float,
+        on_piece: Callable[[str], None] | None = None,
+    ) -> dict[str, Any]:
+        """Have a message answered. Raises WorkerError when the server goes or takes too long.
+
+        `on_piece` is called with each piece of reasoning, before the answer.
+        """
+        assert self._model is not None, "start() comes first"
+        self._cancelled = False
+        self._task = asyncio.create_task(self._answer(self._model, message, on_piece))
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._task
+        except TimeoutError:
+            self.dead = True
+            raise WorkerError(f"no answer within {timeout_s:.1f} s") from None
+        except RemoteUnavailableError as error:
+            self.dead = True
+            raise WorkerError(str(error)) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task and task.cancelling():  # not this exchange alone is to end
+                raise
+            if self.dead:
+                raise WorkerError("the remote server is gone") from None
+            return {"cancelled": True}
+        finally:
+            self._task = None
+
+    def cancel(self) -> None:
+        """Abort what `exchange` waits for, which then returns `{"cancelled": True}`.
+
+        The connection is closed, by which the server knows. Returns at once.
+        """
+        if self._task and not self._cancelled:
+            self._cancelled = True
+            self._task.cancel()
+
+    def on_death(self, callback: Callable[[], None]) -> None:
+        """Call back when the server is gone; the last callback given counts."""
+        self._on_death = callback
+        if self.dead:  # it went between the warm-up and now
+            asyncio.get_running_loop().call_soon(self._tell)
+
+    def lose(self) -> None:
+        """The server is gone: end what is under way and say so."""
+        if self.dead:
+            return
+        self.dead = True
+        if self._task:
+            self._task.cancel()
+        self._tell()
+
+    def kill(self) -> None:
+        """Abort what is under way; there is no process to end."""
+        self.cancel()
+
+    async def close(self) -> None:
+        """Abort what is under way and leave the server."""
+        self._on_death = None
+        self.cancel()
+        await self._server.leave(self)
+
+    def _tell(self) -> None:
+        callback, self._on_death = self._on_death, None
+        if callback:
+            callback()
+
+    async def _answer(
+        self,
+        model: RemoteModel,
+        message: dict[str, Any],
+        on_piece: Callable[[str], None] | None,
+    ) -> dict[str, Any]:
+        try:
+            if message.get("calibrate"):
+                return {"calibration": [asdict(o) for o in await calibrate(model, rounds=1)]}
+            started_s = time.monotonic()
+            request = read_request(message)
+            in_place = len(request.fact) <= LONG_FACT_CHARS
+            run = _at_once if in_place else asyncio.to_thread
+            prompt, clipped = await run(_encode, model, request)
+            encoded_ms = (time.monotonic() - started_s) * 1e3
+            tell = on_piece if message["tell_reasoning"] else None
+            generation = await _tell_steps(model, request, prompt, tell)
+            fields = asdict(generation)
+            fields["prefill_ms"] += encoded_ms
+            return {"generation": fields, "fact_clipped": clipped}
+        except RemoteUnavailableError:
+            raise
+        except Exception as error:  # the worker outlives a request it can't serve
+            # Without the error's message, which may quote the fact.
+            frames = traceback.extract_tb(error.__traceback__)
+            stack = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+            return {"error": type(error).__name__, "stack": stack}
+
+
+async def calibrate(model: RemoteModel, rounds: int) -> list[Observation]:
+    """Time generations over a short and a long prompt, as `serve.pool.worker.calibrate` does."""
+    thinking = min(CALIBRATION_THINKING_TOKENS, model.manifest.max_thinking_tokens)
+    facts = calibration_facts(model.count_tokens, model.manifest.max_fact_tokens)
+    return [
+        observe(
+            fact, await complete(model, Request(fact, thinking, thinking)), thinking_limit=thinking
+        )
+        for fact in facts * rounds
+    ]
+
+
+async def _tell_steps(
+    model: RemoteModel,
+    request: Request,
+    prompt: list[int],
+    on_piece: Callable[[str], None] | None,
+) -> Generation:
+    """One generation, telling its reasoning as it comes."""
+    gathered, sent_s = "", 0.0
+    async with aclosing(model.stream(request, prompt)) as steps:
+        async for step in steps:
+            if step.generation:
+                return step.generation
+            if on_piece is None:
+                continue
+            if step.phase == "thinking":
+                gathered += step.text
+            now_s = time.monotonic()
+            if gathered and (step.phase == "close" or now_s >= sent_s + PIECE_INTERVAL_S):
+                on_piece(gathered)
+                gathered, sent_s = "", now_s
+    raise AssertionError("a stream ends with its generation")
+
+
+def _encode(model: RemoteModel, request: Request) -> tuple[list[int], bool]:
+    """The prompt, and whether the fact had to be clipped for it."""
+    clipped = model.count_tokens(normalise_fact(request.fact)) > model.manifest.max_fact_tokens
+    return model.encode(request), clipped
+
+
+async def _at_once(
+    function: Callable[[RemoteModel, Request], tuple[list[int], bool]],
+    model: RemoteModel,
+    request: Request,
+) -> tuple[list[int], bool]:
+    return function(model, request)
+
+
+def _request(fact: str) -> Request:
+    return Request(fact, CALIBRATION_THINKING_TOKENS, CALIBRATION_THINKING_TOKENS)

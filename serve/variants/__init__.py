@@ -1,0 +1,1 @@
+"""Several models behind one server: A/B, canary, shadow, hot load."""

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compress.classifier.agreement import (
+    AgreementConfig,
+    Trial,
+    add_agreement,
+    fit_agreement,
+    main,
+    measure_agreement,
+    measure_folds,
+    read_trials,
+)
+from compress.classifier.train import train_fallback
+from curt.artifact import MANIFEST
+from curt.classifier.confidence import thought_evidence
+from curt.classifier.model import AGREEMENT, CONFIDENCE, Fallback, load_fallback
+from curt.corpus.generate.generator import generate_cases
+from curt.corpus.store import write_cases
+from curt.dialogue import render_completion
+from curt.engines.protocol import Generation
+from curt.evaluate import Outcome
+from curt.files import sha256
+from curt.law.verdict import Case, Term, Verdict
+from tests.compress.classifier.test_train import write_splits
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = write_splits(tmp_path_factory.mktemp("agreement"), dev=60)
+    train_fallback(config)
+    return config.out
+
+
+@pytest.fixture(scope="module")
+def fallback(folder: Path) -> Fallback:
+    return load_fallback(folder)
+
+
+def answer_as(case: Case, wrong: bool, text: str | None = None) -> Outcome:
+    """A model's answer: the truth, or a term four times as long."""
+    term = case.verdict.term
+    if wrong:
+        term = Term("fixed", min(300, max(24, term.months * 4)))
+    verdict = Verdict(case.verdict.charges, case.verdict.articles, term)
+    generation = Generation(
+        text=text or render_completion("推理", verdict),
+        prompt_tokens=9,
+        thinking_tokens=6 if wrong else 20,
+        answer_tokens=9,
+        thinking_cut=wrong and len(case.fact) % 2 == 0,
+        finish="stop",
+        prefill_ms=1.0,
+        decode_ms=1.0,
+    )
+    return Outcome(case, generation)
+
+
+def make_trials(fallback: Fallback, count: int, seed: str) -> list[Trial]:
+    rng = random.Random(seed)
+    cases = list(generate_cases(count, seed))
+    return read_trials([answer_as(case, rng.random() < 0.4) for case in cases], fallback)
+
+
+def test_wrong_answers_are_found_out_on_unseen_cases(fallback):
+    fit = fit_agreement(fallback.assessor, make_trials(fallback, 300, "dev"), "m", "0" * 64)
+    trials = make_trials(fallback, 300, "test")
+    row = measure_agreement(fallback.assessor, trials, [fit] * len(trials))
+    assert row["verdict_ece"] < 0.12
+    assert 0.7 < row["interval_coverage"] < 0.92
+    sure = np.array(
+        [fallback.assessor.agree(t.scores, t.verdict, t.thought, fit).verdict for t in trials]
+    )
+    right = np.array([t.verdict.term == t.truth.term for t in trials])
+    assert sure[right].mean() > sure[~right].mean() + 0.3
+
+
+def test_figures_of_folds_cover_every_answer(fallback):
+    trials = make_trials(fallback, 100, "dev")
+    row = measure_folds(fallback.assessor, trials)
+    assert row["answers"] == len(trials) == 100
+    assert row["charge_right"] == 1
+    assert 0 < row["thinking_cut"] < row["verdict_right"] < 1
+
+
+def test_answers_that_are_not_read_or_not_whole_are_left_out(fallback):
+    case = next(iter(generate_cases(1, "one")))
+    whole = answer_as(case, wrong=False)
+    unreadable = answer_as(case, wrong=False, text="推理</think>胡言")
+    assert [t.case for t in read_trials([unreadable, whole], fallback)] == [1]
+    assert read_trials([whole], fallback)[0].thought == thought_evidence(False, 20)
+
+
+def test_a_model_without_readable_answers_leaves_the_folder_as_it_was(folder, micro_model):
+    write_cases(folder.parent / "few.jsonl", generate_cases(4, "few"))
+    before = (folder / MANIFEST).read_bytes()
+    config = AgreementConfig(
+        model=micro_model, dev=folder.parent / "few.jsonl", fallback=folder, budgets=(0,)
+    )
+    with pytest.raises(ValueError, match="readable answers"):
+        add_agreement(config)
+    assert (folder / MANIFEST).read_bytes() == before
+
+
+def test_a_missing_model_is_named(folder, tmp_path):
+    arguments = ["--model", str(tmp_path / "none"), "--dev", str(folder.parent / "dev.jsonl")]
+    with pytest.raises(SystemExit, match="none is not a folder"):
+        main([*arguments, "--fallback", str(folder)])
+
+
+def test_the_fit_joins_the_folder_and_a_second_one_replaces_it(
+    folder, fallback, micro_model, monkeypatch
+):
+    """The model's answers are given by hand; folder, fit and reading are the real ones."""
+    cases = list(generate_cases(60, "answers"))
+    write_cases(folder.parent / "answers.jsonl", cases)
+    monkeypatch.setattr(
+        "compress.classifier.agreement.run_budget",
+        lambda engine, cases, budget, settings: [answer_as(c, len(c.fact) % 3 == 0) for c in cases],
+    )
+    config = AgreementConfig(
+        model=micro_model, dev=folder.parent / "answers.jsonl", fallback=folder, budgets=(0, 8)
+    )
+    for _ in range(2):
+        row = add_agreement(config)
+        found = load_fallback(folder)
+        assert {AGREEMENT, CONFIDENCE} < set(found.manifest.files)
+        assert found.manifest.evaluation["agreement_answers"] == row["agreement_answers"] == 120
+        assert "dev_charge_ece" in found.manifest.evaluation
+        assert found.agreement.model == micro_model.name
+        assert found.agreement.manifest_sha256 == sha256(micro_model / MANIFEST)
+        assert found.agreement.groups[0].cases > 0
+        assert found.predict(cases[0].fact) == fallback.predict(cases[0].fact)

@@ -1,0 +1,128 @@
+"""Facts unlike those trained on are told apart, and the probabilities of the others stay."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from compress.classifier.familiarity import MAX_PAIRS, fit_familiarity, share_unfamiliar
+from compress.classifier.train import train_fallback
+from curt.artifact import MANIFEST, ArtifactError
+from curt.classifier.familiarity import Familiarity
+from curt.classifier.model import FAMILIARITY, Fallback, load_fallback
+from curt.corpus.generate.generator import generate_cases
+from curt.files import write_json
+from tests.compress.classifier.test_train import write_splits
+from tests.micro import FACTS
+
+STRANGE = (
+    "二〇一六年仲夏，原告与被告就房屋租赁合同履行产生纠纷，双方经社区调解未果，遂诉至本院，"
+    "请求判令返还押金并赔偿装修损失，被告辩称墙面渗漏系上层住户所致。"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = write_splits(tmp_path_factory.mktemp("familiarity"), dev=200)
+    train_fallback(config.model_copy(update={"test": config.dev}))
+    return config.out
+
+
+@pytest.fixture(scope="module")
+def fallback(folder: Path) -> Fallback:
+    return load_fallback(folder)
+
+
+def known_fact() -> str:
+    return next(case.fact for case in generate_cases(400, "train") if len(case.fact) > 60)
+
+
+def test_other_facts_of_the_same_kind_are_hardly_ever_unfamiliar(fallback: Fallback) -> None:
+    fit = fallback.familiarity
+    assert fit is not None
+    facts = [case.fact for case in generate_cases(300, "unseen")]
+    assert share_unfamiliar(fit, facts) < 0.05
+    assert fallback.manifest.evaluation["test_unfamiliar"] <= 0.005 + 1e-9
+    assert fallback.manifest.evaluation["unfamiliar_threshold"] == fit.threshold
+
+
+def test_text_of_another_kind_is_unfamiliar(fallback: Fallback) -> None:
+    assert fallback.is_unfamiliar(STRANGE)
+    assert not fallback.is_unfamiliar(known_fact())
+    assert not fallback.is_unfamiliar("，。！")  # which has no verdict either
+
+
+def test_real_cases_are_unfamiliar_to_a_classifier_of_generated_ones(
+    fallback: Fallback, real_cases: Path
+) -> None:
+    with (real_cases / "test.json").open(encoding="utf-8") as lines:
+        facts = [json.loads(next(lines))["fact"] for _ in range(200)]
+    assert share_unfamiliar(fallback.familiarity, facts) > 0.99
+
+
+def test_a_folder_made_before_there_was_a_way_to_tell_loads_and_warns_of_nothing(
+    folder: Path, tmp_path: Path
+) -> None:
+    older = tmp_path / "older"
+    older.mkdir()
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["files"][FAMILIARITY]
+    for name in manifest["files"]:
+        (older / name).write_bytes((folder / name).read_bytes())
+    write_json(older / MANIFEST, manifest)
+    loaded = load_fallback(older)
+    assert loaded.familiarity is None
+    assert not loaded.is_unfamiliar(STRANGE)
+
+
+def test_an_altered_file_is_refused(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (copy / FAMILIARITY).write_bytes((copy / FAMILIARITY).read_bytes() + b"0")
+    with pytest.raises(ArtifactError, match=r"familiarity.npz is not the file"):
+        load_fallback(copy)
+
+
+def test_what_is_packed_is_read_back(fallback: Fallback) -> None:
+    fit = fallback.familiarity
+    again = Familiarity.read(fit.pack())
+    assert again.surprise(STRANGE) == fit.surprise(STRANGE)
+    assert again.threshold == fit.threshold
+    assert len(fit.twos) <= MAX_PAIRS
+    assert len(fit.pack()) < 600_000
+
+
+def test_surprise_is_the_mean_of_the_characters_own() -> None:
+    fit = fit_familiarity(["甲乙甲乙", "甲丙"], ["甲乙"])
+    alone = {char: (count + 0.5) / (6 + 4000) for char, count in (("乙", 2), ("丙", 1), ("丁", 0))}
+    assert fit.surprise("甲乙") == pytest.approx(-np.log((2 + 5 * alone["乙"]) / (3 + 5)))
+    expected = -np.log((1 + 5 * alone["丙"]) / 8) - np.log(5 * alone["丁"] / (1 + 5))
+    assert fit.surprise("甲，丙丁") == pytest.approx(expected / 2)
+    assert fit.threshold == fit.surprise("甲乙")
+    with pytest.raises(ValueError, match="two letters"):
+        fit_familiarity(["，"], ["甲乙"])
+
+
+@hypothesis_settings(deadline=None, max_examples=50)
+@given(st.text())
+def test_any_text_has_a_finite_surprise(text: str) -> None:
+    fit = fit_familiarity(FACTS, FACTS)
+    assert 0 <= fit.surprise(text) < 30
+
+
+def test_it_takes_a_small_part_of_a_millisecond(fallback: Fallback) -> None:
+    fact, times_ms = (STRANGE * 10)[:300], []
+    for _ in range(200):
+        started_s = time.perf_counter()
+        fallback.is_unfamiliar(fact)
+        times_ms.append((time.perf_counter() - started_s) * 1e3)
+    assert np.percentile(times_ms, 25) < 0.3

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compress.compare.speed import copy_gb_per_s, main, measure_speeds, spread
+from compress.compare.subject import RunTimes, make_request, peak_rss_mb, run_round
+from compress.compare.weights import weight_bytes_per_token
+from curt.artifact import ArtifactError
+from curt.engines import Request
+from tests.compress.onnx.exports import export, make_untied_model
+
+
+class Terse:
+    """A subject that ends every turn after three tokens; one character is one token."""
+
+    def __init__(self) -> None:
+        self.bare_passes: list[int] = []
+
+    def widen(self, prompt_tokens: int) -> None:
+        self.room = prompt_tokens
+
+    def count_prompt(self, request: Request) -> int:
+        return 20 + len(request.fact)
+
+    def run_engine(self, request: Request) -> RunTimes:
+        return RunTimes(0.01, 0.03, 3)
+
+    def run_bare(self, request: Request, passes: int) -> RunTimes:
+        self.bare_passes.append(passes)
+        return RunTimes(0.02, 0.03, passes)
+
+
+def test_a_spread_is_the_median_between_its_ends() -> None:
+    assert spread([3.0, 1.0, 9.0]).model_dump() == {"median": 3.0, "low": 1.0, "high": 9.0}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_copy_is_whole_and_counts_both_ways(threads: int) -> None:
+    source, target = np.arange(1e6), np.zeros(1_000_000)
+    assert copy_gb_per_s(source, target, threads) > 0
+    assert (source == target).all()
+
+
+def test_a_round_repeats_a_short_turn_and_gives_the_bare_loop_the_same_work() -> None:
+    subject = Terse()
+    request = make_request(subject, 100, 16)
+    found = run_round(subject, request, 16)
+    assert sum(run["passes"] for run in found["engine"]) >= 16
+    assert len(found["engine"]) == len(found["bare"]) == len(subject.bare_passes)
+    assert set(subject.bare_passes) == {3}
+
+
+@pytest.mark.parametrize("prompt_tokens", [21, 100, 1234])
+def test_a_prompt_is_as_long_as_asked_for(prompt_tokens: int) -> None:
+    request = make_request(Terse(), prompt_tokens, 64)
+    assert Terse().count_prompt(request) == prompt_tokens
+    assert request.thinking_limit + 1 + request.answer_limit == 64
+
+
+def test_a_prompt_shorter_than_its_frame_is_refused() -> None:
+    with pytest.raises(ValueError, match="allow longer ones"):
+        make_request(Terse(), 10, 64)
+
+
+def test_peak_memory_only_grows() -> None:
+    before = peak_rss_mb()
+    block = np.ones(8_000_000)
+    assert peak_rss_mb() >= before > 10
+    assert block.sum() > 0
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rounds": 0}, {"threads": (0,)}, {"prompt_tokens": 0}, {"decode_tokens": 1}]
+)
+def test_counts_below_one_are_refused(micro_model: Path, settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="use 1 or more"):
+        measure_speeds([micro_model], **settings)
+
+
+def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="manifest"):
+        measure_speeds([tmp_path])
+
+
+@pytest.mark.slow
+def test_both_engines_are_measured_in_turns(micro_model: Path, tmp_path: Path) -> None:
+    parent = make_untied_model(tmp_path / "model", micro_model)
+    folders = [parent, export(parent, tmp_path / "int8", "int8")]
+    (first,), (second,) = measure_speeds(
+        folders, threads=(1,), rounds=3, prompt_tokens=500, decode_tokens=16
+    )
+    assert first.decode_to_first.model_dump() == {"median": 1.0, "low": 1.0, "high": 1.0}
+    for folder, speed in zip(folders, (first, second), strict=True):
+        assert speed.threads == 1
+        assert speed.rounds == 3
+        # the context of 512 tokens leaves room for fewer than the 500 asked for
+        assert 400 < speed.prompt_tokens <= 512 - 16 - 64 - 2
+        assert speed.prefill_tokens_per_s.low > speed.decode_tokens_per_s.low > 0
+        assert speed.decode_tokens_per_s.low <= speed.decode_tokens_per_s.median
+        assert speed.weight_mb_per_token * 1e6 == weight_bytes_per_token(folder)
+        assert 0 < speed.load_s < 60
+        assert speed.bandwidth_share.median > 0
+    assert second.weight_mb_per_token < first.weight_mb_per_token
+    # PyTorch alone takes more memory than a whole ONNX Runtime worker
+    assert second.peak_rss_mb < first.peak_rss_mb
+
+
+@pytest.mark.slow
+def test_the_command_writes_every_thread_count(micro_model: Path, tmp_path: Path) -> None:
+    parent = make_untied_model(tmp_path / "model", micro_model)
+    folder = export(parent, tmp_path / "fp32")
+    out = tmp_path / "speed.json"
+    counts = ["--threads", "[1,2]", "--rounds", "1", "--decode_tokens", "8"]
+    main(["--artifacts", json.dumps([str(folder)]), "--out", str(out), *counts])
+    (rows,) = json.loads(out.read_text()).values()
+    assert [row["threads"] for row in rows] == [1, 2]
+
+
+@pytest.mark.slow
+def test_a_worker_that_fails_says_why(micro_model: Path) -> None:
+    with pytest.raises(ArtifactError, match="allow longer ones"):
+        measure_speeds([micro_model], threads=(1,), rounds=1, prompt_tokens=3, decode_tokens=8)

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime_genai as og
+import pytest
+
+from compress.onnx.export import ExportOrtConfig
+from compress.onnx.picks import PicksConfig, add_picks, make_artifact
+from curt.artifact import load_manifest
+from curt.engines.onnx.graph import open_graph
+from curt.engines.onnx.sequence import PICKS, PICKS_WINDOW, OrtSequence, has_picks
+from tests.compress.onnx.exports import export, make_untied_model
+
+
+@pytest.fixture(scope="module")
+def plain(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plain")
+    return export(make_untied_model(folder / "model", micro_model), folder / "ort")
+
+
+@pytest.fixture(scope="module")
+def telling(plain: Path) -> Path:
+    out = plain.parent / "picks"
+    make_artifact(PicksConfig(artifact=plain, out=out))
+    return out
+
+
+def sequence(folder: Path) -> OrtSequence:
+    model = og.Model(str(folder))
+    params = og.GeneratorParams(model)
+    params.set_search_options(max_length=200, do_sample=False)
+    generator = og.Generator(model, params)
+    generator.append_tokens(np.array([300], np.int32))
+    return OrtSequence(generator, [300], has_picks=has_picks(generator))
+
+
+@pytest.mark.slow
+def test_picks_are_the_likeliest_tokens_after_each(plain: Path, telling: Path) -> None:
+    ids = [301 + i * 7 % 90 for i in range(PICKS_WINDOW)]
+    one, many = sequence(plain), sequence(telling)
+    expected = []
+    for token in ids:
+        one.feed([token])
+        expected.append(one.pick())
+    many.feed(ids)
+    behind = range(len(ids) - 1, -1, -1)
+    assert [many.pick(b) for b in behind] == expected
+    assert len(set(expected)) > 5
+    np.testing.assert_allclose(many.logits(), one.logits(), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_logits_further_back_drop_what_came_after(plain: Path, telling: Path) -> None:
+    one, many = sequence(plain), sequence(telling)
+    one.feed([310, 311])
+    many.feed([310, 311, 312, 313])
+    np.testing.assert_allclose(many.logits(2), one.logits(), atol=1e-4)
+    for each in (one, many):
+        each.feed([320])
+    np.testing.assert_allclose(many.logits(), one.logits(), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_only_the_picks_asked_for_are_told(telling: Path) -> None:
+    graph = open_graph(telling, 1, allow_spinning=False)
+    assert graph
+    assert graph.has_start
+    ids = [301 + i * 7 % 90 for i in range(PICKS_WINDOW + 4)]
+    every, few = graph.begin(64), graph.begin(64)
+    every.feed(ids)
+    few.feed(ids, telling=3)
+    assert [few.pick(b) for b in range(3)] == [every.pick(b) for b in range(3)]
+    np.testing.assert_allclose(few.logits(), every.logits(), atol=1e-4)
+    with pytest.raises(IndexError):
+        few.pick(3)
+
+
+@pytest.mark.slow
+def test_the_copy_is_an_artifact_of_its_own(plain: Path, telling: Path) -> None:
+    manifest = load_manifest(telling, expect="ort-genai")
+    assert manifest.stage == "ort_picks"
+    assert manifest.parent
+    assert manifest.parent.path == str(plain)
+    with pytest.raises(ValueError, match="already"):
+        add_picks(telling / "model.onnx")
+
+
+@pytest.mark.slow
+def test_an_export_for_the_cpu_tells_its_picks_unless_asked_not_to(
+    plain: Path, micro_model: Path, tmp_path: Path
+) -> None:
+    assert ExportOrtConfig.model_fields["picks"].default is True
+    made = export(make_untied_model(tmp_path / "model", micro_model), tmp_path / "ort", picks=True)
+    for folder, tells in ((plain, False), (made, True)):
+        graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+        assert (PICKS in {output.name for output in graph.output}) is tells
+
+
+def test_a_graph_that_is_no_export_is_refused(tmp_path: Path) -> None:
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    y = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Identity", ["x"], ["logits"])
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y])), tmp_path / "m")
+    with pytest.raises(ValueError, match="last position"):
+        add_picks(tmp_path / "m")

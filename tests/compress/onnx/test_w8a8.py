@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from compress.onnx.builder import Recipe, check_graph, check_model
+from compress.onnx.export import ExportOrtConfig
+from compress.onnx.guesses import GuessesConfig, make_artifact
+from compress.onnx.w8a8 import INTEGER_PRODUCT, quantise_activations
+from curt.artifact import load_manifest
+from curt.config import load_config
+from curt.engines.onnx.engine import OrtEngine
+from curt.engines.onnx.graph import open_graph
+from curt.engines.onnx.guesses import GUESSES
+from curt.engines.protocol import Request
+from tests.compress.onnx.exports import export, write_cases
+from tests.micro import FACTS
+
+W8A8 = Recipe("w8a8", "cpu", 32, "default", accuracy_level=4, symmetric=True)
+
+
+@pytest.fixture(scope="module")
+def artifact(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(micro_model, tmp_path_factory.mktemp("export") / "w8a8", "w8a8", picks=True)
+
+
+@pytest.fixture(scope="module")
+def whole(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(micro_model, tmp_path_factory.mktemp("export") / "fp32", "fp32", picks=True)
+
+
+def test_the_shipped_settings_are_read() -> None:
+    shipped = "@configs/demo/compress-ort-w8a8.toml"
+    config = load_config(ExportOrtConfig, [shipped, "--model", "m", "--out", "o"])
+    assert (config.precision, config.device) == ("w8a8", "cpu")
+
+
+def test_it_is_for_the_processor_alone_and_takes_any_width(micro_model: Path) -> None:
+    check_model(micro_model, replace(W8A8, block_size=256))
+    with pytest.raises(ValueError, match=r"w8a8 on cuda.*int8_sq"):
+        check_model(micro_model, replace(W8A8, device="cuda"))
+
+
+@pytest.mark.slow
+def test_every_product_is_an_integer_one_of_seven_bits(artifact: Path) -> None:
+    graph = onnx.load(artifact / "model.onnx").graph
+    products = [node for node in graph.node if node.op_type == INTEGER_PRODUCT]
+    assert products
+    assert not [n for n in graph.node if n.op_type in ("MatMul", "MatMulNBits")]
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in products:
+        weights = numpy_helper.to_array(tensors[node.input[1]])
+        assert weights.dtype == np.int8
+        assert np.abs(weights.astype(int)).max() <= 64  # two of them times 255 fit sixteen bits
+        points = numpy_helper.to_array(tensors[node.input[3]])
+        assert points.shape == (weights.shape[1],)  # a scale for each column
+        assert not points.any()
+    manifest = load_manifest(artifact, expect="ort-genai")
+    assert manifest.precision == "w8a8"
+    assert manifest.evaluation["graph_quantised_matrices"] == len(products)
+    assert manifest.evaluation["kl"] < 0.05
+
+
+@pytest.mark.slow
+def test_weights_are_within_half_a_step_of_the_whole_ones(artifact: Path, whole: Path) -> None:
+    rounded, exact = (
+        {
+            t.name: numpy_helper.to_array(t)
+            for t in onnx.load(folder / "model.onnx").graph.initializer
+        }
+        for folder in (artifact, whole)
+    )
+    names = [name.removesuffix("_quantized") for name in rounded if name.endswith("_quantized")]
+    assert names
+    for name in names:
+        steps = rounded[f"{name}_scale"]
+        gap = np.abs(rounded[f"{name}_quantized"] * steps - exact[name])
+        assert (gap <= steps * 0.501).all()
+
+
+@pytest.mark.slow
+def test_it_runs_on_plain_onnxruntime_and_gives_the_same_text_every_time(artifact: Path) -> None:
+    assert open_graph(artifact, 1, allow_spinning=False) is not None
+    engine = OrtEngine(artifact)
+    assert engine.can_guess
+    request = Request(FACTS[0], 16, 8)
+    outs = [*engine.generate([request, request]), *OrtEngine(artifact).generate([request])]
+    assert len({out.text for out in outs}) == 1
+
+
+@pytest.mark.slow
+def test_its_guesses_are_bolder_than_those_of_a_costlier_format(
+    artifact: Path, whole: Path, tmp_path: Path
+) -> None:
+    cases = write_cases(tmp_path / "cases.jsonl", 12)
+    chances = {}
+    for folder in (artifact, whole):
+        out = tmp_path / folder.name
+        make_artifact(GuessesConfig(artifact=folder, out=out, cases=cases))
+        chances[folder.name] = json.loads((out / GUESSES).read_text())["least_chance"]
+        OrtEngine(out).generate([Request(FACTS[1], 16, 8)])
+    assert chances["w8a8"] < chances["fp32"]
+
+
+@pytest.mark.slow
+def test_a_graph_without_products_is_refused_and_logging_left_as_it_was(
+    artifact: Path, whole: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="no product to quantise"):
+        quantise_activations(artifact / "model.onnx")
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    with pytest.raises(ValueError, match="quantised and"):
+        check_graph(copy, W8A8)
+    before = logging.root.manager.disable
+    quantise_activations(copy / "model.onnx")
+    assert logging.root.manager.disable == before
+    assert check_graph(copy, W8A8)["graph_quantised_matrices"] > 0

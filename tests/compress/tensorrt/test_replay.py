@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from compress.tensorrt.formats import Precision
+from compress.tensorrt.quantise import hash_examples, measure_distance, quantise
+from compress.tensorrt.readers import write_for_older_readers
+from compress.tensorrt.replay import compare_answers, load_dequantised, round_activations
+from curt.dialogue import THINK_END, render_answer
+from curt.files import write_json
+from curt.law.verdict import Case, Term, Verdict
+from tests.compress.onnx.exports import make_untied_model
+from tests.micro import FACTS
+
+EXAMPLES = [list(range(5, 60)), list(range(60, 140))]
+FORMATS: tuple[Precision, ...] = ("bf16", "fp8", "int4_awq", "int8_sq", "nvfp4")
+
+
+@pytest.fixture(scope="module")
+def parent(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_untied_model(tmp_path_factory.mktemp("replay") / "model", micro_model)
+
+
+def load(folder: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoints(parent: Path) -> dict[Precision, Path]:
+    folders = {}
+    tokenizer = AutoTokenizer.from_pretrained(parent)
+    for precision in FORMATS:
+        folders[precision] = parent.parent / precision
+        folders[precision].mkdir()
+        quantise(parent, precision, EXAMPLES, 0, folders[precision])
+        tokenizer.save_pretrained(folders[precision])
+        write_for_older_readers(parent, folders[precision])
+    return folders
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "most"),
+    [("bf16", 0.01), ("fp8", 0.1), ("int8_sq", 0.05), ("int4_awq", 1.0), ("nvfp4", 1.0)],
+)
+def test_stored_numbers_say_what_the_parent_says(
+    checkpoints: dict[Precision, Path], parent: Path, precision: Precision, most: float
+) -> None:
+    child = load_dequantised(checkpoints[precision], precision)
+    distance = measure_distance(load(parent), child, EXAMPLES)
+    assert 0 <= distance["kl"] < most
+
+
+@pytest.mark.slow
+def test_a_lost_rotary_base_shows_in_what_the_model_says(
+    checkpoints: dict[Precision, Path], parent: Path
+) -> None:
+    folder = checkpoints["bf16"]
+    text = (folder / "config.json").read_text()
+    config = json.loads(text)
+    config["rope_parameters"]["rope_theta"] = config["rope_theta"] = 100.0
+    write_json(folder / "config.json", config)
+    try:
+        wrong = measure_distance(load(parent), load_dequantised(folder, "bf16"), EXAMPLES)
+    finally:
+        (folder / "config.json").write_text(text)
+    right = measure_distance(load(parent), load_dequantised(folder, "bf16"), EXAMPLES)
+    assert wrong["kl"] > 10 * right["kl"]
+
+
+@pytest.mark.slow
+def test_files_that_do_not_fill_the_architecture_are_refused(
+    checkpoints: dict[Precision, Path], tmp_path: Path
+) -> None:
+    config = json.loads((checkpoints["bf16"] / "config.json").read_text())
+    (tmp_path / "model.safetensors").symlink_to(checkpoints["bf16"] / "model.safetensors")
+    write_json(tmp_path / "config.json", config | {"num_hidden_layers": 3, "layer_types": None})
+    with pytest.raises(ValueError, match=r"disagree on model\.layers\.2"):
+        load_dequantised(tmp_path, "bf16")
+
+
+def test_answers_are_counted_by_their_verdict(micro_model: Path, tmp_path: Path) -> None:
+    """Two models that always write one text: right for one case and wrong for the other."""
+    tokenizer = AutoTokenizer.from_pretrained(micro_model)
+    verdict = Verdict(("盗窃",), ("264",), Term("fixed", 8), 8000)
+    other = Verdict(("盗窃",), ("264",), Term("fixed", 9), 8000)
+    completion = tokenizer(f"{THINK_END}{render_answer(verdict)}<|im_end|>")["input_ids"]
+    writer = Scripted(load(micro_model), completion)
+    silent = Scripted(load(micro_model), [tokenizer.eos_token_id])
+    prompt = tokenizer(FACTS[0])["input_ids"]
+    cases = [Case("a", FACTS[0], verdict, "test"), Case("b", FACTS[0], other, "test")]
+    figures = compare_answers(
+        writer, silent, tokenizer, [prompt] * 2, [completion] * 2, cases, max_thinking_tokens=64
+    )
+    assert figures["parent_exact"] == 0.5
+    assert figures["exact"] == 0
+    assert figures["same_answer"] == 0
+    assert figures["nll_difference"] == 0
+    assert figures["parent_nll"] > 0
+    with pytest.raises(ValueError, match="at least one"):
+        compare_answers(writer, silent, tokenizer, [], [], [], max_thinking_tokens=64)
+
+
+class Scripted(torch.nn.Module):
+    """A model that judges as the one inside and writes a fixed text."""
+
+    def __init__(self, inner: torch.nn.Module, text: list[int]) -> None:
+        super().__init__()
+        self.inner, self.text, self.config = inner, text, inner.config
+
+    def forward(self, ids: torch.Tensor) -> object:
+        return self.inner(ids)
+
+    def generate(self, ids: torch.Tensor, **_: object) -> torch.Tensor:
+        return torch.cat([ids, torch.tensor([self.text])], dim=1)
+
+
+def test_rounded_inputs_stay_within_a_step() -> None:
+    value = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    value[1, :16] = 0.0
+    scale = float(value.abs().max()) / (6 * 448)
+    rounded = round_activations(value, scale)
+    assert bool((rounded[1, :16] == 0).all())
+    blocks = value.reshape(3, 4, 16).abs().amax(-1, keepdim=True).expand(3, 4, 16).reshape(3, 64)
+    assert bool(((rounded - value).abs() <= blocks / 6 * 1.13).all())
+    assert len(set(rounded[0, :16].abs().tolist())) <= 8
+
+
+def test_a_calibration_set_is_known_by_its_tokens_and_their_order() -> None:
+    assert hash_examples([[1, 2], [3]]) == hash_examples([(1, 2), (3,)])
+    assert len({hash_examples(e) for e in ([[1, 2], [3]], [[3], [1, 2]], [[1], [2, 3]])}) == 3

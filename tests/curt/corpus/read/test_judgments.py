@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from curt.corpus.read.documents import mask_leaks, read_facts, split_document
+from curt.corpus.read.judgments import read_citations, read_document, read_judgment
+from curt.corpus.read.records import RecordError
+from curt.corpus.read.sources import read_record
+from curt.law.statutes import canonical_charge
+from curt.law.verdict import Term
+
+LABELS = json.loads(
+    (Path(__file__).parents[3] / "fixtures" / "judgment_labels.json").read_text(encoding="utf-8")
+)
+HEAD = (
+    "某市某区人民法院 刑事判决书 公诉机关某市某区人民检察院。被告人甲某，男。 某市某区人民检察院"
+    "指控被告人甲某犯盗窃罪，向本院提起公诉。现已审理终结。 "
+)
+FOUND = (
+    "经审理查明，2020年3月5日，被告人甲某在某超市窃取手机一部，价值三千五百元，归案后如实供述，"
+    "并退还手机，取得被害人谅解，另有前科：曾因犯诈骗罪被判处有期徒刑六个月。"
+)
+OPINION = "上述事实，有证据证实，足以认定。 本院认为，被告人甲某的行为已构成盗窃罪。"
+LAW = "依照《中华人民共和国刑法》第二百六十四条、第六十七条第三款之规定，判决如下： "
+TAIL = " 如不服本判决，可在接到判决书的第二日起十日内提出上诉。审判员某某"
+
+
+def document(ruling: str, *, law: str = LAW, found: str = FOUND) -> str:
+    return HEAD + found + OPINION + law + ruling + TAIL
+
+
+def only(ruling: str, **parts: str):
+    (sentencing,) = read_judgment(document(ruling, **parts)).sentencings
+    return sentencing
+
+
+def test_a_document_falls_into_its_parts():
+    sections = split_document(document("被告人甲某犯盗窃罪，判处拘役五个月。"))
+    assert sections.header.endswith("现已审理终结。")
+    assert sections.facts == FOUND
+    assert sections.opinion.startswith("本院认为")
+    assert sections.law.startswith("依照")
+    assert sections.ruling == "被告人甲某犯盗窃罪，判处拘役五个月。"
+
+
+@pytest.mark.parametrize(
+    ("penalty", "term", "fine"),
+    [
+        ("判处有期徒刑一年零六个月。", Term("fixed", 18), 0),
+        ("判处有期徒刑一年又六个月。", Term("fixed", 18), 0),
+        ("判处拘役二个月，缓刑三个月，并处罚金人民4000元。", Term("detention", 2, 3), 4000),
+        ("判处有期徒刑三年缓刑四年，并处罚金20000元。", Term("fixed", 36, 48), 20000),
+        ("判处有期徒刑八个月，宣告缓刑一年，罚金1.5万元。", Term("fixed", 8, 12), 15000),
+        ("判处有期徒刑八个月，并处罚金人民币一万二千元。", Term("fixed", 8), 12000),
+        ("判处有期徒刑八个月，并处罚金２，０００元。", Term("fixed", 8), 2000),
+        (
+            "判处有期徒刑一年四个月（刑期从判决之日起计算，即自2014年起），并处罚金10000元。",
+            Term("fixed", 16),
+            10000,
+        ),
+        ("判处无期徒刑，剥夺政治权利终身。", Term("life"), 0),
+        ("免予刑事处罚。", Term("exempt"), 0),
+        ("单处罚金二千元。", None, 2000),
+    ],
+)
+def test_penalties(penalty, term, fine):
+    sentencing = only(f"被告人甲某犯盗窃罪，{penalty}")
+    assert (sentencing.term, sentencing.fine_yuan) == (term, fine)
+
+
+def test_combined_punishment_gives_what_is_to_be_served():
+    sentencing = only(
+        "被告人甲某犯盗窃罪，判处有期徒刑十个月，并处罚金二万元，犯诈骗罪，判处有期徒刑一年，数罪并罚，"
+        "决定执行有期徒刑一年六个月，并处罚金二万元。"
+    )
+    assert sentencing.charges == ("盗窃", "诈骗")
+    assert (sentencing.term, sentencing.fine_yuan) == (Term("fixed", 18), 20000)
+    assert [count.term for count in sentencing.counts] == [Term("fixed", 10), Term("fixed", 12)]
+    assert sentencing.combined
+
+
+def test_an_earlier_sentence_joined_now_is_no_charge_of_this_case():
+    sentencing = only(
+        "被告人甲某犯盗窃罪，判处有期徒刑四年，与原犯诈骗罪，判处有期徒刑二年，两罪并罚，"
+        "决定执行有期徒刑五年。"
+    )
+    assert (sentencing.charges, sentencing.term) == (("盗窃",), Term("fixed", 60))
+
+
+def test_every_defendant_gets_a_record_and_a_unit_none():
+    judgment = read_judgment(
+        document(
+            "一、被告单位某公司犯盗窃罪，判处罚金十万元。二、被告人甲某犯盗窃罪，判处拘役四个月。"
+            "三、被告人乙某犯诈骗罪，判处有期徒刑七个月。四、赃款予以没收。",
+            law="依照《中华人民共和国刑法》第二百六十四条、第二百六十六条之规定，判决如下：",
+        )
+    )
+    assert [s.unit for s in judgment.sentencings] == [True, False, False]
+    assert judgment.confiscates
+    second = judgment.verdict_of(judgment.sentencings[2])
+    assert (second.charges, second.articles) == (("诈骗",), ("266",))
+    with pytest.raises(RecordError, match="fine alone"):
+        judgment.verdict_of(judgment.sentencings[0])
+
+
+def test_citations_with_paragraphs_items_slips_and_other_laws():
+    citations = read_citations(
+        "依照《中华人民共和国刑法》第一百三十三条之一第一款第（二）项，第六十七第三款，第七十二条第一、"
+        "三款、第二十五、二十六条和《中华人民共和国刑事诉讼法》第二百零一条之规定，"
+    )
+    assert [c.article for c in citations] == ["133之一", "67", "72", "25", "26"]
+    assert (citations[0].paragraphs, citations[0].items) == ((1,), (2,))
+    assert citations[2].paragraphs == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("ruling", "reason"),
+    [
+        ("被告人甲某犯喝茶罪，判处拘役五个月。", "unknown charge"),
+        ("驳回上诉。", "no sentence"),
+        ("被告人甲某犯盗窃罪，判处有期徒刑九十年。", "impossible term"),
+        ("被告人甲某犯盗窃罪，判处拘役五个月；犯诈骗罪，判处拘役五个月。", "several penalties"),
+    ],
+)
+def test_what_cannot_be_read_has_a_reason_without_text(ruling, reason):
+    with pytest.raises(RecordError, match=reason) as refused:
+        read_judgment(document(ruling))
+    assert "甲某" not in str(refused.value)
+
+
+def test_a_document_without_a_ruling():
+    with pytest.raises(RecordError, match="no ruling"):
+        read_judgment(HEAD + FOUND)
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        "公诉机关认为被告人甲某的行为应当以盗窃罪追究刑事责任。",
+        "建议判处有期徒刑六个月至一年。",
+        "检察院的量刑建议适当。",
+        "其行为已构成盗窃罪。",
+        "起诉书指控被告人甲某犯盗窃罪。",
+    ],
+)
+def test_sentences_that_tell_the_answer_go_and_facts_stay(leak):
+    assert (
+        mask_leaks(f"甲某盗窃手机。{leak}曾因犯诈骗罪被判刑。")
+        == "甲某盗窃手机。曾因犯诈骗罪被判刑。"
+    )
+
+
+def test_a_court_that_refers_to_the_charge_is_read_together_with_it():
+    charged = f"某市某区人民检察院指控：{FOUND.removeprefix('经审理查明，')}"
+    text = document(
+        "被告人甲某犯盗窃罪，判处拘役五个月。", found=f"{charged}经审理查明的事实与指控一致。"
+    )
+    facts = read_facts(split_document(text))
+    assert "窃取手机一部" in facts
+
+
+def test_a_document_gives_a_case_a_defendant():
+    good = document(
+        "一、被告人甲某犯盗窃罪，判处拘役五个月。二、被告人乙某犯盗窃罪，判处拘役四个月。"
+    )
+    first, second = read_document({"document": good})
+    assert (first.verdict.term.months, second.verdict.term.months) == (5, 4)
+    assert first.id != second.id
+    assert second.fact.endswith("本案被告人：乙某。")
+    assert "指控被告人" not in first.fact
+
+
+def test_a_defendant_without_a_usable_sentence_does_not_hide_the_others():
+    ruling = "一、被告人甲某犯盗窃罪，判处拘役五个月。二、被告人乙某犯盗窃罪，单处罚金二千元。"
+    case, error = read_document({"document": document(ruling)})
+    assert case.verdict.term == Term("detention", 5)
+    assert str(error) == "a fine alone"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"text": "x"}, "not an object with a document"),
+        (["document"], "not an object with a document"),
+        ({"document": document("驳回上诉。")}, "no sentence in the ruling"),
+    ],
+)
+def test_a_document_that_cannot_be_read_says_why(row, reason):
+    with pytest.raises(RecordError, match=reason):
+        list(read_document(row))
+
+
+def test_a_document_without_facts_gives_no_case():
+    text = document("被告人甲某犯盗窃罪，判处拘役五个月。", found="查明。")
+    assert [str(result) for result in read_document({"document": text})] == ["no facts"]
+
+
+def test_real_judgments_are_read_as_people_read_them(real_judgments):
+    """Labels were written by hand; the rules were written with the same documents in view."""
+    right: Counter[str] = Counter()
+    people = hit = named = cited = 0
+    for row in real_judgments:
+        label = LABELS.get(row["id"])
+        if label is None:
+            continue
+        judgment = read_judgment(row["document"])
+        found, wanted = {c.article for c in judgment.citations}, set(label["articles"])
+        hit, named, cited = hit + len(found & wanted), named + len(wanted), cited + len(found)
+        assert len(judgment.sentencings) == len(label["defendants"]), row["id"]
+        for sentencing, truth in zip(judgment.sentencings, label["defendants"], strict=True):
+            people += 1
+            term = sentencing.term
+            right["charge"] += set(sentencing.charges) == set(
+                map(canonical_charge, truth["charges"])
+            )
+            right["term"] += truth["term"] == ([term.kind, term.months] if term else None)
+            probation = term.probation_months if term else 0
+            right["probation"] += probation == truth["probation_months"]
+            right["fine"] += sentencing.fine_yuan == truth["fine_yuan"]
+    assert people >= 90
+    shares = {name: count / people for name, count in right.items()}
+    assert shares["charge"] >= 0.98, shares
+    assert shares["term"] >= 0.97, shares
+    assert min(shares["probation"], shares["fine"]) >= 0.95, shares
+    assert 2 * hit / (named + cited) >= 0.97
+
+
+def test_real_facts_keep_no_recommendation_and_no_charge(real_judgments):
+    outcomes = [
+        outcome
+        for number, row in enumerate(real_judgments)
+        for outcome in read_record(row, "judgments", "file", number, "train")
+    ]
+    cases = [outcome.case for outcome in outcomes if outcome.case]
+    assert len(cases) > 85
+    for case in cases:
+        assert "量刑建议" not in case.fact
+        assert "判决如下" not in case.fact
+        assert "本院认为" not in case.fact

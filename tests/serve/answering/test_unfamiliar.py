@@ -1,0 +1,74 @@
+"""Of facts unlike those that probabilities were fitted on, a reply claims none."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import Request
+
+from compress.classifier.train import train_fallback
+from curt.classifier.model import load_fallback
+from curt.engines.protocol import Generation
+from serve.answering.answering import Answering, OnlyWay
+from serve.api.reply import Identity, Served
+from serve.api.schemas import PredictRequest
+from serve.app import create_app
+from serve.metrics import Metrics
+from serve.settings import Settings
+from tests.compress.classifier.test_familiarity import STRANGE, known_fact
+from tests.compress.classifier.test_train import write_splits
+from tests.serve.api.test_batch import GOOD
+from tests.serve.asgi_client import AsgiClient
+from tests.serve.fake_pool import FakePool, generation
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = write_splits(tmp_path_factory.mktemp("unfamiliar"), dev=100)
+    train_fallback(config)
+    return config.out
+
+
+def ask(
+    settings: Settings, folder: Path, fact: str, answer: Generation = GOOD, **fields: object
+) -> Any:
+    served = settings.model_copy(update={"fallback": folder})
+    reply = AsgiClient(create_app(served, FakePool(answer))).post(
+        "/predict", json={"fact": fact, **fields}
+    )
+    assert reply.status_code == 200
+    return reply.json()
+
+
+def test_no_probability_is_given_of_unfamiliar_text(settings: Settings, folder: Path) -> None:
+    own, other = ask(settings, folder, known_fact()), ask(settings, folder, STRANGE)
+    assert own["confidence"]["charges"]
+    assert other["confidence"] is None
+    codes = [[each["code"] for each in reply["warnings"]] for reply in (own, other)]
+    assert ["unfamiliar_text" in each for each in codes] == [False, True]
+    assert other["defendants"][0]["term"]["months"] == 8  # the verdict itself stays
+    cautious = ask(settings, folder, STRANGE, on_low_confidence="interval")
+    assert cautious["defendants"][0]["term"] is None
+    assert cautious["defendants"][0]["charges"]
+
+
+def test_the_classifiers_own_verdict_on_unfamiliar_text_claims_nothing(
+    settings: Settings, folder: Path
+) -> None:
+    fallback, pool = load_fallback(folder), FakePool(GOOD)
+    identity = Identity.of(settings.model, settings.manifest())
+    way = OnlyWay(pool, identity)
+    answering = Answering(lambda *_: way, settings, Metrics(), fallback=fallback)
+
+    state = {"request_id": "r", "started_s": time.monotonic(), "log": {}, "way": way}
+    asking = Request({"type": "http", "headers": [], "state": state})
+    for fact, claims in ((known_fact(), True), (STRANGE, False)):
+        nothing = generation("", finish="deadline", prompt_tokens=0, answer_tokens=0)
+        served = Served(nothing, 0, 0, False, 0.0, fallback.predict(fact), "overloaded")
+        reply = answering.reply_to(asking, PredictRequest(fact=fact), served, 400)
+        assert reply.source == "fallback"
+        assert (reply.confidences is not None) is claims
+        assert (reply.confidence is not None) is claims

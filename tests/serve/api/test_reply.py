@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from curt.artifact import load_manifest
+from curt.dialogue import THINK_END, render_answer
+from curt.engines.protocol import Finish
+from curt.law.statutes import tier_of
+from curt.law.verdict import Term, Verdict
+from serve.api.reply import Identity, Served, build_defendant, build_reply, describe_tier
+from serve.api.schemas import ALL_TASKS, NOTICE, PredictReply
+from tests.micro import FACTS
+from tests.serve.fake_engine import VERDICT
+from tests.serve.fake_pool import generation
+
+GOOD = f"窃取8000元{THINK_END}{render_answer(VERDICT)}"
+
+
+def reply_to(folder: Path, text: str, finish: Finish = "stop", **options: bool) -> PredictReply:
+    clipped = options.pop("clipped", False)
+    return build_reply(
+        Served(generation(text, finish=finish), 48, 32, clipped, 1.234),
+        fact=FACTS[0],
+        tasks=ALL_TASKS,
+        include_reasoning=options.get("include_reasoning", True),
+        identity=Identity.of(folder, load_manifest(folder)),
+        request_id="abc",
+        deadline_ms=400,
+        total_ms=30.0,
+    )
+
+
+def test_a_readable_answer_becomes_a_verdict(empty_model: Path) -> None:
+    reply = reply_to(empty_model, GOOD)
+    (defendant,) = reply.defendants
+    assert defendant.charges
+    assert defendant.charges[0].title == "盗窃罪"
+    assert defendant.articles
+    assert defendant.articles[0].title == "第二百六十四条"
+    assert defendant.term
+    assert defendant.term.text == "有期徒刑8个月，缓刑12个月"
+    assert defendant.term.statutory.in_range is True
+    assert defendant.fine_yuan == 2000
+    assert defendant.ruling
+    assert "缓刑一年" in defendant.ruling
+    assert (reply.reasoning, reply.degraded, reply.notice) == ("窃取8000元", False, NOTICE)
+    assert (reply.thinking.tokens, reply.thinking.allowed, reply.thinking.stated_budget) == (
+        3,
+        48,
+        32,
+    )
+    assert reply.timings_ms.queue == 1.23
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "reason"),
+    [
+        (GOOD, "deadline", "deadline"),
+        (GOOD, "length", "answer_too_long"),
+        ("胡言乱语", "stop", "unreadable_answer"),
+        (f"想{THINK_END}刑期：八百年", "stop", "unreadable_answer"),
+        ("", "deadline", "deadline"),
+    ],
+)
+def test_without_a_whole_answer_there_is_no_verdict(
+    empty_model: Path, text: str, finish: Finish, reason: str
+) -> None:
+    reply = reply_to(empty_model, text, finish)
+    assert (reply.degraded, reply.degraded_reason, reply.defendants) == (True, reason, [])
+
+
+def test_reasoning_can_be_left_out(empty_model: Path) -> None:
+    assert reply_to(empty_model, GOOD, include_reasoning=False).reasoning is None
+
+
+def test_a_clipped_fact_is_said(empty_model: Path) -> None:
+    assert [w.code for w in reply_to(empty_model, GOOD, clipped=True).warnings] == ["fact_clipped"]
+
+
+def test_only_the_tasks_asked_for_are_filled() -> None:
+    defendant = build_defendant(VERDICT, ["charge"])
+    assert defendant.charges
+    assert defendant.model_dump(exclude={"charges"}) == {
+        "articles": None, "term": None, "fine_yuan": None, "ruling": None,
+    }  # fmt: skip
+
+
+def test_combined_punishment_belongs_to_no_tier() -> None:
+    both = Verdict(("盗窃", "诈骗"), ("264", "266"), Term("fixed", 240))
+    term = build_defendant(both, ["term"]).term
+    assert term
+    assert term.statutory.in_range is None
+    assert term.statutory.tier is None
+
+
+def test_a_tier_reads_as_the_statute_does() -> None:
+    tier = tier_of("盗窃", Term("fixed", 48))
+    assert tier
+    assert describe_tier(tier) == "有期徒刑三年至十年、罚金或没收财产"

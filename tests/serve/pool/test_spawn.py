@@ -1,0 +1,116 @@
+"""Which engine serves which folder, and what is said of a wrong choice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import ValidationError
+
+from curt.artifact import ArtifactError, load_manifest
+from serve.app import create_app
+from serve.pool.process import WorkerProcess
+from serve.pool.remote import RemoteWorker
+from serve.pool.spawn import FORMATS, make_spawn
+from serve.settings import Settings
+from serve.variants.plan import verify
+from tests.curt.engines.completions_server import CompletionsServer
+from tests.micro import FACTS
+
+URL = "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"engine": "vllm"}, "needs CURT_ENGINE_URL"),
+        ({"engine": "tensorrt-llm"}, "needs CURT_ENGINE_URL"),
+        ({"engine_url": URL}, "CURT_ENGINE=onnxruntime"),
+        ({"engine": "vllm", "engine_url": "http://127.0.0.1:9/v1"}, "pattern"),
+        ({"engine": "triton", "engine_url": URL}, "tensorrt-llm"),
+        ({"engine": "transformers", "guided": True}, "CURT_GUIDED"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(
+    micro_model: Path, values: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Settings(model=micro_model, **values)  # type: ignore[arg-type]
+
+
+def test_a_folder_the_engine_can_not_load_is_refused(micro_model: Path, empty_model: Path) -> None:
+    needed = "but ort-genai is needed here, for CURT_ENGINE=onnxruntime"
+    with pytest.raises(ArtifactError, match=needed):
+        Settings(model=micro_model).manifest()
+    remote = Settings(model=empty_model, engine="tensorrt-llm", engine_url=URL)
+    with pytest.raises(ArtifactError, match="hf or trtllm-hf is needed"):
+        remote.manifest()
+    assert Settings(model=micro_model, engine="vllm", engine_url=URL).manifest().format == "hf"
+
+
+def test_a_folder_is_verified_in_the_formats_of_its_engine(micro_model: Path) -> None:
+    with pytest.raises(ArtifactError, match="ort-genai is needed"):
+        verify(micro_model, None)
+    manifest, digest = verify(micro_model, None, FORMATS["vllm"])
+    assert manifest == load_manifest(micro_model)
+    assert len(digest) == 64
+
+
+def test_each_engine_has_its_workers(micro_model: Path, empty_model: Path) -> None:
+    assert isinstance(make_spawn(Settings(model=empty_model), empty_model)(), WorkerProcess)
+    remote = Settings(model=micro_model, engine="vllm", engine_url=URL)
+    assert isinstance(make_spawn(remote, micro_model)(), RemoteWorker)
+
+
+def test_a_second_folder_behind_one_remote_server_is_refused(
+    micro_model: Path, empty_model: Path
+) -> None:
+    remote = Settings(model=micro_model, engine="vllm", engine_url=URL)
+    with pytest.raises(ArtifactError, match="start another one"):
+        make_spawn(remote, empty_model)
+
+
+def test_the_whole_server_answers_from_a_remote_engine(micro_model: Path) -> None:
+    server = CompletionsServer(micro_model, "tensorrt-llm").start()
+    settings = Settings(
+        model=micro_model, engine="tensorrt-llm", engine_url=server.url, workers=2, guided=True
+    )
+    with TestClient(create_app(settings)) as client:
+        assert client.get("/version").json()["model"]["name"] == "model"
+        until_status(client, 200)
+        reply = client.post("/predict", json={"fact": FACTS[0], "deadline_ms": 20_000}).json()
+        assert reply["thinking"]["tokens"] <= reply["thinking"]["allowed"]
+        assert reply["thinking"]["allowed"] > 0
+        assert reply["model"]["precision"] == "fp32"
+        server.stop()
+        until_status(client, 503)
+        server.start()
+        until_status(client, 200)
+    server.stop()
+    assert any("response_format" in body for body in server.bodies)
+
+
+def test_transformers_serves_for_development(micro_model: Path) -> None:
+    async def scenario() -> None:
+        spawn = make_spawn(Settings(model=micro_model, engine="transformers"), micro_model)
+        worker = spawn()
+        assert len(await worker.start()) == 4
+        message = {
+            "fact": FACTS[0], "stated_budget": 8, "thinking_limit": 5,
+            "deadline_s": time.monotonic() + 60, "tell_reasoning": False,
+        }  # fmt: skip
+        answer = await worker.exchange(message, 60)
+        assert answer["generation"]["thinking_tokens"] == 5
+        await worker.close()
+
+    asyncio.run(scenario())
+
+
+def until_status(client: TestClient, status: int) -> None:
+    end_s = time.monotonic() + 20
+    while client.get("/readyz").status_code != status:
+        assert time.monotonic() < end_s, "waited in vain"
+        time.sleep(0.05)

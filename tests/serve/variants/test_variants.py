@@ -1,0 +1,520 @@
+"""The life of variants, over stand-ins for pools and, once, over real workers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curt.artifact import ArtifactError, Manifest, load_manifest, write_artifact
+from curt.files import sha256, write_json
+from serve.errors import EngineFailedError, OverloadedError
+from serve.metrics import Metrics
+from serve.pool.pool import WorkerPool
+from serve.pool.worker import open_ort_engine
+from serve.variants.canary import CanaryLimits
+from serve.variants.plan import (
+    BadFolderError,
+    ConflictError,
+    UnknownVariantError,
+    find_folder,
+    read_plan,
+    verify,
+)
+from serve.variants.split import Share, Split
+from serve.variants.variants import Variants
+from tests.micro import FACTS
+from tests.serve.fake_engine import MANIFEST
+from tests.serve.fake_pool import FakePool
+from tests.serve.pool.test_pool import is_alive, until
+from tests.serve.variants.test_router import FULL, UNREADABLE, job
+
+
+@dataclass
+class StandIn(FakePool):
+    """A pool that notes its life."""
+
+    folder: str = ""
+    ready: bool = False
+    slow: bool = False
+    life: list[str] = field(default_factory=list)
+
+    async def start(self) -> None:
+        self.life.append("start")
+        self.ready = not self.slow
+
+    async def stop(self) -> None:
+        self.life.append("stop")
+        self.ready = False
+
+
+class Works:
+    """Makes stand-ins by what is written in the folder's name."""
+
+    def __init__(self) -> None:
+        self.made: list[StandIn] = []
+        self.answers: dict[str, Any] = {}
+
+    def __call__(self, folder: Path, manifest: Manifest, metrics: Metrics) -> StandIn:
+        answer = self.answers.get(folder.name, FULL)
+        pool = StandIn(answer, folder=folder.name, slow="slow" in folder.name)
+        if "dying" in folder.name:
+            pool.slow = True
+            metrics.worker_deaths.inc(2)
+        self.made.append(pool)
+        return pool
+
+    def of(self, folder: str) -> StandIn:
+        return [pool for pool in self.made if pool.folder == folder][-1]
+
+
+def make_folder(folder: Path, note: int = 0) -> Path:
+    describe = MANIFEST.model_dump(exclude={"tools", "created", "files"})
+    with write_artifact(folder, describe) as temporary:
+        write_json(temporary / "note.json", {"note": note})
+    return folder
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    for number, name in enumerate(("one", "two", "three", "slow", "dying")):
+        make_folder(tmp_path / "models" / name, number)
+    return tmp_path / "models"
+
+
+def make_variants(models: Path, works: Works, **options: Any) -> Variants:
+    options = {"models": models, "state": models.parent / "state.json", **options}
+    return Variants(models / "one", works, options.pop("metrics", Metrics()), **options)
+
+
+@asynccontextmanager
+async def running(models: Path, works: Works, **options: Any) -> AsyncIterator[Variants]:
+    variants = make_variants(models, works, **options)
+    await variants.start()
+    await variants.settled()
+    try:
+        yield variants
+    finally:
+        await variants.stop()
+
+
+async def load(variants: Variants, name: str, folder: str) -> None:
+    await variants.load(name, folder)
+    await variants.settled()
+
+
+def states(variants: Variants) -> dict[str, str]:
+    return {each["name"]: each["state"] for each in variants.describe()["variants"]}
+
+
+async def refused(reason: str, doing: Any) -> None:
+    with pytest.raises(ConflictError) as caught:
+        await doing
+    assert caught.value.reason == reason
+
+
+# Loading
+
+
+def test_a_model_is_loaded_beside_the_old_one_and_has_no_traffic_before_promotion(
+    models: Path,
+) -> None:
+    works = Works()
+
+    async def scenario() -> None:
+        async with running(models, works) as variants:
+            await load(variants, "new", "two")
+            assert states(variants) == {"default": "ready", "new": "ready"}
+            new = works.of("two")
+            assert len(new.jobs) == 1  # the warm-up
+            for number in range(20):
+                await variants.router.submit(job(f"案{number}"))
+            assert len(new.jobs) == 1
+            await variants.promote("new")
+            await variants.router.submit(job())
+            assert len(new.jobs) == 2
+            await variants.settled()
+            assert works.of("one").life == ["start", "stop"]  # memory of one model again
+            assert states(variants) == {"new": "ready"}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("folder", ["slow", "dying", "three"])
+def test_a_failed_load_keeps_the_old_one_serving(models: Path, folder: str) -> None:
+    works = Works()
+    works.answers["three"] = EngineFailedError("engine_error", "no")
+    metrics = Metrics()
+
+    async def scenario() -> None:
+        async with running(models, works, metrics=metrics, load_timeout_s=0.2) as variants:
+            await load(variants, "new", folder)
+            assert states(variants) == {"default": "ready", "new": "failed"}
+            assert works.of(folder).life == ["start", "stop"]
+            await refused("not_ready", variants.promote("new"))
+            await variants.router.submit(job())
+            await load(variants, "new", "two")  # a failed one's name is free
+            assert states(variants)["new"] == "ready"
+
+    asyncio.run(scenario())
+    assert metrics.registry.get_sample_value("curt_worker_deaths_total") == 0
+
+
+def test_an_altered_or_unlisted_file_is_refused(models: Path) -> None:
+    works = Works()
+    (models / "two" / "note.json").write_text("{}")
+    (models / "three" / "more.so").write_bytes(b"x")
+
+    async def scenario() -> None:
+        async with running(models, works) as variants:
+            await refused("not_loadable", variants.load("new", "two"))
+            await refused("not_loadable", variants.load("new", "three"))
+            await refused("not_loadable", variants.load("new", "one", "0" * 64))
+            assert states(variants) == {"default": "ready"}
+            good = sha256(models / "one" / "manifest.json")
+            await variants.load("new", "one", good)
+
+    asyncio.run(scenario())
+
+
+def test_one_loads_at_a_time_and_three_at_most(models: Path) -> None:
+    works = Works()
+
+    async def scenario() -> None:
+        async with running(models, works, load_timeout_s=0.3) as variants:
+            await variants.load("new", "slow")
+            await refused("loading", variants.load("other", "two"))
+            await refused("loading", variants.unload("new"))
+            await variants.settled()
+            await load(variants, "new", "two")
+            await refused("name_taken", variants.load("new", "two"))
+            await load(variants, "other", "three")
+            await refused("too_many", variants.load("fourth", "two"))
+
+    asyncio.run(scenario())
+
+
+def test_a_model_that_says_nothing_readable_is_promoted_by_force_only(models: Path) -> None:
+    works = Works()
+    works.answers["two"] = UNREADABLE
+
+    async def scenario() -> None:
+        async with running(models, works) as variants:
+            await load(variants, "new", "two")
+            await refused("doubtful", variants.promote("new"))
+            await variants.promote("new", force=True)
+            assert variants.router.split.live == "new"
+
+    asyncio.run(scenario())
+
+
+# Rolling back and unloading
+
+
+@pytest.mark.parametrize("keep_previous", [True, False])
+def test_a_rollback_goes_back_to_the_previous_model(models: Path, keep_previous: bool) -> None:
+    works = Works()
+
+    async def scenario() -> None:
+        async with running(models, works, keep_previous=keep_previous) as variants:
+            await refused("nothing_before", variants.rollback())
+            await load(variants, "new", "two")
+            await variants.promote("new")
+            await variants.settled()
+            assert await variants.rollback() == "default"
+            serving = variants.router.split.live
+            assert serving == ("default" if keep_previous else "new")  # while the other loads
+            await variants.router.submit(job())
+            await variants.settled()
+            assert variants.router.split.live == "default"
+            await refused("nothing_before", variants.rollback())
+
+    asyncio.run(scenario())
+    assert len([pool for pool in works.made if pool.folder == "one"]) == 2 - keep_previous
+
+
+def test_a_canary_is_ended_by_hand_or_by_the_test_and_its_workers_go(models: Path) -> None:
+    works = Works()
+    limits = CanaryLimits(min_requests=20)
+
+    async def scenario() -> None:
+        async with running(models, works, limits=limits) as variants:
+            await load(variants, "new", "two")
+            await variants.promote("new", "canary", 0.5)
+            assert await variants.rollback() == "default"
+            await variants.settled()
+            assert states(variants) == {"default": "ready"}
+
+            await load(variants, "new", "two")
+            await variants.promote("new", "canary", 0.5)
+            works.of("two").answer = EngineFailedError("engine_error", "no")
+            for number in range(200):
+                try:
+                    await variants.router.submit(job(f"案{number}"))
+                except EngineFailedError:
+                    continue
+            await variants.settled()
+            assert states(variants) == {"default": "ready"}
+            assert works.of("two").life == ["start", "stop"]
+            events = [each["event"] for each in variants.describe()["history"]]
+            assert any(event.startswith("rolled back for its errors: 100.0%") for event in events)
+            state = json.loads((models.parent / "state.json").read_text())
+            assert state["split"]["canary"] is None
+
+    asyncio.run(scenario())
+
+
+def test_an_unloaded_variant_still_serves_what_chose_it(models: Path) -> None:
+    works = Works()
+
+    async def scenario() -> None:
+        async with running(models, works) as variants:
+            await load(variants, "new", "two")
+            await refused("is_live", variants.unload("default"))
+            with pytest.raises(UnknownVariantError):
+                await variants.unload("nobody")
+            await variants.promote("new", "weight", 0.9)
+            fact = next(
+                f"案{n}" for n in range(99) if variants.router.choose(f"案{n}").variant == "new"
+            )
+            late = variants.router.choose(fact)
+            await variants.unload("new")
+            assert variants.router.choose(fact).variant == "default"
+            await late.submit(job(fact))  # chosen a moment before: still served
+            await variants.settled()
+            assert states(variants) == {"default": "ready"}
+
+    asyncio.run(scenario())
+
+
+# Restarts
+
+
+def test_a_restart_comes_back_with_the_promoted_model_and_its_canary(models: Path) -> None:
+    async def before() -> None:
+        async with running(models, Works()) as variants:
+            await load(variants, "new", "two")
+            await variants.promote("new")
+            await variants.settled()
+            await load(variants, "try", "three")
+            await variants.promote("try", "canary", 0.25)
+
+    async def after() -> None:
+        works = Works()
+        async with running(models, works) as variants:
+            assert variants.router.split == Split(live="new", canary=Share(name="try", share=0.25))
+            assert [pool.folder for pool in works.made] == ["two", "three"]
+            await variants.rollback()
+            assert await variants.rollback() == "default"
+
+    asyncio.run(before())
+    asyncio.run(after())
+
+
+def test_a_promoted_model_that_was_altered_gives_way_to_the_one_before(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def before() -> None:
+        async with running(models, Works()) as variants:
+            await load(variants, "new", "two")
+            await variants.promote("new")
+            await variants.settled()
+
+    asyncio.run(before())
+    shutil.rmtree(models / "two")
+    make_folder(models / "two", 99)  # valid, but another
+    with caplog.at_level(logging.ERROR):
+        variants = make_variants(models, Works())
+    assert variants.router.split.live == "default"
+    assert "new can't be loaded" in caplog.text
+
+
+def test_another_configured_model_voids_what_was_promoted(models: Path) -> None:
+    async def before() -> None:
+        async with running(models, Works()) as variants:
+            await load(variants, "new", "two")
+            await variants.promote("new")
+
+    asyncio.run(before())
+    plan = read_plan(models.parent / "state.json", models / "three")
+    assert plan.split == Split(live="default")
+
+
+def test_a_state_file_that_is_none_is_refused_and_a_folder_outside_not_read(models: Path) -> None:
+    state = models.parent / "state.json"
+    state.write_text("{")
+    with pytest.raises(ValueError, match="delete it"):
+        read_plan(state, models / "one")
+    outside = make_folder(models.parent / "outside")
+    digest = sha256(models / "one" / "manifest.json")
+    write_json(
+        state,
+        {
+            "version": 1,
+            "configured": digest,
+            "split": {"live": "x"},
+            "placed": {
+                "x": {"folder": "../outside", "manifest_sha256": sha256(outside / "manifest.json")}
+            },
+        },
+    )
+    assert make_variants(models, Works()).router.split.live == "default"
+
+
+def test_a_plan_that_can_not_be_written_changes_nothing(models: Path) -> None:
+    works = Works()
+
+    async def scenario() -> None:
+        async with running(models, works, state=models.parent / "file" / "state.json") as variants:
+            await load(variants, "new", "two")
+            (models.parent / "file").write_text("")  # where its folder should be
+            with pytest.raises(OSError, match="file"):
+                await variants.promote("new")
+            assert variants.router.split.live == "default"
+
+    asyncio.run(scenario())
+
+
+# Folders
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "../outside",
+        "/etc",
+        "one/../../outside",
+        "link",
+        "",
+        ".",
+        "nothing",
+        "a\0b",
+        "one/note.json",
+    ],
+)
+def test_nothing_outside_the_models_folder_is_found(models: Path, folder: str) -> None:
+    make_folder(models.parent / "outside")
+    (models / "link").symlink_to(models.parent / "outside")
+    with pytest.raises(BadFolderError) as caught:
+        find_folder(models, folder)
+    assert str(models.parent) not in str(caught.value)
+    assert find_folder(models, "one") == (models / "one").resolve()
+    with pytest.raises(BadFolderError, match="no models folder"):
+        find_folder(None, "one")
+
+
+def test_verification_names_what_is_wrong(models: Path) -> None:
+    manifest, digest = verify(models / "one", None)
+    assert manifest.format == "ort-genai"
+    with pytest.raises(ArtifactError, match="another manifest"):
+        verify(models / "two", digest)
+
+
+# Real workers
+
+
+def memory_mb(pids: list[int]) -> float:
+    """Proportional set size: shared pages are counted once."""
+    total_kb = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total_kb += int(line.split()[1])
+    return total_kb / 1024
+
+
+@pytest.mark.slow
+def test_two_real_models_are_switched_under_load_without_a_lost_request(
+    ort_model: Path, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    for name in ("one", "two"):
+        shutil.copytree(ort_model, models / name)
+    first = load_manifest(models / "one").stage
+    manifest = json.loads((models / "two" / "manifest.json").read_text())
+    manifest["stage"] = "other"  # another model, as far as its identity goes
+    write_json(models / "two" / "manifest.json", manifest)
+    assert load_manifest(models / "two").stage == "other"
+    shutil.copytree(models / "two", models / "broken")
+    graph = next((models / "broken").glob("*.onnx"))
+    graph.write_bytes(b"no graph")
+    broken = json.loads((models / "broken" / "manifest.json").read_text())
+    broken["files"][graph.name] = sha256(graph)
+    write_json(models / "broken" / "manifest.json", broken)
+
+    metrics = Metrics()
+    pools: list[WorkerPool] = []
+
+    def make_pool(folder: Path, manifest: Manifest, metrics: Metrics) -> WorkerPool:
+        pools.append(
+            WorkerPool(
+                folder, manifest, metrics, workers=1, queue_size=32, margin_ms=10,
+                open_engine=open_ort_engine,
+            )
+        )  # fmt: skip
+        return pools[-1]
+
+    answered: list[str] = []
+    lost: list[str] = []
+    memory: dict[str, float] = {}
+
+    async def scenario() -> None:
+        variants = Variants(
+            models / "one", make_pool, metrics, models=models, state=tmp_path / "state.json"
+        )
+        await variants.start()
+        await until(lambda: variants.router.ready, 60)
+        over = False
+
+        async def ask() -> None:
+            number = 0
+            while not over:
+                number += 1
+                fact = f"{FACTS[0]}编号{number}"
+                route = variants.router.choose(fact)
+                try:
+                    await route.submit(job(fact, 4000))
+                    answered.append(route.identity.manifest.stage)
+                except OverloadedError as fault:
+                    lost.append(fault.reason)
+                await asyncio.sleep(0.01)
+
+        asking = asyncio.create_task(ask())
+        try:
+            memory["one"] = memory_mb(pools[0].worker_pids)
+            await load(variants, "bad", "broken")
+            assert states(variants)["bad"] == "failed"
+            await load(variants, "new", "two")
+            assert states(variants)["new"] == "ready"
+            old = pools[0].worker_pids
+            memory["both"] = memory_mb(old + pools[-1].worker_pids)
+            await variants.promote("new", "canary", 0.5, force=True)
+            await asyncio.sleep(1.0)
+            assert variants.router.split.canary is not None  # as good: the same weights
+            await variants.promote("new", force=True)
+            await variants.settled()
+            await until(lambda: not any(is_alive(pid) for pid in old))
+            memory["after"] = memory_mb(pools[-1].worker_pids)
+            await asyncio.sleep(0.3)
+            assert answered[-1] == "other"
+            await variants.rollback()
+            await variants.settled()
+            await asyncio.sleep(0.3)
+            assert answered[-1] == first
+        finally:
+            over = True
+            await asking
+            await variants.stop()
+
+    asyncio.run(scenario())
+    assert lost == []
+    assert set(answered) == {first, "other"}
+    assert memory["both"] > 1.3 * memory["after"]

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curt.corpus.redaction import redact
+from tests.train.data.hub_server import Hub, hub_server, running
+from train.data.dataset_card import render_card
+from train.data.publish import PublishConfig, prepare, push, redact_table
+
+SHA = "1" * 64
+# The hub's client hands large files to httpx in a way that httpx calls old.
+RAW_BYTES = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+ID_CARD, PHONE, ACCOUNT = "11010519491231002X", "13812345678", "6222020200112233445"
+
+
+@pytest.fixture
+def view_file(tmp_path):
+    rows = [
+        {"prompt": f"被告人张某，身份证{ID_CARD}，电话{PHONE}", "completion": "想", "reward": 1.0,
+         "token_ids": [1, 2], "config_sha256": SHA, "weighted_charge": 0.3, "penalty": "gated"},
+        {"prompt": "盗窃8000元", "completion": f"转入{ACCOUNT}", "reward": None,
+         "token_ids": [3], "config_sha256": SHA, "weighted_charge": None, "penalty": "gated"},
+    ]  # fmt: skip
+    path = tmp_path / "view.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (ID_CARD, "identity card"),
+        ("110105194912310021", "identity card"),
+        (PHONE, "mobile phone"),
+        (ACCOUNT, "bank account"),
+        ("zhang.san@example.com", "e-mail"),
+        ("+8613812345678", "mobile phone"),
+        ("138 1234 5678", "mobile phone"),
+        ("138-1234-5678", "mobile phone"),
+        ("１３８１２３４５６７８", "mobile phone"),
+        ("6222 0202 0011 2233 445", "bank account"),
+        ("110105491231002", "old identity card"),
+        ("１１０１０５１９４９１２３１００２Ｘ", "identity card"),
+    ],
+)
+def test_identifying_numbers_go(text, kind):
+    assert redact(f"号码为{text}，") == ("号码为某，", {kind: 1})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "人民币13812345元",
+        "2021年4月12日15时许",
+        "价值1234567890元",
+        "（2021）京0101刑初123号",
+        "张某",
+    ],
+)
+def test_amounts_dates_and_case_numbers_stay(text):
+    assert redact(text) == (text, {})
+
+
+@given(text=st.text(alphabet="0123456789Xx某@a.元", max_size=60))
+def test_nothing_identifying_is_left(text):
+    cleaned, _ = redact(text)
+    assert redact(cleaned)[1] == {}
+
+
+def test_what_is_published_is_redacted_and_says_so(tmp_path, view_file):
+    folder = prepare(PublishConfig(view_file=view_file, out=tmp_path / "out"))
+    everything = (folder / "data" / "train.parquet").read_bytes() + (
+        folder / "README.md"
+    ).read_bytes()
+    table = pq.read_table(folder / "data" / "train.parquet")
+    text = str(table.to_pylist())
+    for secret in (ID_CARD, PHONE, ACCOUNT):
+        assert secret not in text
+        assert secret.encode() not in everything
+    assert "token_ids" not in table.column_names  # they spell the text
+    assert table["config_sha256"].to_pylist() == [SHA] * 2
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "1 × bank account, 1 × identity card, 1 × mobile phone" in card
+    head = dict(line.split(": ", 1) for line in card.split("---")[1].strip().splitlines())
+    assert json.loads(head["language"]) == ["zh"]
+    assert json.loads(head["size_categories"]) == ["n<1K"]
+    assert "rewarded for `charge`" in card
+    assert "`penalty`: gated" in card
+
+
+def test_redaction_keeps_every_other_column_as_it_was():
+    table = pa.table({"a": ["x", None], "n": [1, 2], "l": [[1], None]})
+    cleaned, counts = redact_table(table)
+    assert cleaned.equals(table)
+    assert not counts
+
+
+SECRET = f"电话{PHONE}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (pa.large_string(), SECRET),
+        (pa.string_view(), SECRET),
+        (pa.dictionary(pa.int32(), pa.string()), SECRET),
+        (pa.list_(pa.string()), [SECRET]),
+        (pa.struct({"content": pa.string()}), {"content": SECRET}),
+        (pa.list_(pa.struct({"content": pa.string()})), [{"content": SECRET}]),
+        (pa.map_(pa.string(), pa.string()), [("k", SECRET)]),
+    ],
+    ids=str,
+)
+def test_text_of_every_kind_is_redacted(kind, value):
+    table, counts = redact_table(pa.table({"x": pa.array([value, None], kind)}))
+    assert PHONE not in str(table.to_pylist())
+    assert "电话某" in str(table.to_pylist())
+    assert table["x"].null_count == 1
+    assert counts == {"mobile phone": 1}
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.list_(pa.binary())], ids=str)
+def test_bytes_are_refused(kind):
+    with pytest.raises(ValueError, match="'x' is binary"):
+        redact_table(pa.table({"x": pa.array([None], kind)}))
+
+
+def test_what_spells_the_text_is_left_out():
+    table = pa.table({"prompt": ["甲"], "prompt_sha256": [SHA], "token_ids": [[1]]})
+    table = table.replace_schema_metadata({"note": SECRET})
+    cleaned, _ = redact_table(table)
+    assert cleaned.column_names == ["prompt"]
+    assert cleaned.schema.metadata is None
+
+
+def test_the_card_says_how_the_rows_were_sampled():
+    table = pa.table(
+        {
+            "budget": [128, 32, 32],
+            "source": ["ab" * 6 + "+0", "ab" * 6 + "+41", "qwen"],
+            "raw_charge": [0.0, 0.5, 1.0],
+            "weighted_charge": [0.0, 0.15, 0.3],
+        }
+    )
+    card = render_card(table, {}, title="t", license_id="mit")
+    assert "- `budget`: 32, 128\n" in card
+    assert f"- sampled from: qwen, checkpoint `{'ab' * 6}` after 0 to 41 updates\n" in card
+    assert "- rewarded for `charge`, weight 0.3" in card
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and no more"])
+def test_a_broken_view_makes_no_folder(tmp_path, content):
+    path = tmp_path / "view.parquet"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"can't be read.*train\.views"):
+        prepare(PublishConfig(view_file=path, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_hub_gets_the_folder_byte_for_byte(tmp_path, view_file, monkeypatch, caplog):
+    monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
+    caplog.set_level(logging.DEBUG)
+    with hub_server() as hub:
+        config = PublishConfig(
+            view_file=view_file, out=tmp_path / "out", repo_id="owner/name", endpoint=hub.url
+        )
+        folder = prepare(config)
+        address = push(config)
+    assert address.endswith("/datasets/owner/name")
+    assert hub.files == {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    assert hub.created[0]["visibility"] == "private"
+    assert hub.tokens == {"Bearer hf_very_secret"}
+    assert "very_secret" not in caplog.text
+
+
+class LargeFileHub(Hub):
+    """A hub that takes Parquet as large files, as the public one does, if it takes them at all."""
+
+    def __init__(self, put_status: int = 200) -> None:
+        super().__init__()
+        self.stored: dict[str, bytes] = {}
+        hub = self
+
+        class Handler(self.http.RequestHandlerClass):  # type: ignore[name-defined,misc]
+            def do_PUT(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                hub.stored[self.path.rpartition("/")[2]] = body
+                self.send_response(put_status)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+        self.http.RequestHandlerClass = Handler
+
+    def answer(self, path: str, body: bytes) -> tuple[int, Any]:
+        status, reply = super().answer(path, body) if "/commit/" not in path else (200, None)
+        if "/preupload/" in path:
+            for file in reply["files"]:
+                file["uploadMode"] = "lfs" if file["path"].endswith(".parquet") else "regular"
+        elif path.endswith("/objects/batch"):
+            wanted = json.loads(body)["objects"]
+            objects = [
+                {**o, "actions": {"upload": {"href": f"{self.url}/store/{o['oid']}"}}}
+                for o in wanted
+            ]
+            return 200, {"transfer": "basic", "objects": objects}
+        elif "/commit/" in path:
+            items = [json.loads(line) for line in body.splitlines()]
+            for value in (item["value"] for item in items if item["key"] == "lfsFile"):
+                self.files[value["path"]] = self.stored[value["oid"]]
+            plain = [json.dumps(item).encode() for item in items if item["key"] != "lfsFile"]
+            return super().answer(path, b"\n".join(plain))
+        return status, reply
+
+
+@pytest.fixture
+def without_xet(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+
+
+@RAW_BYTES
+def test_large_files_get_there_byte_for_byte(tmp_path, view_file, without_xet):
+    with running(LargeFileHub()) as hub:
+        config = PublishConfig(
+            view_file=view_file, out=tmp_path / "out", repo_id="owner/name", endpoint=hub.url
+        )
+        folder = prepare(config)
+        push(config)
+    data = (folder / "data" / "train.parquet").read_bytes()
+    assert hub.stored == {hashlib.sha256(data).hexdigest(): data}
+    assert hub.files == {
+        "data/train.parquet": data,
+        "README.md": (folder / "README.md").read_bytes(),
+    }
+
+
+@RAW_BYTES
+def test_a_large_file_that_is_refused_leaves_no_commit(tmp_path, view_file, without_xet):
+    with running(LargeFileHub(put_status=403)) as hub:
+        config = PublishConfig(
+            view_file=view_file, out=tmp_path / "out", repo_id="owner/name", endpoint=hub.url
+        )
+        folder = prepare(config)
+        with pytest.raises(ValueError, match=r"broke off \(HfHubHTTPError\).*same command again"):
+            push(config)
+    assert (folder / "README.md").is_file()
+    assert hub.files == {}
+
+
+@pytest.mark.parametrize(
+    "refuse", [{"/repos/create": 401}, {"/repos/create": 500}, {"/commit/": 403}], ids=str
+)
+def test_a_refusal_is_told_and_leaves_the_folder(tmp_path, view_file, refuse):
+    with hub_server(refuse) as hub:
+        config = PublishConfig(
+            view_file=view_file, out=tmp_path / "out", repo_id="owner/name", endpoint=hub.url
+        )
+        folder = prepare(config)
+        with pytest.raises(
+            ValueError, match=r"answered (401|403|500).*HF_TOKEN.*same command again"
+        ):
+            push(config)
+    assert (folder / "README.md").is_file()
+    assert hub.files == {}
+
+
+def test_a_hub_that_is_not_there(tmp_path, view_file):
+    config = PublishConfig(
+        view_file=view_file, out=tmp_path / "out", repo_id="a/b", endpoint="http://127.0.0.1:9"
+    )
+    prepare(config)
+    with pytest.raises(ValueError, match="can't be reached"):
+        push(config)

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
+
+from curt.corpus.generate.generator import generate_cases
+from train.warm_start.examples import Branch, Example, build_examples
+from train.warm_start.loss import (
+    BranchCollator,
+    BranchTrainer,
+    ExampleDataset,
+    branch_mask,
+    history_rows,
+)
+from train.warm_start.scratch import build_model
+from train.warm_start.shape import Shape
+from train.warm_start.tokenizer import corpus_texts, train_tokenizer
+
+SHAPE = Shape(hidden=64, layers=2, heads=2, kv_heads=1, head_dim=32, ffn=128, vocab=600)
+PAD = 0
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(corpus_texts(generate_cases(40, seed=4)), SHAPE.vocab)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    return build_model(SHAPE, tokenizer).eval()
+
+
+@pytest.fixture(scope="module")
+def examples(tokenizer):
+    return build_examples(
+        generate_cases(5, seed=5),
+        tokenizer,
+        verbosity_weights={"full": 0.4, "terse": 0.3, "none": 0.3},
+        per_case=3,
+        max_fact_tokens=120,
+        max_thinking_tokens=128,
+        seed=1,
+    )
+
+
+def collate(examples):
+    return BranchCollator(PAD)([{"example": example} for example in examples])
+
+
+def logits_packed(model, batch):
+    hidden = model.get_decoder()(
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        attention_mask=batch["attention_mask"],
+    ).last_hidden_state
+    return model.get_output_embeddings()(hidden.flatten(0, 1)[batch["sources"]])
+
+
+def logits_alone(model, example, branch):
+    """What the model says when the branch's prompt and completion are all there is."""
+    prompt = example.shared_ids + branch.prompt_ids
+    ids = torch.tensor([prompt + branch.completion_ids])
+    return model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+
+
+def test_packed_branches_see_what_they_would_see_alone(model, examples):
+    with torch.no_grad():
+        packed = logits_packed(model, collate(examples))
+        alone = torch.cat([logits_alone(model, e, b) for e in examples for b in e.branches])
+    assert packed.shape == alone.shape
+    assert (packed - alone).abs().max() < 1e-4
+
+
+def test_targets_are_the_completions_in_order(examples):
+    batch = collate(examples)
+    wanted = [i for e in examples for b in e.branches for i in b.completion_ids]
+    assert batch["targets"].tolist() == wanted
+
+
+def test_a_source_stands_right_before_its_target(examples):
+    batch = collate(examples)
+    flat, width = batch["input_ids"].flatten(), batch["input_ids"].shape[1]
+    for source, target in zip(batch["sources"].tolist(), batch["targets"].tolist(), strict=True):
+        assert flat[source + 1] == target
+        assert source % width + 1 < width
+
+
+def test_padding_changes_no_loss(model, examples):
+    short, long = sorted(examples, key=len)[:: len(examples) - 1]
+    assert len(short) < len(long)
+    with torch.no_grad():
+        own = logits_packed(model, collate([short]))
+        padded = logits_packed(model, collate([short, long]))[: len(own)]
+    assert (own - padded).abs().max() < 1e-4
+
+
+def test_the_trainer_computes_the_mean_over_completion_tokens(model, examples):
+    class Accelerator:
+        autocast = staticmethod(torch.no_grad)
+        unwrap_model = staticmethod(lambda model: model)
+        num_processes = 1
+
+    trainer = BranchTrainer.__new__(BranchTrainer)
+    trainer.accelerator = Accelerator()
+    loss = trainer.compute_loss(model, collate(examples))
+    with torch.no_grad():
+        logits = torch.cat([logits_alone(model, e, b) for e in examples for b in e.branches])
+    targets = torch.tensor([i for e in examples for b in e.branches for i in b.completion_ids])
+    assert loss.item() == pytest.approx(cross_entropy(logits, targets).item(), abs=1e-4)
+
+
+def test_collation_worked_by_hand():
+    example = Example([5, 6], (Branch([7], [8, 9]), Branch([3], [4])))
+    batch = collate([example, Example([5], (Branch([7], [8]),))])
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 3, 4], [5, 7, 8, PAD, PAD, PAD, PAD]]
+    assert batch["position_ids"][0].tolist() == [0, 1, 2, 3, 4, 2, 3]
+    assert batch["sources"].tolist() == [2, 3, 5, 8]
+    assert batch["targets"].tolist() == [8, 9, 4, 8]
+    sees = batch["attention_mask"][0, 0].int().tolist()
+    assert sees[4] == [1, 1, 1, 1, 1, 0, 0]
+    assert sees[6] == [1, 1, 0, 0, 0, 1, 1]
+
+
+@given(branches=st.lists(st.integers(-1, 4), min_size=1, max_size=12))
+def test_a_token_sees_the_facts_and_its_own_branch_and_no_future(branches):
+    mask = branch_mask(torch.tensor([branches]))[0, 0]
+    for query, own in enumerate(branches):
+        assert mask[query, query]  # never an empty row, whose softmax is not a number
+        for key, other in enumerate(branches):
+            assert bool(mask[query, key]) == (key <= query and other in (own, 0))
+
+
+def test_the_dataset_shows_the_sampler_the_packed_length(examples):
+    dataset = ExampleDataset(examples)
+    assert len(dataset) == len(examples)
+    assert [len(dataset[i]["input_ids"]) for i in range(len(dataset))] == list(map(len, examples))
+
+
+def test_history_keeps_rows_with_a_loss():
+    log = [
+        {"step": 20, "loss": 2.5, "learning_rate": 1e-3, "grad_norm": 1.0},
+        {"step": 40, "train_runtime": 3.0, "train_loss": 2.0},
+    ]
+    assert history_rows(log) == [{"step": 20, "loss": 2.5, "lr": 1e-3}]

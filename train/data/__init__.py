@@ -1,0 +1,1 @@
+"""The log is the dataset: trajectories, views, verification, publication, feedback."""

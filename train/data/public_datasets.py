@@ -1,0 +1,144 @@
+"""Public datasets of scored completions, read into groups of candidates.
+
+Three shapes are known by their columns:
+
+- wide: a prompt with `response_1..N` and, where scored, `reward_1..N` or `score_1..N`, and
+  `response_i_model`;
+- long: rows of prompt, response and reward; neighbours with the same prompt are a group;
+- preference: `chosen` and `rejected`, as text or as chat messages, with or without `prompt`.
+
+Rows without a prompt or a response are left out; a reward that is not finite is none.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from train.data.candidates import Candidate
+
+PROMPTS = ("prompt", "instruction", "question", "query", "problem")
+RESPONSES = ("response", "completion", "answer", "output", "generation")
+REWARDS = ("reward", "score", "rating")
+SUFFIXES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+_NUMBERED = re.compile(r"response_(\d+)")
+
+
+def read_public(name: str, split: str = "train") -> Iterator[list[Candidate]]:
+    """Groups of a local .jsonl, .json, .csv or .parquet file, or of a dataset on the hub, streamed.
+
+    Raises ValueError when the file is of no known kind or the columns of no known shape, or when
+    a file is broken.
+    """
+    from datasets import load_dataset
+
+    path = Path(name)
+    if path.suffix in SUFFIXES or path.exists():
+        if path.suffix not in SUFFIXES:
+            raise ValueError(f"{name}: give a file ending in {', '.join(SUFFIXES)}, or a hub id")
+        if not path.is_file():
+            raise ValueError(f"{name} is not there: give a file or a hub id")
+        if not path.stat().st_size:
+            raise ValueError(f"{name} is empty: give a file with rows")
+    try:
+        if kind := SUFFIXES.get(path.suffix):
+            rows = load_dataset(kind, data_files=str(path), split="train", streaming=True)
+        else:
+            rows = load_dataset(name, split=split, streaming=True)
+        yield from group_rows(rows)
+    except pa.ArrowException as error:
+        raise ValueError(f"{name} can't be read ({error}): give a whole file") from error
+
+
+def group_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Candidate]]:
+    """Groups of candidates from rows of any known shape; the first row decides which."""
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
+        return
+    everything = chain([first], rows)
+    prompt = _first(PROMPTS, first)
+    response = _first(RESPONSES, first)
+    if {"chosen", "rejected"} <= first.keys():
+        for row in _filled(everything, *filter(None, ("chosen", "rejected", prompt))):
+            yield _from_preference(row, prompt)
+    elif prompt and any(_NUMBERED.fullmatch(name) for name in first):
+        for row in _filled(everything, prompt):
+            yield _from_wide(row, prompt)
+    elif prompt and response:
+        whole = _filled(everything, prompt, response)
+        for _, members in groupby(whole, key=lambda row: _text(row[prompt])):
+            yield [_from_long(row, prompt, response) for row in members]
+    else:
+        raise ValueError(
+            f"columns {sorted(first)} are of no known shape: need a prompt ({', '.join(PROMPTS)}) "
+            "with response_1..N, or with one response and its reward, or chosen and rejected"
+        )
+
+
+def _filled(rows: Iterable[Mapping[str, Any]], *names: str) -> Iterator[Mapping[str, Any]]:
+    return (row for row in rows if all(row[name] is not None for name in names))
+
+
+def _from_wide(row: Mapping[str, Any], prompt: str) -> list[Candidate]:
+    numbers = sorted(int(match[1]) for name in row if (match := _NUMBERED.fullmatch(name)))
+    return [
+        Candidate(
+            prompt=_text(row[prompt]),
+            completion=_text(row[f"response_{number}"]),
+            reward=_number(row.get(f"reward_{number}", row.get(f"score_{number}"))),
+            source=str(row.get(f"response_{number}_model") or ""),
+        )
+        for number in numbers
+        if row[f"response_{number}"] is not None
+    ]
+
+
+def _from_long(row: Mapping[str, Any], prompt: str, response: str) -> Candidate:
+    reward = _first(REWARDS, row)
+    return Candidate(
+        prompt=_text(row[prompt]),
+        completion=_text(row[response]),
+        reward=_number(row[reward]) if reward else None,
+        source=str(row.get("model") or row.get("source") or ""),
+    )
+
+
+def _from_preference(row: Mapping[str, Any], prompt: str | None) -> list[Candidate]:
+    chosen, rejected = row["chosen"], row["rejected"]
+    if prompt is None and isinstance(chosen, list):
+        text = _text(chosen[:-1])  # all but the last message is what was asked
+    else:
+        text = _text(row[prompt]) if prompt else ""
+    return [
+        Candidate(text, _text(chosen[-1:] if isinstance(chosen, list) else chosen), 1.0),
+        Candidate(text, _text(rejected[-1:] if isinstance(rejected, list) else rejected), 0.0),
+    ]
+
+
+def _text(value: Any) -> str:
+    """Text, or the contents of chat messages one after another."""
+    if isinstance(value, list):
+        return "\n".join(str(message["content"]) for message in value)
+    return str(value)
+
+
+def _number(value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"reward {value!r} is no number: leave such rows out") from error
+    return number if math.isfinite(number) else None
+
+
+def _first(names: Iterable[str], row: Mapping[str, Any]) -> str | None:
+    return next((name for name in names if name in row), None)

@@ -1,0 +1,173 @@
+"""Publish a view of trajectories as a dataset: redacted, with a card, on the hub or in a folder.
+
+    python -m train.data.publish --view_file artifacts/views/long.parquet --out artifacts/published
+    python -m train.data.publish --view_file artifacts/views/long.parquet \
+        --out artifacts/published --repo_id owner/name --private true
+
+The token is read where the hub's client finds it (`HF_TOKEN`); it is never logged.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curt.config import Config, load_config
+from curt.corpus.redaction import redact
+from curt.files import whole_folder
+from curt.logs import configure_logging
+from train.data.dataset_card import render_card
+
+logger = logging.getLogger(__name__)
+
+# Both give away the text as it was: ids spell it, and where a hash leaves only a phone number
+# open, every number can be tried.
+_LEFT_OUT = ("token_ids", "prompt_sha256")
+_HASHES = ("config_sha256", "checkpoint_sha256")
+
+
+class PublishConfig(Config):
+    """What to publish and where."""
+
+    view_file: Path
+    """Parquet file of `train.data.views`."""
+    out: Path
+    """Folder to make: the card and data/train.parquet."""
+    repo_id: str | None = None
+    """owner/name on the hub; without it only the folder is made."""
+    private: bool = True
+    """Whether a new repository is private."""
+    endpoint: str | None = None
+    """Another hub's address."""
+    title: str = "Length-penalised reasoning on Chinese criminal cases"
+    """First line of the card."""
+    license: str = "apache-2.0"
+    """For the card; generated cases carry no other rights, real ones may."""
+
+
+def main() -> None:
+    """Make the folder and push it; exits with a message when something is wrong."""
+    config = load_config(PublishConfig)
+    configure_logging()
+    try:
+        prepare(config)
+        if config.repo_id:
+            logger.info("published as %s", push(config))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def prepare(config: PublishConfig) -> Path:
+    """Write the redacted table and its card to `out`, whole or not at all.
+
+    Raises ValueError when the view can't be read or has no rows.
+    """
+    try:
+        table = pq.read_table(config.view_file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(
+            f"{config.view_file} can't be read ({error}): make it with train.data.views"
+        ) from error
+    if not table.num_rows:
+        raise ValueError(f"{config.view_file} has no rows: make it with wider filters")
+    table, redactions = redact_table(table)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    with whole_folder(config.out) as folder:
+        (folder / "data").mkdir()
+        (folder / "data" / "train.parquet").write_bytes(buffer.getvalue())
+        (folder / "README.md").write_text(
+            render_card(table, redactions, title=config.title, license_id=config.license),
+            encoding="utf-8",
+        )
+    logger.info("%d rows in %s, redacted: %s", table.num_rows, config.out, dict(redactions))
+    return config.out
+
+
+def redact_table(table: pa.Table) -> tuple[pa.Table, Counter[str]]:
+    """The table with all text redacted, nested text included, and how much of each kind it held.
+
+    Columns that give the text away are left out. Raises ValueError on binary columns.
+    """
+    table = table.drop_columns([name for name in _LEFT_OUT if name in table.column_names])
+    table = table.replace_schema_metadata(None)  # other tools note what may be text as well
+    counts: Counter[str] = Counter()
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cleaned(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(cleaned(item) for item in value)
+        if not isinstance(value, str):
+            return value
+        text, found = redact(value)
+        counts.update(found)
+        return text
+
+    for index, column in enumerate(table.schema):
+        if column.name in _HASHES or pa.types.is_primitive(column.type):
+            continue
+        if _holds_bytes(column.type):
+            raise ValueError(
+                f"column {column.name!r} is binary and can't be redacted: leave it out"
+            )
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        values = [cleaned(value) for value in table.column(index).to_pylist()]
+        table = table.set_column(index, column.with_type(kind), pa.array(values, kind))
+    return table, counts
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _holds_bytes(kind.value_type)
+    if pa.types.is_nested(kind):
+        return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    return "binary" in str(kind)  # binary, large_binary, binary_view, fixed_size_binary[n]
+
+
+def push(config: PublishConfig) -> str:
+    """Create the repository where it does not exist, upload the folder as one commit, return its
+    address.
+
+    Raises ValueError when the hub refuses or can't be reached; the folder stays as it is.
+    """
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    assert config.repo_id
+    hub = HfApi(endpoint=config.endpoint)
+    try:
+        hub.create_repo(config.repo_id, repo_type="dataset", private=config.private, exist_ok=True)
+        commit = hub.upload_folder(
+            repo_id=config.repo_id,
+            repo_type="dataset",
+            folder_path=config.out,
+            commit_message="Redacted trajectories and their card",
+        )
+    except HfHubHTTPError as error:
+        raise ValueError(
+            f"the hub answered {error.response.status_code} for {config.repo_id}: check HF_TOKEN "
+            "and the name, then run the same command again"
+        ) from error
+    except httpx.HTTPError as error:
+        raise ValueError(
+            f"the hub can't be reached ({type(error).__name__}): run the same command again"
+        ) from error
+    except RuntimeError as error:  # of large files; its text may hold a signed address
+        raise ValueError(
+            f"the upload to {config.repo_id} broke off ({type(error.__cause__ or error).__name__}):"
+            " run the same command again"
+        ) from error
+    return str(commit.repo_url)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The GRPO loop around TRL: rollouts, rewards by group, advantages, the update."""

@@ -1,0 +1,220 @@
+"""The adapter between TRL's flat batches and rewards defined over one prompt's group."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from curt.dialogue import parse_completion
+from curt.law.verdict import Term, Verdict
+from train.data.trajectories import Rollout
+from train.loop.guard import AccuracyGuard, weigh_penalty
+from train.loop.scoring import Score, Scorer, mean_known
+from train.penalties import Group, Penalty
+from train.penalties.history import History, group_outcomes
+
+
+class GroupReward:
+    """TRL's reward function: scores a batch group by group and keeps the rollouts.
+
+    TRL hands over the batch of one process, prompt after prompt, `num_generations` rows each, and
+    does not say how many that is; a group split between processes would be scored wrong, so this
+    is checked. Rows are left in `pending` until the trainer knows their advantages.
+    """
+
+    def __init__(
+        self,
+        *,
+        penalty: Penalty,
+        scorer: Scorer,
+        partial_share: float,
+        num_generations: int,
+        end_ids: Sequence[int],
+        eos_id: int,
+        config_sha256: str,
+        checkpoint_sha256: str = "",
+        guard: AccuracyGuard | None = None,
+        history: History | None = None,
+        gather: Callable[[list[Any]], list[Any]] = list,
+        process_index: int = 0,
+    ) -> None:
+        self.__name__ = "verdict"  # TRL names its metrics after this
+        self.penalty = penalty
+        self.scorer = scorer
+        self.partial_share = partial_share
+        self.num_generations = num_generations
+        self.end_ids = list(end_ids)
+        self.eos_id = eos_id
+        self.config_sha256 = config_sha256
+        self.checkpoint_sha256 = checkpoint_sha256  # of the policy that samples
+        self.guard = guard
+        self.history = history or History()
+        self.gather = gather  # rows of every process, in their order
+        self.process_index = process_index
+        self.penalty_weight = 1.0
+        self.pending: list[Rollout] = []
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        completion_ids: Sequence[list[int]],
+        reference: Sequence[str],
+        budget: Sequence[int],
+        case_id: Sequence[str],
+        trainer_state: Any,
+        log_metric: Callable[[str, float], None],
+        **_: Any,
+    ) -> list[float]:
+        """Rewards in batch order, the mean of the others where a judge failed.
+
+        Raises ValueError when a group is not whole, JudgeUnavailableError when judges fail often.
+        """
+        size = self.num_generations
+        check_groups(prompts, size)
+        step = trainer_state.global_step + 1
+        parsed = [parse_completion(text) for text in completions]
+        references = [read_verdict(text) for text in reference]
+        scores = self.scorer.score(parsed, references, size)
+        self.pending = []
+        self.penalty_weight = self.guard.weight(self.history) if self.guard else 1.0
+        # Processes hold equal shares of the step's prompts, in their order.
+        first_group = self.process_index * (len(prompts) // size)
+        for start in range(0, len(prompts), size):
+            rows = slice(start, start + size)
+            self.pending += self._score_group(
+                step=step,
+                group=first_group + start // size,
+                prompt=prompts[start],
+                completions=completions[rows],
+                completion_ids=completion_ids[rows],
+                scores=scores[rows],
+                budget=budget[start],
+                case_id=case_id[start],
+            )
+        self._log(scores, log_metric)
+        outcomes = [(r.step, r.group, r.exact, r.thinking_tokens) for r in self.pending]
+        # All processes must see one history, or a guard would weigh each one's penalty otherwise.
+        self.history = self.history.extend(group_outcomes(self.gather(outcomes)))
+        # TRL prints the whole prompt, case facts included, when a reward is None. It uses rewards
+        # for its metrics only: the trainer takes advantages from `pending`, where None is kept.
+        known = mean_known([rollout.reward for rollout in self.pending])
+        stand_in = 0.0 if known is None else known
+        return [stand_in if r.reward is None else r.reward for r in self.pending]
+
+    def _score_group(
+        self,
+        *,
+        step: int,
+        group: int,
+        prompt: str,
+        completions: Sequence[str],
+        completion_ids: Sequence[list[int]],
+        scores: Sequence[Score],
+        budget: int,
+        case_id: str,
+    ) -> list[Rollout]:
+        lengths = [count_thinking(ids, self.end_ids) for ids in completion_ids]
+        truncated = tuple(self.eos_id not in ids for ids in completion_ids)
+        exact = tuple(s.exact for s in scores)
+        shaped = self.penalty(Group(exact, tuple(lengths), budget, truncated), self.history)
+        shaped = weigh_penalty(shaped, exact, self.penalty_weight)
+        return [
+            Rollout(
+                step=step,
+                group=group,
+                case_id=case_id,
+                prompt=prompt,
+                prompt_sha256=hashlib.sha256(prompt.encode()).hexdigest(),
+                budget=budget,
+                completion=text,
+                token_ids=list(ids),
+                thinking_tokens=length,
+                answer_tokens=max(0, len(ids) - length - len(self.end_ids) - (self.eos_id in ids)),
+                truncated=cut,
+                reward_raw=dict(score.raw),
+                reward_weighted=dict(score.weighted),
+                partial=score.partial,
+                exact=score.exact,
+                shaped=value,
+                reward=self._total(score.partial, value),
+                advantage=0.0,
+                penalty=self.penalty.type,
+                config_sha256=self.config_sha256,
+                checkpoint_sha256=self.checkpoint_sha256,
+                penalty_weight=self.penalty_weight,
+            )
+            for text, ids, length, cut, score, value in zip(
+                completions, completion_ids, lengths, truncated, scores, shaped, strict=True
+            )
+        ]
+
+    def _total(self, partial: float | None, shaped: float) -> float | None:
+        """Rewards and penalised correctness in one; open where rewards count and one is missing."""
+        share = self.partial_share
+        if not share:
+            return shaped
+        return None if partial is None else share * partial + (1 - share) * shaped
+
+    def _log(self, scores: Sequence[Score], log_metric: Callable[[str, float], None]) -> None:
+        rows = self.pending
+        columns: dict[str, list[float | None]] = {
+            "exact": [r.exact for r in rows],
+            "partial": [r.partial for r in rows],
+            "shaped": [r.shaped for r in rows],
+            "thinking_tokens": [r.thinking_tokens for r in rows],
+            "within_budget": [r.thinking_tokens <= r.budget for r in rows],
+            "unrewarded": [r.reward is None for r in rows],
+            "reward_disagreement": [score.disagreement for score in scores],
+            **{f"reward_{name}": [r.reward_raw[name] for r in rows] for name in rows[0].reward_raw},
+            **{
+                f"weighted_{name}": [r.reward_weighted[name] for r in rows]
+                for name in rows[0].reward_weighted
+            },
+        }
+        log_metric("penalty_weight", self.penalty_weight)
+        for judge, asked in self.scorer.judges.items():
+            for what, count in asked.counts.items():
+                log_metric(f"judge_{judge}_{what}", count)
+        for name, values in columns.items():
+            if (mean := mean_known(values)) is not None:
+                log_metric(name, mean)
+
+
+def check_groups(prompts: Sequence[str], size: int) -> None:
+    """Raise ValueError unless the batch is whole groups of `size` equal prompts."""
+    if len(prompts) % size:
+        raise ValueError(
+            f"a process got {len(prompts)} completions, no multiple of {size} generations: "
+            "leave the batch sizes to prompts, oversample and micro_batch"
+        )
+    for start in range(0, len(prompts), size):
+        if len(set(prompts[start : start + size])) != 1:
+            raise ValueError("a group mixes prompts: this version of TRL orders batches otherwise")
+
+
+def count_thinking(ids: Sequence[int], end_ids: Sequence[int]) -> int:
+    """Tokens before the end of thinking; all of them when it never came."""
+    size = len(end_ids)
+    for start in range(len(ids) - size + 1):
+        if list(ids[start : start + size]) == list(end_ids):
+            return start
+    return len(ids)
+
+
+def write_verdict(verdict: Verdict) -> str:
+    """A verdict as a column of the training dataset."""
+    term = verdict.term
+    return json.dumps(
+        [verdict.charges, verdict.articles, [term.kind, term.months, term.probation_months],
+         verdict.fine_yuan],
+        ensure_ascii=False,
+    )  # fmt: skip
+
+
+def read_verdict(text: str) -> Verdict:
+    """Inverse of `write_verdict`."""
+    charges, articles, term, fine_yuan = json.loads(text)
+    return Verdict(tuple(charges), tuple(articles), Term(*term), fine_yuan)

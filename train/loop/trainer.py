@@ -1,0 +1,267 @@
+"""TRL's GRPOTrainer with every rollout written down, and advantages of our choice.
+
+The loss, the clipping and the loop are TRL's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from curt.dialogue import THINK_END
+from train.data.trajectories import Rollout, TrajectoryWriter, drop_after, read_rollouts
+from train.loop.advantages import Estimator, estimate, gdpo
+from train.loop.group_reward import GroupReward
+from train.loop.guard import AccuracyGuard
+from train.loop.packed_update import packed_log_probs
+from train.loop.sampler import row_uniforms, sample_completions
+from train.loop.scoring import Scorer
+from train.penalties import Penalty
+from train.penalties.history import History, group_outcomes
+from train.runs.processes import SHARDED, ask_main, call_within
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+class RecordingTrainer(GRPOTrainer):
+    """Writes each step's rollouts, advantages included, before the policy is updated on them."""
+
+    def __init__(
+        self,
+        *,
+        reward: GroupReward,
+        writer: TrajectoryWriter,
+        compact: bool,
+        estimator: Estimator | Literal["gdpo"],
+        spread_floor: float,
+        trained_groups: int,
+        seed_rollouts: bool,
+        **options: Any,
+    ) -> None:
+        super().__init__(reward_funcs=reward, **options)
+        if compact and self.accelerator.distributed_type in SHARDED:
+            # It reads the weights layer by layer, where only parts of them lie.
+            raise ValueError(
+                f"compact under {self.accelerator.distributed_type.value}: it needs whole weights "
+                "in every process; set compact to false, or launch with DDP"
+            )
+        self.group_reward = reward
+        self.writer = writer
+        self.compact = compact
+        self.estimator = estimator
+        self.spread_floor = spread_floor
+        self.trained_groups = trained_groups
+        self.seed_rollouts = seed_rollouts
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: Any, *rest: Any, **options: Any
+    ) -> tuple[list[list[int]], None]:
+        if not self.compact:
+            return super()._generate_single_turn(prompt_ids, images, *rest, **options)
+        rows = len(prompt_ids)
+        first = self.accelerator.process_index * rows
+        length = self.args.max_completion_length
+        completions = sample_completions(
+            self.accelerator.unwrap_model(self.model),
+            prompt_ids,
+            group=self.num_generations,
+            max_new_tokens=length,
+            temperature=self.args.temperature,
+            eos_ids=self.eos_token_ids,
+            pad_id=self.processing_class.pad_token_id,
+            uniforms=row_uniforms(
+                self.args.seed, self.state.global_step, range(first, first + rows), length
+            )
+            if self.seed_rollouts
+            else None,
+        )
+        return completions, None  # log-probabilities come from the update's own forward pass
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        *rest: Any,
+        **options: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        if not self.compact:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *rest, **options
+            )
+        module = self.accelerator.unwrap_model(model)
+        with self.accelerator.autocast():
+            log_probs, entropies = call_within(
+                model,
+                module,
+                lambda: packed_log_probs(
+                    module, input_ids, attention_mask, logits_to_keep, temperature=self.temperature
+                ),
+            )
+        return log_probs, entropies, None
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        own = len(self.group_reward.pending)
+        size = self.num_generations
+        # Every process computes the same over the whole step's groups.
+        everyone = gather_object(self.group_reward.pending)
+        advantages = self._estimate(everyone)
+        kept = choose_groups(advantages, size, self.trained_groups)
+        if self.accelerator.is_main_process:
+            rollouts = [
+                replace(rollout, advantage=advantage, kept=index // size in kept)
+                for index, (rollout, advantage) in enumerate(zip(everyone, advantages, strict=True))
+            ]
+            self.writer.write(self.state.global_step + 1, rollouts)
+        first = self.accelerator.process_index * own
+        output["advantages"] = output["advantages"].new_tensor(advantages[first : first + own])
+        if len(kept) < len(everyone) // size:
+            output = keep_groups(output, {g - first // size for g in kept}, size)
+            tokens = output["completion_mask"].sum()
+            output["num_items_in_batch"] = self.accelerator.gather(tokens).sum()
+        return output
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # a checkpoint is whole once its last file is there
+
+    def _estimate(self, rollouts: Sequence[Rollout]) -> list[float]:
+        size = self.num_generations
+        groups = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
+        if self.estimator == "gdpo":
+            reward = self.group_reward
+            weights = {
+                **{n: reward.partial_share * w for n, w in reward.scorer.weights.items() if w},
+                "shaped": 1 - reward.partial_share,
+            }
+            columns = [
+                {
+                    name: [r.shaped if name == "shaped" else r.reward_raw[name] for r in group]
+                    for name in weights
+                }
+                for group in groups
+            ]
+            advantages = gdpo(columns, weights, spread_floor=self.spread_floor)
+        else:
+            rewards = [[r.reward for r in group] for group in groups]
+            advantages = estimate(self.estimator, rewards, spread_floor=self.spread_floor)
+        return [a for group in advantages for a in group]
+
+
+def choose_groups(advantages: Sequence[float], size: int, wanted: int) -> set[int]:
+    """Which `wanted` groups to train on: those with something to learn, in order, then others.
+
+    A group whose advantages are all 0 teaches nothing (dynamic sampling, DAPO, arXiv 2503.14476,
+    section 3.2).
+    """
+    groups = range(len(advantages) // size)
+    taught = [g for g in groups if any(advantages[g * size : (g + 1) * size])]
+    others = [g for g in groups if g not in set(taught)]
+    return set((taught + others)[:wanted])
+
+
+def keep_groups(batch: dict[str, Any], groups: set[int], size: int) -> dict[str, Any]:
+    """A process's batch with those of its groups that are in `groups`.
+
+    Where none is, one stays with all of its tokens masked: every process must take part in the
+    update, with a gradient of 0 if need be.
+    """
+    held = range(len(batch["completion_ids"]) // size)
+    chosen = [g for g in held if g in groups]
+    rows = [g * size + i for g in chosen or [0] for i in range(size)]
+    batch = keep_rows(batch, rows)
+    if not chosen:
+        batch["completion_mask"] = torch.zeros_like(batch["completion_mask"])
+    return batch
+
+
+def keep_rows(batch: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """The batch with the given rows of every per-completion tensor."""
+    count = len(batch["completion_ids"])
+    chosen = torch.tensor(rows)
+    return {
+        key: value[chosen.to(value.device)]
+        if isinstance(value, torch.Tensor) and value.dim() and len(value) == count
+        else value
+        for key, value in batch.items()
+    }
+
+
+def read_history(trajectories: Path) -> History:
+    """What a run has shown so far, from its trajectory store; empty before its first step."""
+    if not any(trajectories.glob("step-*.parquet")):
+        return History()
+    columns = ["step", "group", "exact", "thinking_tokens"]
+    table = read_rollouts(trajectories)
+    rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
+    return History(tuple(group_outcomes(rows)))
+
+
+def make_trainer(
+    *,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: GRPOConfig,
+    dataset: Dataset,
+    penalty: Penalty,
+    scorer: Scorer,
+    partial_share: float,
+    config_sha256: str,
+    checkpoint_sha256: str,
+    trajectories: Path,
+    resumed_step: int,
+    compact: bool,
+    estimator: Estimator | Literal["gdpo"],
+    spread_floor: float,
+    trained_groups: int,
+    guard: AccuracyGuard | None,
+    callbacks: list[TrainerCallback],
+    seed_rollouts: bool = False,
+    adapter: PeftConfig | None = None,
+) -> RecordingTrainer:
+    """Wire TRL's trainer to the group reward and the trajectory store."""
+
+    def cut_store() -> History:
+        drop_after(trajectories, resumed_step)
+        return read_history(trajectories)
+
+    reward = GroupReward(
+        penalty=penalty,
+        scorer=scorer,
+        partial_share=partial_share,
+        num_generations=arguments.num_generations,
+        end_ids=tokenizer(THINK_END, add_special_tokens=False)["input_ids"],
+        eos_id=tokenizer.eos_token_id,
+        config_sha256=config_sha256,
+        checkpoint_sha256=checkpoint_sha256,
+        guard=guard,
+        history=ask_main(cut_store),
+        gather=gather_object,
+        process_index=arguments.process_index,
+    )
+    return RecordingTrainer(
+        reward=reward,
+        writer=TrajectoryWriter(trajectories),
+        compact=compact,
+        estimator=estimator,
+        spread_floor=spread_floor,
+        trained_groups=trained_groups,
+        seed_rollouts=seed_rollouts,
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+        peft_config=adapter,
+    )

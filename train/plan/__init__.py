@@ -1,0 +1,1 @@
+"""Memory, speed, hours and cost of a training run before it is started."""

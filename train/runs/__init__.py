@@ -1,0 +1,1 @@
+"""A run as processes and files: checkpoints, weights, progress."""

@@ -1,0 +1,1 @@
+"""Supervised warm start: examples, loss, optimizer, a model from scratch."""

@@ -1,0 +1,110 @@
+"""Warm-start examples: a case becomes prompts with a stated budget and a completion that fits.
+
+The stated budget is an upper bound drawn at random from the levels that hold the reasoning; how
+long the reasoning is under a wide budget is left open on purpose, for GRPO to settle.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from curt.corpus.generate.generator import draw_drill
+from curt.dialogue import clip_fact, normalise_fact, render_completion, render_prompt
+from curt.examples import draw_thinking
+from curt.law.verdict import Case
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One continuation of a case: the rest of its prompt, and the completion to learn."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A case's facts, tokenised once, and the branches that go on from them.
+
+    The stated budget ends the prompt, so branches with different budgets share all before it.
+    """
+
+    shared_ids: list[int]
+    branches: tuple[Branch, ...]
+
+    def __len__(self) -> int:
+        return len(self.shared_ids) + sum(
+            len(b.prompt_ids) + len(b.completion_ids) for b in self.branches
+        )
+
+
+def build_examples(
+    cases: Iterable[Case],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    verbosity_weights: Mapping[str, float],
+    per_case: int,
+    max_fact_tokens: int,
+    max_thinking_tokens: int,
+    seed: int,
+    drills: int = 0,
+) -> list[Example]:
+    """One example a case, with `per_case` branches and `drills` steps of arithmetic beside them.
+
+    `verbosity_weights` weighs the keys of `Case.reasonings` and two more: "none" answers at
+    once, "cut" breaks a reasoning off at its stated budget, as a forced end of thinking does.
+    Verbosities that a case lacks are left out and the rest reweighed.
+    Raises ValueError when that leaves a case nothing.
+    """
+    rng = random.Random(seed)
+    examples = []
+    for case in cases:
+        fact = clip_fact(normalise_fact(case.fact), tokenizer, max_fact_tokens)
+        answer = render_completion("", case.verdict) + tokenizer.eos_token
+        answer_ids = _encode(tokenizer, answer)
+        prompts, thoughts = [], []
+        for _ in range(per_case):
+            thinking_ids, budget = draw_thinking(
+                rng, case, tokenizer, verbosity_weights, max_thinking_tokens
+            )
+            prompts.append(_encode(tokenizer, render_prompt(tokenizer, fact, budget)))
+            thoughts.append(thinking_ids)
+        shared = _common_prefix(prompts)
+        examples.append(
+            Example(
+                prompts[0][:shared],
+                (
+                    *(
+                        Branch(prompt[shared:], thinking + answer_ids)
+                        for prompt, thinking in zip(prompts, thoughts, strict=True)
+                    ),
+                    *(_draw_drill(rng, tokenizer) for _ in range(drills)),
+                ),
+            )
+        )
+    return examples
+
+
+def _draw_drill(rng: random.Random, tokenizer: PreTrainedTokenizerBase) -> Branch:
+    """A drill after the facts, which say nothing about it: only what is given counts."""
+    given, answer = draw_drill(rng)
+    return Branch(_encode(tokenizer, given), _encode(tokenizer, answer))
+
+
+def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens all prompts share, leaving each at least one of its own to predict from."""
+    shortest = min(len(p) for p in prompts) - 1
+    for index in range(shortest):
+        if len({p[index] for p in prompts}) > 1:
+            return index
+    return shortest
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert isinstance(ids, list)
+    return ids
