@@ -18,7 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from curt import __version__
 from curt.artifact import Manifest
-from curt.classifier.model import Fallback, load_fallback
+from curt.classifier.model import Classifier, load_classifier
 from serve.answering.answering import Answering, Choose, Observer, OnlyWay, Pool
 from serve.answering.cache import CacheMetrics, ResultCache
 from serve.answering.cache_policy import ServedPolicy
@@ -88,20 +88,20 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         manifest=identity.model.manifest,
         precision=identity.model.precision,
     )
-    fallback = load_fallback(settings.fallback) if settings.fallback else None
+    classifier = load_classifier(settings.fallback) if settings.fallback else None
     pressure = Pressure()
     variants: Variants | None = None
     if pool is None:
-        variants = _make_variants(settings, metrics, fallback, pressure.note_refusal)
+        variants = _make_variants(settings, metrics, classifier, pressure.note_refusal)
         workers: Pool = variants.router
         choose = _routed(variants.router)
     else:
         workers, choose = pool, _only_way(pool, identity)
     link = RedisLink(settings.redis_url.get_secret_value()) if settings.redis_url else None
     cache = _make_cache(settings, manifest, metrics, link)
-    answering = Answering(choose, settings, metrics, cache=cache, fallback=fallback)
-    if fallback:  # a folder that can't tell how sure it is fails now, not at the first request
-        answering.reader_for(fallback, identity.model.manifest)
+    answering = Answering(choose, settings, metrics, cache=cache, classifier=classifier)
+    if classifier:  # a folder that can't tell how sure it is fails now, not at the first request
+        answering.reader_for(classifier, identity.model.manifest)
     tracing = open_tracing(settings.otlp_endpoint, os.environ, __version__)
     batches = Batches(answering, settings, metrics.registry)
     memory = Memory.open(settings)
@@ -252,7 +252,7 @@ def read_budgets(path: Path) -> list[dict[str, float]]:
 def _make_variants(
     settings: Settings,
     metrics: Metrics,
-    fallback: Fallback | None,
+    classifier: Classifier | None,
     on_refusal: Callable[[], None],
 ) -> Variants:
     def make_pool(folder: Path, manifest: Manifest, counts: Metrics) -> WorkerPool:
@@ -265,7 +265,7 @@ def _make_variants(
             margin_ms=settings.margin_ms,
             # A remote engine has none: whoever is asked again asks the same server.
             spares=0 if settings.engine_url else settings.spares,
-            fallback=fallback,
+            fallback=classifier,
             spawn=make_spawn(settings, folder),
             on_refusal=on_refusal,
         )

@@ -38,7 +38,7 @@ from pydantic import Field
 from benchmarks.client import PATIENCE_S, Client, quantiles, read_address, write_body
 from benchmarks.run import Served, describe_machine, serve
 from curt.artifact import load_manifest
-from curt.classifier.model import load_fallback
+from curt.classifier.model import load_classifier
 from curt.config import Config, load_config
 from curt.dialogue import parse_completion
 from curt.engines.onnx.engine import OrtEngine
@@ -277,8 +277,8 @@ def time_pieces(config: FrontOverheadConfig, facts: Sequence[str]) -> dict[str, 
     verdict, generation = _answer_once(config.model, facts[0])
     reader = None
     if config.fallback:
-        fallback = load_fallback(config.fallback)
-        reader = ConfidenceReader(fallback, model_manifest=identity.manifest_sha256)
+        classifier = load_classifier(config.fallback)
+        reader = ConfidenceReader(classifier, model_manifest=identity.manifest_sha256)
     bodies = [write_body(fact, config.deadline_ms) for fact in facts]
     served = ServedAnswer(generation, 128, 128, fact_clipped=False, queue_ms=1.0)
 

@@ -37,7 +37,7 @@ from curt.classifier.confidence import (
     place_in,
     thought_evidence,
 )
-from curt.classifier.model import AGREEMENT, Fallback, Row, is_right, load_fallback
+from curt.classifier.model import AGREEMENT, Classifier, Row, is_right, load_classifier
 from curt.config import Config, load_config
 from curt.corpus.store import read_cases
 from curt.dialogue import parse_completion
@@ -100,11 +100,11 @@ def add_agreement(config: AgreementConfig) -> Row:
     Raises ValueError when a folder can't be loaded, the classifier was made before there were
     probabilities, or there are too few readable answers.
     """
-    fallback = load_fallback(config.fallback)
+    classifier = load_classifier(config.fallback)
     trials = [
-        trial for budget in config.budgets for trial in answer_cases(config, fallback, budget)
+        trial for budget in config.budgets for trial in answer_cases(config, classifier, budget)
     ]
-    if fallback.assessor is None:
+    if classifier.assessor is None:
         raise ValueError(
             f"{config.fallback} has no probabilities: make it anew with `compress.classifier.train`"
         )
@@ -113,13 +113,13 @@ def add_agreement(config: AgreementConfig) -> Row:
             f"{len(trials)} readable answers of {config.model}: at least {MIN_GROUP} are needed"
         )
     digest = sha256(config.model / MANIFEST)
-    fit = fit_agreement(fallback.assessor, trials, config.model.name, digest)
-    row = {f"agreement_{k}": v for k, v in measure_folds(fallback.assessor, trials).items()}
-    _add_to_folder(config.fallback, fallback, fit, row)
+    fit = fit_agreement(classifier.assessor, trials, config.model.name, digest)
+    row = {f"agreement_{k}": v for k, v in measure_folds(classifier.assessor, trials).items()}
+    _add_to_folder(config.fallback, classifier, fit, row)
     return row
 
 
-def answer_cases(config: AgreementConfig, fallback: Fallback, budget: int) -> list[Trial]:
+def answer_cases(config: AgreementConfig, classifier: Classifier, budget: int) -> list[Trial]:
     """The model's readable answers under one budget, beside the classifier's scores."""
     cases = list(read_cases(config.dev, config.limit))
     if not cases:
@@ -128,10 +128,10 @@ def answer_cases(config: AgreementConfig, fallback: Fallback, budget: int) -> li
     settings = EvaluateConfig(
         model=config.model, corpus=config.dev, out=config.fallback, batch=config.batch
     )
-    return read_trials(run_budget(engine, cases, budget, settings), fallback)
+    return read_trials(run_budget(engine, cases, budget, settings), classifier)
 
 
-def read_trials(outcomes: Sequence[Outcome], fallback: Fallback) -> list[Trial]:
+def read_trials(outcomes: Sequence[Outcome], classifier: Classifier) -> list[Trial]:
     """The outcomes that hold a whole readable verdict."""
     trials = []
     for place, outcome in enumerate(outcomes):
@@ -140,7 +140,7 @@ def read_trials(outcomes: Sequence[Outcome], fallback: Fallback) -> list[Trial]:
             trials.append(
                 Trial(
                     place,
-                    fallback.score(outcome.case.fact),
+                    classifier.score(outcome.case.fact),
                     verdict,
                     thought_evidence(
                         outcome.generation.thinking_cut, outcome.generation.thinking_tokens
@@ -237,22 +237,22 @@ def measure_agreement(
     }
 
 
-def _add_to_folder(folder: Path, fallback: Fallback, fit: Agreement, row: Row) -> None:
-    assert fallback.manifest is not None
+def _add_to_folder(folder: Path, classifier: Classifier, fit: Agreement, row: Row) -> None:
+    assert classifier.manifest is not None
     with whole_folder(folder) as temporary:
-        for name in fallback.manifest.files:
+        for name in classifier.manifest.files:
             if name != AGREEMENT:
                 shutil.copyfile(folder / name, temporary / name)
         write_atomic(temporary / AGREEMENT, fit.model_dump_json(indent=1))
         kept = {
             name: value
-            for name, value in fallback.manifest.evaluation.items()
+            for name, value in classifier.manifest.evaluation.items()
             if not name.startswith("agreement_")
         }
-        files = fallback.manifest.files | {AGREEMENT: sha256(temporary / AGREEMENT)}
-        manifest = fallback.manifest.model_copy(update={"evaluation": kept | row, "files": files})
+        files = classifier.manifest.files | {AGREEMENT: sha256(temporary / AGREEMENT)}
+        manifest = classifier.manifest.model_copy(update={"evaluation": kept | row, "files": files})
         write_json(temporary / MANIFEST, manifest.model_dump())
-        load_fallback(temporary)
+        load_classifier(temporary)
 
 
 if __name__ == "__main__":

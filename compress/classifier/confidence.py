@@ -33,7 +33,7 @@ from curt.classifier.confidence import (
     charge_evidence,
     logit_of,
 )
-from curt.classifier.model import Decider, Fallback, Labels, Row, is_right
+from curt.classifier.model import Classifier, Decider, Labels, Row, is_right
 from curt.law.term_scale import TermInterval, legal_range, severity
 from curt.law.verdict import Case, Verdict
 from curt.report.claims import wilson
@@ -227,12 +227,12 @@ def conformal_quantile(needed: Sequence[float], coverage: float) -> float | None
     return value if math.isfinite(value) else None
 
 
-def measure_confidence(fallback: Fallback, cases: Sequence[Case]) -> tuple[Row, list[Row]]:
+def measure_confidence(classifier: Classifier, cases: Sequence[Case]) -> tuple[Row, list[Row]]:
     """Calibration error of charge probabilities, coverage and width of intervals; and the bins."""
-    scores = np.array([fallback.score(case.fact) for case in cases])
-    assert fallback.assessor is not None
-    readers = [fallback.assessor] * len(cases)
-    return _measure(fallback.labels, readers, scores, [case.verdict for case in cases])
+    scores = np.array([classifier.score(case.fact) for case in cases])
+    assert classifier.assessor is not None
+    readers = [classifier.assessor] * len(cases)
+    return _measure(classifier.labels, readers, scores, [case.verdict for case in cases])
 
 
 def measure_folds(

@@ -42,15 +42,15 @@ from curt.classifier.model import (
     MODEL,
     PARTS,
     ArticleHabit,
-    Fallback,
-    FallbackManifest,
+    Classifier,
+    ClassifierManifest,
     Labels,
     Row,
     Vocabulary,
     digest_features,
     extract_features,
     is_right,
-    load_fallback,
+    load_classifier,
     pack,
 )
 from curt.config import Config, load_config
@@ -74,7 +74,7 @@ ALWAYS, EVER = 0.95, 0.03  # shares of a charge's cases that hold an article
 SAME_KIND_BONUS = 0.05  # the CAIL2018 score does not see the kind of a counted term
 
 
-class FallbackConfig(Config):
+class ClassifierConfig(Config):
     """Settings of `python -m compress.classifier.train`."""
 
     cases: Path
@@ -96,7 +96,7 @@ class FallbackConfig(Config):
     seed: int = 0
 
 
-def train_fallback(config: FallbackConfig) -> dict[str, float]:
+def train_classifier(config: ClassifierConfig) -> dict[str, float]:
     """Train, export, compare, measure and publish one fallback folder; returns its evaluation.
 
     Raises ValueError when a case file is missing, empty or damaged, when there are too few dev
@@ -122,19 +122,19 @@ def train_fallback(config: FallbackConfig) -> dict[str, float]:
     truths, width = [case.verdict for case in dev], config.term_bin_width
     fit = fit_uncertainty(labels, width, dev_scores, truths)
     known = fit_familiarity([case.fact for case in train], [case.fact for case in dev])
-    fallback = Fallback(labels, vocabulary, model, uncertainty=fit, familiarity=known)
+    classifier = Classifier(labels, vocabulary, model, uncertainty=fit, familiarity=known)
     dev_row, dev_bins = measure_folds(labels, width, dev_scores, truths)
-    test_row, test_bins = measure_confidence(fallback, test) if test else ({}, [])
+    test_row, test_bins = measure_confidence(classifier, test) if test else ({}, [])
     reliability = {"dev": dev_bins} | ({"test": test_bins} if test else {})
     row = {
         "training_seconds": time.perf_counter() - started,
         "train_cases": float(len(train)),
-        "parity_max_difference": compare_scores(fallback, dev, dev_scores),
-        **{f"dev_{name}": value for name, value in measure(fallback, dev).items()},
+        "parity_max_difference": compare_scores(classifier, dev, dev_scores),
+        **{f"dev_{name}": value for name, value in measure(classifier, dev).items()},
         # over the errors of `measure`, which saw the cases the confidences were fitted on
         **measure_reliability(labels, dev_scores, truths),
         **{f"dev_{name}": value for name, value in dev_row.items()},
-        **({f"test_{name}": v for name, v in measure(fallback, test).items()} if test else {}),
+        **({f"test_{name}": v for name, v in measure(classifier, test).items()} if test else {}),
         **{f"test_{name}": value for name, value in test_row.items()},
         "unfamiliar_threshold": known.threshold,
         **({"test_unfamiliar": share_unfamiliar(known, [c.fact for c in test])} if test else {}),
@@ -211,7 +211,7 @@ def fit_columns(
     verdicts: Sequence[Verdict],
     labels: Labels,
     bins: Sequence[int],
-    config: FallbackConfig,
+    config: ClassifierConfig,
 ) -> tuple[Doubles, Doubles]:
     """Fit every column: charges, open articles, bins of terms.
 
@@ -272,9 +272,9 @@ def build_onnx(matrix: Doubles) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def compare_scores(fallback: Fallback, cases: Sequence[Case], expected: Doubles) -> float:
+def compare_scores(classifier: Classifier, cases: Sequence[Case], expected: Doubles) -> float:
     """The largest difference of a score from scikit-learn's; ValueError above `MAX_PARITY`."""
-    difference = float(np.abs([fallback.score(c.fact) for c in cases] - expected).max())
+    difference = float(np.abs([classifier.score(c.fact) for c in cases] - expected).max())
     if not difference <= MAX_PARITY:
         raise ValueError(
             f"the ONNX model is {difference:.3g} from scikit-learn, more than {MAX_PARITY}: "
@@ -283,12 +283,12 @@ def compare_scores(fallback: Fallback, cases: Sequence[Case], expected: Doubles)
     return difference
 
 
-def measure(fallback: Fallback, cases: Sequence[Case]) -> dict[str, float]:
+def measure(classifier: Classifier, cases: Sequence[Case]) -> dict[str, float]:
     """Scores of `curt.scores.metrics`, calibration errors, milliseconds a request (one thread)."""
     answers, times_ms = [], []
     for case in cases:
         started = time.perf_counter()
-        answers.append(fallback.predict(case.fact))
+        answers.append(classifier.predict(case.fact))
         times_ms.append((time.perf_counter() - started) * 1000)
     truths = [case.verdict for case in cases]
     scores = score_verdicts([answer.verdict for answer in answers], truths)
@@ -315,7 +315,7 @@ def _earn(answer: Term, truth: Term) -> float:
 
 
 def _publish(
-    config: FallbackConfig,
+    config: ClassifierConfig,
     content: dict[str, bytes],
     row: dict[str, float],
     reliability: dict[str, list[Row]],
@@ -324,7 +324,7 @@ def _publish(
     with whole_folder(config.out) as folder:
         for name, data in content.items():
             write_atomic(folder / name, data)
-        manifest = FallbackManifest(
+        manifest = ClassifierManifest(
             features=digest_features(),
             statute_version=STATUTE_VERSION,
             config=config.model_dump(mode="json"),
@@ -335,15 +335,15 @@ def _publish(
             files={name: sha256(folder / name) for name in sorted(content)},
         )
         write_json(folder / MANIFEST, manifest.model_dump())
-        load_fallback(folder)
+        load_classifier(folder)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train and publish as the configuration says."""
-    config = load_config(FallbackConfig, argv)
+    config = load_config(ClassifierConfig, argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        row = train_fallback(config)
+        row = train_classifier(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
     log.info("%s", json.dumps(row, indent=1))

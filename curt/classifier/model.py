@@ -85,7 +85,7 @@ class Labels(BaseModel):
     calibration: dict[Part, Calibration] = Field(default_factory=dict)
 
 
-class FallbackManifest(BaseModel):
+class ClassifierManifest(BaseModel):
     """What a fallback folder is, how well it did, and the hash of every file in it.
 
     `features` stands for how facts are read: a folder made by other code is refused.
@@ -120,7 +120,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Prediction:
     """A verdict with, for each part, how sure and how far from another answer it is.
 
     A confidence is the calibrated probability that the charges are exactly right, the articles
@@ -282,7 +282,7 @@ class Decider:
         return self.labels.terms[int(order[0])], margin, (best, margin, float(shares.max()))
 
 
-class Fallback:
+class Classifier:
     """A loaded classifier.
 
     `manifest` is None for one that has not been published yet, `assessor` (probabilities and
@@ -295,7 +295,7 @@ class Fallback:
         labels: Labels,
         vocabulary: Vocabulary,
         model: bytes,
-        manifest: FallbackManifest | None = None,
+        manifest: ClassifierManifest | None = None,
         *,
         uncertainty: Uncertainty | None = None,
         agreement: Agreement | None = None,
@@ -324,21 +324,21 @@ class Fallback:
         """Whether a fact is unlike those trained on, so that no probability here holds for it."""
         return self.familiarity is not None and self.familiarity.is_unfamiliar(fact)
 
-    def predict(self, fact: str) -> Answer:
+    def predict(self, fact: str) -> Prediction:
         """A verdict for a raw fact. Raises ValueError when it holds no letter and no digit."""
         return self.read(self.score(fact))
 
-    def read(self, scores: Floats) -> Answer:
+    def read(self, scores: Floats) -> Prediction:
         """The verdict that scores of `score` stand for, with its confidences."""
         decision = self.decider.decide(scores)
         confidences = {
             part: self.labels.calibration[part].confidence(decision.evidence[part])
             for part in PARTS
         }
-        return Answer(decision.verdict, confidences, decision.margins)
+        return Prediction(decision.verdict, confidences, decision.margins)
 
 
-def load_fallback(folder: Path | str) -> Fallback:
+def load_classifier(folder: Path | str) -> Classifier:
     """Load a folder of `python -m compress.classifier.train` from the very bytes that were checked.
 
     Raises ArtifactError when the folder, its manifest or a file is missing or altered, or when it
@@ -349,7 +349,7 @@ def load_fallback(folder: Path | str) -> Fallback:
     if not (folder / MANIFEST).is_file():
         raise ArtifactError(f"{folder} has no {MANIFEST}, so it is no fallback folder: {remedy}")
     try:
-        manifest = FallbackManifest.model_validate_json((folder / MANIFEST).read_bytes())
+        manifest = ClassifierManifest.model_validate_json((folder / MANIFEST).read_bytes())
     except ValidationError as error:
         raise ArtifactError(f"{folder} holds no fallback classifier: {error}") from error
     if manifest.features != digest_features():
@@ -365,7 +365,7 @@ def load_fallback(folder: Path | str) -> Fallback:
             raise ArtifactError(f"{folder / name} is not the file that was made: {remedy}")
     try:
         labels = Labels.model_validate_json(content[LABELS])
-        return Fallback(
+        return Classifier(
             labels,
             _read_vocabulary(content[VOCABULARY]),
             content[MODEL],
@@ -388,7 +388,7 @@ def _read_vocabulary(data: bytes) -> Vocabulary:
 
 
 def pack(labels: Labels, vocabulary: Vocabulary) -> dict[str, bytes]:
-    """The bytes of the files beside the model, by name; `load_fallback` reads them back."""
+    """The bytes of the files beside the model, by name; `load_classifier` reads them back."""
     buffer = io.BytesIO()
     np.savez(buffer, hashes=vocabulary.hashes, idf=vocabulary.idf)
     return {LABELS: labels.model_dump_json(indent=1).encode(), VOCABULARY: buffer.getvalue()}

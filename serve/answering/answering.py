@@ -10,7 +10,7 @@ from typing import Protocol
 
 from fastapi import Request
 
-from curt.classifier.model import Fallback
+from curt.classifier.model import Classifier
 from curt.law.verdict import Verdict
 from serve.answering.cache import ResultCache, cache_key
 from serve.answering.confidence import (
@@ -126,12 +126,12 @@ class Answering:
         metrics: Metrics,
         *,
         cache: ResultCache[Served] | None = None,
-        fallback: Fallback | None = None,
+        classifier: Classifier | None = None,
     ) -> None:
         """`choose` says which way a request goes."""
         self.observers: list[Observer] = []
         self._choose, self._settings, self._metrics = choose, settings, metrics
-        self._cache, self._fallback = cache, fallback
+        self._cache, self._classifier = cache, classifier
         self._readers: dict[str, ConfidenceReader] = {}
         self._secret = settings.secret_bytes()
 
@@ -208,9 +208,9 @@ class Answering:
 
     def _read_later(self, request: Request, fact: str) -> asyncio.TimerHandle | None:
         """Let the classifier read the fact while a worker has it, not when its answer is there."""
-        if self._fallback is None:
+        if self._classifier is None:
             return None
-        reading = request.state.reading = Reading(self._fallback, fact)
+        reading = request.state.reading = Reading(self._classifier, fact)
         return asyncio.get_running_loop().call_later(READ_AFTER_S, reading.look)
 
     def _assess(
@@ -218,10 +218,10 @@ class Answering:
     ) -> tuple[Confidence | None, str | None]:
         """How sure the verdict is, and the code of the warning where nobody can vouch for it."""
         verdict = served.fallback.verdict if served.fallback else served.completion.verdict
-        if self._fallback is None or not isinstance(verdict, Verdict):
+        if self._classifier is None or not isinstance(verdict, Verdict):
             return None, None
-        reader = self.reader_for(self._fallback, request.state.way.identity.model.manifest)
-        reading = getattr(request.state, "reading", None) or Reading(self._fallback, body.fact)
+        reader = self.reader_for(self._classifier, request.state.way.identity.model.manifest)
+        reading = getattr(request.state, "reading", None) or Reading(self._classifier, body.fact)
         if reading.unfamiliar:
             return None, UNFAMILIAR
         confidence = reader.assess(
@@ -236,11 +236,11 @@ class Answering:
         doubtful = confidence is not None and confidence.abstain
         return confidence, LOW_CONFIDENCE if doubtful else None
 
-    def reader_for(self, fallback: Fallback, manifest: str) -> ConfidenceReader:
+    def reader_for(self, classifier: Classifier, manifest: str) -> ConfidenceReader:
         """The classifier's view of one model's answers. Raises ValueError where it has none."""
         if manifest not in self._readers:
             self._readers[manifest] = ConfidenceReader(
-                fallback,
+                classifier,
                 model_manifest=manifest,
                 coverage=self._settings.interval_coverage,
                 abstain_below=self._settings.abstain_below,

@@ -30,7 +30,7 @@ from curt.classifier.confidence import (
     thought_evidence,
 )
 from curt.classifier.familiarity import ReadFact, read_fact
-from curt.classifier.model import Fallback
+from curt.classifier.model import Classifier
 from curt.dialogue import render_term
 from curt.law.term_scale import TermInterval
 from curt.law.verdict import TERM_NAMES, Term, TermKind, Verdict
@@ -113,23 +113,23 @@ class Confidence(_Part):
 class Reading:
     """What the classifier makes of a fact, whatever the verdict: each part worked out once."""
 
-    def __init__(self, fallback: Fallback, fact: str) -> None:
-        self._fallback, self._fact = fallback, fact
+    def __init__(self, classifier: Classifier, fact: str) -> None:
+        self._classifier, self._fact = classifier, fact
 
     @cached_property
     def scores(self) -> Floats | None:
         """Its scores; None where the fact holds no letter or digit."""
         try:
-            return self._fallback.score(self._read)
+            return self._classifier.score(self._read)
         except ValueError:
             return None
 
     @cached_property
     def sure(self) -> Doubles | None:
         """The probability of each charge; None without scores, or in a folder without any."""
-        if self.scores is None or self._fallback.assessor is None:
+        if self.scores is None or self._classifier.assessor is None:
             return None
-        return self._fallback.assessor.charge_probabilities(self.scores)
+        return self._classifier.assessor.charge_probabilities(self.scores)
 
     @cached_property
     def unfamiliar(self) -> bool:
@@ -137,7 +137,7 @@ class Reading:
 
         False with a classifier folder made before there was a way to tell.
         """
-        return self._fallback.is_unfamiliar(self._read)
+        return self._classifier.is_unfamiliar(self._read)
 
     def look(self) -> None:
         """Work it all out now."""
@@ -153,7 +153,7 @@ class ConfidenceReader:
 
     def __init__(
         self,
-        fallback: Fallback,
+        classifier: Classifier,
         *,
         model_manifest: str | None = None,
         coverage: float = DEFAULT_COVERAGE,
@@ -164,18 +164,18 @@ class ConfidenceReader:
         Raises ValueError for a classifier folder without probabilities, a coverage that was not
         fitted, or a threshold outside 0..1.
         """
-        if fallback.assessor is None:
+        if classifier.assessor is None:
             raise ValueError(
                 "the fallback folder has no probabilities: make it again with "
                 "`python -m compress.classifier.train`"
             )
         if not 0 <= abstain_below <= 1:
             raise ValueError(f"abstain_below of {abstain_below}: use 0 to 1")
-        self._fallback, self._assessor = fallback, fallback.assessor
+        self._classifier, self._assessor = classifier, classifier.assessor
         self._abstain_below = abstain_below
         self._coverage = coverage
         coverage_index(self._assessor.fit.coverages, coverage)
-        self._agreement = _agreement_for(fallback.agreement, model_manifest)
+        self._agreement = _agreement_for(classifier.agreement, model_manifest)
         if self._agreement is not None:
             coverage_index(self._agreement.coverages, coverage)
 
@@ -197,7 +197,7 @@ class ConfidenceReader:
         `source` says whose verdict it is, `reading` what was read of the fact before. Raises
         ValueError on a `top_k` below 1 and a coverage that was not fitted.
         """
-        reading = reading or Reading(self._fallback, fact)
+        reading = reading or Reading(self._classifier, fact)
         scores, sure = reading.scores, reading.sure
         if scores is None or sure is None:
             return None
@@ -232,7 +232,7 @@ class ConfidenceReader:
         source: Source,
     ) -> Odds | None:
         if source == "fallback":
-            own = self._fallback.read(scores).confidences
+            own = self._classifier.read(scores).confidences
             charge, term = own["charge"], own["term"]
             evidence = logit_of(charge), logit_of(term)
             return Odds(charge, term, self._assessor.fit.verdict.confidence(evidence))

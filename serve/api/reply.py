@@ -20,7 +20,7 @@ from serve.answering.confidence import UNFAMILIAR, Confidence
 from serve.api.schemas import Defendant, DegradedReason, Model, PredictReply, Task
 
 if TYPE_CHECKING:
-    from curt.classifier.model import Answer
+    from curt.classifier.model import Prediction
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Served:
     stated_budget: int
     fact_clipped: bool
     queue_ms: float
-    fallback: Answer | None = None
+    fallback: Prediction | None = None
     unserved: DegradedReason | None = None
 
     @property
@@ -70,7 +70,7 @@ class Served:
             return self.model_verdict
         return self.fallback.verdict if self.fallback else None
 
-    def with_fallback(self, answer: Answer | None) -> Served:
+    def with_fallback(self, answer: Prediction | None) -> Served:
         """The same with a classifier's answer, if there is one."""
         return replace(self, fallback=answer)
 

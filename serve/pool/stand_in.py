@@ -15,7 +15,7 @@ from serve.api.schemas import DegradedReason
 from serve.pool.job import Job
 
 if TYPE_CHECKING:
-    from curt.classifier.model import Answer
+    from curt.classifier.model import Prediction
 
 LEAST_S = 0.004  # classifier, reply and socket: who comes with less is refused
 
@@ -42,9 +42,9 @@ NOTHING = Generation(
 
 
 class Classifier(Protocol):
-    """What is needed of `curt.classifier.model.Fallback`."""
+    """What is needed of `curt.classifier.model.Classifier`."""
 
-    def predict(self, fact: str) -> Answer:
+    def predict(self, fact: str) -> Prediction:
         """A verdict; raises ValueError on a fact without a letter or digit."""
         ...
 
@@ -89,7 +89,7 @@ class LastRung:
             return served
         return served.with_fallback(self._predict(job.fact))
 
-    def _predict(self, fact: str) -> Answer | None:
+    def _predict(self, fact: str) -> Prediction | None:
         if self._classifier is None:
             return None
         try:

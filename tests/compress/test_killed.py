@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from curt.artifact import load_manifest
-from curt.classifier.model import load_fallback
+from curt.classifier.model import load_classifier
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases as write_generated
 from tests.compress.onnx.exports import make_untied_model, write_cases
@@ -64,7 +64,7 @@ def run(step: str, arguments: list[str], out: Path) -> subprocess.Popen[bytes]:
 
 
 def load(step: str, folder: Path) -> None:
-    load_fallback(folder) if step == "fallback" else load_manifest(folder)
+    load_classifier(folder) if step == "fallback" else load_manifest(folder)
 
 
 @pytest.mark.parametrize("step", ["export_ort", "export_trt", "prune", "distill", "fallback"])

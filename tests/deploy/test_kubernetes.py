@@ -361,7 +361,7 @@ def test_the_demo_model_and_its_classifier_are_placed(tmp_path: Path) -> None:
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     from curt.artifact import load_manifest
-    from curt.classifier.model import load_fallback
+    from curt.classifier.model import load_classifier
 
     assert load_manifest(tmp_path / "current").format == "ort-genai"
-    assert load_fallback(tmp_path / "fallback")
+    assert load_classifier(tmp_path / "fallback")

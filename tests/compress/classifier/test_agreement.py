@@ -16,10 +16,10 @@ from compress.classifier.agreement import (
     measure_folds,
     read_trials,
 )
-from compress.classifier.train import train_fallback
+from compress.classifier.train import train_classifier
 from curt.artifact import MANIFEST
 from curt.classifier.confidence import thought_evidence
-from curt.classifier.model import AGREEMENT, CONFIDENCE, Fallback, load_fallback
+from curt.classifier.model import AGREEMENT, CONFIDENCE, Classifier, load_classifier
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases
 from curt.dialogue import render_completion
@@ -33,13 +33,13 @@ from tests.compress.classifier.test_train import write_splits
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = write_splits(tmp_path_factory.mktemp("agreement"), dev=60)
-    train_fallback(config)
+    train_classifier(config)
     return config.out
 
 
 @pytest.fixture(scope="module")
-def fallback(folder: Path) -> Fallback:
-    return load_fallback(folder)
+def classifier(folder: Path) -> Classifier:
+    return load_classifier(folder)
 
 
 def answer_as(case: Case, wrong: bool, text: str | None = None) -> Outcome:
@@ -61,39 +61,39 @@ def answer_as(case: Case, wrong: bool, text: str | None = None) -> Outcome:
     return Outcome(case, generation)
 
 
-def make_trials(fallback: Fallback, count: int, seed: str) -> list[Trial]:
+def make_trials(classifier: Classifier, count: int, seed: str) -> list[Trial]:
     rng = random.Random(seed)
     cases = list(generate_cases(count, seed))
-    return read_trials([answer_as(case, rng.random() < 0.4) for case in cases], fallback)
+    return read_trials([answer_as(case, rng.random() < 0.4) for case in cases], classifier)
 
 
-def test_wrong_answers_are_found_out_on_unseen_cases(fallback):
-    fit = fit_agreement(fallback.assessor, make_trials(fallback, 300, "dev"), "m", "0" * 64)
-    trials = make_trials(fallback, 300, "test")
-    row = measure_agreement(fallback.assessor, trials, [fit] * len(trials))
+def test_wrong_answers_are_found_out_on_unseen_cases(classifier):
+    fit = fit_agreement(classifier.assessor, make_trials(classifier, 300, "dev"), "m", "0" * 64)
+    trials = make_trials(classifier, 300, "test")
+    row = measure_agreement(classifier.assessor, trials, [fit] * len(trials))
     assert row["verdict_ece"] < 0.12
     assert 0.7 < row["interval_coverage"] < 0.92
     sure = np.array(
-        [fallback.assessor.agree(t.scores, t.verdict, t.thought, fit).verdict for t in trials]
+        [classifier.assessor.agree(t.scores, t.verdict, t.thought, fit).verdict for t in trials]
     )
     right = np.array([t.verdict.term == t.truth.term for t in trials])
     assert sure[right].mean() > sure[~right].mean() + 0.3
 
 
-def test_figures_of_folds_cover_every_answer(fallback):
-    trials = make_trials(fallback, 100, "dev")
-    row = measure_folds(fallback.assessor, trials)
+def test_figures_of_folds_cover_every_answer(classifier):
+    trials = make_trials(classifier, 100, "dev")
+    row = measure_folds(classifier.assessor, trials)
     assert row["answers"] == len(trials) == 100
     assert row["charge_right"] == 1
     assert 0 < row["thinking_cut"] < row["verdict_right"] < 1
 
 
-def test_answers_that_are_not_read_or_not_whole_are_left_out(fallback):
+def test_answers_that_are_not_read_or_not_whole_are_left_out(classifier):
     case = next(iter(generate_cases(1, "one")))
     whole = answer_as(case, wrong=False)
     unreadable = answer_as(case, wrong=False, text="推理</think>胡言")
-    assert [t.case for t in read_trials([unreadable, whole], fallback)] == [1]
-    assert read_trials([whole], fallback)[0].thought == thought_evidence(False, 20)
+    assert [t.case for t in read_trials([unreadable, whole], classifier)] == [1]
+    assert read_trials([whole], classifier)[0].thought == thought_evidence(False, 20)
 
 
 def test_a_model_without_readable_answers_leaves_the_folder_as_it_was(folder, micro_model):
@@ -114,7 +114,7 @@ def test_a_missing_model_is_named(folder, tmp_path):
 
 
 def test_the_fit_joins_the_folder_and_a_second_one_replaces_it(
-    folder, fallback, micro_model, monkeypatch
+    folder, classifier, micro_model, monkeypatch
 ):
     """The model's answers are given by hand; folder, fit and reading are the real ones."""
     cases = list(generate_cases(60, "answers"))
@@ -128,11 +128,11 @@ def test_the_fit_joins_the_folder_and_a_second_one_replaces_it(
     )
     for _ in range(2):
         row = add_agreement(config)
-        found = load_fallback(folder)
+        found = load_classifier(folder)
         assert {AGREEMENT, CONFIDENCE} < set(found.manifest.files)
         assert found.manifest.evaluation["agreement_answers"] == row["agreement_answers"] == 120
         assert "dev_charge_ece" in found.manifest.evaluation
         assert found.agreement.model == micro_model.name
         assert found.agreement.manifest_sha256 == sha256(micro_model / MANIFEST)
         assert found.agreement.groups[0].cases > 0
-        assert found.predict(cases[0].fact) == fallback.predict(cases[0].fact)
+        assert found.predict(cases[0].fact) == classifier.predict(cases[0].fact)

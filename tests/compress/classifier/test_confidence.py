@@ -19,9 +19,9 @@ from compress.classifier.confidence import (
     make_assessor,
     measure_confidence,
 )
-from compress.classifier.train import train_fallback
+from compress.classifier.train import train_classifier
 from curt.classifier.confidence import COVERAGES, POOL
-from curt.classifier.model import Fallback, load_fallback
+from curt.classifier.model import Classifier, load_classifier
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import read_cases
 from curt.law.term_scale import TermInterval
@@ -30,19 +30,19 @@ from tests.compress.classifier.test_train import write_splits
 
 
 @pytest.fixture(scope="module")
-def fallback(tmp_path_factory: pytest.TempPathFactory) -> Fallback:
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
     config = write_splits(tmp_path_factory.mktemp("confidence"), dev=300)
-    train_fallback(config.model_copy(update={"test": config.dev}))
-    return load_fallback(config.out)
+    train_classifier(config.model_copy(update={"test": config.dev}))
+    return load_classifier(config.out)
 
 
-def dev_scores(fallback: Fallback) -> tuple[np.ndarray, list[Verdict]]:
-    cases = list(read_cases(Path(fallback.manifest.config["dev"])))
-    return np.array([fallback.score(case.fact) for case in cases]), [c.verdict for c in cases]
+def dev_scores(classifier: Classifier) -> tuple[np.ndarray, list[Verdict]]:
+    cases = list(read_cases(Path(classifier.manifest.config["dev"])))
+    return np.array([classifier.score(case.fact) for case in cases]), [c.verdict for c in cases]
 
 
-def test_the_folder_holds_a_fit_and_the_manifest_its_figures(fallback):
-    evaluation = fallback.manifest.evaluation
+def test_the_folder_holds_a_fit_and_the_manifest_its_figures(classifier):
+    evaluation = classifier.manifest.evaluation
     for split in ("dev", "test"):
         assert 0 <= evaluation[f"{split}_charge_top1_ece"] < 0.1
         low, share, high = (
@@ -50,52 +50,52 @@ def test_the_folder_holds_a_fit_and_the_manifest_its_figures(fallback):
         )
         assert low <= share <= high
         assert low <= 0.8 + 0.05
-        rows = fallback.manifest.reliability[split]
+        rows = classifier.manifest.reliability[split]
         assert sum(row["n"] for row in rows) == 5 * 300
-    assert POOL in fallback.assessor.fit.groups
+    assert POOL in classifier.assessor.fit.groups
 
 
-def test_intervals_cover_unseen_cases_as_stated(fallback):
+def test_intervals_cover_unseen_cases_as_stated(classifier):
     """300 cases to calibrate on leave the coverage of any one fit within about 5 points."""
-    row, bins = measure_confidence(fallback, list(generate_cases(1000, "unseen")))
+    row, bins = measure_confidence(classifier, list(generate_cases(1000, "unseen")))
     assert 0.72 <= row["interval_coverage"] <= 0.88
     assert row["charge_top_ece"] < 0.02
     assert 0 < row["interval_width"] < 2
     assert sum(b["n"] for b in bins) == 5000
 
 
-def test_over_many_draws_of_development_cases_coverage_is_not_below_the_stated(fallback):
+def test_over_many_draws_of_development_cases_coverage_is_not_below_the_stated(classifier):
     cases = list(generate_cases(900, "draws"))
-    scores = np.array([fallback.score(case.fact) for case in cases])
+    scores = np.array([classifier.score(case.fact) for case in cases])
     truths = [case.verdict for case in cases]
     rng, inside = np.random.default_rng(3), []
     for _ in range(4):
         order = rng.permutation(len(cases))
         fit = fit_uncertainty(
-            fallback.labels,
+            classifier.labels,
             0.25,
             scores[order[:200]].astype(float),
             [truths[i] for i in order[:200]],
         )
-        reader = make_assessor(fallback.labels, fit)
+        reader = make_assessor(classifier.labels, fit)
         for i in order[200:600]:
-            charges = fallback.read(scores[i]).verdict.charges
+            charges = classifier.read(scores[i]).verdict.charges
             inside.append(reader.interval(scores[i], charges).contains(truths[i].term))
     assert np.mean(inside) >= 0.76
 
 
-def test_a_second_fit_is_the_same(fallback):
-    scores, truths = dev_scores(fallback)
-    fits = [fit_uncertainty(fallback.labels, 0.25, scores, truths) for _ in range(2)]
+def test_a_second_fit_is_the_same(classifier):
+    scores, truths = dev_scores(classifier)
+    fits = [fit_uncertainty(classifier.labels, 0.25, scores, truths) for _ in range(2)]
     assert fits[0] == fits[1]
 
 
-def test_knots_rise_and_stay_short_of_certainty(fallback):
-    knots = fallback.assessor.fit.knots
+def test_knots_rise_and_stay_short_of_certainty(classifier):
+    knots = classifier.assessor.fit.knots
     assert all(a[0] <= b[0] and a[1] <= b[1] for a, b in pairwise(knots))
     assert 0 < knots[0][1] < 0.1
     assert 0.9 < knots[-1][1] < 1
-    assert min(fallback.assessor.fit.charge.weights) >= 0
+    assert min(classifier.assessor.fit.charge.weights) >= 0
 
 
 @settings(deadline=None)

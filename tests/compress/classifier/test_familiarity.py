@@ -13,10 +13,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from compress.classifier.familiarity import MAX_PAIRS, fit_familiarity, share_unfamiliar
-from compress.classifier.train import train_fallback
+from compress.classifier.train import train_classifier
 from curt.artifact import MANIFEST, ArtifactError
 from curt.classifier.familiarity import Familiarity
-from curt.classifier.model import FAMILIARITY, Fallback, load_fallback
+from curt.classifier.model import FAMILIARITY, Classifier, load_classifier
 from curt.corpus.generate.generator import generate_cases
 from curt.files import write_json
 from tests.compress.classifier.test_train import write_splits
@@ -31,40 +31,40 @@ STRANGE = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = write_splits(tmp_path_factory.mktemp("familiarity"), dev=200)
-    train_fallback(config.model_copy(update={"test": config.dev}))
+    train_classifier(config.model_copy(update={"test": config.dev}))
     return config.out
 
 
 @pytest.fixture(scope="module")
-def fallback(folder: Path) -> Fallback:
-    return load_fallback(folder)
+def classifier(folder: Path) -> Classifier:
+    return load_classifier(folder)
 
 
 def known_fact() -> str:
     return next(case.fact for case in generate_cases(400, "train") if len(case.fact) > 60)
 
 
-def test_other_facts_of_the_same_kind_are_hardly_ever_unfamiliar(fallback: Fallback) -> None:
-    fit = fallback.familiarity
+def test_other_facts_of_the_same_kind_are_hardly_ever_unfamiliar(classifier: Classifier) -> None:
+    fit = classifier.familiarity
     assert fit is not None
     facts = [case.fact for case in generate_cases(300, "unseen")]
     assert share_unfamiliar(fit, facts) < 0.05
-    assert fallback.manifest.evaluation["test_unfamiliar"] <= 0.005 + 1e-9
-    assert fallback.manifest.evaluation["unfamiliar_threshold"] == fit.threshold
+    assert classifier.manifest.evaluation["test_unfamiliar"] <= 0.005 + 1e-9
+    assert classifier.manifest.evaluation["unfamiliar_threshold"] == fit.threshold
 
 
-def test_text_of_another_kind_is_unfamiliar(fallback: Fallback) -> None:
-    assert fallback.is_unfamiliar(STRANGE)
-    assert not fallback.is_unfamiliar(known_fact())
-    assert not fallback.is_unfamiliar("，。！")  # which has no verdict either
+def test_text_of_another_kind_is_unfamiliar(classifier: Classifier) -> None:
+    assert classifier.is_unfamiliar(STRANGE)
+    assert not classifier.is_unfamiliar(known_fact())
+    assert not classifier.is_unfamiliar("，。！")  # which has no verdict either
 
 
 def test_real_cases_are_unfamiliar_to_a_classifier_of_generated_ones(
-    fallback: Fallback, real_cases: Path
+    classifier: Classifier, real_cases: Path
 ) -> None:
     with (real_cases / "test.json").open(encoding="utf-8") as lines:
         facts = [json.loads(next(lines))["fact"] for _ in range(200)]
-    assert share_unfamiliar(fallback.familiarity, facts) > 0.99
+    assert share_unfamiliar(classifier.familiarity, facts) > 0.99
 
 
 def test_a_folder_made_before_there_was_a_way_to_tell_loads_and_warns_of_nothing(
@@ -77,7 +77,7 @@ def test_a_folder_made_before_there_was_a_way_to_tell_loads_and_warns_of_nothing
     for name in manifest["files"]:
         (older / name).write_bytes((folder / name).read_bytes())
     write_json(older / MANIFEST, manifest)
-    loaded = load_fallback(older)
+    loaded = load_classifier(older)
     assert loaded.familiarity is None
     assert not loaded.is_unfamiliar(STRANGE)
 
@@ -89,11 +89,11 @@ def test_an_altered_file_is_refused(folder: Path, tmp_path: Path) -> None:
         (copy / path.name).write_bytes(path.read_bytes())
     (copy / FAMILIARITY).write_bytes((copy / FAMILIARITY).read_bytes() + b"0")
     with pytest.raises(ArtifactError, match=r"familiarity.npz is not the file"):
-        load_fallback(copy)
+        load_classifier(copy)
 
 
-def test_what_is_packed_is_read_back(fallback: Fallback) -> None:
-    fit = fallback.familiarity
+def test_what_is_packed_is_read_back(classifier: Classifier) -> None:
+    fit = classifier.familiarity
     again = Familiarity.read(fit.pack())
     assert again.surprise(STRANGE) == fit.surprise(STRANGE)
     assert again.threshold == fit.threshold
@@ -119,10 +119,10 @@ def test_any_text_has_a_finite_surprise(text: str) -> None:
     assert 0 <= fit.surprise(text) < 30
 
 
-def test_it_takes_a_small_part_of_a_millisecond(fallback: Fallback) -> None:
+def test_it_takes_a_small_part_of_a_millisecond(classifier: Classifier) -> None:
     fact, times_ms = (STRANGE * 10)[:300], []
     for _ in range(200):
         started_s = time.perf_counter()
-        fallback.is_unfamiliar(fact)
+        classifier.is_unfamiliar(fact)
         times_ms.append((time.perf_counter() - started_s) * 1e3)
     assert np.percentile(times_ms, 25) < 0.3

@@ -16,14 +16,14 @@ from sklearn.svm import LinearSVC
 
 from compress.classifier.calibration import calibration_error, fit_platt
 from compress.classifier.train import (
-    FallbackConfig,
+    ClassifierConfig,
     build_onnx,
     learn_habit,
     learn_labels,
     learn_vocabulary,
     main,
     measure,
-    train_fallback,
+    train_classifier,
 )
 from curt.artifact import MANIFEST, ArtifactError
 from curt.classifier.model import (
@@ -32,10 +32,10 @@ from curt.classifier.model import (
     LABELS,
     MODEL,
     VOCABULARY,
-    Fallback,
+    Classifier,
     Vocabulary,
     extract_features,
-    load_fallback,
+    load_classifier,
 )
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.read.cail import read_row
@@ -56,11 +56,11 @@ STRANGE = [
 ]
 
 
-def write_splits(folder: Path, train: list[Case] | None = None, dev: int = 60) -> FallbackConfig:
+def write_splits(folder: Path, train: list[Case] | None = None, dev: int = 60) -> ClassifierConfig:
     """A corpus of generated cases and the settings that train on it."""
     write_cases(folder / "train.jsonl", train or list(generate_cases(400, "train")))
     write_cases(folder / "dev.jsonl", generate_cases(dev, "dev"))
-    return FallbackConfig(
+    return ClassifierConfig(
         cases=folder / "train.jsonl",
         dev=folder / "dev.jsonl",
         out=folder / "fallback",
@@ -71,14 +71,14 @@ def write_splits(folder: Path, train: list[Case] | None = None, dev: int = 60) -
 def make_fallback(folder: Path) -> Path:
     """A fallback folder trained on a few hundred generated cases."""
     config = write_splits(folder)
-    train_fallback(config)
+    train_classifier(config)
     return config.out
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> FallbackConfig:
+def made(tmp_path_factory: pytest.TempPathFactory) -> ClassifierConfig:
     config = write_splits(tmp_path_factory.mktemp("fallback"))
-    train_fallback(config)
+    train_classifier(config)
     return config
 
 
@@ -95,20 +95,20 @@ def count_features(vocabulary: Vocabulary, facts: list[str]) -> csr_matrix:
 
 def test_onnx_scores_are_those_of_scikit_learn_on_every_test_text(made):
     """The whole way is done again with scikit-learn's own parts, from counts to scores."""
-    fallback = load_fallback(made.out)
+    classifier = load_classifier(made.out)
     train = list(read_cases(made.cases))
-    counts = count_features(fallback.vocabulary, [case.fact for case in train])
+    counts = count_features(classifier.vocabulary, [case.fact for case in train])
     tfidf = TfidfTransformer(sublinear_tf=True).fit(counts)
     features = tfidf.transform(counts)
     texts = [case.fact for case in generate_cases(200, "test")] + STRANGE
-    asked = tfidf.transform(count_features(fallback.vocabulary, texts))
+    asked = tfidf.transform(count_features(classifier.vocabulary, texts))
 
     columns = []
-    for charge in fallback.labels.charges:
+    for charge in classifier.labels.charges:
         truth = [charge in case.verdict.charges for case in train]
         machine = LinearSVC(C=made.charge_c, random_state=made.seed).fit(features, truth)
         columns.append(machine.decision_function(asked))
-    for article in fallback.labels.articles:
+    for article in classifier.labels.articles:
         truth = [article in case.verdict.articles for case in train]
         machine = LinearSVC(C=made.charge_c, random_state=made.seed).fit(features, truth)
         columns.append(machine.decision_function(asked))
@@ -116,15 +116,15 @@ def test_onnx_scores_are_those_of_scikit_learn_on_every_test_text(made):
     model = LogisticRegression(C=made.term_c, max_iter=500, tol=1e-3).fit(features, bins)
     expected = np.column_stack([*columns, model.decision_function(asked)])
 
-    found = np.array([fallback.score(text) for text in texts])
-    width = len(fallback.labels.charges) + len(fallback.labels.articles)
+    found = np.array([classifier.score(text) for text in texts])
+    width = len(classifier.labels.charges) + len(classifier.labels.articles)
     # idf is kept in float32, so the support vectors may differ in their last steps
     np.testing.assert_allclose(found[:, :width], expected[:, :width], atol=2e-3)
     np.testing.assert_array_equal(found[:, :width] > 0, expected[:, :width] > 0)
     np.testing.assert_allclose(found[:, width:], expected[:, width:], atol=2e-2)
     for text, row in zip(texts, expected.astype(np.float32), strict=True):
-        assert fallback.predict(text).verdict == fallback.decider.decide(row).verdict
-    assert fallback.manifest.evaluation["parity_max_difference"] < 1e-4
+        assert classifier.predict(text).verdict == classifier.decider.decide(row).verdict
+    assert classifier.manifest.evaluation["parity_max_difference"] < 1e-4
 
 
 def test_weights_are_those_of_scikit_learns_tfidf():
@@ -153,14 +153,14 @@ def test_the_graph_multiplies_as_numpy_does(seed, features, columns):
 
 
 def test_a_second_training_gives_the_same_bytes(made, tmp_path):
-    train_fallback(made.model_copy(update={"out": tmp_path / "again"}))
+    train_classifier(made.model_copy(update={"out": tmp_path / "again"}))
     for name in (MODEL, VOCABULARY, LABELS, CONFIDENCE):
         assert (tmp_path / "again" / name).read_bytes() == (made.out / name).read_bytes()
 
 
 def test_generated_cases_are_learnt(made):
-    fallback = load_fallback(made.out)
-    row = measure(fallback, list(generate_cases(200, "test")))
+    classifier = load_classifier(made.out)
+    row = measure(classifier, list(generate_cases(200, "test")))
     truths = [case.verdict.term for case in generate_cases(200, "test")]
     constant = max(
         np.mean([cail_term_score(Term("fixed", months), truth) for truth in truths])
@@ -173,7 +173,7 @@ def test_generated_cases_are_learnt(made):
 
 
 def test_the_manifest_tells_scores_calibration_and_tools(made):
-    manifest = load_fallback(made.out).manifest
+    manifest = load_classifier(made.out).manifest
     for part in ("charge", "article", "term"):
         assert 0 <= manifest.evaluation[f"dev_{part}_ece"] < 0.25
     assert {"dev_charge_micro_f1", "dev_term_score_official", "training_seconds"} <= set(
@@ -181,14 +181,14 @@ def test_the_manifest_tells_scores_calibration_and_tools(made):
     )
     assert set(manifest.tools) == {"numpy", "onnx", "onnxruntime", "scikit-learn"}
     assert set(manifest.files) == {MODEL, VOCABULARY, LABELS, CONFIDENCE, FAMILIARITY}
-    assert FallbackConfig(**manifest.config) == made
+    assert ClassifierConfig(**manifest.config) == made
 
 
 def test_an_older_folder_stays_when_training_fails(made, monkeypatch):
     before = (made.out / MANIFEST).read_bytes()
     monkeypatch.setattr("compress.classifier.train.MAX_PARITY", -1.0)
     with pytest.raises(ValueError, match="from scikit-learn"):
-        train_fallback(made)
+        train_classifier(made)
     assert (made.out / MANIFEST).read_bytes() == before
     assert {path.name for path in made.out.iterdir()} == {
         *(MANIFEST, MODEL, VOCABULARY, LABELS, CONFIDENCE, FAMILIARITY)
@@ -200,8 +200,8 @@ def test_a_charge_seen_once_can_be_answered(tmp_path):
     verdict = Verdict(("非法猎捕、杀害珍贵、濒危野生动物",), ("341",), Term("fixed", 60))
     train = [*generate_cases(300, "train"), Case("odd", odd, verdict, "test")]
     config = write_splits(tmp_path, train)
-    train_fallback(config)
-    answer = load_fallback(config.out).predict(odd)
+    train_classifier(config)
+    answer = load_classifier(config.out).predict(odd)
     assert answer.verdict.charges == verdict.charges
     assert answer.verdict.articles == ("341",)
 
@@ -214,11 +214,11 @@ def test_a_corpus_of_one_charge_and_hardly_a_term_can_be_learnt(tmp_path, bins):
         if bins == 2 or months == 8
     ]
     config = write_splits(tmp_path, train)
-    train_fallback(config)
-    fallback = load_fallback(config.out)
-    assert len(fallback.labels.terms) == bins
-    assert fallback.predict(THEFT).verdict.charges == ("盗窃",)
-    assert fallback.predict(THEFT).verdict.term.months in (8, 36)
+    train_classifier(config)
+    classifier = load_classifier(config.out)
+    assert len(classifier.labels.terms) == bins
+    assert classifier.predict(THEFT).verdict.charges == ("盗窃",)
+    assert classifier.predict(THEFT).verdict.term.months in (8, 36)
 
 
 def test_habits_tell_settled_articles_from_open_ones():
@@ -280,7 +280,7 @@ def test_a_missing_case_file_is_named_and_leaves_nothing(tmp_path):
 def test_too_few_dev_cases_are_refused(tmp_path):
     config = write_splits(tmp_path, dev=19)
     with pytest.raises(ValueError, match="holds 19 cases: give at least 20"):
-        train_fallback(config)
+        train_classifier(config)
     assert not config.out.exists()
 
 
@@ -288,7 +288,7 @@ def test_no_training_cases_are_refused(tmp_path):
     config = write_splits(tmp_path)
     config.cases.write_text("")
     with pytest.raises(ValueError, match="holds no cases"):
-        train_fallback(config)
+        train_classifier(config)
 
 
 def test_a_folder_without_its_model_is_refused_after_main(tmp_path, caplog):
@@ -300,7 +300,7 @@ def test_a_folder_without_its_model_is_refused_after_main(tmp_path, caplog):
     assert THEFT[:8] not in caplog.text
     (config.out / MODEL).unlink()
     with pytest.raises(ArtifactError, match=r"lacks model\.onnx"):
-        load_fallback(config.out)
+        load_classifier(config.out)
 
 
 @pytest.mark.slow
@@ -323,12 +323,12 @@ def test_a_random_tenth_of_real_cases_is_above_the_floor(real_cases, tmp_path):
     for name, split in splits.items():
         write_cases(tmp_path / f"{name}.jsonl", split)
     paths = {name: tmp_path / f"{name}.jsonl" for name in ("dev", "test")}
-    row = train_fallback(
-        FallbackConfig(cases=tmp_path / "train.jsonl", out=tmp_path / "fallback", **paths)
+    row = train_classifier(
+        ClassifierConfig(cases=tmp_path / "train.jsonl", out=tmp_path / "fallback", **paths)
     )
     assert row["test_charge_micro_f1"] >= 0.85
     assert row["test_article_micro_f1"] >= 0.82
     assert row["test_term_score_official"] >= 0.57
     assert row["test_latency_p50_ms"] < 5
-    fallback = load_fallback(tmp_path / "fallback")
-    assert isinstance(fallback, Fallback)
+    classifier = load_classifier(tmp_path / "fallback")
+    assert isinstance(classifier, Classifier)

@@ -21,13 +21,13 @@ from curt.classifier.model import (
     PARTS,
     VOCABULARY,
     ArticleHabit,
+    Classifier,
     Decider,
-    Fallback,
     Labels,
     Vocabulary,
     digest_features,
     extract_features,
-    load_fallback,
+    load_classifier,
 )
 from curt.files import sha256
 from curt.law.verdict import Term, Verdict
@@ -40,8 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fallback(folder: Path) -> Fallback:
-    return load_fallback(folder)
+def classifier(folder: Path) -> Classifier:
+    return load_classifier(folder)
 
 
 def labels(**changes: object) -> Labels:
@@ -182,15 +182,15 @@ def test_unknown_features_leave_the_intercept_alone():
     assert weights.tolist() == [1.0]
 
 
-def test_known_features_have_unit_length(fallback):
-    rows, weights = fallback.vocabulary.weigh(THEFT)
+def test_known_features_have_unit_length(classifier):
+    rows, weights = classifier.vocabulary.weigh(THEFT)
     assert len(rows) == len(weights) > 10
     assert weights[0] == 1
     assert np.linalg.norm(weights[1:]) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_fact_gets_a_verdict_with_confidences_and_margins(fallback):
-    answer = fallback.predict(THEFT)
+def test_a_fact_gets_a_verdict_with_confidences_and_margins(classifier):
+    answer = classifier.predict(THEFT)
     assert isinstance(answer.verdict, Verdict)
     assert answer.verdict.charges == ("盗窃",)
     assert answer.verdict.articles == ("264",)
@@ -199,31 +199,31 @@ def test_a_fact_gets_a_verdict_with_confidences_and_margins(fallback):
     assert all(0 < c < 1 for c in answer.confidences.values())
 
 
-def test_the_same_fact_gets_the_same_answer_from_another_load(folder, fallback):
-    assert load_fallback(folder).predict(THEFT) == fallback.predict(THEFT)
+def test_the_same_fact_gets_the_same_answer_from_another_load(folder, classifier):
+    assert load_classifier(folder).predict(THEFT) == classifier.predict(THEFT)
 
 
 @pytest.mark.parametrize("fact", ["", " \n\t", "，。！", "××某某"])
-def test_an_empty_fact_is_refused(fallback, fact):
+def test_an_empty_fact_is_refused(classifier, fact):
     with pytest.raises(ValueError, match="give what the defendant did"):
-        fallback.predict(fact)
+        classifier.predict(fact)
 
 
-def test_unseen_characters_get_an_answer_of_low_confidence(fallback):
-    strange = fallback.predict("ᚠᚢᚦ 𐎠𐎡𐎢")
-    assert strange.verdict.charges[0] in fallback.labels.charges
-    assert strange.confidences["charge"] < fallback.predict(THEFT).confidences["charge"]
+def test_unseen_characters_get_an_answer_of_low_confidence(classifier):
+    strange = classifier.predict("ᚠᚢᚦ 𐎠𐎡𐎢")
+    assert strange.verdict.charges[0] in classifier.labels.charges
+    assert strange.confidences["charge"] < classifier.predict(THEFT).confidences["charge"]
 
 
-def test_a_very_long_fact_is_read_at_its_ends(fallback):
+def test_a_very_long_fact_is_read_at_its_ends(classifier):
     padding = "查" * 1_000_000
-    answer = fallback.predict(THEFT + padding)
+    answer = classifier.predict(THEFT + padding)
     assert answer.verdict.charges == ("盗窃",)
-    assert answer == fallback.predict(THEFT + padding[: MAX_CHARACTERS * 2])
+    assert answer == classifier.predict(THEFT + padding[: MAX_CHARACTERS * 2])
 
 
-def test_each_session_runs_on_one_thread(fallback):
-    options = fallback._session.get_session_options()
+def test_each_session_runs_on_one_thread(classifier):
+    options = classifier._session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
 
 
@@ -234,7 +234,7 @@ def test_an_altered_file_is_refused(folder, tmp_path, name):
     data[len(data) // 2] ^= 1
     (copy / name).write_bytes(data)
     with pytest.raises(ArtifactError, match="is not the file that was made"):
-        load_fallback(copy)
+        load_classifier(copy)
 
 
 @pytest.mark.parametrize("name", [MODEL, VOCABULARY, LABELS, CONFIDENCE])
@@ -242,19 +242,19 @@ def test_a_missing_file_is_refused(folder, tmp_path, name):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / name).unlink()
     with pytest.raises(ArtifactError, match=f"lacks {name}"):
-        load_fallback(copy)
+        load_classifier(copy)
 
 
-def test_a_folder_made_before_there_were_probabilities_still_answers(folder, fallback, tmp_path):
+def test_a_folder_made_before_there_were_probabilities_still_answers(folder, classifier, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / CONFIDENCE).unlink()
     manifest = json.loads((copy / MANIFEST).read_text(encoding="utf-8"))
     del manifest["files"][CONFIDENCE], manifest["reliability"]
     (copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-    older = load_fallback(copy)
+    older = load_classifier(copy)
     assert older.assessor is None
     assert older.agreement is None
-    assert older.predict(THEFT) == fallback.predict(THEFT)
+    assert older.predict(THEFT) == classifier.predict(THEFT)
 
 
 def test_labels_of_other_code_are_refused(folder, tmp_path):
@@ -264,14 +264,14 @@ def test_labels_of_other_code_are_refused(folder, tmp_path):
     manifest["files"][LABELS] = sha256(copy / LABELS)
     (copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(ArtifactError, match="made by other code"):
-        load_fallback(copy)
+        load_classifier(copy)
 
 
 def test_a_folder_without_a_manifest_is_refused(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / MANIFEST).unlink()
     with pytest.raises(ArtifactError, match="no fallback folder"):
-        load_fallback(copy)
+        load_classifier(copy)
 
 
 @pytest.mark.parametrize(
@@ -287,20 +287,20 @@ def test_a_manifest_of_something_else_is_refused(folder, tmp_path, change, messa
     manifest = json.loads((copy / MANIFEST).read_text(encoding="utf-8")) | change
     (copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(ArtifactError, match=message):
-        load_fallback(copy)
+        load_classifier(copy)
 
 
 def test_a_model_folder_is_no_fallback_and_a_fallback_no_model(folder, micro_model):
     with pytest.raises(ArtifactError, match="holds no fallback classifier"):
-        load_fallback(micro_model)
+        load_classifier(micro_model)
     with pytest.raises(ArtifactError, match="not a valid manifest"):
         load_manifest(folder)
 
 
 def test_the_runtime_loads_neither_scikit_learn_nor_a_framework(folder):
     code = (
-        "import sys; from curt.classifier.model import load_fallback\n"
-        f"load_fallback({str(folder)!r}).predict('被告人盗窃现金8000元。')\n"
+        "import sys; from curt.classifier.model import load_classifier\n"
+        f"load_classifier({str(folder)!r}).predict('被告人盗窃现金8000元。')\n"
         "print([m for m in ('sklearn', 'scipy', 'onnx', 'torch', 'transformers') "
         "if m in sys.modules])"
     )

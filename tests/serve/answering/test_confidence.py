@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from compress.classifier.agreement import Trial, fit_agreement
-from compress.classifier.train import train_fallback
+from compress.classifier.train import train_classifier
 from curt.classifier.confidence import thought_evidence
-from curt.classifier.model import MODEL, Fallback, load_fallback
+from curt.classifier.model import MODEL, Classifier, load_classifier
 from curt.corpus.generate.generator import generate_cases
 from curt.law.verdict import Case, Term, Verdict
 from serve.answering.confidence import WITHHELD, Confidence, ConfidenceReader, LikelyTerm
@@ -24,17 +24,17 @@ THEFT_VERDICT = Verdict(("盗窃",), ("264",), Term("fixed", 8))
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Fallback:
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
     config = write_splits(tmp_path_factory.mktemp("confidence"), dev=100)
-    train_fallback(config)
-    return load_fallback(config.out)
+    train_classifier(config)
+    return load_classifier(config.out)
 
 
 @pytest.fixture(scope="module")
-def fallback(plain: Fallback) -> Fallback:
+def classifier(plain: Classifier) -> Classifier:
     """The classifier with the agreement of a model that errs where its thinking is cut."""
     trials = [_answer(plain, case, i) for i, case in enumerate(generate_cases(200, "answers"))]
-    return Fallback(
+    return Classifier(
         plain.labels,
         plain.vocabulary,
         _model_of(plain),
@@ -43,20 +43,20 @@ def fallback(plain: Fallback) -> Fallback:
     )
 
 
-def _model_of(fallback: Fallback) -> bytes:
-    return (Path(fallback.manifest.config["out"]) / MODEL).read_bytes()
+def _model_of(classifier: Classifier) -> bytes:
+    return (Path(classifier.manifest.config["out"]) / MODEL).read_bytes()
 
 
-def _answer(fallback: Fallback, case: Case, place: int) -> Trial:
+def _answer(classifier: Classifier, case: Case, place: int) -> Trial:
     cut, truth = place % 3 == 0, case.verdict
     months = min(300, max(1, truth.term.months) * (4 if cut else 1))
     answer = Verdict(truth.charges, truth.articles, Term("fixed", months))
-    return Trial(place, fallback.score(case.fact), answer, thought_evidence(cut, 6), truth)
+    return Trial(place, classifier.score(case.fact), answer, thought_evidence(cut, 6), truth)
 
 
 @pytest.fixture
-def reader(fallback: Fallback) -> ConfidenceReader:
-    return ConfidenceReader(fallback, model_manifest=DIGEST[:12])
+def reader(classifier: Classifier) -> ConfidenceReader:
+    return ConfidenceReader(classifier, model_manifest=DIGEST[:12])
 
 
 def assess(reader: ConfidenceReader, verdict: Verdict = THEFT_VERDICT, **how) -> Confidence:
@@ -96,16 +96,16 @@ def test_cut_thinking_is_trusted_less(reader):
     assert first[1] - first[0] >= second[1] - second[0]
 
 
-def test_the_threshold_is_settable(fallback):
+def test_the_threshold_is_settable(classifier):
     def abstains(below: float) -> bool:
-        reader = ConfidenceReader(fallback, model_manifest=DIGEST, abstain_below=below)
+        reader = ConfidenceReader(classifier, model_manifest=DIGEST, abstain_below=below)
         return assess(reader).abstain
 
     assert (abstains(0.0), abstains(1.0)) == (False, True)
 
 
-def test_the_coverage_is_settable_for_all_and_for_one(fallback):
-    reader = ConfidenceReader(fallback, coverage=0.5)
+def test_the_coverage_is_settable_for_all_and_for_one(classifier):
+    reader = ConfidenceReader(classifier, coverage=0.5)
     narrow, wide = assess(reader), assess(reader, coverage=0.9)
     assert (narrow.term_interval.coverage, wide.term_interval.coverage) == (0.5, 0.9)
     assert ends(wide.term_interval)[1] >= ends(narrow.term_interval)[1]
@@ -119,15 +119,15 @@ def test_without_agreement_nothing_is_claimed_of_a_models_verdict(plain):
     assert found.term_interval.basis == "classifier"
 
 
-def test_the_agreement_of_another_model_is_not_used(fallback, caplog):
+def test_the_agreement_of_another_model_is_not_used(classifier, caplog):
     with caplog.at_level(logging.WARNING):
-        reader = ConfidenceReader(fallback, model_manifest="cd" * 32)
+        reader = ConfidenceReader(classifier, model_manifest="cd" * 32)
     assert assess(reader).probabilities is None
     assert "judges demo" in caplog.text
 
 
-def test_the_classifiers_own_verdict_has_its_own_probabilities(reader, fallback):
-    answer = fallback.predict(THEFT)
+def test_the_classifiers_own_verdict_has_its_own_probabilities(reader, classifier):
+    answer = classifier.predict(THEFT)
     found = assess(reader, answer.verdict, source="fallback")
     assert found.term_interval.basis == "classifier"
     assert found.probabilities.charge == pytest.approx(answer.confidences["charge"], abs=1e-4)
@@ -146,19 +146,19 @@ def test_a_fact_without_letters_has_no_confidence(reader):
         ({"abstain_below": 1.5}, "abstain_below of 1.5"),
     ],
 )
-def test_settings_out_of_range_are_refused_at_the_start(fallback, how, message):
+def test_settings_out_of_range_are_refused_at_the_start(classifier, how, message):
     with pytest.raises(ValueError, match=message):
-        ConfidenceReader(fallback, **how)
+        ConfidenceReader(classifier, **how)
 
 
 def test_a_folder_without_probabilities_is_refused(plain):
-    older = Fallback(plain.labels, plain.vocabulary, _model_of(plain))
+    older = Classifier(plain.labels, plain.vocabulary, _model_of(plain))
     with pytest.raises(ValueError, match="no probabilities"):
         ConfidenceReader(older)
 
 
-def test_many_charges_may_be_asked_for_and_none_may_not(reader, fallback):
-    assert len(assess(reader, top_k=1000).charges) == min(20, len(fallback.labels.charges))
+def test_many_charges_may_be_asked_for_and_none_may_not(reader, classifier):
+    assert len(assess(reader, top_k=1000).charges) == min(20, len(classifier.labels.charges))
     with pytest.raises(ValueError, match="top_k of 0"):
         assess(reader, top_k=0)
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from fastapi import Request
 
-from compress.classifier.train import train_fallback
-from curt.classifier.model import load_fallback
+from compress.classifier.train import train_classifier
+from curt.classifier.model import load_classifier
 from curt.engines.protocol import Generation
 from serve.answering.answering import Answering, OnlyWay
 from serve.api.reply import Identity, Served
@@ -28,7 +28,7 @@ from tests.serve.fake_pool import FakePool, generation
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = write_splits(tmp_path_factory.mktemp("unfamiliar"), dev=100)
-    train_fallback(config)
+    train_classifier(config)
     return config.out
 
 
@@ -58,16 +58,16 @@ def test_no_probability_is_given_of_unfamiliar_text(settings: Settings, folder: 
 def test_the_classifiers_own_verdict_on_unfamiliar_text_claims_nothing(
     settings: Settings, folder: Path
 ) -> None:
-    fallback, pool = load_fallback(folder), FakePool(GOOD)
+    classifier, pool = load_classifier(folder), FakePool(GOOD)
     identity = Identity.of(settings.model, settings.manifest())
     way = OnlyWay(pool, identity)
-    answering = Answering(lambda *_: way, settings, Metrics(), fallback=fallback)
+    answering = Answering(lambda *_: way, settings, Metrics(), classifier=classifier)
 
     state = {"request_id": "r", "started_s": time.monotonic(), "log": {}, "way": way}
     asking = Request({"type": "http", "headers": [], "state": state})
     for fact, claims in ((known_fact(), True), (STRANGE, False)):
         nothing = generation("", finish="deadline", prompt_tokens=0, answer_tokens=0)
-        served = Served(nothing, 0, 0, False, 0.0, fallback.predict(fact), "overloaded")
+        served = Served(nothing, 0, 0, False, 0.0, classifier.predict(fact), "overloaded")
         reply = answering.reply_to(asking, PredictRequest(fact=fact), served, 400)
         assert reply.source == "fallback"
         assert (reply.confidences is not None) is claims

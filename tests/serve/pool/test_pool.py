@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from curt.classifier.model import Answer
+from curt.classifier.model import Prediction
 from curt.engines.budget import ENOUGH
 from curt.law.verdict import Term, Verdict
 from serve.api.reply import Served
@@ -333,10 +333,10 @@ class FakeClassifier:
     def __init__(self) -> None:
         self.facts: list[str] = []
 
-    def predict(self, fact: str) -> Answer:
+    def predict(self, fact: str) -> Prediction:
         self.facts.append(fact)
         verdict = Verdict(("诈骗",), ("266",), Term("fixed", 36))
-        return Answer(verdict, {"charge": 0.8, "article": 0.7, "term": 0.4}, {"charge": 0.3})
+        return Prediction(verdict, {"charge": 0.8, "article": 0.7, "term": 0.4}, {"charge": 0.3})
 
 
 async def idle_after(pool: WorkerPool) -> float:

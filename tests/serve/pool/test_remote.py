@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from curt.artifact import load_manifest
-from curt.classifier.model import Answer
+from curt.classifier.model import Prediction
 from curt.engines.remote.engine import RemoteModel
 from curt.law.verdict import Term, Verdict
 from serve.api.reply import Served
@@ -179,9 +179,9 @@ def test_ready_follows_the_server(server: CompletionsServer, micro_model: Path) 
 class FakeClassifier:
     """Always says fraud."""
 
-    def predict(self, fact: str) -> Answer:
+    def predict(self, fact: str) -> Prediction:
         verdict = Verdict(("诈骗",), ("266",), Term("fixed", 36))
-        return Answer(verdict, {"charge": 0.8, "article": 0.7, "term": 0.4}, {"charge": 0.3})
+        return Prediction(verdict, {"charge": 0.8, "article": 0.7, "term": 0.4}, {"charge": 0.3})
 
 
 def test_a_server_killed_under_way_ends_in_the_classifiers_verdict_by_the_deadline(
