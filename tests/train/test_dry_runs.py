@@ -17,7 +17,7 @@ from trl import GRPOConfig
 
 from curt.artifact import load_manifest
 from curt.config import load_config
-from tests.train.runs import ROOT, make_corpus, sft_config
+from tests.train.training_runs import ROOT, make_corpus, sft_config
 from train.grpo import GRPOSettings, train_grpo, trl_options
 from train.sft import SFTConfig, train_warm_start
 

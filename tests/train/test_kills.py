@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.train.runs import (
+from tests.train.training_runs import (
     GENERATIONS,
     PROMPTS,
     finish,

@@ -13,7 +13,7 @@ import pytest
 from curt.artifact import ArtifactError, load_manifest
 from curt.corpus.store import read_cases
 from curt.dialogue import parse_completion
-from tests.train.runs import (
+from tests.train.training_runs import (
     GENERATIONS,
     PROMPTS,
     finish,

@@ -12,7 +12,7 @@ import pytest
 from curt.artifact import load_manifest
 from curt.config import load_config
 from tests.train.judge.judge_server import Reply, judge_server
-from tests.train.runs import ROOT, make_corpus, sft_config
+from tests.train.training_runs import ROOT, make_corpus, sft_config
 from train.data.trajectories import iterate_groups
 from train.grpo import GRPOSettings, train_grpo, trl_options
 from train.judge import JudgeUnavailableError

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.runs import make_corpus, sft_config
+from tests.train.training_runs import make_corpus, sft_config
 from train.data.trajectories import iterate_groups
 from train.sft import train_warm_start
 

@@ -9,7 +9,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
-from tests.train.runs import ROOT
+from tests.train.training_runs import ROOT
 
 FOLDER = ROOT / "configs" / "accelerate"
 KINDS = {

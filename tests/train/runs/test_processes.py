@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from curt.artifact import load_manifest
-from tests.train.runs import (
+from tests.train.training_runs import (
     GENERATIONS,
     ROOT,
     finish,
