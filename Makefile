@@ -142,25 +142,13 @@ ablation: $(RUN)/eval/grpo-none.json $(RUN)/eval/grpo-default.json report ## GRP
 bench-penalties: $(RUN)/warm-start/manifest.json ## Length penalties side by side (40 minutes)
 	$(PY) -m benchmarks.penalties @configs/demo/bench-penalties.toml
 
-.PHONY: bench-step
-bench-step: $(RUN)/warm-start/manifest.json ## A GRPO step of ours beside plain TRL's (minutes)
-	$(PY) -m benchmarks.step_time @$(CONFIGS)/grpo.toml --model $(RUN)/warm-start --corpus $(RUN)/corpus
-
-.PHONY: bench-corpus
-bench-corpus: $(STAMP) ## Speed and memory of a corpus build, 10,000 and 200,000 records
-	$(PY) -m benchmarks.corpus_throughput
-
 # --- the served model, measured; on a machine that does nothing else --------------------------
 SERVED = --model $(ORT) --fallback $(RUN)/fallback --cases $(RUN)/corpus/test.jsonl
 
 .PHONY: bench-serving
 bench-serving: $(RUN)/fallback/agreement.json ## Rates, deadlines, front, kills and stops (35 minutes)
-	for what in rates deadlines front_overhead survival; do \
-	    $(PY) -m benchmarks.$$what $(SERVED) || exit 1; done
-
-.PHONY: bench-batching
-bench-batching: $(RUN)/ort-int4-plain/manifest.json ## Workers x threads x batch under load (12 minutes)
-	OMP_NUM_THREADS=1 $(PY) -m benchmarks.batching --model $(RUN)/ort-int4-plain
+	for what in rates deadlines front survival; do \
+	    $(PY) -m benchmarks.load.$$what $(SERVED) || exit 1; done
 
 .PHONY: bench-soak
 bench-soak: $(RUN)/fallback/agreement.json ## Ten minutes at 80% of capacity: memory, p99, misses
@@ -171,17 +159,9 @@ bench-before-after: $(ORT)/manifest.json $(ORT)-warm-start/manifest.json ## Long
 	$(PY) -m benchmarks.before_after --warm_start $(ORT)-warm-start \
 	    --penalised $(ORT) --cases $(RUN)/corpus/test.jsonl
 
-.PHONY: bench-roofline
-bench-roofline: $(ORT)/manifest.json ## Decode rate against bytes over bandwidth
-	$(PY) -m benchmarks.roofline --models '["$(ORT)"]' --cases $(RUN)/corpus/test.jsonl
-
 .PHONY: bench-smoke
 bench-smoke: $(STAMP) ## Ratios against the committed baseline; fails on 20% loss (3 minutes)
 	$(PY) -m benchmarks.smoke --run $(RUN)
-
-.PHONY: bench-stalled
-bench-stalled: $(STAMP) ## A stalling server: an open run fails it, a closed one passes it (2 minutes)
-	$(PY) -m tests.loadtest.stalled_runs
 
 PEERS ?= .venv-peers
 .PHONY: peers-env
@@ -329,10 +309,6 @@ replicas-update: $(STAMP) ## Rolling update of the replicas to MODEL=folder
 .PHONY: replicas-down
 replicas-down: $(STAMP) ## Stop the replicas
 	$(PY) -m deploy.replicas down --run $(RUN)/replicas
-
-.PHONY: bench-fleet
-bench-fleet: $(RUN)/fallback/agreement.json ## Kill and update replicas under load
-	$(PY) -m benchmarks.fleet --rate 8
 
 .PHONY: bench-simulation
 bench-simulation: $(RUN)/fallback/agreement.json ## A simulated fleet beside two real replicas, then sizes

@@ -157,6 +157,23 @@ def test_import_contracts_cover_every_package() -> None:
     assert any(contract.get("containers") == ["curt"] for contract in settings["contracts"])
 
 
+def test_only_the_tests_of_benchmarks_import_benchmarks() -> None:
+    """A benchmark may measure any stage; whoever needed one would have to keep it."""
+    importers = set()
+    for name in tracked_files():
+        file = ROOT / name
+        if file.suffix != ".py" or not file.is_file():
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            if any(module.split(".")[0] == "benchmarks" for module in names):
+                importers.add("/".join(Path(name).parts[:2]))
+    others = {name for name in importers if not name.startswith("benchmarks/")}
+    assert others == {"tests/benchmarks"}
+
+
 def test_the_licence_is_the_one_declared() -> None:
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert PROJECT["project"]["license"] == "Apache-2.0"

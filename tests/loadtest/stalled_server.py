@@ -18,12 +18,12 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def serving(
-    port: int, *, stall_s: float = 1.0, period_s: float = 5.0, service_s: float = 0.005
+    *, stall_s: float = 1.0, period_s: float = 5.0, service_s: float = 0.005
 ) -> Iterator[str]:
     """A server of `/predict` replies until the block ends; yields its address.
 
     Each request takes `service_s`; one that comes in the first `stall_s` of any `period_s` waits
-    for the rest of the stall first. Port 0 takes a free one.
+    for the rest of the stall first.
     """
     started_s = time.monotonic()
 
@@ -68,7 +68,7 @@ def serving(
             except BrokenPipeError:
                 return  # the client gave up: its own figures say so
 
-    server = _Server(("127.0.0.1", port), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

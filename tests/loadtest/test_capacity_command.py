@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 def test_an_interrupted_search_goes_on_and_writes_all_it_promises(tmp_path: Path) -> None:
     cases, report = tmp_path / "cases.jsonl", tmp_path / "capacity.json"
     cases.write_text('{"fact": "被告人张某窃取现金2000元。"}\n', encoding="utf-8")
-    with serving(0, stall_s=0.0) as host:
+    with serving(stall_s=0.0) as host:
         command = [
             sys.executable, "-m", "loadtest.capacity", "--host", host, "--report", str(report),
             "--cases", str(cases), "--slo_p99_ms", "2000", "--deadline_ms", "2000",

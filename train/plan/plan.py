@@ -5,8 +5,8 @@
     python -m train.plan @configs/qwen3-0.6b/grpo.toml --gpus 1xL4 --price 0.8
 
 Takes every setting of `train.grpo` or `train.sft`, whichever the file is for. The formulas stand in
-the docstrings of `train.plan.memory` and `train.plan.speed`; `python -m benchmarks.plan_error` sets
-them beside runs that were timed. Ends with status 1 where the run doesn't fit, naming what would.
+the docstrings of `train.plan.memory` and `train.plan.speed`; `docs/experiments.md` sets them beside
+runs that were timed. Ends with status 1 where the run doesn't fit, naming what would.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class HostileConfig(Config):
     """Genuine cases asked before, after each tenth of the attacks, and at the end."""
     growth_mib: float = 32.0
     """Memory all processes together may gain after the first fifth of the attacks."""
-    report: Path = Path("benchmarks/hostile.json")
+    report: Path = Path("artifacts/hostile.json")
     """File of results."""
 
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.penalties.__main__ import PenaltyBenchConfig
 from benchmarks.penalties.plot import draw_penalties
 from benchmarks.penalties.summary import (
     area_under_curve,
@@ -11,6 +14,10 @@ from benchmarks.penalties.summary import (
     obedience_rows,
     summarise_method,
 )
+from curt.config import load_config
+from train.grpo import GRPOSettings
+
+ROOT = Path(__file__).parents[2]
 
 
 def evaluation(flags, lengths, curve):
@@ -75,3 +82,14 @@ def test_the_plot_is_a_picture_of_every_method():
     picture = draw_penalties(summary)
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 10_000
+
+
+def test_every_method_of_the_benchmark_is_a_change_that_grpo_accepts():
+    file = ROOT / "configs" / "demo" / "bench-penalties.toml"
+    bench = load_config(PenaltyBenchConfig, [f"@{file}"])
+    shipped = load_config(GRPOSettings, [f"@{ROOT / bench.grpo}"])
+    assert bench.methods[bench.default]["penalty"] == shipped.penalty.model_dump(
+        exclude_defaults=True
+    ) | {"type": shipped.penalty.type}
+    for changes in bench.methods.values():
+        assert GRPOSettings.model_validate({**shipped.model_dump(), **changes})
