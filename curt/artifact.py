@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from curt.config import flaws_of
 from curt.dialogue import PROMPT_VERSION
 from curt.files import sha256, whole_folder, write_json
 from curt.law.statutes import STATUTE_VERSION
@@ -96,7 +97,9 @@ def load_manifest(folder: Path | str, *, expect: Format | None = None) -> Manife
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ArtifactError(f"{path} is not a valid manifest: {error}") from error
+        raise ArtifactError(
+            f"{path} is not a valid manifest ({flaws_of(error)}): make the artifact again"
+        ) from None
     if expect and manifest.format != expect:
         raise ArtifactError(f"{folder} holds {manifest.format}, but {expect} is needed here")
     if manifest.prompt_version != PROMPT_VERSION:

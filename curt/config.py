@@ -73,6 +73,15 @@ def load_config(cls: type[C], argv: list[str] | None = None) -> C:
         sys.exit(f"error: {cls.__name__} refused\n{details}\nsee --help for every setting")
 
 
+def flaws_of(error: ValidationError) -> str:
+    """Where a file or body is wrong and how, in one line and without the values themselves.
+
+    Values stay out because they may be part of a case.
+    """
+    flaws = error.errors(include_input=False, include_url=False)[:5]
+    return "; ".join(f"{'.'.join(map(str, f['loc'])) or 'file'}: {f['msg']}" for f in flaws)
+
+
 def run(
     cls: type[C],
     work: Callable[[C], int | None],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from curt.report.inputs import Evaluation, LoadTest, Step
+from curt.report.inputs import Evaluation, LoadTest, TrainingStep
 
 Z = 1.959964  # two-sided 95%
 SMALL_SAMPLE = 200  # below, a proportion's interval is wider than about ±7 points
@@ -154,7 +154,7 @@ def say_sample(evaluation: Evaluation) -> str:
     return text
 
 
-def say_training(name: str, rows: Sequence[Step]) -> str:
+def say_training(name: str, rows: Sequence[TrainingStep]) -> str:
     """First tenth of a run against its last tenth, for what it logged."""
     window = max(1, len(rows) // 10)
     parts = []
@@ -178,13 +178,13 @@ def say_training(name: str, rows: Sequence[Step]) -> str:
     return f"{steps} (first tenth against last): {', '.join(parts)}."
 
 
-def column_of(rows: Sequence[Step], column: str) -> list[tuple[float, float]]:
+def column_of(rows: Sequence[TrainingStep], column: str) -> list[tuple[float, float]]:
     """(step, value) of the rows that logged a column."""
     pairs = [(row.step, getattr(row, column)) for row in rows]
     return [(step, value) for step, value in pairs if value is not None]
 
 
-def say_loss(rows: Sequence[Step]) -> str:
+def say_loss(rows: Sequence[TrainingStep]) -> str:
     """Where the warm start's loss went."""
     values = column_of(rows, "loss")
     if len(values) < 2:

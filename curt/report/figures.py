@@ -9,7 +9,7 @@ from matplotlib.ticker import PercentFormatter
 
 from curt.drawing import INK, LINES, MARKERS, SERIES, finish_figure, new_figure
 from curt.report.claims import column_of, wilson
-from curt.report.inputs import Evaluation, LoadTest, Step
+from curt.report.inputs import Evaluation, LoadTest, TrainingStep
 
 LABELS = {
     "warm-start": "Warm start",
@@ -38,7 +38,7 @@ def draw_lengths(named: Sequence[tuple[str, Sequence[int]]]) -> str:
     return finish_figure(figure, axes, "Distribution of thinking tokens")
 
 
-def draw_training(named: Sequence[tuple[str, Sequence[Step]]]) -> str:
+def draw_training(named: Sequence[tuple[str, Sequence[TrainingStep]]]) -> str:
     """Reward, exact share and thinking tokens over the steps: raw faint, running mean bold."""
     wanted = (
         ("reward", "reward"),
@@ -68,7 +68,7 @@ def draw_training(named: Sequence[tuple[str, Sequence[Step]]]) -> str:
     return finish_figure(figure, axes, "Training over its steps")
 
 
-def draw_loss(rows: Sequence[Step]) -> str:
+def draw_loss(rows: Sequence[TrainingStep]) -> str:
     """Warm-start loss over the steps."""
     figure, axes = new_figure(1)
     pairs = column_of(rows, "loss")

@@ -18,8 +18,10 @@ from pydantic import (
 )
 
 from curt.artifact import MANIFEST, ArtifactError, Manifest, load_manifest
+from curt.config import flaws_of
 from curt.files import sha256
 
+CLASSIFIER_FORMAT = "fallback-onnx"
 WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".data", ".bin")
 
 T = TypeVar("T")
@@ -90,7 +92,7 @@ class Evaluation(Part):
     examples: list[Example] = []
 
 
-class Step(Part):
+class TrainingStep(Part):
     """One row of a training history; stages log different columns."""
 
     step: float
@@ -110,6 +112,13 @@ class Parity(Part):
     argmax_agreement: float | None = None
     prefill_tokens_per_s_1_threads: float | None = None
     decode_tokens_per_s_1_threads: float | None = None
+
+
+class Classifier(Part):
+    """`<folder>/manifest.json` of a classifier: the cheapest rival of every model of the run."""
+
+    evaluation: dict[str, float]
+    tools: dict[str, str] = {}
 
 
 class LoadSettings(Part):
@@ -175,8 +184,9 @@ class RunParts:
 
     name: str
     evaluations: Mapping[str, Evaluation]
-    histories: Mapping[str, list[Step]]
+    histories: Mapping[str, list[TrainingStep]]
     artifacts: list[Artifact]
+    classifiers: Mapping[str, Classifier]
     load_test: LoadTest | None
     timing_s: Mapping[str, float]
 
@@ -193,17 +203,31 @@ def read_run(folder: Path) -> RunParts:
         path.stem: _read(path, Evaluation) for path in sorted((folder / "eval").glob("*.json"))
     }
     histories = {
-        path.parent.name: _read(path, list[Step]) for path in sorted(folder.glob("*/history.json"))
+        path.parent.name: _read(path, list[TrainingStep])
+        for path in sorted(folder.glob("*/history.json"))
+    }
+    folders = [path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))]
+    classifiers = {
+        path.name: _read(path / MANIFEST, Classifier) for path in folders if _is_classifier(path)
     }
     load_path, timing_path = folder / "loadtest.json", folder / "timing.json"
     return RunParts(
         name=folder.resolve().name,
         evaluations=evaluations,
         histories={name: rows for name, rows in histories.items() if rows},
-        artifacts=[_read_artifact(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}"))],
+        artifacts=[_read_artifact(path) for path in folders if path.name not in classifiers],
+        classifiers=classifiers,
         load_test=_read(load_path, LoadTest) if load_path.is_file() else None,
         timing_s=_read(timing_path, dict[str, float]) if timing_path.is_file() else {},
     )
+
+
+def _is_classifier(folder: Path) -> bool:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except ValueError:
+        return False  # told as a flaw of a model folder
+    return isinstance(manifest, dict) and manifest.get("format") == CLASSIFIER_FORMAT
 
 
 def _read_artifact(folder: Path) -> Artifact:
@@ -243,12 +267,7 @@ def _read(path: Path, shape: type[T]) -> T:
     try:
         return TypeAdapter(shape).validate_json(path.read_bytes())
     except ValidationError as error:
-        # Only where and what is wrong: the value itself may be part of a case.
-        flaws = "; ".join(
-            f"{'.'.join(map(str, flaw['loc'])) or 'file'}: {flaw['msg']}"
-            for flaw in error.errors(include_input=False)[:5]
-        )
         raise ValueError(
-            f"{path} is not what its stage writes ({flaws}): run that stage again, or remove the "
-            "file to report without it"
+            f"{path} is not what its stage writes ({flaws_of(error)}): run that stage again, or "
+            "remove the file to report without it"
         ) from None

@@ -20,6 +20,7 @@ from curt.report.inputs import Artifact, Evaluation, Example, Parity, RunParts, 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 BEFORE, CONTROL, AFTER = "warm-start", "grpo-none", "grpo-default"
 WARM_START_HISTORY = "warm-start"
+CLASSIFIER_SCORES = ("charge_micro_f1", "article_micro_f1", "term_score_official", "exact")
 MAX_EXAMPLES = 4
 
 
@@ -69,6 +70,7 @@ def render_page(run: RunParts) -> str:
         scores=score_table(run.evaluations),
         traits=trait_table(run.evaluations),
         artifacts=artifact_rows(run),
+        classifiers=classifier_rows(run),
         pairs=pair_examples(run.evaluations),
         tools=tool_versions(run.artifacts),
         not_run=NOT_RUN,
@@ -267,6 +269,18 @@ def artifact_rows(run: RunParts) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def classifier_rows(run: RunParts) -> list[dict[str, str]]:
+    """One row for each classifier folder: what it reaches alone, without any reasoning."""
+    return [
+        {
+            "name": name,
+            "latency": _measured(classifier.evaluation.get("latency_p50_ms"), ".2f"),
+            **{score: _score(classifier.evaluation.get(score)) for score in CLASSIFIER_SCORES},
+        }
+        for name, classifier in run.classifiers.items()
+    ]
 
 
 def pair_examples(evaluations: Mapping[str, Evaluation]) -> list[Pair]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from curt.artifact import write_artifact
 from curt.report import claims
-from curt.report.inputs import Evaluation, LoadTest, Step, read_run
+from curt.report.inputs import Evaluation, LoadTest, TrainingStep, read_run
 from curt.report.page import make_cards, render_page
 
 HOSTILE = '<script>alert("x")</script><img src="http://evil.test/x.png" onerror=y>{{ 7*7 }}&'
@@ -379,11 +379,11 @@ def test_the_bootstrap_repeats_and_brackets_the_mean() -> None:
 
 
 def test_training_sentences_follow_the_rows() -> None:
-    rows = [Step(**row) for row in history(80, 30)]
+    rows = [TrainingStep(**row) for row in history(80, 30)]
     sentence = claims.say_training("GRPO", rows)
     assert "thinking tokens fell from 77.9 to 32.1" in sentence
     assert "reward rose" in sentence
-    flat = [Step(step=i, thinking_tokens=50.0) for i in range(10)]
+    flat = [TrainingStep(step=i, thinking_tokens=50.0) for i in range(10)]
     assert "thinking tokens stayed at 50.0" in claims.say_training("GRPO", flat)
     assert "exact" not in claims.say_training("GRPO", flat)
 
@@ -394,3 +394,34 @@ def test_budget_sentences_name_the_leader_or_a_tie() -> None:
     assert "At 16 tokens two leads with 40.0%" in claims.say_budgets([("one", one), ("two", two)])
     assert "At 16 tokens all are equal" in claims.say_budgets([("one", one), ("also", one)])
     assert claims.say_budgets([("one", one)]) == "one is most often exact (60.0%) at 64 tokens."
+
+
+def test_a_classifier_folder_is_the_rival_and_no_broken_model(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo")
+    scores = {"charge_micro_f1": 0.899, "term_score_official": 0.607, "latency_p50_ms": 0.41}
+    put(
+        run / "fallback/manifest.json",
+        {"format": "fallback-onnx", "evaluation": scores, "tools": {}, "files": {}, "features": ""},
+    )
+    page = page_of(run)
+    assert "not a valid model folder" not in page
+    rival = page[page.index("The classifier alone") :]
+    assert "0.899" in rival
+    assert "0.607" in rival
+    assert "0.41" in rival
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"format": "hf", "files": 3}'])
+def test_a_page_shows_no_exception_for_a_folder_that_does_not_load(
+    tmp_path: Path, manifest: str
+) -> None:
+    run = make_run(tmp_path / "demo")
+    (run / "broken").mkdir()
+    (run / "broken/manifest.json").write_text(manifest, encoding="utf-8")
+    seen = Loads()
+    seen.feed(page_of(run))
+    text = " ".join(seen.text)
+    assert "broken is not a valid model folder" in text
+    assert (
+        re.search(r"Traceback|validation error|Error\b|errors\.pydantic|input_value", text) is None
+    )
