@@ -33,7 +33,8 @@ from train.loop.advantages import Estimator
 from train.loop.curriculum import Curriculum, draw_budget
 from train.loop.guard import AccuracyGuard
 from train.loop.scoring import check_weights
-from train.penalties import KimiPenalty, Penalty
+from train.penalties import Penalty
+from train.penalties.kimi import KimiPenalty
 from train.rewards import Combination
 from train.runs.checkpoints import (
     checkpoint_step,

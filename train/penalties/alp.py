@@ -40,7 +40,3 @@ class AlpPenalty(LengthPenalty):
             c - self.beta * rate * length / self.scale
             for c, length in zip(group.correct, group.lengths, strict=True)
         ]
-
-    def bounds(self, longest: int) -> tuple[float, float]:
-        """A completion of the greatest length on a solved prompt."""
-        return -self.beta * longest / self.scale, 1.0

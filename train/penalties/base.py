@@ -77,25 +77,22 @@ Invariant = Literal[
 class LengthPenalty(BaseModel, ABC):
     """Base of all penalties: frozen constants, unknown ones refused.
 
-    `breaks` names each invariant that the published formula violates, and how; all others hold
-    for every admitted constant, for groups with c in {0, 1} or {-1, 1}.
+    The class attributes say what others must know of a penalty; tests hold them to the formula.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    needs_history: ClassVar[bool] = False
+    """Whether earlier steps change the value: then it can't be computed without the run."""
+    needs_group: ClassVar[bool] = True
+    """Whether the other completions of its group change the value of one."""
     breaks: ClassVar[Mapping[Invariant, str]] = {}
+    """Each invariant that the published formula violates, and how; all others hold for every
+    admitted constant, for groups with c in {0, 1} or {-1, 1}."""
     type: str
 
     @abstractmethod
     def __call__(self, group: Group, history: History = NO_HISTORY) -> list[float]:
         """Shaped correctness, one value a completion. `history`: the groups before this step."""
-
-    def bounds(self, longest: int) -> tuple[float, float]:
-        """Smallest and largest value for c in {0, 1}.
-
-        Args:
-            longest: upper end of lengths and stated budgets, in tokens.
-        """
-        return 0.0, 1.0
 
 
 def clip(value: float, low: float = 0.0, high: float = 1.0) -> float:

@@ -32,6 +32,7 @@ class CosinePenalty(LengthPenalty):
     """
 
     type: Literal["cosine"] = "cosine"
+    needs_group: ClassVar[bool] = False
     breaks: ClassVar[Mapping[Invariant, str]] = {
         "prefers_shorter": "a wrong completion is worth more the longer it is, to keep exploring",
         "spares_wrong": "the wrong branch depends on length",
@@ -60,7 +61,3 @@ class CosinePenalty(LengthPenalty):
             phase = math.cos(math.pi * clip(length / limit))
             shaped.append(end + (start - end) * (1 + phase) / 2)
         return shaped
-
-    def bounds(self, longest: int) -> tuple[float, float]:
-        """The smallest wrong and the largest right constant."""
-        return min(self.wrong_short, self.wrong_long), max(self.right_short, self.right_long)

@@ -22,6 +22,7 @@ class DapoOverlongPenalty(LengthPenalty):
     """
 
     type: Literal["dapo-overlong"] = "dapo-overlong"
+    needs_group: ClassVar[bool] = False
     breaks: ClassVar[Mapping[Invariant, str]] = {
         "spares_wrong": "wrong completions are punished for length too",
     }
@@ -40,10 +41,6 @@ class DapoOverlongPenalty(LengthPenalty):
             c + self.weight * _punishment(length, free, limit)
             for c, length in zip(group.correct, group.lengths, strict=True)
         ]
-
-    def bounds(self, longest: int) -> tuple[float, float]:
-        """A wrong overlong and a right short completion."""
-        return -self.weight, 1.0
 
 
 def _punishment(length: int, free: int, limit: int) -> float:

@@ -40,7 +40,3 @@ class DdcaPenalty(LengthPenalty):
             c + scale * (centre - next(remaining)) if ok else c
             for c, ok in zip(group.correct, group.right, strict=True)
         ]
-
-    def bounds(self, longest: int) -> tuple[float, float]:
-        """Two logistic values differ by less than 1."""
-        return 0.0, 1 + self.beta

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ class DlerPenalty(LengthPenalty):
     """
 
     type: Literal["dler"] = "dler"
+    needs_group: ClassVar[bool] = False
     factor: float = Field(0.1, gt=0, le=1)
     """Share of the reward kept past the limit (paper: 0.1)."""
     limit: int | None = Field(None, ge=0)

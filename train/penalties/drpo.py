@@ -43,7 +43,3 @@ class DrpoPenalty(LengthPenalty):
             c * weight / mean if weight else c
             for c, weight in zip(group.correct, weights, strict=True)
         ]
-
-    def bounds(self, longest: int) -> tuple[float, float]:
-        """One weight is at most exp(1 / temperature) times another."""
-        return 0.0, math.exp(1 / self.temperature)

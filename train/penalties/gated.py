@@ -1,4 +1,4 @@
-"""The default penalty."""
+"""Our own penalty: takes from right answers only, and less on hard prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from train.penalties.history import History
 
 
 class GatedPenalty(LengthPenalty):
-    """The default: correctness-gated, multiplicative, scaled by the group's pass rate.
+    """Correctness-gated, multiplicative, scaled by the group's pass rate; no paper.
 
     c x (1 - weight x p x excess) x (1 - over_budget x overrun), where p is the share of right
     completions, excess = clip((L - shortest right - tolerance) / max(longest - shortest right,

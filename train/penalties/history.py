@@ -32,13 +32,6 @@ class History:
 
     groups: tuple[GroupOutcome, ...] = ()
 
-    def last_steps(self, count: int) -> tuple[GroupOutcome, ...]:
-        """Groups of the newest `count` steps."""
-        if not self.groups:
-            return ()
-        first = self.groups[-1].step - count + 1
-        return tuple(g for g in self.groups if g.step >= first)
-
     def accuracies(self) -> list[float]:
         """Mean exact correctness of every step, oldest first."""
         return [

@@ -38,7 +38,3 @@ class KimiPenalty(LengthPenalty):
             bonus = 0.5 - (length - shortest) / (longest - shortest)
             shaped.append(c + self.weight * (bonus if c > 0 else min(0.0, bonus)))
         return shaped
-
-    def bounds(self, longest: int) -> tuple[float, float]:
-        """The ends of lambda x weight."""
-        return -self.weight / 2, 1 + self.weight / 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ class LaserPenalty(LengthPenalty):
     """
 
     type: Literal["laser"] = "laser"
+    needs_group: ClassVar[bool] = False
     bonus: float = Field(0.5, ge=0)
     """Paper: 0.5."""
     limit: int | None = Field(None, ge=0)
@@ -26,10 +27,6 @@ class LaserPenalty(LengthPenalty):
     def __call__(self, group: Group, history: History = NO_HISTORY) -> list[float]:
         """Shaped correctness in [0, 1 + bonus]."""
         return add_bonus(group, self.bonus, resolve_limit(self.limit, group))
-
-    def bounds(self, longest: int) -> tuple[float, float]:
-        """A right answer within the target."""
-        return 0.0, 1 + self.bonus
 
 
 def add_bonus(group: Group, bonus: float, target: int) -> list[float]:

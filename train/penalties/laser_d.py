@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,7 @@ class LaserDPenalty(LengthPenalty):
     """
 
     type: Literal["laser-d"] = "laser-d"
+    needs_history: ClassVar[bool] = True
     bonus: float = Field(0.5, ge=0)
     """Paper: 0.5."""
     start: int = Field(128, ge=0)
@@ -49,10 +50,6 @@ class LaserDPenalty(LengthPenalty):
             and bucket_of(sum(c > 0 for c in g.correct) / len(g.correct)) == bucket
         ]
         return smallest_target(block, default=self.start)
-
-    def bounds(self, longest: int) -> tuple[float, float]:
-        """A right answer within the target."""
-        return 0.0, 1 + self.bonus
 
 
 def bucket_of(pass_rate: float) -> Bucket:

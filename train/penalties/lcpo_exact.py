@@ -22,6 +22,7 @@ class LcpoExactPenalty(LengthPenalty):
     """
 
     type: Literal["lcpo-exact"] = "lcpo-exact"
+    needs_group: ClassVar[bool] = False
     breaks: ClassVar[Mapping[Invariant, str]] = {
         "ranks_right_first": "unconditional: far from n a right answer loses more than 1",
         "separates_right": "as above",
@@ -38,7 +39,3 @@ class LcpoExactPenalty(LengthPenalty):
             c - self.alpha * abs(group.budget - length)
             for c, length in zip(group.correct, group.lengths, strict=True)
         ]
-
-    def bounds(self, longest: int) -> tuple[float, float]:
-        """A wrong completion as far from the budget as can be."""
-        return -self.alpha * longest, 1.0

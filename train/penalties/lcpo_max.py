@@ -23,6 +23,7 @@ class LcpoMaxPenalty(LengthPenalty):
     """
 
     type: Literal["lcpo-max"] = "lcpo-max"
+    needs_group: ClassVar[bool] = False
     breaks: ClassVar[Mapping[Invariant, str]] = {
         "separates_right": "a right answer 1 / alpha tokens over the budget ties with a wrong one",
         "reduces_to_grpo": "as above, when all completions overrun that far",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,7 @@ class LinearPenalty(LengthPenalty):
     """
 
     type: Literal["linear"] = "linear"
+    needs_group: ClassVar[bool] = False
     weight: float = Field(0.4, ge=0, lt=1)
     limit: int | None = Field(None, ge=1)
     """Length in tokens that costs the full weight; None: the stated budget."""

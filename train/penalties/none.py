@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from train.penalties.base import NO_HISTORY, Group, LengthPenalty
 from train.penalties.history import History
@@ -16,6 +16,7 @@ class NoPenalty(LengthPenalty):
     """
 
     type: Literal["none"] = "none"
+    needs_group: ClassVar[bool] = False
 
     def __call__(self, group: Group, history: History = NO_HISTORY) -> list[float]:
         """Shaped correctness, one value a completion."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from statistics import fmean
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,7 @@ class ShortRlPenalty(LengthPenalty):
     """
 
     type: Literal["short-rl"] = "short-rl"
+    needs_history: ClassVar[bool] = True
     weight: float = Field(1.0, ge=0, le=1)
     tolerance: int = Field(8, ge=0)
     """Tokens above the shortest that cost nothing (paper: 200)."""
@@ -50,7 +51,3 @@ class ShortRlPenalty(LengthPenalty):
         ends = range(self.window, len(steps) + 1)
         means = [fmean(steps[end - self.window : end]) for end in ends]
         return not means or means[-1] >= max(means) - self.drop
-
-    def bounds(self, longest: int) -> tuple[float, float]:
-        """A right answer near the shortest."""
-        return 0.0, 1 + self.weight / 2

@@ -43,7 +43,3 @@ class ShorterBetterPenalty(LengthPenalty):
             self.alpha * c - self.beta * abs(best - length)
             for c, length in zip(group.correct, group.lengths, strict=True)
         ]
-
-    def bounds(self, longest: int) -> tuple[float, float]:
-        """A wrong completion as far from the best as can be."""
-        return -self.beta * longest, self.alpha

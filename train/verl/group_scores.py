@@ -20,20 +20,6 @@ from train.penalties.history import History
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ADAPTIVE = ("laser-d", "short-rl")
-"""Penalties that look at the run so far: verl's reward workers don't know a step from another."""
-ONE_BY_ONE = (
-    "none",
-    "linear",
-    "cosine",
-    "dapo-overlong",
-    "lcpo-exact",
-    "lcpo-max",
-    "laser",
-    "dler",
-)
-"""Penalties whose formula takes no other completion of the group."""
-
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -56,7 +42,7 @@ def read_settings(path: Path, changes: Mapping[str, Any] | None = None) -> GRPOS
         raise ValueError(f"no configuration {path}: name a TOML file of train.grpo")
     merged = {**tomllib.loads(path.read_text(encoding="utf-8")), **as_plain(changes or {})}
     settings = GRPOSettings(**merged)
-    if settings.penalty.type in ADAPTIVE:
+    if settings.penalty.needs_history:
         raise ValueError(
             f"penalty {settings.penalty.type} adapts to the run's history, which verl's reward "
             "workers don't have: choose one that needs the group alone, such as kimi or gated"

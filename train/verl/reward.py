@@ -30,13 +30,8 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from curt.dialogue import parse_completion
-from train.verl.group_scores import (
-    ONE_BY_ONE,
-    GroupScores,
-    Sample,
-    as_plain,
-    read_settings,
-)
+from train.penalties import PENALTIES
+from train.verl.group_scores import GroupScores, Sample, as_plain, read_settings
 
 Score = dict[str, float]
 
@@ -66,12 +61,13 @@ def compute_score(
     Raises ValueError for a penalty that compares the completions of a group.
     """
     scores = load_scores(settings, tokenizer, json.dumps(as_plain(changes or {})))
-    kind = scores.settings.penalty.type
-    if kind not in ONE_BY_ONE:
+    penalty = scores.settings.penalty
+    if penalty.needs_group:
+        alone = [name for name, other in PENALTIES.items() if not other.needs_group]
         raise ValueError(
-            f"penalty {kind} compares the completions of a group, and verl gives one at a time: "
-            f"set reward.reward_manager to GroupRewardManager of train/verl/manager.py, or choose "
-            f"one of {', '.join(ONE_BY_ONE)}"
+            f"penalty {penalty.type} compares the completions of a group, and verl gives one at a "
+            "time: set reward.reward_manager to GroupRewardManager of train/verl/manager.py, or "
+            f"choose one of {', '.join(alone)}"
         )
     return _score_texts(scores, [solution_str], ground_truth, extra_info)[0]
 

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train.loop.advantages import ESTIMATORS, aggregate_scores, estimate, gdpo
-from train.penalties import GatedPenalty, Gr3Penalty, Group
+from train.penalties import Group
+from train.penalties.gated import GatedPenalty
+from train.penalties.gr3 import Gr3Penalty
 
 reward = st.floats(-2, 2).map(lambda r: round(r, 3))
 

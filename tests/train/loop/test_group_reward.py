@@ -18,7 +18,9 @@ from train.loop.group_reward import (
     write_verdict,
 )
 from train.loop.scoring import Scorer
-from train.penalties import GatedPenalty, KimiPenalty, NoPenalty
+from train.penalties.gated import GatedPenalty
+from train.penalties.kimi import KimiPenalty
+from train.penalties.none import NoPenalty
 
 END, EOS = 90, 99
 RIGHT = Verdict(("盗窃",), ("264",), Term("fixed", 8))

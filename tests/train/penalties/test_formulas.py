@@ -9,26 +9,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.penalties import (
-    AlpPenalty,
-    AroraZanettePenalty,
-    CosinePenalty,
-    DapoOverlongPenalty,
-    DdcaPenalty,
-    DlerPenalty,
-    DrpoPenalty,
-    GatedPenalty,
-    Gr3Penalty,
-    Group,
-    KimiPenalty,
-    LaserDPenalty,
-    LaserPenalty,
-    LcpoExactPenalty,
-    LinearPenalty,
-    ShorterBetterPenalty,
-    ShortRlPenalty,
-)
+from train.penalties import Group
+from train.penalties.alp import AlpPenalty
+from train.penalties.arora_zanette import AroraZanettePenalty
+from train.penalties.cosine import CosinePenalty
+from train.penalties.dapo_overlong import DapoOverlongPenalty
+from train.penalties.ddca import DdcaPenalty
+from train.penalties.dler import DlerPenalty
+from train.penalties.drpo import DrpoPenalty
+from train.penalties.gated import GatedPenalty
+from train.penalties.gr3 import Gr3Penalty
 from train.penalties.history import GroupOutcome, History
+from train.penalties.kimi import KimiPenalty
+from train.penalties.laser import LaserPenalty
+from train.penalties.laser_d import LaserDPenalty
+from train.penalties.lcpo_exact import LcpoExactPenalty
+from train.penalties.linear import LinearPenalty
+from train.penalties.short_rl import ShortRlPenalty
+from train.penalties.shorter_better import ShorterBetterPenalty
 
 
 def test_kimi_gives_a_wrong_completion_no_bonus_for_being_short():

@@ -23,10 +23,3 @@ def test_accuracy_is_a_mean_over_the_groups_of_each_step():
     history = History((GroupOutcome(1, (1.0, 0.0), (5, 7)), GroupOutcome(1, (1.0, 1.0), (3, 3))))
     history = history.extend([GroupOutcome(2, (0.0,), (9,))])
     assert history.accuracies() == pytest.approx([0.75, 0.0])
-
-
-def test_the_last_steps_are_counted_from_the_newest():
-    history = History(tuple(GroupOutcome(step, (1.0,), (1,)) for step in (1, 2, 2, 5)))
-    assert [g.step for g in history.last_steps(1)] == [5]
-    assert [g.step for g in history.last_steps(4)] == [2, 2, 5]
-    assert History().last_steps(3) == ()

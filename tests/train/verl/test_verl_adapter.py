@@ -29,7 +29,7 @@ from train.penalties import PENALTIES, Group
 from train.verl.advantages import VERL_ESTIMATORS
 from train.verl.barrier import GroupBarrier
 from train.verl.export import TEMPLATE, VerlExportConfig, export
-from train.verl.group_scores import ADAPTIVE, ONE_BY_ONE, GroupScores, Sample, read_settings
+from train.verl.group_scores import GroupScores, Sample, read_settings
 from train.verl.reward import compute_score, compute_score_batch
 
 ROOT = Path(__file__).parents[3]
@@ -83,7 +83,7 @@ def trainers_own(settings, tokenizer, samples):
     )
 
 
-@pytest.mark.parametrize("name", sorted(set(PENALTIES) - set(ADAPTIVE)))
+@pytest.mark.parametrize("name", [n for n, p in PENALTIES.items() if not p.needs_history])
 def test_every_penalty_gives_what_our_trainer_gives(name, tokenizer, samples):
     settings = read_settings(DEMO, {"penalty": {"type": name}})
     rows = GroupScores(settings, tokenizer)(samples, reference=REFERENCE, budget=32, case_id="c")
@@ -120,8 +120,8 @@ def test_recorded_rollouts_of_the_demo_are_scored_as_they_were():
     assert compared > 100
 
 
-@pytest.mark.parametrize("name", ONE_BY_ONE)
-def test_penalties_named_as_needing_no_group_give_the_same_alone(name, samples):
+@pytest.mark.parametrize("name", [n for n, p in PENALTIES.items() if not p.needs_group])
+def test_penalties_that_declare_to_need_no_group_give_the_same_alone(name):
     penalty = PENALTIES[name]()
     correct, lengths, cut = (1.0, 1.0, 0.0, 0.0), (5, 12, 1, 16), (False, False, False, True)
     together = penalty(Group(correct, lengths, 32, cut))
@@ -158,8 +158,7 @@ def test_a_batch_is_regrouped_by_its_prompts(micro_model, tokenizer, samples):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"penalty": {"type": "laser-d"}}, "history"),
-        ({"penalty": {"type": "short-rl"}}, "history"),
+        *(({"penalty": {"type": n}}, "history") for n, p in PENALTIES.items() if p.needs_history),
         ({"guard": {}}, "guard"),
     ],
 )
