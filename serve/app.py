@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from curt import __version__
 from curt.artifact import Manifest
@@ -23,9 +22,10 @@ from serve.answering.answering import Answering, Choose, Observer, OnlyWay, Pool
 from serve.answering.cache import CacheMetrics, ResultCache
 from serve.answering.cache_policy import ServedPolicy
 from serve.answering.checks import refuse_unusable
-from serve.api import admin, stream
+from serve.api import admin, health, stream
 from serve.api import chat as openai_api
 from serve.api.batch import Batches, PredictBody
+from serve.api.page import page
 from serve.api.quick_body import quicken
 from serve.api.reply import Identity, Served
 from serve.api.schemas import (
@@ -55,12 +55,6 @@ from serve.settings import Settings
 from serve.variants.router import Router
 from serve.variants.variants import Variants
 
-PAGE = Path(__file__).parent / "api" / "page" / "page.html"
-PAGE_POLICY = (
-    "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; "
-    "script-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
-)
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorReply, "description": "The body is not JSON in UTF-8"},
     401: {"model": ErrorReply, "description": "No valid API key"},
@@ -143,8 +137,6 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     app.add_middleware(Doorman, pressure=pressure, metrics=metrics)
     app.add_middleware(SafeHeaders, hsts_s=settings.hsts_s)
     install_handlers(app)
-    page = PAGE.read_text(encoding="utf-8")
-    by_budget = read_budgets(settings.evaluation) if settings.evaluation else []
 
     @app.post(PREDICT_PATH, response_model=PredictReply | BatchReply, responses=ERRORS)
     async def predict(body: PredictBody, request: Request) -> Response:
@@ -187,44 +179,9 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
             feedback.make_router(memory.answers, memory.log, metrics.registry, on_feedback)
         )
 
-    @app.get("/livez")
-    async def livez() -> dict[str, str]:
-        """Whether the front answers at all."""
-        return {"status": "alive"}
-
-    @app.get("/readyz", responses={503: {"description": "Loading or draining"}})
-    async def readyz() -> JSONResponse:
-        """Whether requests can be served: true after warm-up, false from SIGTERM on."""
-        if workers.ready:
-            return JSONResponse({"status": "ready"})
-        return JSONResponse({"status": "not ready"}, 503, {"Retry-After": "1"})
-
-    @app.get("/metrics", response_class=Response)
-    def show_metrics() -> Response:
-        """Prometheus metrics."""
-        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
-
-    @app.get("/version")
-    async def version() -> dict[str, Any]:
-        """What is running: code, model, prompt, statutes and the tools that made the model."""
-        return {
-            "curt": __version__,
-            "api": API_VERSION,
-            "model": identity.model.model_dump(),
-            "stage": manifest.stage,
-            "prompt_version": manifest.prompt_version,
-            "statute_version": manifest.statute_version,
-            "max_fact_tokens": manifest.max_fact_tokens,
-            "max_thinking_tokens": manifest.max_thinking_tokens,
-            "by_budget": by_budget,
-            "created": manifest.created,
-            "tools": manifest.tools,
-        }
-
-    @app.get("/", include_in_schema=False)
-    async def show_page() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
-
+    by_budget = read_budgets(settings.evaluation) if settings.evaluation else []
+    app.include_router(health.make_router(workers, metrics, identity, by_budget))
+    app.include_router(page.make_router())
     return app
 
 

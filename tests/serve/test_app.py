@@ -14,8 +14,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from curt.dialogue import THINK_END, render_answer
+from serve.api.page.page import build_page
 from serve.api.schemas import NOTICE
-from serve.app import PAGE, create_app
+from serve.app import create_app
 from serve.errors import EngineFailedError, OverloadedError
 from serve.settings import Settings
 from tests.micro import FACTS
@@ -241,7 +242,7 @@ def test_version_names_model_prompt_and_statutes(client: AsgiClient) -> None:
 
 def test_page_and_docs_need_no_other_host(client: AsgiClient) -> None:
     page, docs = client.get("/"), client.get("/docs")
-    assert page.text == PAGE.read_text(encoding="utf-8")
+    assert page.text == build_page()[0]
     assert "default-src 'none'" in page.headers["content-security-policy"]
     for text in (page.text, docs.text):
         assert "http://" not in text

@@ -11,9 +11,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
+from serve.api.page.page import build_page
 from serve.api.reply import Identity, Served, build_reply
 from serve.api.stream import format_event
-from serve.app import PAGE, PAGE_POLICY
 from serve.settings import Settings
 from tests.serve.fake_pool import generation
 
@@ -42,9 +42,8 @@ class Backend:
 
         @app.get("/")
         async def page() -> HTMLResponse:
-            return HTMLResponse(
-                PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": PAGE_POLICY}
-            )
+            document, policy = build_page()
+            return HTMLResponse(document, headers={"Content-Security-Policy": policy})
 
         @app.get("/version")
         async def version() -> dict[str, Any]:

@@ -18,10 +18,11 @@ import pytest
 import uvicorn
 
 from curt.dialogue import parse_answer
-from curt.law.verdict import Term, Verdict
+from curt.law.verdict import TERM_NAMES, Term, Verdict
 from serve.answering.checks import MESSAGES
+from serve.api.page.page import build_page
 from serve.api.stream import format_event
-from serve.app import PAGE, PAGE_POLICY, create_app
+from serve.app import create_app
 from serve.feedback.corrections import complete
 from serve.feedback.feedback import FeedbackRequest
 from serve.settings import Settings
@@ -29,7 +30,7 @@ from tests.serve.api.page_visitor import ANSWER, FACT, THOUGHTS, Backend, Visito
 from tests.serve.asgi_client import AsgiClient
 from tests.serve.fake_pool import FakePool, generation
 
-SOURCE = PAGE.read_text(encoding="utf-8")
+SOURCE, POLICY = build_page()
 TEXTS: dict[str, list[str]] = json.loads(
     re.search(r'id="texts">(.*?)</script>', SOURCE, re.DOTALL)[1]  # type: ignore[index]
 )
@@ -105,8 +106,14 @@ def test_every_warning_of_the_server_has_a_translation() -> None:
     assert {f"warning_{code}" for code in MESSAGES} <= TEXTS.keys()
 
 
+def test_every_kind_of_penalty_is_offered_and_has_a_text() -> None:
+    kinds = json.loads(re.search(r'id="kinds">(.*?)</script>', SOURCE)[1])  # type: ignore[index]
+    assert list(kinds) == list(TERM_NAMES)
+    assert {f"term_{kind}" for kind in kinds} <= TEXTS.keys()
+
+
 def test_the_page_is_one_small_file_that_names_no_other_address(outline: Outline) -> None:
-    assert len(SOURCE.encode()) < 60_000
+    assert len(SOURCE.encode()) < 64_000
     assert not re.search(r"https?:|\burl\(|@import|//\w+\.\w", SOURCE)
     links = [attrs.get("src") or attrs.get("href") for _, attrs in outline.elements]
     assert {link for link in links if link} == {"data:,", "#fact", "/docs", "/metrics", "/version"}
@@ -139,7 +146,8 @@ def _luminance(colour: str) -> float:
 def test_the_application_serves_the_page_under_its_policy(settings: Settings) -> None:
     response = AsgiClient(create_app(settings, FakePool(generation(ANSWER)))).get("/")
     assert response.text == SOURCE
-    assert response.headers["content-security-policy"] == PAGE_POLICY
+    assert response.headers["content-security-policy"] == POLICY
+    assert "unsafe" not in POLICY
 
 
 # ---- a browser ----

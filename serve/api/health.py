@@ -1,0 +1,59 @@
+"""Routes for those who run the server: is it alive, is it ready, what it counts, what it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from curt import __version__
+from serve.answering.answering import Pool
+from serve.api.reply import Identity
+from serve.api.schemas import API_VERSION
+from serve.metrics import Metrics
+
+
+def make_router(
+    pool: Pool, metrics: Metrics, identity: Identity, by_budget: list[dict[str, float]]
+) -> APIRouter:
+    """The routes; `by_budget` is the model's accuracy under each thinking budget, for the page."""
+    router = APIRouter()
+    manifest = identity.manifest
+
+    @router.get("/livez")
+    async def livez() -> dict[str, str]:
+        """Whether the front answers at all."""
+        return {"status": "alive"}
+
+    @router.get("/readyz", responses={503: {"description": "Loading or draining"}})
+    async def readyz() -> JSONResponse:
+        """Whether requests can be served: true after warm-up, false from SIGTERM on."""
+        if pool.ready:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "not ready"}, 503, {"Retry-After": "1"})
+
+    @router.get("/metrics", response_class=Response)
+    def show_metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/version")
+    async def version() -> dict[str, Any]:
+        """What is running: code, model, prompt, statutes and the tools that made the model."""
+        return {
+            "curt": __version__,
+            "api": API_VERSION,
+            "model": identity.model.model_dump(),
+            "stage": manifest.stage,
+            "prompt_version": manifest.prompt_version,
+            "statute_version": manifest.statute_version,
+            "max_fact_tokens": manifest.max_fact_tokens,
+            "max_thinking_tokens": manifest.max_thinking_tokens,
+            "by_budget": by_budget,
+            "created": manifest.created,
+            "tools": manifest.tools,
+        }
+
+    return router

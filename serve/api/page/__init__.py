@@ -1,0 +1,1 @@
+"""The page at `/`: markup, style and script, and what puts them together."""
