@@ -29,7 +29,7 @@ from compress.compare.subject import OrtSubject, RunTimes, make_request
 from curt.engines.protocol import Engine, Request, StreamingEngine
 
 if TYPE_CHECKING:
-    from curt.law.verdict import Case
+    from curt.corpus.case import Case
 
 Better = Literal["higher", "lower"]
 

@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from curt.corpus.case import Case
 from curt.dialogue import BUDGET_LEVELS, clip_fact, normalise_fact, render_completion, render_prompt
-from curt.law.verdict import Case
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from curt.artifact import ArtifactError, load_manifest
 from curt.config import Config, load_config
+from curt.corpus.case import AUGMENTATIONS, Case
 from curt.corpus.official import write_predictions
 from curt.corpus.store import read_cases
 from curt.dialogue import parse_completion, render_answer, state_budget
 from curt.engines import Engine, Generation, Request
 from curt.files import write_json
-from curt.law.verdict import AUGMENTATIONS, Case
 from curt.logs import configure_logging
 from curt.scores.metrics import is_exact, length_statistics, score_verdicts
 

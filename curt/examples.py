@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curt.corpus.case import Case
 from curt.corpus.store import read_cases
 from curt.dialogue import (
     BUDGET_LEVELS,
@@ -23,7 +24,6 @@ from curt.dialogue import (
     render_prompt,
 )
 from curt.files import read_json_lines
-from curt.law.verdict import Case
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

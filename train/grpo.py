@@ -334,8 +334,6 @@ def build_prompts(
     """One row a prompt, as many as the run needs, each with a stated budget drawn at random."""
     from datasets import Dataset
 
-    from train.loop.group_reward import write_verdict
-
     rng = random.Random(config.seed)
     a_step = config.prompts + config.oversample
     wanted = config.steps * a_step
@@ -351,7 +349,7 @@ def build_prompts(
         rows.append(
             {
                 "prompt": render_prompt(tokenizer, fact, budget),
-                "reference": write_verdict(case.verdict),
+                "reference": json.dumps(case.verdict.to_json(), ensure_ascii=False),
                 "budget": budget,
                 "case_id": case.id,
             }

@@ -34,11 +34,12 @@ from benchmarks.penalties.summary import interval
 from benchmarks.run import describe_machine, serve
 from curt.artifact import load_manifest
 from curt.config import Config, load_config
+from curt.corpus.case import Case
 from curt.corpus.store import read_cases
-from curt.dialogue import render_answer
+from curt.dialogue import ParseFailure, render_answer
 from curt.engines.tokenizer import PromptTokenizer
 from curt.files import write_atomic, write_json
-from curt.law.verdict import Case, ParseFailure, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from curt.logs import configure_logging
 from curt.scores.metrics import is_exact
 

@@ -43,9 +43,11 @@ from benchmarks.client import (
 from benchmarks.load.plots import draw_deadlines
 from benchmarks.run import describe_machine, reach
 from curt.config import Config, load_config
+from curt.corpus.case import Case
 from curt.corpus.store import read_cases
+from curt.dialogue import ParseFailure
 from curt.files import write_atomic, write_json
-from curt.law.verdict import Case, ParseFailure, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from curt.logs import configure_logging
 from curt.report.claims import wilson
 from curt.scores.metrics import score_verdicts

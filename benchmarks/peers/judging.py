@@ -10,9 +10,17 @@ from typing import Any
 
 from benchmarks.peers.catalogue import MODEL_NAME, Protocol, Setting
 from benchmarks.peers.client import Reply
-from curt.dialogue import THINK_END, clip_fact, normalise_fact, parse_answer, render_prompt
+from curt.corpus.case import Case
+from curt.dialogue import (
+    THINK_END,
+    ParseFailure,
+    clip_fact,
+    normalise_fact,
+    parse_answer,
+    render_prompt,
+)
 from curt.engines.tokenizer import PromptTokenizer
-from curt.law.verdict import Case, ParseFailure, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from curt.scores.metrics import is_exact
 
 _ANSWER_START = "罪名："

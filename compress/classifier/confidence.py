@@ -34,8 +34,9 @@ from curt.classifier.confidence import (
     logit_of,
 )
 from curt.classifier.model import Classifier, Decider, Labels, Row, is_right
+from curt.corpus.case import Case
 from curt.law.term_scale import TermInterval, legal_range, severity
-from curt.law.verdict import Case, Verdict
+from curt.law.verdict import Verdict
 from curt.report.claims import wilson
 
 Floats = npt.NDArray[np.float32]

@@ -54,10 +54,11 @@ from curt.classifier.model import (
     pack,
 )
 from curt.config import Config, load_config
+from curt.corpus.case import Case
 from curt.corpus.store import read_cases
 from curt.files import sha256, whole_folder, write_atomic, write_json
 from curt.law.statutes import STATUTE_VERSION
-from curt.law.verdict import Case, Term, TermKind, Verdict
+from curt.law.verdict import Term, TermKind, Verdict
 from curt.scores.metrics import cail_term_score, score_verdicts
 
 if TYPE_CHECKING:

@@ -23,11 +23,11 @@ from compress.compare.speed import Speed, measure_speeds
 from compress.compare.weights import fp32_bytes
 from compress.prompts import sample_prompts
 from curt.artifact import Manifest, load_manifest
+from curt.corpus.case import Case
 from curt.corpus.store import read_cases
 from curt.engines import Engine
 from curt.evaluate import EvaluateConfig
 from curt.files import sha256, write_atomic, write_json
-from curt.law.verdict import Case
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,12 @@ from compress.compare.rows import Closeness, Identity, Quality
 from compress.compare.weights import folder_bytes, weight_bytes
 from compress.onnx.parity import measure_parity
 from curt.artifact import MANIFEST, load_manifest
-from curt.dialogue import parse_completion
+from curt.corpus.case import Case
+from curt.dialogue import ParseFailure, parse_completion
 from curt.engines import Engine
 from curt.evaluate import EvaluateConfig, run_budget, score_outcomes
 from curt.files import sha256, write_json
-from curt.law.verdict import Case, ParseFailure, Verdict
+from curt.law.verdict import Verdict
 
 log = logging.getLogger(__name__)
 

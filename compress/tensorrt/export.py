@@ -53,10 +53,10 @@ from compress.tensorrt.serve import (
 from compress.tensorrt.verify import verify_checkpoint
 from curt.artifact import Manifest, load_manifest, parent_of, write_artifact
 from curt.config import Config, load_config
+from curt.corpus.case import Case
 from curt.corpus.store import read_cases
 from curt.dialogue import clip_fact, normalise_fact, render_completion, render_prompt
 from curt.files import sha256, write_json
-from curt.law.verdict import Case
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

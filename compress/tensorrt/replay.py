@@ -23,8 +23,8 @@ from compress.tensorrt.formats import (
     round_to_e2m1,
 )
 from compress.tensorrt.verify import packed_weight, read_tensors
-from curt.dialogue import MAX_ANSWER_TOKENS, THINK_END, parse_completion
-from curt.law.verdict import Case, ParseFailure
+from curt.corpus.case import Case
+from curt.dialogue import MAX_ANSWER_TOKENS, THINK_END, ParseFailure, parse_completion
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from curt.dialogue import ParseFailure
 from curt.files import write_atomic
 from curt.law.numerals import article_number, article_order
 from curt.law.statutes import CAIL_ARTICLES, CAIL_CHARGES, CHARGES, MIN_FIXED_MONTHS, locate_article
-from curt.law.verdict import MAX_MONTHS, ParseFailure, Term, Verdict
+from curt.law.verdict import MAX_MONTHS, Term, Verdict
 
 DEATH, LIFE = -2, -1
 

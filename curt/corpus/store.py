@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from curt.law.verdict import Case
+from curt.corpus.case import Case
 
 CaseFormat = Literal["jsonl", "parquet"]
 ROWS_AT_ONCE = 1000

@@ -25,10 +25,12 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import Field, field_validator
 
 from curt.config import Config, load_config
+from curt.corpus.case import Case
 from curt.corpus.store import find_cases, read_cases
 from curt.dialogue import (
     PROMPT_VERSION,
     TASK_INSTRUCTIONS,
+    ParseFailure,
     normalise_fact,
     parse_answer,
     parse_fine,
@@ -36,10 +38,11 @@ from curt.dialogue import (
     render_answer,
     render_ruling,
 )
+from curt.dialogue.answer import ARTICLES_LINE, CHARGES_LINE, PROBATION_LINE, TERM_LINE
 from curt.files import sha256, whole_folder, write_atomic, write_json
 from curt.law.numerals import article_order, parse_article
 from curt.law.statutes import canonical_charge
-from curt.law.verdict import COUNTED_KINDS, Case, ParseFailure, Term, Verdict
+from curt.law.verdict import COUNTED_KINDS, Term, Verdict
 from curt.logs import configure_logging
 
 logger = logging.getLogger(__name__)
@@ -57,11 +60,11 @@ TERM_STEPS_MONTHS = (6, 12, 36, 60, 120)
 """Upper ends of the bins that counted terms fall into; one more is open."""
 
 # What stands in for the lines that a task leaves out, so that the one parser reads the rest.
-_FILLING = {"罪名": "盗窃", "法条": "264", "刑期": "免予刑事处罚"}
+_FILLING = {CHARGES_LINE.name: "盗窃", ARTICLES_LINE.name: "264", TERM_LINE.name: "免予刑事处罚"}
 _FIELDS: Mapping[Task, tuple[str, ...]] = {
-    "charge": ("罪名",),
-    "article": ("法条",),
-    "term": ("刑期", "缓刑"),
+    "charge": (CHARGES_LINE.name,),
+    "article": (ARTICLES_LINE.name,),
+    "term": (TERM_LINE.name, PROBATION_LINE.name),
 }
 _RULING = re.compile(
     r"依照《中华人民共和国刑法》(?P<articles>[^，]*)之规定，[^，]*?犯(?P<charges>[^，]+)罪，"

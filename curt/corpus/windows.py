@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from curt.dialogue import ELLIPSIS
+from curt.dialogue import ELLIPSIS, ParseFailure
 from curt.law.numerals import article_order
 from curt.law.statutes import article_carries
-from curt.law.verdict import ParseFailure, Term, TermKind, Verdict
+from curt.law.verdict import Term, TermKind, Verdict
 
 SHARE = 1 / 3
 """Of the readable windows: a charge that fewer name is voted out."""

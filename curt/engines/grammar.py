@@ -8,42 +8,18 @@ token that is only part of a character for the replacement character and then fa
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from curt.law.statutes import CHARGES
-from curt.law.verdict import COUNTED_KINDS, MAX_MONTHS, TERM_NAMES
+from curt.dialogue import answer_pattern, render_answer
+from curt.law.verdict import Term, Verdict
 
-MOST_CHARGES, MOST_ARTICLES = 4, 8  # more would not fit the tokens an answer may have
-LAST_ARTICLE = 452
-MOST_PROBATION_MONTHS = 60
-SAMPLE = "罪名：盗窃；诈骗\n法条：264；266\n刑期：有期徒刑8个月\n缓刑：12个月\n罚金：2000元"
-
-
-@lru_cache(maxsize=1)
-def answer_pattern() -> str:
-    """A regular expression of all answers `parse_answer` reads, as `render_answer` writes them.
-
-    Only charges of the statute table, and only months a term of their kind may have.
-    """
-    charge = _any_of(re.escape(name) for name in sorted(CHARGES, key=lambda n: (-len(n), n)))
-    article = _any_of(str(n) for n in range(1, LAST_ARTICLE + 1)) + "(之[一二三四五六七八九])?"
-    terms = _any_of(
-        f"{name}{_up_to(MAX_MONTHS[kind])}个月" if kind in COUNTED_KINDS else name
-        for kind, name in TERM_NAMES.items()
-    )
-    return (
-        f"罪名：{_list_of(charge, MOST_CHARGES)}\\n"
-        f"法条：{_list_of(article, MOST_ARTICLES)}\\n"
-        f"刑期：{terms}"
-        f"(\\n缓刑：{_up_to(MOST_PROBATION_MONTHS)}个月)?"
-        "(\\n罚金：[1-9][0-9]{0,8}元)?"
-    )
+SAMPLE = render_answer(
+    Verdict(("盗窃", "诈骗"), ("264", "266"), Term("fixed", 8, probation_months=12), 2000)
+)
 
 
 class AnswerGrammar:
@@ -136,15 +112,3 @@ class GuidedAnswer:
                 break
             same += 1
         return forced[:same]
-
-
-def _any_of(choices: Iterable[str]) -> str:
-    return f"({'|'.join(choices)})"
-
-
-def _list_of(item: str, most: int) -> str:
-    return f"{item}(；{item}){{0,{most - 1}}}"
-
-
-def _up_to(most: int) -> str:
-    return _any_of(str(number) for number in range(1, most + 1))

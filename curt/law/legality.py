@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from statistics import fmean
 
-from curt.law.numerals import NUMBER, article_number, parse_article
+from curt.law.numerals import LAST_ARTICLE, NUMBER, article_number, parse_article
 from curt.law.statutes import article_carries, article_charges, is_charge, term_in_range
 from curt.law.verdict import Verdict
 
@@ -60,7 +60,7 @@ def article_exists(article: str) -> bool:
     number = article_number(article)
     if "之" in article:
         return bool(article_charges(article)) or article == "17之一"
-    return 1 <= number <= 452
+    return 1 <= number <= LAST_ARTICLE
 
 
 def cited_articles(text: str) -> Iterator[str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+LAST_ARTICLE = 452  # of the Criminal Law
 _DIGITS = {c: i for i, c in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _UNITS = {"十": 10, "百": 100, "千": 1000}
 NUMBER = r"(?:[0-9０-９]+|[零〇一二两三四五六七八九十百千]+)"
@@ -83,7 +84,7 @@ def parse_article(text: str) -> str:
     if not match:
         raise ValueError(f"not an article: {text!r}")
     number = parse_number(match[1])
-    if not 1 <= number <= 452:
+    if not 1 <= number <= LAST_ARTICLE:
         raise ValueError(f"the Criminal Law has no article {number}")
     return f"{number}之{write_number(parse_number(match[2]))}" if match[2] else str(number)
 

@@ -1,9 +1,9 @@
-"""The nouns every stage speaks: a criminal case, its verdict, and what a model made of it."""
+"""Verdicts and penalties, and their one form as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 TermKind = Literal["fixed", "detention", "surveillance", "life", "death", "exempt"]
@@ -20,6 +20,7 @@ COUNTED_KINDS: frozenset[TermKind] = frozenset({"fixed", "detention", "surveilla
 
 # Hard limits of the Criminal Law, combined punishment included (articles 38, 42, 45, 69).
 MAX_MONTHS: Mapping[TermKind, int] = {"fixed": 300, "detention": 12, "surveillance": 36}
+MAX_PROBATION_MONTHS = 60  # article 73
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,10 @@ class Term:
                 )
         elif self.months:
             raise ValueError(f"{TERM_NAMES[self.kind]} takes no months, got {self.months}")
-        if not 0 <= self.probation_months <= 60:
-            raise ValueError(f"probation of {self.probation_months} months: use 0 to 60")
+        if not 0 <= self.probation_months <= MAX_PROBATION_MONTHS:
+            raise ValueError(
+                f"probation of {self.probation_months} months: use 0 to {MAX_PROBATION_MONTHS}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,62 +69,21 @@ class Verdict:
         if self.fine_yuan < 0:
             raise ValueError(f"fine of {self.fine_yuan} yuan: use 0 or more")
 
-
-@dataclass(frozen=True, slots=True)
-class ParseFailure:
-    """A completion that holds no readable verdict: data for the reward, not an exception."""
-
-    reason: str
-
-
-AUGMENTATIONS = frozenset({"distractors", "paraphrase"})
-"""Traits that say what was done to a case's text; every other trait is a circumstance of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """Facts and the verdict they led to.
-
-    `reasonings` maps a verbosity ("full", "medium", "terse", ...) to a chain of thought that
-    leads from the facts to the verdict; it is empty where none is known. `traits` are the
-    circumstances the generator drew, for slicing results; `source` names the origin.
-    """
-
-    id: str
-    fact: str
-    verdict: Verdict
-    source: str
-    reasonings: Mapping[str, str] = field(default_factory=dict)
-    traits: tuple[str, ...] = ()
-
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable row; see `from_json`."""
-        return asdict(self)
+        return {
+            "charges": list(self.charges),
+            "articles": list(self.articles),
+            "term": asdict(self.term),
+            "fine_yuan": self.fine_yuan,
+        }
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Case:
+    def from_json(cls, row: Mapping[str, Any]) -> Verdict:
         """Inverse of `to_json`. Raises KeyError, TypeError or ValueError on a malformed row."""
-        verdict = row["verdict"]
         return cls(
-            id=row["id"],
-            fact=row["fact"],
-            verdict=Verdict(
-                charges=tuple(verdict["charges"]),
-                articles=tuple(verdict["articles"]),
-                term=Term(**verdict["term"]),
-                fine_yuan=verdict["fine_yuan"],
-            ),
-            source=row["source"],
-            reasonings=dict(row["reasonings"]),
-            traits=tuple(row["traits"]),
+            charges=tuple(row["charges"]),
+            articles=tuple(row["articles"]),
+            term=Term(**row["term"]),
+            fine_yuan=row["fine_yuan"],
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One model output, split at the end of thinking. Lengths are tokens, never characters."""
-
-    thinking: str
-    answer: str
-    verdict: Verdict | ParseFailure
-    thinking_closed: bool

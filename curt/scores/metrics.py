@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeVar
 
+from curt.dialogue import ParseFailure
 from curt.law.numerals import article_number
 from curt.law.statutes import CAIL_ARTICLES, CAIL_CHARGES
-from curt.law.verdict import ParseFailure, Term, Verdict
+from curt.law.verdict import Term, Verdict
 
 # (largest log distance, score), from the CAIL2018 task description
 CAIL_TERM_STEPS = ((0.2, 1.0), (0.4, 0.8), (0.6, 0.6), (0.8, 0.4), (1.0, 0.2))

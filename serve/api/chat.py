@@ -40,7 +40,7 @@ from serve.api.chat_shapes import (
 )
 from serve.api.reply import Identity, Served
 from serve.api.schemas import ALL_TASKS, PredictReply, PredictRequest
-from serve.api.verdict_schema import SchemaError, project, verdict_to_json
+from serve.api.verdict_schema import SchemaError, project
 from serve.errors import ClientGoneError, OverloadedError, RequestError
 from serve.pool.job import Job, Piece
 from serve.settings import Settings
@@ -221,7 +221,9 @@ class Chat:
             return {"content": None, "refusal": "the model gave no readable verdict"}
         if self.schema is None:
             return {"content": render_answer(verdict), "refusal": None}
-        value = verdict_to_json(verdict, knows_fine=served.fallback is None)
+        value = verdict.to_json()
+        if served.fallback is not None:  # the classifier knows nothing of fines
+            value["fine_yuan"] = None
         try:
             value = project(value, self.schema)
         except SchemaError as error:

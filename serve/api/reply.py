@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from curt.artifact import MANIFEST, Manifest
-from curt.dialogue import parse_completion, render_ruling, render_term
+from curt.dialogue import Completion, ParseFailure, parse_completion, render_ruling, render_term
 from curt.engines.protocol import Generation
 from curt.law.numerals import write_article, write_months
 from curt.law.statutes import Tier, tier_of
-from curt.law.verdict import TERM_NAMES, Completion, ParseFailure, Verdict
+from curt.law.verdict import TERM_NAMES, Verdict
 from serve.answering.checks import fact_warnings, statutory_range, verdict_warnings, warning
 from serve.answering.confidence import UNFAMILIAR, Confidence
 from serve.api.schemas import Defendant, DegradedReason, Model, PredictReply, Task

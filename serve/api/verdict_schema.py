@@ -1,4 +1,4 @@
-"""A verdict as JSON, and whether a client's JSON schema is one that every verdict fits.
+"""Whether a client's JSON schema is one that every verdict fits, as JSON of `Verdict.to_json`.
 
 The schema of a structured answer may leave parts out, forbid others, and use `$ref` and `anyOf`
 as pydantic writes them; it may not narrow a part (a pattern, a smaller enum, a minimum), because
@@ -10,28 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from pydantic import TypeAdapter
+
 from curt.law.verdict import TermKind, Verdict
 
 KINDS = list(get_args(TermKind))
+_DERIVED = TypeAdapter(Verdict).json_schema()
 VERDICT_SCHEMA: dict[str, Any] = {
-    "type": "object",
+    **_DERIVED,
     "properties": {
-        "charges": {"type": "array", "items": {"type": "string"}},
-        "articles": {"type": "array", "items": {"type": "string"}},
-        "term": {
-            "type": "object",
-            "properties": {
-                "kind": {"type": "string", "enum": KINDS},
-                "months": {"type": "integer"},
-                "probation_months": {"type": "integer"},
-            },
-            "required": ["kind", "months", "probation_months"],
-            "additionalProperties": False,
-        },
-        "fine_yuan": {"type": ["integer", "null"]},
+        **_DERIVED["properties"],
+        "term": _DERIVED["$defs"]["Term"],
+        "fine_yuan": {"type": ["integer", "null"]},  # null: nothing is known of a fine
     },
-    "required": ["charges", "articles", "term", "fine_yuan"],
-    "additionalProperties": False,
 }
 _SAYS_NOTHING = frozenset({"title", "description", "default", "examples", "$schema", "$id"})
 _CHECKED = frozenset(
@@ -43,21 +34,6 @@ MAX_DEPTH = 12
 
 class SchemaError(ValueError):
     """A schema that verdicts don't fit; the message says where and holds none of its text."""
-
-
-def verdict_to_json(verdict: Verdict, *, knows_fine: bool = True) -> dict[str, Any]:
-    """The fields of `VERDICT_SCHEMA`; `fine_yuan` is null where nothing is known of a fine."""
-    term = verdict.term
-    return {
-        "charges": list(verdict.charges),
-        "articles": list(verdict.articles),
-        "term": {
-            "kind": term.kind,
-            "months": term.months,
-            "probation_months": term.probation_months,
-        },
-        "fine_yuan": verdict.fine_yuan if knows_fine else None,
-    }
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from curt.law.verdict import Term, Verdict
+from curt.law.verdict import Verdict
 from serve.api.reply import Identity, Served
 from serve.feedback.append_log import mend, read_lines, write_all
 from serve.feedback.facts import FactFile
@@ -63,14 +63,7 @@ class Answered:
     def from_json(cls, row: dict[str, Any]) -> Answered:
         """Inverse of `to_json`. Raises KeyError, TypeError or ValueError on a malformed row."""
         given = row["verdict"]
-        return cls(**{**row, "verdict": None if given is None else verdict_from_json(given)})
-
-
-def verdict_from_json(row: dict[str, Any]) -> Verdict:
-    """A verdict from its JSON. Raises KeyError, TypeError or ValueError on a malformed one."""
-    return Verdict(
-        tuple(row["charges"]), tuple(row["articles"]), Term(**row["term"]), row["fine_yuan"]
-    )
+        return cls(**{**row, "verdict": None if given is None else Verdict.from_json(given)})
 
 
 class AnswerStore:

@@ -22,7 +22,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -302,7 +301,7 @@ def make_row(body: FeedbackRequest, answered: Answered, *, at_s: float) -> dict[
         "at_s": at_s,
         "request_id": body.request_id,
         "verdict": body.verdict,
-        "correction": None if correction is None else asdict(correction),
+        "correction": None if correction is None else correction.to_json(),
         "comment": None if body.comment is None else redact(body.comment)[0],
         "user": body.user,
         "answer": answered.to_json(),

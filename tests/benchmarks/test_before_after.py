@@ -22,7 +22,8 @@ from benchmarks.before_after.__main__ import (
     work_out,
 )
 from benchmarks.before_after.plot import draw_before_after
-from curt.law.verdict import ParseFailure, Term, Verdict
+from curt.dialogue import ParseFailure
+from curt.law.verdict import Term, Verdict
 from tests.compress.onnx.exports import export, write_cases
 
 VERDICT = Verdict(("盗窃",), ("264",), Term("fixed", 8), 2000)

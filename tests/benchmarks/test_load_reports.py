@@ -14,8 +14,10 @@ from benchmarks.load import front as front_overhead
 from benchmarks.load.deadlines import Asked, read_verdict
 from benchmarks.load.plots import draw_deadlines, draw_rates
 from curt.artifact import Manifest
+from curt.corpus.case import Case
+from curt.dialogue import ParseFailure
 from curt.engines.protocol import Generation, Request
-from curt.law.verdict import Case, ParseFailure, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from curt.scores.metrics import is_exact
 from serve.api.reply import build_defendant
 from serve.api.schemas import ALL_TASKS

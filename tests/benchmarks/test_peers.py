@@ -38,9 +38,10 @@ from benchmarks.peers.profile import phases, rank
 from benchmarks.peers.report import Turn, compare, raw_rows
 from benchmarks.peers.running import Hall, StartError, run_server
 from benchmarks.peers.search import find_highest
+from curt.corpus.case import Case
 from curt.dialogue import THINK_START
 from curt.engines.tokenizer import PromptTokenizer
-from curt.law.verdict import Case, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from tests.micro import FACTS
 
 TRUTH = Verdict(("盗窃",), ("264",), Term("fixed", 8), 2000)

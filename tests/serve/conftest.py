@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from curt.artifact import write_artifact
+from curt.corpus.case import Case
 from curt.files import write_json
-from curt.law.verdict import Case, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from serve.settings import Settings
 from tests.micro import FACTS
 from tests.serve.fake_engine import MANIFEST

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curt.law.verdict import Term, Verdict
+from curt.law.verdict import Verdict
 
 SCHEMA = 1
 
@@ -96,8 +96,8 @@ def parse_feedback(row: Mapping[str, Any]) -> Feedback:
         request_id=str(row["request_id"]),
         at_s=float(row["at_s"]),
         is_correct=row["verdict"] == "correct",
-        correction=_parse_verdict(row["correction"]),
-        answered=_parse_verdict(answer["verdict"]),
+        correction=_read_verdict(row["correction"]),
+        answered=_read_verdict(answer["verdict"]),
         source=str(answer["source"]),
         model=f"{answer['model']}@{answer['manifest']}",
         stated_budget=int(answer["stated_budget"]),
@@ -106,11 +106,8 @@ def parse_feedback(row: Mapping[str, Any]) -> Feedback:
     )
 
 
-def _parse_verdict(row: Mapping[str, Any] | None) -> Verdict | None:
-    if row is None:
-        return None
-    charges, articles = tuple(map(str, row["charges"])), tuple(map(str, row["articles"]))
-    return Verdict(charges, articles, Term(**row["term"]), int(row["fine_yuan"]))
+def _read_verdict(row: Mapping[str, Any] | None) -> Verdict | None:
+    return None if row is None else Verdict.from_json(row)
 
 
 def read_facts(path: Path | None, wanted: set[str]) -> dict[str, Fact]:

@@ -33,6 +33,7 @@ from pydantic import Field
 from curt.config import Config, load_config
 from curt.corpus.build.contamination import HeldOut
 from curt.corpus.build.fingerprint import normalise_for_comparison
+from curt.corpus.case import Case
 from curt.corpus.redaction import redact
 from curt.corpus.store import read_cases, write_cases
 from curt.dialogue import (
@@ -46,7 +47,7 @@ from curt.dialogue import (
     render_prompt,
 )
 from curt.files import sha256, whole_folder, write_json
-from curt.law.verdict import Case, Verdict
+from curt.law.verdict import Verdict
 from curt.logs import configure_logging
 from train.data.candidates import Candidate
 from train.data.feedback_records import Fact, Feedback, find_files, read_facts, read_latest

@@ -25,10 +25,19 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from curt.config import Config, load_config
+from curt.corpus.case import Case
 from curt.corpus.store import read_cases
-from curt.dialogue import ELLIPSIS, normalise_fact, parse_answer, parse_completion, render_answer
+from curt.dialogue import (
+    ELLIPSIS,
+    Completion,
+    ParseFailure,
+    normalise_fact,
+    parse_answer,
+    parse_completion,
+    render_answer,
+)
 from curt.files import write_json
-from curt.law.verdict import Case, Completion, ParseFailure, Verdict
+from curt.law.verdict import Verdict
 from curt.logs import configure_logging
 from curt.scores.metrics import is_exact
 from train.data.candidates import Candidate, CandidateGroup

@@ -10,16 +10,17 @@ import json
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from curt.dialogue import normalise_fact, render_ruling, render_term
-from curt.law.verdict import ParseFailure, Verdict
+from curt.dialogue import ParseFailure, normalise_fact, render_ruling
+from curt.dialogue.answer import ARTICLES_LINE, CHARGES_LINE, LINES, TERM_LINE
+from curt.law.verdict import Verdict
 from train.judge.protocol import Grade, Level, Question, Task
 
 PROMPTS_VERSION = "judge-2"
 
 _SUBJECTS: dict[Task, str] = {
-    "charge": "罪名",
-    "article": "法条",
-    "ruling": "判决结果（罪名、法条、刑期、缓刑、罚金）",
+    "charge": CHARGES_LINE.name,
+    "article": ARTICLES_LINE.name,
+    "ruling": f"判决结果（{'、'.join(line.name for line in LINES)}）",
     "term": "主刑刑期",
 }
 _LEVELS_RULE = (
@@ -102,11 +103,11 @@ def _read(value: dict[str, Any], task: Task) -> Grade | None:
 def _render(task: Task, verdict: Verdict) -> str:
     match task:
         case "charge":
-            text = "；".join(verdict.charges)
+            text = CHARGES_LINE.render(verdict)
         case "article":
-            text = "；".join(verdict.articles)
+            text = ARTICLES_LINE.render(verdict)
         case "term":
-            text = render_term(verdict.term)
+            text = TERM_LINE.render(verdict)
         case "ruling":
             text = render_ruling(verdict)
     return normalise_fact(text)

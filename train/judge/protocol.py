@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from curt.law.verdict import Completion, Verdict
+from curt.dialogue import Completion
+from curt.law.verdict import Verdict
 
 Task = Literal["charge", "article", "ruling", "term"]
 Level = Literal["full", "partial", "wrong", "undecided"]

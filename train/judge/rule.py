@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from curt.law.verdict import ParseFailure, Verdict
+from curt.dialogue import ParseFailure
+from curt.law.verdict import Verdict
 from curt.scores.metrics import cail_term_score
 from train.judge.protocol import Grade, Level, Question
 from train.rewards import compare_labels, months_apart

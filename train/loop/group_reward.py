@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from curt.dialogue import parse_completion
-from curt.law.verdict import Term, Verdict
+from curt.law.verdict import Verdict
 from train.data.trajectories import Rollout
 from train.loop.guard import AccuracyGuard, weigh_penalty
 from train.loop.scoring import Score, Scorer, mean_known
@@ -76,7 +76,7 @@ class GroupReward:
         check_groups(prompts, size)
         step = trainer_state.global_step + 1
         parsed = [parse_completion(text) for text in completions]
-        references = [read_verdict(text) for text in reference]
+        references = [Verdict.from_json(json.loads(text)) for text in reference]
         scores = self.scorer.score(parsed, references, size)
         self.pending = []
         self.penalty_weight = self.guard.weight(self.history) if self.guard else 1.0
@@ -202,19 +202,3 @@ def count_thinking(ids: Sequence[int], end_ids: Sequence[int]) -> int:
         if list(ids[start : start + size]) == list(end_ids):
             return start
     return len(ids)
-
-
-def write_verdict(verdict: Verdict) -> str:
-    """A verdict as a column of the training dataset."""
-    term = verdict.term
-    return json.dumps(
-        [verdict.charges, verdict.articles, [term.kind, term.months, term.probation_months],
-         verdict.fine_yuan],
-        ensure_ascii=False,
-    )  # fmt: skip
-
-
-def read_verdict(text: str) -> Verdict:
-    """Inverse of `write_verdict`."""
-    charges, articles, term, fine_yuan = json.loads(text)
-    return Verdict(tuple(charges), tuple(articles), Term(*term), fine_yuan)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import get_args
 
-from curt.law.verdict import Completion, Verdict
+from curt.dialogue import Completion
+from curt.law.verdict import Verdict
 from train.judge import Grade, Judge, Question, Task
 from train.loop.advantages import aggregate_scores
 from train.rewards import (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from curt.law.verdict import Completion, ParseFailure, Verdict
+from curt.dialogue import Completion, ParseFailure
+from curt.law.verdict import Verdict
 from curt.scores.reasoning import check_reasoning
 
 

@@ -8,11 +8,12 @@ import re
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from curt.corpus.build.clean import repetition_ratio
-from curt.dialogue import render_answer
-from curt.law.verdict import Completion, ParseFailure, Verdict
+from curt.dialogue import Completion, ParseFailure, render_answer
+from curt.dialogue.answer import LINES
+from curt.law.verdict import Verdict
 
 _HEADING = re.compile(r"^#{1,6} +\S")
-_SECTIONS = ("罪名", "法条", "刑期")
+_SECTIONS = tuple(line.name for line in LINES if line.required)
 
 
 class AnswerObject(BaseModel):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 from typing import Literal
 
-from curt.law.verdict import Completion, ParseFailure, Verdict
+from curt.dialogue import Completion, ParseFailure
+from curt.law.verdict import Verdict
 from curt.scores.metrics import is_exact, set_f1
 
 FULL, PARTIAL, WRONG, UNDECIDED = 2.0, 1.0, -2.0, 0.0

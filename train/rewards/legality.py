@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from statistics import fmean
 
+from curt.dialogue import Completion, ParseFailure
 from curt.law.legality import is_in_tier, share_carried, share_defining
-from curt.law.verdict import Completion, ParseFailure, Verdict
+from curt.law.verdict import Verdict
 
 
 def legality_reward(completion: Completion, reference: Verdict) -> float:

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from curt.law.verdict import Completion, Verdict
+from curt.dialogue import Completion
+from curt.law.verdict import Verdict
 from train.rewards.consistency import consistency_reward
 from train.rewards.form import (
     format_error_reward,

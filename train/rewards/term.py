@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from curt.law.verdict import Completion, ParseFailure, Term, Verdict
+from curt.dialogue import Completion, ParseFailure
+from curt.law.verdict import Term, Verdict
 from curt.scores.metrics import cail_term_score, judge_term_score
 
 LIFE_MONTHS, DEATH_MONTHS = 300, 360

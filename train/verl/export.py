@@ -10,6 +10,7 @@ chat template itself; `TEMPLATE` is the one that ends in the opening of thinking
 from __future__ import annotations
 
 import io
+import json
 import logging
 import random
 import sys
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curt.config import Config, load_config
+from curt.corpus.case import Case
 from curt.corpus.store import find_cases, read_cases
 from curt.dialogue import (
     CHAT_TEMPLATE,
@@ -30,11 +32,9 @@ from curt.dialogue import (
     normalise_fact,
 )
 from curt.files import whole_folder
-from curt.law.verdict import Case
 from curt.logs import configure_logging
 from train.grpo import GRPOSettings, describe_start
 from train.loop.curriculum import draw_budget
-from train.loop.group_reward import write_verdict
 from train.verl.group_scores import read_settings
 
 if TYPE_CHECKING:
@@ -138,7 +138,10 @@ def _row(
         "data_source": DATA_SOURCE,
         "prompt": build_messages(fact, budget),
         "ability": "law",
-        "reward_model": {"style": "rule", "ground_truth": write_verdict(case.verdict)},
+        "reward_model": {
+            "style": "rule",
+            "ground_truth": json.dumps(case.verdict.to_json(), ensure_ascii=False),
+        },
         "extra_info": {"index": index, "split": split, "budget": budget, "case_id": case.id},
     }
 

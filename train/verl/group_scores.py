@@ -86,7 +86,7 @@ class GroupScores:
 
         Args:
             samples: all completions of the prompt.
-            reference: `train.loop.group_reward.write_verdict` of the right verdict.
+            reference: the right verdict, as JSON of `Verdict.to_json`.
             budget: thinking tokens stated in the prompt.
             case_id: for the judge's cache and messages.
         """

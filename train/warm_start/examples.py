@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from curt.corpus.case import Case
 from curt.corpus.generate.generator import draw_drill
 from curt.dialogue import clip_fact, normalise_fact, render_completion, render_prompt
 from curt.examples import draw_thinking
-from curt.law.verdict import Case
 
 
 @dataclass(frozen=True, slots=True)

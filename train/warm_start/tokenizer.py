@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from curt.corpus.case import Case
 from curt.dialogue import (
     CHAT_TEMPLATE,
     THINK_END,
@@ -15,7 +16,6 @@ from curt.dialogue import (
     normalise_fact,
     render_answer,
 )
-from curt.law.verdict import Case
 
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 

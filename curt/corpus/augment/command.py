@@ -31,10 +31,10 @@ from curt.config import Config, load_config
 from curt.corpus.augment.distractors import MOST, NoRoomError, add_distractors
 from curt.corpus.augment.local import LocalParaphraser
 from curt.corpus.augment.paraphrase import EndpointParaphraser, Paraphraser
+from curt.corpus.case import Case
 from curt.corpus.store import find_cases, open_case_file, read_cases
 from curt.endpoint import EndpointSettings, EndpointUnavailableError
 from curt.files import sha256, whole_folder, write_json
-from curt.law.verdict import Case
 from curt.logs import configure_logging
 
 __all__ = ["AugmentConfig", "add_distractors", "augment", "main"]

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from curt.corpus.case import Case
 from curt.corpus.generate.wording import SURNAMES
 from curt.corpus.read.extract import extract_reasoning
-from curt.law.verdict import Case
 
 TRAIT = "distractors"
 SUFFIX = "+distractors"

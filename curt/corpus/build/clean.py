@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from curt.corpus.case import Case
 from curt.law.numerals import article_number
-from curt.law.verdict import Case
 from curt.scores.reasoning import count_steps
 
 LEAST_CHARACTERS = 30

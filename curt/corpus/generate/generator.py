@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+from curt.corpus.case import Case
 from curt.corpus.generate.calculus import (
     EXCLUSIVE,
     LIFE,
@@ -33,7 +34,7 @@ from curt.corpus.generate.wording import (
     SURNAMES,
 )
 from curt.dialogue import render_term
-from curt.law.verdict import Case, Verdict
+from curt.law.verdict import Verdict
 
 SOURCE = "generated"
 VERBOSITIES = ("full", "medium", "terse", "brief", "mini", "gap")

@@ -22,12 +22,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from curt.corpus.case import Case
 from curt.corpus.read.extract import extract_reasoning
 from curt.corpus.read.records import RecordError
 from curt.dialogue import normalise_fact
 from curt.law.numerals import article_order, parse_article
 from curt.law.statutes import CHARGES, MIN_FIXED_MONTHS, canonical_charge, is_charge, locate_article
-from curt.law.verdict import MAX_MONTHS, Case, Term, Verdict
+from curt.law.verdict import MAX_MONTHS, Term, Verdict
 
 SOURCE = "cail2018"
 RECOMMENDATION = "recommended sentence in the facts"

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
+from curt.corpus.case import Case
 from curt.corpus.read.documents import Sections, read_facts, split_document
 from curt.corpus.read.extract import extract_reasoning
 from curt.corpus.read.records import RecordError
 from curt.dialogue import normalise_fact
 from curt.law.numerals import NUMBER, article_order, parse_article, parse_months, parse_number
 from curt.law.statutes import article_carries, canonical_charge, is_charge
-from curt.law.verdict import Case, Term, TermKind, Verdict
+from curt.law.verdict import Term, TermKind, Verdict
 
 SOURCE = "judgments"
 COMBINED = "combined punishment"

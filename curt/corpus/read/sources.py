@@ -14,10 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from curt.corpus.case import Case
 from curt.corpus.read.cail import read_row
 from curt.corpus.read.judgments import read_document
 from curt.corpus.read.records import RecordError
-from curt.law.verdict import Case
 
 logger = logging.getLogger(__name__)
 

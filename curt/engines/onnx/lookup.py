@@ -17,11 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from curt.dialogue import THINK_END
+from curt.dialogue.answer import ARTICLES_LINE, CHARGES_LINE, FINE_LINE, TERM_LINE
 from curt.law.statutes import CHARGES, Charge
 from curt.law.verdict import TERM_NAMES
 
 MOST_GUESSED = 12  # tokens: a charge's whole article and the name of its penalty
 LONGEST_KEY = 3  # tokens looked back at
+
+_AFTER_MONTHS = f"个月\n{FINE_LINE.label}"
 
 Encode = Callable[[str], list[int]]
 
@@ -66,10 +69,10 @@ class AnswerLookup:
         )
         self._statutes = PhraseTable((encode(text) for text in answer_phrases()), self._figures)
         self._penalties = [
-            tuple(encode(f"刑期：{TERM_NAMES[kind]}"))
+            tuple(encode(TERM_LINE.label + TERM_NAMES[kind]))
             for kind in ("fixed", "detention", "surveillance")
         ]
-        self._unit = tuple(encode("个月\n罚金："))
+        self._unit = tuple(encode(_AFTER_MONTHS))
 
     def begin(self, thinking: Sequence[int]) -> AnswerGuess:
         """Guesses for an answer after this reasoning, in tokens."""
@@ -105,11 +108,12 @@ class AnswerGuess:
 def answer_phrases() -> list[str]:
     """Beginnings of answers, one for each charge the statutes place, and what joins their lines."""
     beginnings = [
-        f"{THINK_END}罪名：{charge.name}\n法条：{charge.articles[0]}\n刑期：{_usual_penalty(charge)}"
+        f"{THINK_END}{CHARGES_LINE.label}{charge.name}\n{ARTICLES_LINE.label}{charge.articles[0]}\n"
+        f"{TERM_LINE.label}{_usual_penalty(charge)}"
         for charge in CHARGES.values()
         if charge.articles
     ]
-    return [*beginnings, "个月\n罚金："]
+    return [*beginnings, _AFTER_MONTHS]
 
 
 def last_run(ids: Sequence[int], among: frozenset[int]) -> tuple[int, ...]:

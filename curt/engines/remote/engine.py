@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httpx
 
 from curt.artifact import ArtifactError, load_manifest
-from curt.dialogue import THINK_END, clip_fact, normalise_fact, render_prompt
-from curt.engines.grammar import answer_pattern
+from curt.dialogue import THINK_END, answer_pattern, clip_fact, normalise_fact, render_prompt
 from curt.engines.protocol import Generation, Request, Step
 from curt.engines.remote.course import Course, RemoteError, RemoteUnavailableError, Words
 from curt.engines.remote.dialects import DIALECTS, DialectName

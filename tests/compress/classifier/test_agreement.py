@@ -20,13 +20,14 @@ from compress.classifier.train import train_classifier
 from curt.artifact import MANIFEST
 from curt.classifier.confidence import thought_evidence
 from curt.classifier.model import AGREEMENT, CONFIDENCE, Classifier, load_classifier
+from curt.corpus.case import Case
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases
 from curt.dialogue import render_completion
 from curt.engines.protocol import Generation
 from curt.evaluate import Outcome
 from curt.files import sha256
-from curt.law.verdict import Case, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from tests.compress.classifier.test_train import write_splits
 
 

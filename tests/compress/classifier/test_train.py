@@ -37,11 +37,12 @@ from curt.classifier.model import (
     extract_features,
     load_classifier,
 )
+from curt.corpus.case import Case
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.read.cail import read_row
 from curt.corpus.read.records import RecordError
 from curt.corpus.store import read_cases, write_cases
-from curt.law.verdict import Case, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from curt.scores.metrics import cail_term_score
 
 THEFT = "经审理查明，2019年5月26日，被告人张某在某市车站趁王某不备，秘密窃取王某现金8000元。"

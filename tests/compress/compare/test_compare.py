@@ -20,9 +20,9 @@ from compress.compare.weights import (
 )
 from curt.artifact import ArtifactError, load_manifest, parent_of, write_artifact
 from curt.config import load_config
-from curt.dialogue import THINK_END, render_answer
+from curt.dialogue import THINK_END, ParseFailure, render_answer
 from curt.engines import Generation, Request
-from curt.law.verdict import ParseFailure, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from tests.compress.onnx.exports import export, make_untied_model, write_cases
 from tests.micro import make_micro_model
 

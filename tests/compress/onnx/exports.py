@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen3ForCa
 
 from compress.onnx.export import ExportOrtConfig, export_ort
 from curt.artifact import load_manifest, write_artifact
+from curt.corpus.case import Case
 from curt.dialogue import THINK_END, THINK_START
-from curt.law.verdict import Case, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from tests.micro import FACTS
 
 

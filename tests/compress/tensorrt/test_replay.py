@@ -11,9 +11,10 @@ from compress.tensorrt.formats import Precision
 from compress.tensorrt.quantise import hash_examples, measure_distance, quantise
 from compress.tensorrt.readers import write_for_older_readers
 from compress.tensorrt.replay import compare_answers, load_dequantised, round_activations
+from curt.corpus.case import Case
 from curt.dialogue import THINK_END, render_answer
 from curt.files import write_json
-from curt.law.verdict import Case, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from tests.compress.onnx.exports import make_untied_model
 from tests.micro import FACTS
 

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curt.corpus.official import from_prediction, read_predictions, to_prediction, write_predictions
+from curt.dialogue import ParseFailure
 from curt.law.numerals import article_number
 from curt.law.statutes import CAIL_ARTICLES, CAIL_CHARGES
-from curt.law.verdict import ParseFailure, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from curt.scores.metrics import cail_term_score
 from tests.curt.corpus.test_tasks import VERDICTS
 

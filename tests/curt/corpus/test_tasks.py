@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curt.corpus.case import Case
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases
 from curt.corpus.tasks import (
@@ -25,10 +26,10 @@ from curt.corpus.tasks import (
     stratum_of,
     term_bin,
 )
-from curt.dialogue import TASK_INSTRUCTIONS
+from curt.dialogue import TASK_INSTRUCTIONS, ParseFailure
 from curt.law.numerals import article_order
 from curt.law.statutes import CHARGES
-from curt.law.verdict import Case, ParseFailure, Term, Verdict
+from curt.law.verdict import Term, Verdict
 
 TERMS = st.one_of(
     st.builds(Term, st.just("fixed"), st.integers(1, 300), st.integers(0, 60)),

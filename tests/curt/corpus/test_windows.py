@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curt.corpus.windows import merge_verdicts, split_windows
-from curt.dialogue import ELLIPSIS
-from curt.law.verdict import ParseFailure, Term, Verdict
+from curt.dialogue import ELLIPSIS, ParseFailure
+from curt.law.verdict import Term, Verdict
 
 FACT = (
     "公诉机关指控：被告人张某盗窃三次。第一次在某村窃得300元，后逃离。第二次在某镇窃得500元。"

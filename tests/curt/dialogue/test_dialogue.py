@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from curt.dialogue import (
     BUDGET_LEVELS,
     THINK_END,
+    ParseFailure,
     build_messages,
     normalise_fact,
     parse_answer,
@@ -22,7 +23,7 @@ from curt.dialogue import (
 )
 from curt.law.numerals import article_order, write_number
 from curt.law.statutes import CHARGES
-from curt.law.verdict import COUNTED_KINDS, MAX_MONTHS, TERM_NAMES, ParseFailure, Term, Verdict
+from curt.law.verdict import COUNTED_KINDS, MAX_MONTHS, TERM_NAMES, Term, Verdict
 
 
 @st.composite

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curt.dialogue import parse_answer, render_answer
-from curt.engines.grammar import AnswerGrammar, answer_pattern
+from curt.dialogue import answer_pattern, parse_answer, render_answer
+from curt.engines.grammar import AnswerGrammar
 from curt.engines.tokenizer import PromptTokenizer
 from curt.law.statutes import CHARGES
 from curt.law.verdict import COUNTED_KINDS, MAX_MONTHS, Term, TermKind, Verdict

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from curt.law.verdict import COUNTED_KINDS, MAX_MONTHS, TERM_NAMES, Case, Term, Verdict
+from curt.corpus.case import Case
+from curt.corpus.generate.generator import generate_cases
+from curt.law.verdict import COUNTED_KINDS, MAX_MONTHS, TERM_NAMES, Term, Verdict
 
 
 @pytest.mark.parametrize("kind", sorted(COUNTED_KINDS))
@@ -34,6 +36,12 @@ def test_a_verdict_needs_a_charge_and_no_negative_fine():
         Verdict((), ("264",), Term("fixed", 8))
     with pytest.raises(ValueError, match="fine of -1"):
         Verdict(("盗窃",), ("264",), Term("fixed", 8), -1)
+
+
+def test_a_verdict_survives_json():
+    verdicts = [case.verdict for case in generate_cases(200, seed=5)]
+    verdicts.append(Verdict(("盗窃", "诈骗"), ("264", "266"), Term("death")))
+    assert [Verdict.from_json(json.loads(json.dumps(v.to_json()))) for v in verdicts] == verdicts
 
 
 def test_a_case_survives_json():

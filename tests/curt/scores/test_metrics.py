@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curt.law.verdict import ParseFailure, Term, Verdict
+from curt.dialogue import ParseFailure
+from curt.law.verdict import Term, Verdict
 from curt.scores.metrics import (
     cail_term_score,
     judge_term_score,

@@ -12,8 +12,9 @@ from compress.classifier.agreement import Trial, fit_agreement
 from compress.classifier.train import train_classifier
 from curt.classifier.confidence import thought_evidence
 from curt.classifier.model import MODEL, Classifier, load_classifier
+from curt.corpus.case import Case
 from curt.corpus.generate.generator import generate_cases
-from curt.law.verdict import Case, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from serve.answering.confidence import WITHHELD, Confidence, ConfidenceReader, LikelyTerm
 from serve.api.reply import build_defendant
 from serve.api.schemas import ALL_TASKS, Defendant

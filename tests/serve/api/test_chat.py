@@ -34,7 +34,6 @@ from serve.api.verdict_schema import (
     SchemaError,
     check_schema,
     project,
-    verdict_to_json,
 )
 from serve.edge.context import BodyLimit, RequestContext
 from serve.errors import EngineFailedError, OverloadedError, install_handlers
@@ -313,7 +312,7 @@ def test_structured_answers_by_the_clients_own_parser(client: OpenAI) -> None:
 
 def test_json_mode_tells_every_part(client: OpenAI) -> None:
     content = ask(client, response_format={"type": "json_object"}).choices[0].message.content
-    assert json.loads(content) == verdict_to_json(VERDICT)
+    assert json.loads(content) == VERDICT.to_json()
 
 
 @pytest.mark.parametrize(
@@ -470,7 +469,7 @@ def test_hostile_bodies_get_an_error_in_their_shape(address: str, body: bytes) -
 )
 def test_schemas_that_verdicts_fit(schema: dict[str, Any]) -> None:
     check_schema(schema)
-    told = project(verdict_to_json(VERDICT), schema)
+    told = project(VERDICT.to_json(), schema)
     assert told.keys() == (schema.get("properties") or VERDICT_SCHEMA["properties"]).keys()
 
 

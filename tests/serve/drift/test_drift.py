@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from curt.corpus.case import Case
 from curt.corpus.store import write_cases
 from curt.dialogue import THINK_END, render_answer
-from curt.law.verdict import Case, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from serve.api.reply import Served
 from serve.drift import drift as drift_module
 from serve.drift.divergence import compare, jensen_shannon_distance

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import pytest
 
 from curt.artifact import Manifest
+from curt.corpus.case import Case
 from curt.corpus.store import read_cases, write_cases
 from curt.dialogue import PROMPT_VERSION, THINK_END, parse_completion, render_answer
 from curt.engines.protocol import Generation
 from curt.files import sha256
-from curt.law.verdict import Case, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from serve.api.reply import Identity, Served
 from serve.api.schemas import Model
 from serve.feedback.answers import AnswerStore

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.read.cail import read_row
 from curt.corpus.read.records import RecordError
-from curt.dialogue import parse_completion, render_completion
+from curt.dialogue import Completion, parse_completion, render_completion
 from curt.law.legality import article_exists, cited_articles, has_basis
-from curt.law.verdict import Completion, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from curt.scores.reasoning import (
     check_arithmetic,
     check_conclusions,

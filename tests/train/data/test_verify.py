@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curt.corpus.case import Case
 from curt.corpus.store import write_cases
 from curt.dialogue import ELLIPSIS, parse_answer, render_completion
-from curt.law.verdict import Case, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from tests.train.judge.judge_server import Reply, judge_server
 from tests.train.rollouts import make_rollout
 from train.data import verify as entry

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curt.corpus.generate.generator import generate_cases
 from curt.dialogue import render_answer
 from curt.law.verdict import Term, Verdict
 from train.judge import Grade, RuleJudgeSettings, make_judge
@@ -14,8 +14,6 @@ from train.loop.group_reward import (
     GroupReward,
     check_groups,
     count_thinking,
-    read_verdict,
-    write_verdict,
 )
 from train.loop.scoring import Scorer
 from train.penalties.gated import GatedPenalty
@@ -25,6 +23,7 @@ from train.penalties.none import NoPenalty
 END, EOS = 90, 99
 RIGHT = Verdict(("盗窃",), ("264",), Term("fixed", 8))
 OTHER = Verdict(("诈骗",), ("266",), Term("fixed", 8))
+RIGHT_JSON, OTHER_JSON = (json.dumps(verdict.to_json()) for verdict in (RIGHT, OTHER))
 WEIGHTS = {"format": 0.1, "charge": 0.3, "article": 0.2, "term": 0.4}
 
 
@@ -53,7 +52,7 @@ def call(reward, rows, *, step=0, budgets=None, references=None):
         prompts=prompts,
         completions=[row[1] for row in rows],
         completion_ids=[row[2] for row in rows],
-        reference=references or [write_verdict(RIGHT)] * len(rows),
+        reference=references or [RIGHT_JSON] * len(rows),
         budget=budgets or [128] * len(rows),
         case_id=[f"case-{prompt}" for prompt in prompts],
         trainer_state=SimpleNamespace(global_step=step),
@@ -88,7 +87,7 @@ def test_each_group_is_scored_by_its_own_lengths():
 
 def test_each_group_has_its_own_reference_and_budget():
     rows = [("a", text(OTHER), ids(10))] * 2 + [("b", text(OTHER), ids(64))] * 2
-    references = [write_verdict(RIGHT)] * 2 + [write_verdict(OTHER)] * 2
+    references = [RIGHT_JSON] * 2 + [OTHER_JSON] * 2
     penalty = GatedPenalty(weight=0, over_budget=0.5)
     values, _ = call(make_reward(penalty), rows, references=references, budgets=[128, 128, 32, 32])
     assert values == pytest.approx([0.2, 0.2, 0.7, 0.7])
@@ -172,12 +171,6 @@ def test_whole_groups_pass(prompts, size):
 )
 def test_counting_thinking_tokens(tokens, end, count):
     assert count_thinking(tokens, end) == count
-
-
-def test_verdicts_pass_through_the_dataset_column():
-    verdicts = [case.verdict for case in generate_cases(200, seed=5)]
-    verdicts.append(Verdict(("盗窃", "诈骗"), ("264", "266"), Term("death")))
-    assert [read_verdict(write_verdict(v)) for v in verdicts] == verdicts
 
 
 class Failing:

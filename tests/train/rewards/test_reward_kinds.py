@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curt.corpus.generate.generator import generate_cases
-from curt.dialogue import parse_completion, render_completion
-from curt.law.verdict import Completion, ParseFailure, Term, Verdict
+from curt.dialogue import Completion, ParseFailure, parse_completion, render_completion
+from curt.law.verdict import Term, Verdict
 from train.rewards import REWARDS
 
 THEFT = Verdict(("盗窃",), ("264",), Term("fixed", 8))

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curt.corpus.generate.calculus import OFFENCES
-from curt.dialogue import parse_completion, render_completion
-from curt.law.verdict import Completion, Term, Verdict
+from curt.dialogue import Completion, parse_completion, render_completion
+from curt.law.verdict import Term, Verdict
 from train.loop.scoring import Score, Scorer
 
 WEIGHTS = {"format": 0.1, "charge": 0.3, "article": 0.2, "term": 0.4}

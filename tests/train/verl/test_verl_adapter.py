@@ -23,7 +23,7 @@ from curt.dialogue import THINK_END, render_answer, render_prompt
 from curt.law.verdict import Term, Verdict
 from train.data.trajectories import iterate_groups
 from train.loop.advantages import estimate
-from train.loop.group_reward import GroupReward, write_verdict
+from train.loop.group_reward import GroupReward
 from train.loop.scoring import Scorer
 from train.penalties import PENALTIES, Group
 from train.verl.advantages import VERL_ESTIMATORS
@@ -37,7 +37,7 @@ DEMO = ROOT / "configs" / "demo" / "grpo.toml"
 SHIPPED = ROOT / "configs" / "verl" / "grpo-qwen2.5-7b.yaml"
 RIGHT = Verdict(("盗窃",), ("264",), Term("fixed", 8), 2000)
 OTHER = Verdict(("诈骗",), ("266",), Term("fixed", 8))
-REFERENCE = write_verdict(RIGHT)
+REFERENCE = json.dumps(RIGHT.to_json(), ensure_ascii=False)
 TEXTS = [
     f"数额八千元{THINK_END}{render_answer(RIGHT)}",
     f"数额八千元，如实供述，从轻，认罪认罚，再从轻{THINK_END}{render_answer(RIGHT)}",
@@ -97,7 +97,7 @@ def test_recorded_rollouts_of_the_demo_are_scored_as_they_were():
     if not (run / "grpo-default.run" / "trajectories").is_dir():
         pytest.skip("no demo run beside this checkout")
     references = {
-        case.id: write_verdict(case.verdict)
+        case.id: json.dumps(case.verdict.to_json(), ensure_ascii=False)
         for case in read_cases(find_cases(run / "corpus", "train"))
     }
     recorded = json.loads((run / "grpo-default" / "manifest.json").read_bytes())["config"]
@@ -274,7 +274,7 @@ def test_exported_rows_hold_prompt_reference_and_budget(tmp_path, micro_model, t
     for row in train:
         info = row["extra_info"]
         case = by_id[info["case_id"]]
-        assert row["reward_model"]["ground_truth"] == write_verdict(case.verdict)
+        assert Verdict.from_json(json.loads(row["reward_model"]["ground_truth"])) == case.verdict
         assert info["budget"] in settings.budgets
         assert row["prompt"][1]["content"].endswith(f"思考预算：{info['budget']}")
     assert [row["extra_info"]["index"] for row in train] == list(range(20))
@@ -367,4 +367,4 @@ def test_verl_loads_and_calls_the_adapter(tmp_path, micro_model, tokenizer, samp
         assert row["rendered"].endswith("<think>")
         assert row["data_source"] == "curt"
         verdict = by_id[row["extra_info"]["case_id"]].verdict
-        assert row["ground_truth"] == write_verdict(verdict)
+        assert Verdict.from_json(json.loads(row["ground_truth"])) == verdict

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from curt.corpus.case import Case
 from curt.corpus.generate.generator import generate_cases
 from curt.dialogue import BUDGET_LEVELS, THINK_END, THINK_START, parse_completion
-from curt.law.verdict import Case, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from train.warm_start.examples import build_examples
 from train.warm_start.tokenizer import corpus_texts, train_tokenizer
 

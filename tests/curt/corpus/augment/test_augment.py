@@ -339,6 +339,6 @@ def test_an_augmented_corpus_is_not_augmented_again(corpus):
 def test_what_augmentation_marks_is_known_to_evaluation():
     from curt.corpus.augment import command as augment
     from curt.corpus.augment import distractors as augment_distractors
-    from curt.law.verdict import AUGMENTATIONS
+    from curt.corpus.case import AUGMENTATIONS
 
     assert {augment.TRAIT, augment_distractors.TRAIT} == AUGMENTATIONS

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from curt.corpus.build.clean import RULES, domains_of, repetition_ratio
 from curt.corpus.build.pipeline import Rule
+from curt.corpus.case import Case
 from curt.corpus.generate.generator import generate_cases
-from curt.law.verdict import Case, Term, Verdict
+from curt.law.verdict import Term, Verdict
 from tests.curt.corpus.build.test_dedup import FACT
 
 EIGHT = Term("fixed", 8)

@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import pytest
 
+from curt.corpus.case import Case
 from curt.corpus.generate.calculus import EXCLUSIVE, OFFENCES, RATIOS, allows
 from curt.corpus.generate.generator import SOURCE, VERBOSITIES, draw_drill, generate_cases
 from curt.corpus.generate.wording import CIRCUMSTANCES, LOOKALIKES
 from curt.dialogue import normalise_fact, render_term
-from curt.law.verdict import Case
 from train.warm_start.tokenizer import train_tokenizer
 
 COUNT = 1500

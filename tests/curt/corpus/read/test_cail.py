@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from curt.corpus.case import Case
 from curt.corpus.read.cail import RECOMMENDATION, read_row
 from curt.corpus.read.records import READING_RULES, REMEDIES, RecordError
-from curt.law.verdict import Case, Term
+from curt.law.verdict import Term
 
 FACT = "被告人张某在超市窃取手机一部，价值人民币2,672元。归案后如实供述。"
 

@@ -1,0 +1,269 @@
+"""What a model writes: `{thinking}</think>{answer}`; an answer is one field a line:
+
+    罪名：盗窃；诈骗
+    法条：264；266
+    刑期：有期徒刑8个月
+    缓刑：12个月
+    罚金：2000元
+
+`LINES` is the grammar, and the renderer, the parser and the pattern for a constrained decoder
+follow it: another optional line is one more entry, and a field of `Verdict` to hold it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from curt.law.numerals import (
+    LAST_ARTICLE,
+    article_order,
+    parse_article,
+    parse_months,
+    parse_number,
+    write_article,
+    write_months,
+)
+from curt.law.statutes import CHARGES, canonical_charge
+from curt.law.verdict import (
+    COUNTED_KINDS,
+    MAX_MONTHS,
+    MAX_PROBATION_MONTHS,
+    TERM_NAMES,
+    Term,
+    Verdict,
+)
+
+THINK_START, THINK_END = "<think>", "</think>"
+MAX_ANSWER_TOKENS = 64
+MOST_CHARGES, MOST_ARTICLES = 4, 8  # in a pattern: more would not fit the tokens of an answer
+
+_SEPARATOR = "；"  # never 、, which stands inside charge names (走私、贩卖、运输、制造毒品)
+_FINE = re.compile(r"(?:人民币)?([0-9.]{1,15}|[零〇一二两三四五六七八九十百千]+)(万?)元?")
+
+
+@dataclass(frozen=True, slots=True)
+class ParseFailure:
+    """A completion that holds no readable verdict: data for the reward, not an exception."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One model output, split at the end of thinking. Lengths are tokens, never characters."""
+
+    thinking: str
+    answer: str
+    verdict: Verdict | ParseFailure
+    thinking_closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of an answer: how a part of a verdict is written and read.
+
+    `parse` gives the value of the verdict's (or its term's) field and raises ValueError where
+    there is none. `pattern` is a regular expression of what `render` writes.
+    """
+
+    name: str
+    field: str
+    render: Callable[[Verdict], str]
+    parse: Callable[[str], Any]
+    pattern: Callable[[], str]
+    required: bool = True
+    """Optional lines are left out where `render` gives nothing."""
+
+    @property
+    def label(self) -> str:
+        """What the line begins with: 罪名："""
+        return f"{self.name}："
+
+
+def render_term(term: Term) -> str:
+    """The principal penalty in the answer grammar: 有期徒刑8个月, 无期徒刑."""
+    months = f"{term.months}个月" if term.kind in COUNTED_KINDS else ""
+    return TERM_NAMES[term.kind] + months
+
+
+def parse_term(text: str) -> Term:
+    """Read a sentence: 有期徒刑三年六个月 (42 months), 拘役四个月，缓刑六个月, 无期徒刑, 死刑.
+
+    Raises ValueError when no penalty can be read.
+    """
+    principal, _, probation = text.strip().partition("缓刑")
+    principal = principal.strip("，,、 ；")
+    probation_months = parse_months(probation.strip("，。 ")) if probation else 0
+    for kind, name in TERM_NAMES.items():
+        if not principal.startswith(name):
+            continue
+        rest = principal[len(name) :]
+        if kind in COUNTED_KINDS:
+            return Term(kind, parse_months(rest), probation_months)
+        return Term(kind, probation_months=probation_months)
+    if principal.startswith("免"):  # 免予刑事处分, 免除处罚
+        return Term("exempt")
+    raise ValueError(f"not a penalty: {text!r}")
+
+
+def parse_fine(text: str) -> int:
+    """Read a fine in yuan: 2000元, 人民币五千元, 1.5万元. Raises ValueError otherwise."""
+    match = _FINE.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"not a fine: {text!r}")
+    scale = 10_000 if match[2] else 1
+    try:
+        return round(float(match[1]) * scale)
+    except ValueError:
+        return parse_number(match[1]) * scale
+
+
+def _parse_charges(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(canonical_charge(charge) for charge in _split(text)))
+
+
+def _parse_articles(text: str) -> tuple[str, ...]:
+    return tuple(sorted({parse_article(article) for article in _split(text)}, key=article_order))
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in re.split("[；;]", text) if part.strip()]
+
+
+def _charges_pattern() -> str:
+    names = sorted(CHARGES, key=lambda name: (-len(name), name))
+    return _list_of(_any_of(map(re.escape, names)), MOST_CHARGES)
+
+
+def _articles_pattern() -> str:
+    article = _any_of(str(n) for n in range(1, LAST_ARTICLE + 1)) + "(之[一二三四五六七八九])?"
+    return _list_of(article, MOST_ARTICLES)
+
+
+def _term_pattern() -> str:
+    return _any_of(
+        f"{name}{_up_to(MAX_MONTHS[kind])}个月" if kind in COUNTED_KINDS else name
+        for kind, name in TERM_NAMES.items()
+    )
+
+
+def _any_of(choices: Iterable[str]) -> str:
+    return f"({'|'.join(choices)})"
+
+
+def _list_of(item: str, most: int) -> str:
+    return f"{item}({_SEPARATOR}{item}){{0,{most - 1}}}"
+
+
+def _up_to(most: int) -> str:
+    return _any_of(str(number) for number in range(1, most + 1))
+
+
+CHARGES_LINE = Line(
+    "罪名", "charges", lambda v: _SEPARATOR.join(v.charges), _parse_charges, _charges_pattern
+)
+ARTICLES_LINE = Line(
+    "法条",
+    "articles",
+    lambda v: _SEPARATOR.join(sorted(v.articles, key=article_order)),
+    _parse_articles,
+    _articles_pattern,
+)
+TERM_LINE = Line("刑期", "term", lambda v: render_term(v.term), parse_term, _term_pattern)
+PROBATION_LINE = Line(
+    "缓刑",
+    "probation_months",
+    lambda v: f"{v.term.probation_months}个月" if v.term.probation_months else "",
+    parse_months,
+    lambda: f"{_up_to(MAX_PROBATION_MONTHS)}个月",
+    required=False,
+)
+FINE_LINE = Line(
+    "罚金",
+    "fine_yuan",
+    lambda v: f"{v.fine_yuan}元" if v.fine_yuan else "",
+    parse_fine,
+    lambda: "[1-9][0-9]{0,8}元",
+    required=False,
+)
+LINES = (CHARGES_LINE, ARTICLES_LINE, TERM_LINE, PROBATION_LINE, FINE_LINE)
+"""The answer grammar, in the order its lines are written; required lines come first."""
+
+_LINE = re.compile(rf"({'|'.join(line.name for line in LINES)})[：:](.*)")
+
+
+def render_completion(thinking: str, verdict: Verdict) -> str:
+    """The target text of a training example, without the end-of-turn token."""
+    return f"{thinking}{THINK_END}{render_answer(verdict)}"
+
+
+def render_answer(verdict: Verdict) -> str:
+    """The compact answer of the grammar."""
+    texts = ((line, line.render(verdict)) for line in LINES)
+    return "\n".join(line.label + text for line, text in texts if text or line.required)
+
+
+def parse_completion(text: str) -> Completion:
+    """Split a completion into thinking and answer and read the verdict; never raises.
+
+    A completion whose thinking was not closed has no answer and so no verdict.
+    """
+    body = text.removeprefix(THINK_START)
+    thinking, closed, answer = body.partition(THINK_END)
+    if not closed:
+        return Completion(body, "", ParseFailure("thinking not closed"), thinking_closed=False)
+    return Completion(thinking, answer.strip(), parse_answer(answer), thinking_closed=True)
+
+
+def parse_answer(text: str) -> Verdict | ParseFailure:
+    """Read an answer of the grammar, tolerant of Chinese numerals and charge aliases."""
+    given: dict[str, str] = {}
+    for row in text.strip().splitlines():
+        match = _LINE.fullmatch(row.strip())
+        if not match:
+            return ParseFailure("a line outside the grammar")
+        if match[1] in given:
+            return ParseFailure(f"{match[1]} given twice")
+        given[match[1]] = match[2].strip()
+    for line in LINES:
+        if line.required and not given.get(line.name):
+            return ParseFailure(f"{line.name} missing")
+    try:
+        fields = {line.field: line.parse(given[line.name]) for line in LINES if line.name in given}
+        if (probation_months := fields.pop(PROBATION_LINE.field, None)) is not None:
+            fields["term"] = replace(fields["term"], probation_months=probation_months)
+        return Verdict(**fields)
+    except ValueError as error:
+        return ParseFailure(str(error))
+
+
+@lru_cache(maxsize=1)
+def answer_pattern() -> str:
+    """A regular expression of all answers `parse_answer` reads, as `render_answer` writes them.
+
+    Only charges of the statute table, and only months a term of their kind may have.
+    """
+    required = "\\n".join(line.label + line.pattern() for line in LINES if line.required)
+    optional = (f"(\\n{line.label}{line.pattern()})?" for line in LINES if not line.required)
+    return required + "".join(optional)
+
+
+def render_ruling(verdict: Verdict, defendant: str = "被告人") -> str:
+    """The operative part of a judgment (判决主文) that states this verdict, for people to read."""
+    term = verdict.term
+    months = write_months(term.months) if term.kind in COUNTED_KINDS else ""
+    charges = "、".join(f"{c}罪" for c in verdict.charges)
+    if term.kind == "exempt":
+        text = f"{defendant}犯{charges}，免予刑事处罚"
+    else:
+        text = f"{defendant}犯{charges}，判处{TERM_NAMES[term.kind]}{months}"
+    if term.probation_months:
+        text += f"，缓刑{write_months(term.probation_months)}"
+    if verdict.fine_yuan:
+        text += f"，并处罚金人民币{verdict.fine_yuan}元"
+    basis = "、".join(write_article(a) for a in verdict.articles)
+    return f"依照《中华人民共和国刑法》{basis}之规定，{text}。"
