@@ -198,15 +198,15 @@ export-trt: $(STAMP) ## TensorRT-LLM checkpoint of MODEL=folder (GPU=h200|h100|l
 	$(PY) -m compress.tensorrt.export @configs/demo/compress-trt.toml \
 	    --model $(or $(MODEL),$(RUN)/grpo-default) --cases $(RUN)/corpus/train.jsonl \
 	    --compare_on $(RUN)/corpus/dev.jsonl $(if $(GPU),--gpu $(GPU)) \
-	    $(if $(PRECISION),--precision $(PRECISION)) $(if $(ENGINE),--engine_checkpoint true) \
+	    $(if $(PRECISION),--precision $(PRECISION)) \
 	    --out $(or $(OUT),$(or $(MODEL),$(RUN)/grpo-default)-trt-$(or $(PRECISION),$(GPU),fp8))
 
 .PHONY: trt-serve
 trt-serve: ## Serve MODEL=checkpoint in TRT_IMAGE, NVIDIA's TensorRT-LLM container 1.2.1 (needs Docker and a GPU)
 	$(if $(TRT_IMAGE),,$(error set TRT_IMAGE to the name under which you pull NVIDIA's tensorrt-llm/release:1.2.1))
 	docker run --rm --gpus all --ipc host --ulimit memlock=-1 --ulimit stack=67108864 \
-	    -p 127.0.0.1:$(or $(TRT_PORT),8001):8001 -e HOST=0.0.0.0 -e PORT=8001 -e ENGINE=/engine \
-	    -v curt-trt-engine:/engine -v $(abspath $(or $(MODEL),$(RUN)/trt-fp8)):/model:ro \
+	    -p 127.0.0.1:$(or $(TRT_PORT),8001):8001 -e HOST=0.0.0.0 -e PORT=8001 \
+	    -v $(abspath $(or $(MODEL),$(RUN)/trt-fp8)):/model:ro \
 	    $(TRT_IMAGE) /model/launch.sh
 
 # Half a point takes thousands of cases to see: the generator has them.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from curt.config import Config, load_config
+from curt.hardware import GPUS, Gpu
 
 PROMPT_TOKENS = 500
 ANSWER_TOKENS = 25  # answer and end of thinking
@@ -37,21 +38,22 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """A GPU and its weights' format; memory bandwidth in TB/s, peak in T operations a second."""
+class ServedGpu:
+    """A GPU and the format of the weights that it serves."""
 
-    name: str
-    bandwidth_tb_s: float
-    peak_t: float
+    gpu: Gpu
     format: str
+
+    @property
+    def peak_t(self) -> float:
+        """Operations a second, 10^12; int4 weights are widened to bf16 first."""
+        return self.gpu.tflops["fp8" if self.format == "fp8" else "bf16"]
 
 
 MODELS = (Model("0.6 B", 0.6), Model("1.5 B", 1.78), Model("7 B", 7.62))
-GPUS = (
-    Gpu("H200", 4.8, 1979, "fp8"),
-    Gpu("H100", 3.35, 1979, "fp8"),
-    Gpu("A10", 0.6, 125, "int4"),
-    Gpu("L4", 0.3, 242, "fp8"),
+SERVED = tuple(
+    ServedGpu(GPUS[name], form)
+    for name, form in (("H200", "fp8"), ("H100", "fp8"), ("A10", "int4"), ("L4", "fp8"))
 )
 
 
@@ -64,34 +66,34 @@ class SizingConfig(Config):
     """Thinking budgets, tokens: a column each."""
 
 
-def weights_gb(model: Model, gpu: Gpu) -> float:
+def weights_gb(model: Model, gpu: ServedGpu) -> float:
     """Size of the weights, GB."""
     return model.parameters_b * BYTES[gpu.format]
 
 
-def floor_ms(model: Model, gpu: Gpu) -> float:
+def floor_ms(model: Model, gpu: ServedGpu) -> float:
     """Least time of a token: every weight is read once. ms."""
-    return weights_gb(model, gpu) / gpu.bandwidth_tb_s
+    return weights_gb(model, gpu) / (gpu.gpu.bandwidth_gb_s / 1e3)
 
 
-def token_ms(model: Model, gpu: Gpu) -> float:
+def token_ms(model: Model, gpu: ServedGpu) -> float:
     """Time of a token as a deadline has to reckon with it, ms."""
     return P99_OVER_MEAN * (floor_ms(model, gpu) + OVERHEAD_MS)
 
 
-def prefill_ms(model: Model, gpu: Gpu) -> float:
+def prefill_ms(model: Model, gpu: ServedGpu) -> float:
     """Time until the prompt is read, ms."""
     operations_t = 2 * model.parameters_b * 1e-3 * PROMPT_TOKENS
     return operations_t / (PREFILL_EFFICIENCY * gpu.peak_t) * 1e3 + OVERHEAD_MS
 
 
-def thinking_tokens(model: Model, gpu: Gpu, deadline_ms: float) -> int:
+def thinking_tokens(model: Model, gpu: ServedGpu, deadline_ms: float) -> int:
     """Thinking that fits a deadline; below 0 not even the answer does."""
     left_ms = deadline_ms - MARGIN_MS - prefill_ms(model, gpu)
     return int(left_ms // token_ms(model, gpu)) - ANSWER_TOKENS
 
 
-def rate_per_s(model: Model, gpu: Gpu, budget: int, deadline_ms: float) -> float | None:
+def rate_per_s(model: Model, gpu: ServedGpu, budget: int, deadline_ms: float) -> float | None:
     """Requests a second at a budget, None where it does not fit the deadline."""
     if budget > thinking_tokens(model, gpu, deadline_ms):
         return None
@@ -106,12 +108,12 @@ def table(config: SizingConfig) -> list[str]:
     head += [f"rate at {budget}" for budget in config.budgets]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for model in MODELS:
-        for gpu in GPUS:
+        for gpu in SERVED:
             fits = thinking_tokens(model, gpu, config.deadline_ms)
             rates = [rate_per_s(model, gpu, b, config.deadline_ms) for b in config.budgets]
             row = [
                 model.name,
-                f"{gpu.name} {gpu.format}",
+                f"{gpu.gpu.name} {gpu.format}",
                 f"{weights_gb(model, gpu):.1f} GB",
                 f"{token_ms(model, gpu):.1f} ms",
                 f"{prefill_ms(model, gpu):.0f} ms",

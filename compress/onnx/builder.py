@@ -71,7 +71,7 @@ def check_model(model: Path, recipe: Recipe) -> None:
     if recipe.precision == "w8a8" and recipe.device != "cpu":
         raise ValueError(
             f"w8a8 on {recipe.device}: ONNX Runtime has these integer products for the CPU only; "
-            "use int8 or int4, or export to TensorRT-LLM in int8_sq"
+            "use int8 or int4, or export to TensorRT-LLM in fp8"
         )
     shape = json.loads((model / "config.json").read_text(encoding="utf-8"))
     names = shape.get("architectures") or ["none"]

@@ -63,29 +63,6 @@ class QuantisedWeight:
         return scales * (self.codes.float() - zeros.float())
 
 
-def round_to_nearest(
-    weight: Tensor, block_size: int, *, symmetric: bool = False
-) -> QuantisedWeight:
-    """Quantise `weight` (N, K) without calibration: every value to its nearest code.
-
-    Raises ValueError when K is no multiple of `block_size`.
-    """
-    weight = weight.float()
-    blocks = _count_blocks(weight.shape[1], block_size)
-    parts = [
-        _find_grid(part, torch.ones(block_size), symmetric)
-        for part in torch.split(weight, block_size, dim=1)
-    ]
-    scales = torch.cat([scale for scale, _ in parts], dim=1)
-    zeros = torch.cat([zero for _, zero in parts], dim=1)
-    wide = scales.repeat_interleave(block_size, dim=1)
-    codes = (torch.round(weight / wide) + zeros.repeat_interleave(block_size, dim=1)).clamp(
-        0, MAX_CODE
-    )
-    assert scales.shape[1] == blocks
-    return QuantisedWeight(codes.byte(), scales, zeros.byte())
-
-
 def quantise_weight(
     weight: Tensor,
     hessian: Tensor,

@@ -4,13 +4,12 @@
         --gpu h200
 
 TensorRT-LLM's LLM API and `trtllm-serve` load the folder as it is; `launch.sh` in it starts the
-server with `serve-config.yaml`, sized from the deadline. `--gpu` picks the weight format. With
-`--engine_checkpoint true` the rank-sharded checkpoint of TensorRT-LLM 1.2.1 and older is written
-beside it. Quantisation, export and verification run on a CPU: the checkpoint is compared with
-its parent tensor by tensor, and its own numbers are run on cases, before it becomes a model
-folder (`verification.json`); one that differs is refused and leaves nothing behind. Where a GPU
-and TensorRT-LLM are there, it is loaded and made to write a token too; elsewhere the log says
-that this was not tried.
+server with `serve-config.yaml`, sized from the deadline. `--gpu` picks the weight format.
+Quantisation, export and verification run on a CPU: the checkpoint is compared with its parent
+tensor by tensor, and its own numbers are run on cases, before it becomes a model folder
+(`verification.json`); one that differs is refused and leaves nothing behind. Where a GPU and
+TensorRT-LLM are there, it is loaded and made to write a token too; elsewhere the log says that
+this was not tried.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compress.prompts import sample_prompts
-from compress.tensorrt.formats import LEAST_BITS, Precision
-from compress.tensorrt.gpu import GpuName, choose_precision
+from compress.tensorrt.formats import FORMATS, Precision, choose_precision
 from compress.tensorrt.quantise import (
     count_parameters,
     hash_examples,
@@ -37,7 +35,6 @@ from compress.tensorrt.quantise import (
     model_widths,
     quantise,
 )
-from compress.tensorrt.ranks import ENGINE_CHECKPOINT, verify_ranks
 from compress.tensorrt.readers import write_for_older_readers
 from compress.tensorrt.replay import compare_answers, load_dequantised
 from compress.tensorrt.serve import (
@@ -47,7 +44,6 @@ from compress.tensorrt.serve import (
     build_options,
     count_kv_bytes,
     size_server,
-    write_engine_server,
     write_server,
 )
 from compress.tensorrt.verify import verify_checkpoint
@@ -74,12 +70,10 @@ class ExportTrtConfig(Config):
     """The parent: a Hugging Face model folder of this project."""
     out: Path
     """Where the checkpoint goes; an older one there is replaced when all is well."""
-    gpu: GpuName | None = None
-    """The GPU to serve on: picks the precision and sizes the server for the deadline."""
+    gpu: str | None = None
+    """The GPU to serve on (`curt.hardware`): picks the precision and sizes the server."""
     precision: Precision | None = None
     """Weight format; overrides what `gpu` would pick. Without either: fp8."""
-    engine_checkpoint: bool = False
-    """Also write the rank-sharded checkpoint, for the engine builder of 1.2.1 and older."""
     cases: Path = Path("artifacts/demo/corpus/test.jsonl")
     """JSON Lines file of cases to calibrate on."""
     compare_on: Path | None = None
@@ -119,12 +113,7 @@ def export_trt(config: ExportTrtConfig) -> dict[str, float]:
     """
     parent = load_manifest(config.model, expect="hf")
     shape = json.loads((config.model / "config.json").read_text(encoding="utf-8"))
-    precision, reason = choose_precision(
-        config.gpu,
-        config.precision,
-        widths=model_widths(shape),
-        engine_checkpoint=config.engine_checkpoint,
-    )
+    precision, reason = choose_precision(config.gpu, config.precision, widths=model_widths(shape))
     log.info("precision %s: %s", precision, reason)
     _check_parallel(config, shape)
     _size(config, parent, shape, precision)  # a deadline out of reach is refused before the work
@@ -150,34 +139,28 @@ def export_trt(config: ExportTrtConfig) -> dict[str, float]:
     figures: dict[str, float] = {}  # the manifest's evaluation, filled in before it is written
     with write_artifact(config.out, _describe(config, parent, chosen, figures)) as folder:
         started = time.perf_counter()
-        ranks = (folder / ENGINE_CHECKPOINT, config.tensor_parallel, config.pipeline_parallel)
-        distance = quantise(
-            config.model,
-            precision,
-            examples,
-            config.seed,
-            folder,
-            ranks if config.engine_checkpoint else None,
-        )
+        distance = quantise(config.model, precision, examples, config.seed, folder)
         log.info("quantised to %s in %.1f s", precision, time.perf_counter() - started)
         tokenizer.save_pretrained(folder)
         write_for_older_readers(config.model, folder)
         started = time.perf_counter()
         texts = [str(tokenizer.decode(ids, skip_special_tokens=False)) for ids in examples]
         figures |= verify_checkpoint(folder, config.model, precision, texts)
-        if config.engine_checkpoint:
-            figures |= verify_ranks(folder / ENGINE_CHECKPOINT, config.model, precision)
         figures |= _compare_models(
             config, parent, precision, folder, distance, tokenizer, examples, compared
         )
         _gate(config, precision, figures)
         weight_bytes = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
         sizes = _size(config, parent, shape, precision, weight_bytes)
-        _write_server(config, sizes, precision, folder)
-        if precision == "int8_sq":
-            figures["engine_started"] = 0.0  # an engine has to be built first, by launch.sh
-        else:
-            figures["engine_started"] = float(start_engine(folder, examples[0]))
+        options = build_options(
+            sizes,
+            memory_fraction=config.gpu_memory_fraction,
+            tensor_parallel=config.tensor_parallel,
+            pipeline_parallel=config.pipeline_parallel,
+            guided_decoding=config.guided_decoding,
+        )
+        write_server(folder, options, sizes, config.port)
+        figures["engine_started"] = float(start_engine(folder, examples[0]))
         log.info("verified in %.1f s: %s", time.perf_counter() - started, json.dumps(figures))
         write_json(folder / VERIFICATION, figures)
     return figures
@@ -304,7 +287,7 @@ def _size(
 ) -> Sizes:
     """The server's sizes; before the weights are written, from the least they can take."""
     parameters = count_parameters(config.model)
-    least = round(parameters * LEAST_BITS[precision] / 8)
+    least = round(parameters * FORMATS[precision].least_bits / 8)
     work = Workload(
         slo_ms=config.slo_ms,
         fact_tokens=parent.max_fact_tokens,
@@ -319,20 +302,6 @@ def _size(
         slo_thinking_tokens=config.slo_thinking_tokens,
     )
     return size_server(work, config.gpu, config.max_batch_size, config.gpu_memory_fraction)
-
-
-def _write_server(
-    config: ExportTrtConfig, sizes: Sizes, precision: Precision, folder: Path
-) -> None:
-    options = build_options(
-        sizes,
-        memory_fraction=config.gpu_memory_fraction,
-        tensor_parallel=config.tensor_parallel,
-        pipeline_parallel=config.pipeline_parallel,
-        guided_decoding=config.guided_decoding,
-    )
-    write = write_engine_server if precision == "int8_sq" else write_server
-    write(folder, options, sizes, config.port)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,14 +1,13 @@
-"""Quantises a model for TensorRT-LLM with ModelOpt, on a CPU, and writes its checkpoints.
+"""Quantises a model for TensorRT-LLM with ModelOpt, on a CPU, and writes its checkpoint.
 
-What works without a GPU (ModelOpt 0.47): FP8, INT4 AWQ and INT8 SmoothQuant calibrate, run and
-export. NVFP4 calibrates and exports, but its own forward pass wants CUDA;
-`compress.tensorrt.replay` stands in for it with the stored numbers.
+What works without a GPU (ModelOpt 0.47): FP8 and INT4 AWQ calibrate, run and export. NVFP4
+calibrates and exports, but its own forward pass wants CUDA; `compress.tensorrt.replay` stands in
+for it with the stored numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import io
 import json
@@ -21,20 +20,9 @@ from typing import Any
 
 import torch
 
-from compress.tensorrt.formats import Precision
-from compress.tensorrt.ranks import write_ranks
+from compress.tensorrt.formats import FORMATS, Precision
 
 log = logging.getLogger(__name__)
-
-RECIPES: Mapping[Precision, str | None] = {
-    "fp8": "FP8_DEFAULT_CFG",
-    "int4_awq": "INT4_AWQ_CFG",
-    "int8_sq": "INT8_SMOOTHQUANT_CFG",
-    "nvfp4": "NVFP4_DEFAULT_CFG",
-    "bf16": None,
-}
-NEEDS_CUDA: frozenset[Precision] = frozenset({"nvfp4"})
-"""Formats whose simulated forward pass ModelOpt runs on a GPU only."""
 
 _COMPARED_EXAMPLES = 16
 
@@ -50,14 +38,11 @@ def quantise(
     examples: Sequence[list[int]],
     seed: int,
     folder: Path,
-    ranks: tuple[Path, int, int] | None = None,
 ) -> dict[str, float]:
     """Calibrate on `examples` (token ids), write the unified checkpoint into `folder`.
 
-    `ranks` (folder, tensor parallel, pipeline parallel) asks for the rank-sharded one too.
     Returns how far the quantised model, simulated with its rounding of what goes into the
     layers, is from its source (`measure_distance`); nothing where simulating needs a GPU.
-    Raises ValueError when the format cannot be sharded that way.
     """
     from transformers import AutoModelForCausalLM
 
@@ -74,18 +59,14 @@ def quantise(
             for ids in examples:
                 module(torch.tensor([ids]))
 
-        recipe = RECIPES[precision]
-        if recipe:
-            model = mtq.quantize(model, getattr(mtq, recipe), calibrate)
+        form = FORMATS[precision]
+        if form.modelopt_config:
+            model = mtq.quantize(model, getattr(mtq, form.modelopt_config), calibrate)
         distance: dict[str, float] = {}
-        if precision not in NEEDS_CUDA:
+        if not form.needs_cuda:
             parent = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
             distance = measure_distance(parent, model, examples[:_COMPARED_EXAMPLES])
             del parent
-        if ranks:
-            # On a copy: this exporter changes scales in place, and the unified checkpoint must
-            # not depend on whether the other one was asked for.
-            write_ranks(copy.deepcopy(model), source, *ranks)
         export_hf_checkpoint(model, dtype=torch.bfloat16, export_dir=folder)
     return distance
 
@@ -117,12 +98,6 @@ def _quiet_modelopt() -> Iterator[None]:
         # It is left as it is, as verification sees.
         warnings.filterwarnings("ignore", message="Enable lm_head quantization")
         warnings.filterwarnings("ignore", message="lm_head is not calibrated")
-        # Said before the exception that says why.
-        warnings.filterwarnings("ignore", message="Cannot export model to the model_config")
-        # The rank-sharded configuration, without TensorRT-LLM installed.
-        warnings.filterwarnings(
-            "ignore", message="(?s)Cannot export tensorrt_llm checkpoint config"
-        )
         yield
     for line in printed.getvalue().splitlines():
         log.debug("modelopt: %s", line)

@@ -4,8 +4,7 @@ TensorRT-LLM 1.2 reads models with transformers 4.57.1 (its `requirements.txt`),
 writes them with transformers 5. Two settings are corrupted in between without a word: the
 rotary base, which 4.57 reads from the top level only and otherwise takes for 10,000; and the
 tokenizer class that 5 writes, which 4.57 does not know. A third breaks loudly: 4.57 wants
-`extra_special_tokens` as a table, 5 writes a list. The engine builder of 1.2.1 and older has
-the same trap in its own configuration: without `rotary_base` it assumes 10,000.
+`extra_special_tokens` as a table, 5 writes a list.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ def rope_theta(config: Mapping[str, Any]) -> float | None:
 
 
 def old_rope_theta(config: Mapping[str, Any]) -> float:
-    """The rotary base as transformers 4.57 and the engine builder read it."""
-    return float(config.get("rope_theta", config.get("rotary_base", OLD_ROPE_DEFAULT)))
+    """The rotary base as transformers 4.57 reads it."""
+    return float(config.get("rope_theta", OLD_ROPE_DEFAULT))
 
 
 def write_for_older_readers(parent: Path, folder: Path) -> None:

@@ -17,9 +17,9 @@ import torch
 from compress.tensorrt.formats import (
     E2M1_MAX,
     E4M3_MAX,
+    FORMATS,
     NVFP4_BLOCK,
     Precision,
-    dequantise,
     round_to_e2m1,
 )
 from compress.tensorrt.verify import packed_weight, read_tensors
@@ -52,7 +52,7 @@ def load_dequantised(folder: Path, precision: Precision) -> torch.nn.Module:
         if f"{prefix}weight_scale" not in found:
             state[name] = tensor.float()
             continue
-        value = dequantise(packed_weight(name, found), precision)
+        value = FORMATS[precision].dequantise(packed_weight(name, found))
         if f"{prefix}pre_quant_scale" in found:  # it multiplies the input
             value = value * found[f"{prefix}pre_quant_scale"].float()
         state[name] = value

@@ -3,6 +3,17 @@
 All arithmetic is in `size_server` and is written out as comments of the YAML file. It assumes
 steady load: while a request writes its tokens, each of the others running beside it is
 prefilled once.
+
+The options are checked against those of the pinned version, 1.2.1. `OPTIONS` and `NESTED` hold
+the keys that stand in both of
+
+- `tensorrt_llm/llmapi/llm_args.py` of the 1.2.0 release candidates (classes BaseLlmArgs,
+  TorchLlmArgs, KvCacheConfig, CudaGraphConfig), all of which forbid unknown keys, and
+- the reference pages `llm-api/reference/TorchLlmArgs`, `KvCacheConfig` and
+  `DecodeCudaGraphConfig` of the 1.3.0rc27 documentation,
+
+so 1.2.1, which lies between, has them as well. The command line's names are from
+`tests/unittest/api_stability/references/trtllm_serve_cli.yaml` at commit 029e223.
 """
 
 from __future__ import annotations
@@ -11,14 +22,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from compress.tensorrt.formats import Precision
-from compress.tensorrt.gpu import GPUS, SPEED_UP, GpuName
-from compress.tensorrt.ranks import ENGINE_CHECKPOINT
-from compress.tensorrt.schema import IMAGE, PINNED_VERSION, check_options
+from compress.tensorrt.formats import FORMATS, Precision
 from curt.dialogue import MAX_ANSWER_TOKENS
 from curt.files import write_atomic
+from curt.hardware import Gpu, find_gpu
 
 SERVE_CONFIG = "serve-config.yaml"
 LAUNCH = "launch.sh"
@@ -35,6 +44,61 @@ STALL = 0.1  # of the deadline: how long one prefill chunk may hold up the other
 MIN_CHUNK_TOKENS, MAX_CHUNK_TOKENS = 256, 8192
 
 Backend = Literal["xgrammar", "llguidance"]
+
+PINNED_VERSION = "1.2.1"
+IMAGE = f"nvcr.io/nvidia/tensorrt-llm/release:{PINNED_VERSION}"
+
+INTEGER, NUMBER, FLAG, TEXT = (int,), (int, float), (bool,), (str,)
+
+OPTIONS: Mapping[str, tuple[type, ...]] = {
+    "tensor_parallel_size": INTEGER,
+    "pipeline_parallel_size": INTEGER,
+    "max_batch_size": INTEGER,
+    "max_num_tokens": INTEGER,
+    "max_seq_len": INTEGER,
+    "max_beam_width": INTEGER,
+    "max_input_len": INTEGER,
+    "enable_chunked_prefill": FLAG,
+    "disable_overlap_scheduler": FLAG,
+    "guided_decoding_backend": TEXT,
+    "dtype": TEXT,
+    "stream_interval": INTEGER,
+    "enable_iter_perf_stats": FLAG,
+    "kv_cache_config": (dict,),
+    "cuda_graph_config": (dict,),
+}
+NESTED: Mapping[str, Mapping[str, tuple[type, ...]]] = {
+    "kv_cache_config": {
+        "enable_block_reuse": FLAG,
+        "enable_partial_reuse": FLAG,
+        "copy_on_partial_reuse": FLAG,
+        "free_gpu_memory_fraction": NUMBER,
+        "max_tokens": INTEGER,
+        "tokens_per_block": INTEGER,
+        "dtype": TEXT,
+        "host_cache_size": INTEGER,
+    },
+    "cuda_graph_config": {
+        "batch_sizes": (list,),
+        "max_batch_size": INTEGER,
+        "enable_padding": FLAG,
+    },
+}
+CHOICES: Mapping[str, tuple[str, ...]] = {"guided_decoding_backend": get_args(Backend)}
+
+SERVE_FLAGS = (
+    "--host",
+    "--port",
+    "--tp_size",
+    "--pp_size",
+    "--max_batch_size",
+    "--max_num_tokens",
+    "--max_seq_len",
+    "--kv_cache_free_gpu_memory_fraction",
+    "--backend",
+    "--tokenizer",
+    "--config",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +139,7 @@ def count_kv_bytes(config: Mapping[str, Any]) -> int:
 
 
 def size_server(
-    work: Workload, gpu: GpuName | None, most_requests: int, memory_fraction: float
+    work: Workload, gpu: str | None, most_requests: int, memory_fraction: float
 ) -> Sizes:
     """Batch, chunk and sequence limits for a deadline.
 
@@ -91,16 +155,17 @@ def size_server(
             f"facts of {work.fact_tokens} tokens and an answer of {MAX_ANSWER_TOKENS} do not fit "
             f"a context of {work.context_tokens}: lower max_fact_tokens"
         )
+    card = find_gpu(gpu) if gpu else None
     reasons = [
         f"max_seq_len = {work.fact_tokens} fact + {PROMPT_OVERHEAD_TOKENS} prompt + "
         f"{work.thinking_tokens} thinking + {MAX_ANSWER_TOKENS} answer = {wanted} tokens"
         + (f", cut to the model's context of {sequence}" if sequence < wanted else ""),
     ]
-    if gpu is None:
+    if card is None:
         batch, chunk = most_requests, max(2048, 2 * sequence)
         reasons.append("no GPU was named: batch and chunk are not sized from the deadline")
     else:
-        batch, chunk, why = _fit_deadline(work, gpu, most_requests, sequence)
+        batch, chunk, why = _fit_deadline(work, card, most_requests, sequence)
         reasons += why
     blocks = math.ceil(sequence / BLOCK_TOKENS)
     kv_tokens = (batch + 1) * blocks * BLOCK_TOKENS  # one more for the reused system text
@@ -108,22 +173,22 @@ def size_server(
         f"key-value cache: ({batch} + 1) × {blocks} blocks of {BLOCK_TOKENS} = {kv_tokens} tokens "
         f"× {work.kv_bytes_per_token} bytes = {kv_tokens * work.kv_bytes_per_token / 1e9:.3f} GB"
     )
-    if gpu:
-        reasons.append(_fit_memory(work, gpu, kv_tokens, memory_fraction))
+    if card:
+        reasons.append(_fit_memory(work, card, kv_tokens, memory_fraction))
     return Sizes(batch, chunk, sequence, min(longest_input, sequence), kv_tokens, tuple(reasons))
 
 
 def _fit_deadline(
-    work: Workload, gpu: GpuName, most_requests: int, sequence: int
+    work: Workload, gpu: Gpu, most_requests: int, sequence: int
 ) -> tuple[int, int, list[str]]:
-    shard = GPUS[gpu]
     gpus = work.tensor_parallel  # pipeline stages take turns: they add room, not speed
-    flops = shard.bf16_tflops * 1e12 * SPEED_UP[work.precision] * PREFILL_EFFICIENCY * gpus
+    tflops = gpu.tflops[FORMATS[work.precision].arithmetic]
+    flops = tflops * 1e12 * PREFILL_EFFICIENCY * gpus
     prefill_ms = 2e3 * work.parameters / flops  # a token: one multiply-add a parameter
     prompt = work.fact_tokens + PROMPT_OVERHEAD_TOKENS
     written = MAX_ANSWER_TOKENS + work.slo_thinking_tokens
     allowed = work.slo_ms * (1 - MARGIN)
-    read = shard.bandwidth_gb_per_s * 1e9 * READ_EFFICIENCY * gpus
+    read = gpu.bandwidth_gb_s * 1e9 * READ_EFFICIENCY * gpus
 
     overhead_ms = STEP_OVERHEAD_MS + STAGE_HOP_MS * (work.pipeline_parallel - 1)
 
@@ -139,8 +204,8 @@ def _fit_deadline(
         batch -= 1
     if total_ms(batch) > allowed:
         raise ValueError(
-            f"one request alone takes {total_ms(1):.0f} ms on {gpu}, over {allowed:.0f} ms of the "
-            f"{work.slo_ms:.0f} ms allowed: use a faster GPU, more of them, a smaller model or "
+            f"one request alone takes {total_ms(1):.0f} ms on {gpu.name}, over {allowed:.0f} ms of "
+            f"the {work.slo_ms:.0f} ms allowed: use a faster GPU, more of them, a smaller model or "
             "fewer slo_thinking_tokens"
         )
     fitting = STALL * work.slo_ms / prefill_ms if prefill_ms else MAX_CHUNK_TOKENS
@@ -148,7 +213,7 @@ def _fit_deadline(
     chunk = max(MIN_CHUNK_TOKENS, chunk)
     while chunk < batch + BLOCK_TOKENS:  # a step holds one token of each running request
         chunk *= 2
-    speed = f"{shard.bf16_tflops:g} TFLOPS × {SPEED_UP[work.precision]:g} × {PREFILL_EFFICIENCY}"
+    speed = f"{tflops:g} TFLOPS × {PREFILL_EFFICIENCY}"
     return (
         batch,
         chunk,
@@ -157,7 +222,7 @@ def _fit_deadline(
             f"{1e3 * prefill_ms:.3f} µs a token",
             f"step at batch {batch}: {overhead_ms} ms + "
             f"({work.weight_bytes / 1e6:.1f} MB + {batch} × {sequence} × "
-            f"{work.kv_bytes_per_token} B) / ({shard.bandwidth_gb_per_s:g} GB/s × "
+            f"{work.kv_bytes_per_token} B) / ({gpu.bandwidth_gb_s:g} GB/s × "
             f"{READ_EFFICIENCY} × {gpus}) = {step_ms(batch):.2f} ms",
             f"max_batch_size {batch}: {batch} × {prompt} × prefill + ({MAX_ANSWER_TOKENS} answer + "
             f"{work.slo_thinking_tokens} thinking) × step = {total_ms(batch):.0f} ms <= "
@@ -169,14 +234,14 @@ def _fit_deadline(
     )
 
 
-def _fit_memory(work: Workload, gpu: GpuName, kv_tokens: int, fraction: float) -> str:
+def _fit_memory(work: Workload, gpu: Gpu, kv_tokens: int, fraction: float) -> str:
     gpus = work.tensor_parallel * work.pipeline_parallel
     weights = work.weight_bytes / gpus / 1e9
     cache = kv_tokens * work.kv_bytes_per_token / gpus / 1e9
-    free = (GPUS[gpu].memory_gb - weights) * fraction
+    free = (gpu.memory_gb - weights) * fraction
     if cache > free:
         raise ValueError(
-            f"the key-value cache takes {cache:.1f} GB a GPU, but {gpu} leaves {free:.1f} GB: "
+            f"the key-value cache takes {cache:.1f} GB a GPU, but {gpu.name} leaves {free:.1f} GB: "
             "lower max_batch_size or use more GPUs"
         )
     return f"memory: {weights:.3f} GB of weights and {cache:.3f} GB of cache a GPU; {free:.0f} free"
@@ -215,6 +280,33 @@ def build_options(
     return options
 
 
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise ValueError naming every key or value the pinned version would refuse."""
+    faults = _find_faults(options, OPTIONS, "")
+    for name, known in NESTED.items():
+        if isinstance(options.get(name), dict):
+            faults += _find_faults(options[name], known, f"{name}.")
+    graphs = options.get("cuda_graph_config", {})
+    if isinstance(graphs, dict) and {"batch_sizes", "max_batch_size"} <= graphs.keys():
+        faults.append("cuda_graph_config takes batch_sizes or max_batch_size, not both")
+    if faults:
+        raise ValueError(f"TensorRT-LLM {PINNED_VERSION} refuses: {'; '.join(faults)}")
+
+
+def _find_faults(
+    options: Mapping[str, Any], known: Mapping[str, tuple[type, ...]], prefix: str
+) -> list[str]:
+    faults = []
+    for name, value in options.items():
+        if name not in known:
+            faults.append(f"{prefix}{name} (no such option)")
+        elif not isinstance(value, known[name]) or (bool not in known[name] and value is True):
+            faults.append(f"{prefix}{name} = {value!r}")
+        elif name in CHOICES and value not in CHOICES[name]:
+            faults.append(f"{prefix}{name} = {value!r} (use {' or '.join(CHOICES[name])})")
+    return faults
+
+
 def render_options(options: Mapping[str, Any], reasons: tuple[str, ...]) -> str:
     """The options as YAML, the arithmetic in comments above them."""
     lines = [f"# For TensorRT-LLM {PINNED_VERSION}: read by trtllm-serve, see {LAUNCH} beside it."]
@@ -235,52 +327,22 @@ def _scalar(value: Any) -> str:
 def write_server(folder: Path, options: Mapping[str, Any], sizes: Sizes, port: int) -> None:
     """Write the YAML and `launch.sh`, which serves the folder it stands in."""
     write_atomic(folder / SERVE_CONFIG, render_options(options, sizes.reasons))
+    fraction = options["kv_cache_config"]["free_gpu_memory_fraction"]
+    script = folder / LAUNCH
     # What the YAML says wins over the flags; the flags are for a reader of the process list.
-    _write_script(
-        folder,
+    write_atomic(
+        script,
+        "#!/bin/sh\n"
         "# Starts TensorRT-LLM's OpenAI-compatible server on this folder.\n"
         'here=$(cd "$(dirname "$0")" && pwd)\n'
         'exec trtllm-serve "$here" \\\n'
-        f"{_shared_flags(options, port)} \\\n"
-        f'  --config "$here/{SERVE_CONFIG}" "$@"\n',
-    )
-
-
-def write_engine_server(folder: Path, options: Mapping[str, Any], sizes: Sizes, port: int) -> None:
-    """`launch.sh` for a format only the engine builder runs: it builds once, then serves.
-
-    The engine's backend takes no options file: the arithmetic stands in the script.
-    """
-    _write_script(
-        folder,
-        "".join(f"# {reason}\n" for reason in sizes.reasons)
-        + f"# Builds an engine with TensorRT-LLM {PINNED_VERSION} or older, once, and serves it.\n"
-        "# ENGINE names the folder for it, on the machine with the GPU.\n"
-        'here=$(cd "$(dirname "$0")" && pwd)\n'
-        'engine=${ENGINE:-"$here/engine"}\n'
-        '[ -f "$engine/config.json" ] || trtllm-build \\\n'
-        f'  --checkpoint_dir "$here/{ENGINE_CHECKPOINT}" --output_dir "$engine" \\\n'
-        f"  --max_batch_size {sizes.max_batch_size} --max_num_tokens {sizes.max_num_tokens} \\\n"
-        f"  --max_seq_len {sizes.max_seq_len} --max_input_len {sizes.max_input_len} || exit 1\n"
-        'exec trtllm-serve "$engine" --backend tensorrt --tokenizer "$here" \\\n'
-        f'{_shared_flags(options, port)} "$@"\n',
-    )
-
-
-def _shared_flags(options: Mapping[str, Any], port: int) -> str:
-    fraction = options["kv_cache_config"]["free_gpu_memory_fraction"]
-    return (
         f'  --host "${{HOST:-127.0.0.1}}" --port "${{PORT:-{port}}}" \\\n'
         f"  --tp_size {options['tensor_parallel_size']} "
         f"--pp_size {options['pipeline_parallel_size']} \\\n"
         f"  --max_batch_size {options['max_batch_size']} "
         f"--max_num_tokens {options['max_num_tokens']} "
         f"--max_seq_len {options['max_seq_len']} \\\n"
-        f"  --kv_cache_free_gpu_memory_fraction {fraction}"
+        f"  --kv_cache_free_gpu_memory_fraction {fraction} \\\n"
+        f'  --config "$here/{SERVE_CONFIG}" "$@"\n',
     )
-
-
-def _write_script(folder: Path, body: str) -> None:
-    script = folder / LAUNCH
-    write_atomic(script, f"#!/bin/sh\n{body}")
     script.chmod(0o755)

@@ -14,16 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from compress.tensorrt.formats import (
-    GROUP_SIZE,
-    QUANT_ALGO,
-    SCALES,
-    SMOOTHED,
-    Judgement,
-    Packed,
-    Precision,
-    judge,
-)
+from compress.tensorrt.formats import FORMATS, Judgement, Packed, Precision, judge
 from compress.tensorrt.readers import reader_faults
 
 MAX_LISTED = 20
@@ -119,12 +110,13 @@ def packed_weight(name: str, found: Mapping[str, Tensor]) -> Packed:
 def _check_tensors(
     found: dict[str, Tensor], parent: dict[str, Tensor], precision: Precision, faults: list[str]
 ) -> dict[str, float]:
-    quantised = {n for n in parent if precision != "bf16" and is_quantised(n, parent[n])}
+    form = FORMATS[precision]
+    quantised = {n for n in parent if form.scales and is_quantised(n, parent[n])}
     expected = set(parent)
     for name in quantised:
         prefix = name.removesuffix("weight")
-        expected |= {f"{prefix}{scale}" for scale in SCALES[precision]}
-        if precision in SMOOTHED and f"{prefix}pre_quant_scale" in found:
+        expected |= {f"{prefix}{scale}" for scale in form.scales}
+        if form.smoothed and f"{prefix}pre_quant_scale" in found:
             expected.add(f"{prefix}pre_quant_scale")
     faults += [f"{name} is missing" for name in sorted(expected - set(found))]
     faults += [f"{name} is not expected" for name in sorted(set(found) - expected)]
@@ -140,7 +132,7 @@ def _check_tensors(
             gain = max(gain, verdict.gain_error)
         elif found[name].dtype != torch.bfloat16 or found[name].shape != parent[name].shape:
             faults.append(f"{name} is {found[name].dtype} {tuple(found[name].shape)}")
-        elif precision in SMOOTHED and name.removesuffix(".weight").endswith(tuple(READERS)):
+        elif form.smoothed and name.removesuffix(".weight").endswith(tuple(READERS)):
             ratio = found[name].float() / parent[name].float()
             if not bool((torch.isfinite(ratio) & (ratio > 0) | (parent[name] == 0)).all()):
                 faults.append(f"{name} is no positive multiple of its parent's")
@@ -158,7 +150,7 @@ def _judge_weight(
     name: str, found: dict[str, Tensor], parent: dict[str, Tensor], precision: Precision
 ) -> Judgement:
     source, shared = parent[name].float(), None
-    if precision not in SMOOTHED:
+    if not FORMATS[precision].smoothed:
         if precision == "nvfp4":
             shared = max(float(parent[n].float().abs().max()) for n in _sharing(name))
         return judge(packed_weight(name, found), source, precision, shared_magnitude=shared)
@@ -199,7 +191,7 @@ def _check_config(folder: Path, parent: Path, precision: Precision, faults: list
             faults.append(f"config {key} is {config.get(key)!r}, not {source.get(key)!r}")
     if not config.get("architectures"):
         faults.append("config architectures is not set")
-    algo = QUANT_ALGO[precision]
+    algo = FORMATS[precision].algorithm
     if config.get("quantization_config", {}).get("quant_algo") != algo:
         faults.append(f"config quantization_config.quant_algo is not {algo}")
     quant_file = folder / "hf_quant_config.json"
@@ -213,7 +205,7 @@ def _check_config(folder: Path, parent: Path, precision: Precision, faults: list
     quantization = json.loads(quant_file.read_text(encoding="utf-8"))["quantization"]
     if quantization.get("quant_algo") != algo:
         faults.append(f"hf_quant_config quant_algo is {quantization.get('quant_algo')!r}")
-    if quantization.get("group_size") != GROUP_SIZE.get(precision):
+    if quantization.get("group_size") != FORMATS[precision].group_size:
         faults.append(f"hf_quant_config group_size is {quantization.get('group_size')!r}")
     if "lm_head" not in quantization.get("exclude_modules", []):
         faults.append("hf_quant_config does not exclude lm_head, which is not quantised")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy import sizing
-from deploy.sizing import GPUS, MODELS, SizingConfig, rate_per_s, thinking_tokens, token_ms
+from deploy.sizing import MODELS, SERVED, SizingConfig, rate_per_s, thinking_tokens, token_ms
 from serve.api.schemas import NOTICE
 
 ROOT = Path(__file__).parents[2]
@@ -21,8 +21,8 @@ def test_the_sizing_table_is_the_one_that_is_calculated() -> None:
 
 
 def test_a_request_worked_out_by_hand() -> None:
-    model, gpu = MODELS[1], GPUS[0]
-    assert (model.name, gpu.name) == ("1.5 B", "H200")
+    model, gpu = MODELS[1], SERVED[0]
+    assert (model.name, gpu.gpu.name) == ("1.5 B", "H200")
     token = 1.3 * (1.78 / 4.8 + 3)
     prefill = 2 * 1.78e9 * 500 / (0.4 * 1979e12) * 1e3 + 3
     assert token_ms(model, gpu) == pytest.approx(token)
@@ -33,7 +33,7 @@ def test_a_request_worked_out_by_hand() -> None:
 
 
 def test_more_thinking_and_larger_models_never_come_for_free() -> None:
-    for gpu in GPUS:
+    for gpu in SERVED:
         for less, more in pairwise(MODELS):
             assert thinking_tokens(less, gpu, 400) > thinking_tokens(more, gpu, 400)
         for model in MODELS:
@@ -44,7 +44,7 @@ def test_more_thinking_and_larger_models_never_come_for_free() -> None:
 def test_another_deadline_and_other_budgets_make_another_table() -> None:
     lines = sizing.table(SizingConfig(deadline_ms=1000, budgets=[38]))
     assert lines[0].endswith("| thinking that fits | rate at 38 |")
-    assert len(lines) == 2 + len(MODELS) * len(GPUS)
+    assert len(lines) == 2 + len(MODELS) * len(SERVED)
     (row,) = [line for line in lines if line.startswith("| 7 B | A10")]
     assert row.endswith("| 38 | 2 |")
 

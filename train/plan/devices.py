@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from curt.hardware import GPUS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -34,15 +36,13 @@ class Device(BaseModel):
 
 
 DEVICES = {
-    "H100": Device(memory_gib=79.6, teraflops=989, bandwidth_gb_s=3350, link_gb_s=450),
-    "H200": Device(memory_gib=140.4, teraflops=989, bandwidth_gb_s=4800, link_gb_s=450),
-    "B200": Device(memory_gib=179.0, teraflops=2250, bandwidth_gb_s=8000, link_gb_s=900),
-    "A100": Device(memory_gib=80.0, teraflops=312, bandwidth_gb_s=2039, link_gb_s=300),
-    "A100-40G": Device(memory_gib=39.6, teraflops=312, bandwidth_gb_s=1555, link_gb_s=300),
-    "L40S": Device(memory_gib=45.0, teraflops=362, bandwidth_gb_s=864),
-    "A10": Device(memory_gib=22.5, teraflops=125, bandwidth_gb_s=600),
-    "L4": Device(memory_gib=22.5, teraflops=121, bandwidth_gb_s=300),
-    "RTX4090": Device(memory_gib=24.0, teraflops=165, bandwidth_gb_s=1008),
+    name: Device(
+        memory_gib=gpu.memory_gib,
+        teraflops=gpu.tflops["bf16"],
+        bandwidth_gb_s=gpu.bandwidth_gb_s,
+        link_gb_s=gpu.link_gb_s,
+    )
+    for name, gpu in GPUS.items()
 }
 
 

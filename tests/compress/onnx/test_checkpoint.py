@@ -14,12 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 from compress.onnx.builder import Recipe, build_graph
 from compress.onnx.checkpoint import check_graph_weights, write_gptq_checkpoint
 from compress.onnx.export import ExportOrtConfig, export_ort
-from compress.onnx.gptq import QuantisedWeight, hash_prompts, quantise_model, round_to_nearest
+from compress.onnx.gptq import QuantisedWeight, hash_prompts, quantise_model
 from compress.onnx.plain import PlainModel
 from compress.prompts import sample_prompts
 from curt.artifact import load_manifest, write_artifact
 from curt.corpus.store import read_cases
 from tests.compress.onnx.exports import make_untied_model, write_cases
+from tests.compress.onnx.nearest import round_to_nearest
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 30, 31, 12] * 4, [40, 41, 42, 43, 6, 5, 7] * 5]
 RECIPE = Recipe(

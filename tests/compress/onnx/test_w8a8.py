@@ -45,7 +45,7 @@ def test_the_shipped_settings_are_read() -> None:
 
 def test_it_is_for_the_processor_alone_and_takes_any_width(micro_model: Path) -> None:
     check_model(micro_model, replace(W8A8, block_size=256))
-    with pytest.raises(ValueError, match=r"w8a8 on cuda.*int8_sq"):
+    with pytest.raises(ValueError, match=r"w8a8 on cuda.*fp8"):
         check_model(micro_model, replace(W8A8, device="cuda"))
 
 

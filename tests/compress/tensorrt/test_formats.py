@@ -7,13 +7,19 @@ from hypothesis import strategies as st
 
 from compress.tensorrt.formats import (
     E2M1,
+    FORMATS,
     Packed,
-    dequantise,
+    Precision,
+    choose_precision,
     judge,
     round_to_e2m1,
     unpack_e2m1,
     unpack_int4,
 )
+from curt.hardware import GPUS, find_gpu
+
+EVEN = {"hidden_size": 1024}
+UNEVEN = {"hidden_size": 192}
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 1000))
@@ -49,35 +55,90 @@ def test_ties_go_to_the_even_mantissa() -> None:
     assert round_to_e2m1(ties).tolist() == [0.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0]
 
 
-def int8_weight(source: torch.Tensor) -> Packed:
-    scale = source.abs().amax(-1) / 127
-    return Packed(
-        (source / scale[:, None]).round().to(torch.int8),
-        scale,
-        input_scale=torch.tensor([0.1]),
-    )
+def fp8_weight(source: torch.Tensor) -> Packed:
+    scale = source.abs().amax() / 448
+    return Packed((source / scale).to(torch.float8_e4m3fn), scale, input_scale=torch.tensor([0.1]))
 
 
-def test_int8_round_trips_within_half_a_step() -> None:
+def test_fp8_round_trips_within_half_a_step() -> None:
     source = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
-    packed = int8_weight(source)
-    verdict = judge(packed, source, "int8_sq")
+    packed = fp8_weight(source)
+    verdict = judge(packed, source, "fp8")
     assert verdict.faults == ()
     assert 0 < verdict.error_of_bound <= 1
-    assert torch.allclose(dequantise(packed, "int8_sq"), source, atol=0.02)
+    assert torch.allclose(FORMATS["fp8"].dequantise(packed), source, rtol=0.07, atol=0.01)
 
 
 def test_a_shifted_row_a_wrong_scale_and_a_bad_layout_are_faults() -> None:
     source = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
-    good = int8_weight(source)
-    shifted = Packed(good.weight.roll(1, 0), good.weight_scale, input_scale=good.input_scale)
-    assert any("error bound" in fault for fault in judge(shifted, source, "int8_sq").faults)
+    good = fp8_weight(source)
+    rolled = good.weight.float().roll(1, 0).to(torch.float8_e4m3fn)
+    shifted = Packed(rolled, good.weight_scale, input_scale=good.input_scale)
+    assert any("error bound" in fault for fault in judge(shifted, source, "fp8").faults)
     scaled = Packed(good.weight, good.weight_scale * 1.1, input_scale=good.input_scale)
-    assert any("row / 127" in fault for fault in judge(scaled, source, "int8_sq").faults)
+    assert any("weight_scale is" in fault for fault in judge(scaled, source, "fp8").faults)
     wide = Packed(good.weight.float(), good.weight_scale, input_scale=good.input_scale)
-    assert judge(wide, source, "int8_sq").faults == ("weight is torch.float32 (8, 16)",)
+    assert judge(wide, source, "fp8").faults == ("weight is torch.float32 (8, 16)",)
 
 
 def test_unquantised_weights_have_nothing_to_unpack() -> None:
     with pytest.raises(ValueError, match="not quantised"):
-        dequantise(Packed(torch.zeros(2, 2), torch.ones(1)), "bf16")
+        FORMATS["bf16"].dequantise(Packed(torch.zeros(2, 2), torch.ones(1)))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision"),
+    [
+        ("h200", "fp8"),
+        ("h100", "fp8"),
+        ("l4", "fp8"),
+        ("l40s", "fp8"),
+        ("a10", "int4_awq"),
+        ("a100", "int4_awq"),
+        ("b200", "nvfp4"),
+    ],
+)
+def test_a_gpu_picks_the_format_its_tensor_cores_run(gpu: str, precision: Precision) -> None:
+    chosen, reason = choose_precision(gpu, None, widths=EVEN)
+    assert chosen == precision
+    assert find_gpu(gpu).architecture in reason
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "reason"),
+    [
+        ("a10", "fp8", "FP8 tensor cores.*Use int4_awq"),
+        ("a100", "nvfp4", "FP4 tensor cores"),
+        ("h200", "nvfp4", "FP4 tensor cores.*Use fp8"),
+        ("l4", "nvfp4", "FP4 tensor cores"),
+        ("b200", "int4_awq", "only floating-point.*Use nvfp4"),
+    ],
+)
+def test_a_format_the_gpu_cannot_run_is_refused_with_the_reason(
+    gpu: str, precision: Precision, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        choose_precision(gpu, precision, widths=EVEN)
+
+
+def test_what_was_asked_for_wins_over_the_pick() -> None:
+    for gpu in GPUS:
+        assert choose_precision(gpu, "bf16", widths=EVEN)[0] == "bf16"
+    assert choose_precision("h100", "int4_awq", widths=EVEN)[0] == ("int4_awq")
+
+
+def test_without_a_gpu_the_default_stands() -> None:
+    assert choose_precision(None, None, widths=EVEN)[0] == "fp8"
+
+
+def test_widths_that_int4_does_not_fit_fall_back_or_are_refused() -> None:
+    chosen, reason = choose_precision("a10", None, widths=UNEVEN)
+    assert chosen == "bf16"
+    assert "hidden_size 192" in reason
+    with pytest.raises(ValueError, match="hidden_size 192 is no multiple of 128"):
+        choose_precision("a10", "int4_awq", widths=UNEVEN)
+
+
+def test_a_gpu_that_is_not_in_the_table_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"GPU 'v9' is not in the table: use one of H100"):
+        choose_precision("v9", None, widths=EVEN)

@@ -39,7 +39,6 @@ def test_the_rotary_base_is_found_in_both_generations_of_configurations() -> Non
 def test_older_readers_miss_a_nested_rotary_base() -> None:
     assert old_rope_theta({"rope_parameters": {"rope_theta": 5e4}}) == 10_000
     assert old_rope_theta({"rope_theta": 5e4}) == 5e4
-    assert old_rope_theta({"rotary_base": 5e4}) == 5e4
 
 
 @pytest.fixture

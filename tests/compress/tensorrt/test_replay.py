@@ -19,7 +19,7 @@ from tests.compress.onnx.exports import make_untied_model
 from tests.micro import FACTS
 
 EXAMPLES = [list(range(5, 60)), list(range(60, 140))]
-FORMATS: tuple[Precision, ...] = ("bf16", "fp8", "int4_awq", "int8_sq", "nvfp4")
+FORMATS: tuple[Precision, ...] = ("bf16", "fp8", "int4_awq", "nvfp4")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def checkpoints(parent: Path) -> dict[Precision, Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "most"),
-    [("bf16", 0.01), ("fp8", 0.1), ("int8_sq", 0.05), ("int4_awq", 1.0), ("nvfp4", 1.0)],
+    [("bf16", 0.01), ("fp8", 0.1), ("int4_awq", 1.0), ("nvfp4", 1.0)],
 )
 def test_stored_numbers_say_what_the_parent_says(
     checkpoints: dict[Precision, Path], parent: Path, precision: Precision, most: float

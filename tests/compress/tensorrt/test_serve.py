@@ -4,24 +4,25 @@ import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.tensorrt.gpu import GPUS, GpuName
-from compress.tensorrt.schema import SERVE_FLAGS
 from compress.tensorrt.serve import (
     MARGIN,
+    SERVE_FLAGS,
     Sizes,
     Workload,
     build_options,
+    check_options,
     count_kv_bytes,
     size_server,
-    write_engine_server,
     write_server,
 )
+from curt.hardware import GPUS
 
 # Qwen2.5-1.5B in FP8, facts of 500 tokens.
 WORK = Workload(
@@ -61,7 +62,7 @@ def test_sizes_follow_from_the_arithmetic() -> None:
     assert sizes.max_seq_len == 500 + 128 + 256 + 64
     assert sizes.max_input_len == 628
     assert sizes.kv_tokens == (sizes.max_batch_size + 1) * 30 * 32
-    prefill_ms = 2e3 * 1.54e9 / (989e12 * 2 * 0.4)
+    prefill_ms = 2e3 * 1.54e9 / (1979e12 * 0.4)
     step_ms = 2.5 + 1e3 * (1.78e9 + sizes.max_batch_size * 948 * 28_672) / (4800e9 * 0.7)
     total = sizes.max_batch_size * 628 * prefill_ms + 80 * step_ms
     assert total <= 400 * (1 - MARGIN)
@@ -74,14 +75,14 @@ def test_a_slower_gpu_runs_fewer_at_once() -> None:
 
 
 @given(
-    gpu=st.sampled_from(sorted(GPUS)),
+    gpu=st.sampled_from([name for name, gpu in GPUS.items() if "fp8" in gpu.tflops]),
     slo=st.floats(200, 5000),
     fact=st.integers(16, 3000),
     most=st.integers(1, 300),
 )
 @settings(deadline=None, max_examples=60)
 def test_whatever_is_asked_the_options_hold_together(
-    gpu: GpuName, slo: float, fact: int, most: int
+    gpu: str, slo: float, fact: int, most: int
 ) -> None:
     work = replace(
         WORK, slo_ms=slo, fact_tokens=fact, parameters=5_000_000, weight_bytes=10_000_000
@@ -101,14 +102,14 @@ def test_whatever_is_asked_the_options_hold_together(
 
 
 def test_a_deadline_nothing_meets_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"one request alone takes .* on l4"):
+    with pytest.raises(ValueError, match=r"one request alone takes .* on L4"):
         size_server(replace(WORK, slo_ms=100), "l4", 8, 0.9)
 
 
 def test_a_model_that_does_not_fit_is_refused() -> None:
     vast = replace(WORK, slo_ms=1e6, kv_bytes_per_token=200_000_000)
     with pytest.raises(ValueError, match="key-value cache takes"):
-        size_server(vast, "a10", 2, 0.9)
+        size_server(replace(vast, precision="int4_awq"), "a10", 2, 0.9)
 
 
 def test_facts_that_fill_the_context_are_refused() -> None:
@@ -152,15 +153,33 @@ def test_the_launcher_serves_its_own_folder_with_the_options(tmp_path: Path) -> 
     assert written["kv_cache_config"]["free_gpu_memory_fraction"] == 0.9
 
 
-def test_the_engine_launcher_builds_once(tmp_path: Path) -> None:
-    sizes = size_server(WORK, "h200", 8, 0.9)
-    write_engine_server(tmp_path, options_of(sizes), sizes, 8001)
-    programs = ("trtllm-build", "trtllm-serve")
-    build, serve = run_launcher(tmp_path, programs)
-    assert build[build.index("--checkpoint_dir") + 1] == f"{tmp_path}/engine-checkpoint"
-    assert serve[1] == build[build.index("--output_dir") + 1] == f"{tmp_path}/engine"
-    assert serve[serve.index("--tokenizer") + 1] == str(tmp_path)
-    (tmp_path / "engine").mkdir()
-    (tmp_path / "engine" / "config.json").touch()
-    (again,) = run_launcher(tmp_path, programs)
-    assert again == serve
+GOOD: dict[str, Any] = {
+    "max_batch_size": 8,
+    "enable_chunked_prefill": True,
+    "guided_decoding_backend": "llguidance",
+    "kv_cache_config": {"free_gpu_memory_fraction": 0.9},
+    "cuda_graph_config": {"batch_sizes": [1, 2]},
+}
+
+
+def test_documented_options_pass() -> None:
+    check_options(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"max_batchsize": 8}, "max_batchsize .no such option"),
+        ({"kv_cache_config": {"fraction": 0.9}}, r"kv_cache_config\.fraction .no such"),
+        ({"cuda_graph_config": {"batch_sizes": 4}}, r"cuda_graph_config\.batch_sizes = 4"),
+        ({"cuda_graph_config": {"batch_sizes": [1], "max_batch_size": 1}}, "not both"),
+        ({"guided_decoding_backend": "outlines"}, "use xgrammar or llguidance"),
+        ({"max_batch_size": True}, "max_batch_size = True"),
+        ({"enable_chunked_prefill": "yes"}, "enable_chunked_prefill = 'yes'"),
+    ],
+)
+def test_what_the_pinned_version_refuses_is_refused_here(
+    change: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(ValueError, match=fault):
+        check_options(GOOD | change)
