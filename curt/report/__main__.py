@@ -6,11 +6,9 @@ python -m curt.report --run artifacts/demo --out artifacts/demo/report.html
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 
-from curt.config import Config, load_config
-from curt.logs import configure_logging
+from curt.config import Config, run
 
 logger = logging.getLogger(__name__)
 
@@ -24,22 +22,17 @@ class ReportConfig(Config):
     """HTML file to write; report.html in the run folder when not given."""
 
 
-def main() -> None:
-    """Read the run folder, write the page."""
-    config = load_config(ReportConfig)
-    configure_logging()
+def write_report(config: ReportConfig) -> None:
+    """Read the run folder, write the page. Raises ValueError where a part is not readable."""
     from curt.files import write_atomic
     from curt.report.inputs import read_run
     from curt.report.page import render_page
 
     out = config.out or config.run / "report.html"
-    try:
-        page = render_page(read_run(config.run))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    page = render_page(read_run(config.run))
     write_atomic(out, page)
     logger.info("report in %s (%d kB)", out, len(page.encode()) // 1000)
 
 
 if __name__ == "__main__":
-    main()
+    run(ReportConfig, write_report)
