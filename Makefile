@@ -298,8 +298,7 @@ plan: $(STAMP) ## Memory, time and cost of CONFIG=file.toml on GPUS=8xH100 (PLAN
 
 .PHONY: replicas
 replicas: $(STAMP) ## Two servers behind nginx with a shared Redis (both from your distribution)
-	$(PY) -m deploy.replicas up --model $(or $(MODEL),$(ORT)) --port $(PORT) \
-	    --first_port $$(($(PORT) + 1)) --run $(RUN)/replicas \
+	$(PY) -m deploy.replicas up --run $(RUN)/replicas --model $(or $(MODEL),$(ORT)) --port $(PORT) \
 	    $(if $(wildcard $(RUN)/fallback/manifest.json),--fallback $(RUN)/fallback)
 
 .PHONY: replicas-update

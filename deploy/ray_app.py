@@ -3,9 +3,9 @@
     export CURT_MODEL=$PWD/artifacts/demo/ort-w8a8 PYTHONPATH=$PWD RAY_SERVE_ENABLE_HA_PROXY=1
     .venv-ray/bin/serve run deploy/ray_serve.yaml       # after `make ray-env`
 
-Settings come from the environment of the replicas, as in serve/settings.py; where and how many
-they are is Ray's part, in `ray_serve.yaml`. A replica takes requests once its model has warmed up,
-is healthy as long as `/readyz` would say so, and answers all it has taken before it leaves.
+Each replica reads its settings from the environment, as in serve/settings.py; `ray_serve.yaml`
+says how many replicas there are. A replica takes requests once its model has warmed up, is healthy
+as long as `/readyz` would say so, and answers all it has taken before it ends.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from serve.app import create_app
 from serve.settings import Settings
 
 POLL_S = 0.05
-OF_ONE_SERVER = ("feedback", "models", "variants_file")
+STATEFUL_SETTINGS = ("feedback", "models", "variants_file")
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
 
 class NotReadyError(RuntimeError):
-    """The replica can serve nobody now."""
+    """No worker of the replica is ready."""
 
 
-def refuse_single(settings: Settings) -> None:
-    """Raise ValueError for settings of which a replica that Ray places and moves can keep nothing.
+def refuse_state(settings: Settings) -> None:
+    """Raise ValueError for settings that make a server keep state: Ray moves and ends replicas.
 
-    An answer is known to the replica that gave it alone, and so is a model loaded by `/admin`.
+    Only the replica that gave an answer knows it, and likewise a model loaded by `/admin`.
     """
-    for name in OF_ONE_SERVER:
+    for name in STATEFUL_SETTINGS:
         if getattr(settings, name) is not None:
             raise ValueError(
                 f"CURT_{name.upper()} is for servers with an address of their own, which replicas "
@@ -47,9 +47,9 @@ def refuse_single(settings: Settings) -> None:
 
 
 def wait_until_ready(lifespan: Lifespan, pool: Pool) -> Lifespan:
-    """The same lifespan, whose start takes until the workers have warmed up.
+    """The same lifespan, which starts only once the workers have warmed up.
 
-    Ray sends requests to a replica as soon as its start is done.
+    Ray sends requests to a replica as soon as its lifespan has started.
     """
 
     @asynccontextmanager
@@ -63,11 +63,11 @@ def wait_until_ready(lifespan: Lifespan, pool: Pool) -> Lifespan:
 
 
 class Replica:
-    """One replica: workers of its own, and a share of the requests."""
+    """One replica: a server with workers of its own, behind Ray's proxy."""
 
     def __init__(self) -> None:
         settings = Settings()  # type: ignore[call-arg]  # from the environment
-        refuse_single(settings)
+        refuse_state(settings)
         configure_logging(json=settings.log_json)
         self._curt = create_app(settings)
         self._pool: Pool = self._curt.state.pool

@@ -1,20 +1,29 @@
-"""What Ray Serve itself says of its configuration, in the environment that has Ray.
+"""Check the configuration of Ray Serve by Ray's own schema, in the environment that has Ray.
 
     .venv-ray/bin/python -m deploy.ray_check [deploy/ray_serve.yaml]
 
-`deploy.check` runs it. The schema must take the file, no key may be one that Ray passes over, and
-the application that the file names must have the deployments that it configures.
+`deploy.check` runs it. The schema must accept the file, every key must be one that Ray knows (it
+ignores others), and the application that the file names must have the deployments it configures.
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic_settings import CliPositionalArg
+
+from curt.config import Config, run
+
+
+class RayCheckConfig(Config):
+    """What to check."""
+
+    file: CliPositionalArg[Path] = Path(__file__).with_name("ray_serve.yaml")
+    """Configuration of Ray Serve."""
 
 
 def unknown_keys(told: Any, taken: Any, where: str = "") -> Iterator[str]:
@@ -54,15 +63,11 @@ def problems(file: Path) -> Iterator[str]:
             yield f"{application.import_path} has the deployment {bound}, not {configured}"
 
 
-def main() -> None:
-    """Say what is wrong; the exit status is 1 where something is."""
-    given = sys.argv[1:] or [str(Path(__file__).with_name("ray_serve.yaml"))]
-    try:
-        found = list(problems(Path(given[0])))
-    except (ValueError, ImportError, AttributeError, OSError) as error:
-        found = [f"{type(error).__name__}: {error}"]
-    sys.exit("\n".join(found) or None)
+def work(config: RayCheckConfig) -> None:
+    """Raise ValueError with all that is wrong, where something is."""
+    if found := list(problems(config.file)):
+        raise ValueError("\n".join(found))
 
 
 if __name__ == "__main__":
-    main()
+    run(RayCheckConfig, work, expected=(ValueError, ImportError, AttributeError, OSError))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.hardware import GPUS, Gpu
 
 PROMPT_TOKENS = 500
@@ -72,12 +72,12 @@ def weights_gb(model: Model, gpu: ServedGpu) -> float:
 
 
 def floor_ms(model: Model, gpu: ServedGpu) -> float:
-    """Least time of a token: every weight is read once. ms."""
+    """Least time a token can take, ms: every weight is read from memory once."""
     return weights_gb(model, gpu) / (gpu.gpu.bandwidth_gb_s / 1e3)
 
 
 def token_ms(model: Model, gpu: ServedGpu) -> float:
-    """Time of a token as a deadline has to reckon with it, ms."""
+    """Time a token takes at the 99th percentile, ms: what a deadline must allow for."""
     return P99_OVER_MEAN * (floor_ms(model, gpu) + OVERHEAD_MS)
 
 
@@ -88,7 +88,7 @@ def prefill_ms(model: Model, gpu: ServedGpu) -> float:
 
 
 def thinking_tokens(model: Model, gpu: ServedGpu, deadline_ms: float) -> int:
-    """Thinking that fits a deadline; below 0 not even the answer does."""
+    """Thinking tokens that fit a deadline; negative where not even the answer fits."""
     left_ms = deadline_ms - MARGIN_MS - prefill_ms(model, gpu)
     return int(left_ms // token_ms(model, gpu)) - ANSWER_TOKENS
 
@@ -124,11 +124,10 @@ def table(config: SizingConfig) -> list[str]:
     return lines
 
 
-def main() -> None:
+def work(config: SizingConfig) -> None:
     """Write the table."""
-    config = load_config(SizingConfig, sys.argv[1:])
     sys.stdout.write("\n".join(table(config)) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run(SizingConfig, work)

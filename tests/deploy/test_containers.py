@@ -18,8 +18,7 @@ import pytest
 import yaml
 
 from deploy import check
-from deploy.check import CheckConfig, FailedError, SkippedError
-from deploy.manifests import ROOT
+from deploy.check import ROOT, CheckConfig, FailedError, SkippedError
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 START = ROOT / "deploy" / "gpu" / "start.sh"
@@ -227,7 +226,7 @@ def test_a_mistake_in_a_custom_resource_and_in_a_compose_file_is_found(tmp_path:
 
 def test_a_missing_program_is_skipped_by_name() -> None:
     with pytest.raises(SkippedError, match="no-such-program is not installed: get it"):
-        check.run("no-such-program", hint="get it")
+        check.run_program("no-such-program", hint="get it")
 
 
 def test_the_command_says_what_came_of_each_check() -> None:

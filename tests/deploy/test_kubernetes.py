@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.manifests import (
+from deploy.check import (
     KUBERNETES,
     OVERLAYS,
     ROOT,

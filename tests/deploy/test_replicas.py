@@ -6,10 +6,14 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -17,9 +21,9 @@ from deploy.replicas import (
     NGINX_CONF,
     ReplicasConfig,
     environment_of,
-    load_saved,
-    read_pid,
+    stop,
     update,
+    work,
     write_replicas_conf,
 )
 from serve.api.chat import CHAT_PATH
@@ -27,8 +31,10 @@ from serve.api.stream import STREAM_PATH
 from serve.app import PREDICT_PATH
 from serve.feedback.feedback import FEEDBACK_PATH
 from serve.settings import MAX_DEADLINE_MS, Settings
+from tests.micro import FACTS
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+SEARCHED = os.environ["PATH"] + ":/usr/sbin"
 # What a replica is told about itself and its place, not what a client may do.
 DEFAULTS = Settings.model_fields
 
@@ -56,7 +62,7 @@ def seconds(told: str) -> float:
 
 
 def test_nginx_reads_the_configuration(tmp_path: Path) -> None:
-    nginx = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
+    nginx = shutil.which("nginx", path=SEARCHED)
     if nginx is None:
         pytest.skip("nginx is not installed: apt-get install nginx-light")
     (tmp_path / "temp").mkdir()
@@ -126,34 +132,36 @@ def test_the_log_of_requests_holds_no_query_and_no_body() -> None:
 def test_replicas_share_what_must_agree_and_nothing_that_one_of_them_writes(
     tmp_path: Path,
 ) -> None:
-    config = ReplicasConfig(run=tmp_path, model=Path("m"), settings={"rate_per_s": "5"})
-    inherited = {"PATH": "/bin", "CURT_PORT": "1", "CURT_KEEP_FACTS": "1"}
+    config = ReplicasConfig(action="up", run=tmp_path, model=Path("m"), port=8000)
+    inherited = {"PATH": "/bin", "CURT_PORT": "1", "CURT_RATE_PER_S": "5"}
     first, second = (environment_of(config, n, "secret", inherited) for n in (0, 1))
     differ = {name for name in first if first[name] != second[name]}
     assert differ == {"CURT_PORT", "CURT_FEEDBACK"}
+    assert (first["CURT_PORT"], second["CURT_PORT"]) == ("8001", "8002")
     assert first["CURT_CACHE_SECRET"] == "secret"
     assert first["CURT_RATE_PER_S"] == "5"
     assert first["PATH"] == "/bin"
-    assert "CURT_KEEP_FACTS" not in first
     assert json.loads(first["CURT_TRUSTED_PROXIES"]) == ["127.0.0.1"]
     known = {f"CURT_{name.upper()}" for name in Settings.model_fields}
     assert {name for name in first if name.startswith("CURT_")} <= known
 
 
-def test_a_process_that_ended_has_no_id(tmp_path: Path) -> None:
+def test_stopping_ends_what_runs_and_passes_over_what_has_ended(tmp_path: Path) -> None:
     file = tmp_path / "replica-0.pid"
-    assert read_pid(file) is None
+    stop(file)
+    running = subprocess.Popen(["sleep", "60"])
     ended = subprocess.Popen(["true"])
     ended.wait()
-    file.write_text(f"{ended.pid}\n")
-    assert read_pid(file) is None
-    file.write_text(f"{os.getpid()}\n")
-    assert read_pid(file) == os.getpid()
+    for process in (running, ended):
+        file.write_text(f"{process.pid}\n")
+        stop(file)
+        assert not file.exists()
+    assert running.wait(1) == -signal.SIGTERM
 
 
 def test_an_update_of_nothing_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="`up` first"):
-        load_saved(tmp_path)
+        work(ReplicasConfig(action="update", run=tmp_path))
 
 
 def test_an_update_to_a_model_that_is_none_brings_the_old_one_back(
@@ -161,17 +169,49 @@ def test_an_update_to_a_model_that_is_none_brings_the_old_one_back(
 ) -> None:
     tried: list[tuple[int, str]] = []
 
-    def start(config: ReplicasConfig, index: int) -> None:
+    def restart(config: ReplicasConfig, index: int) -> None:
         tried.append((index, config.model.name))
         if config.model.name == "new":
             raise RuntimeError("replica-0 did not become ready: no manifest")
 
-    monkeypatch.setattr("deploy.replicas._start_replica", start)
-    monkeypatch.setattr("deploy.replicas._wait_until_ready", lambda config, index: None)
-    old = ReplicasConfig(run=tmp_path, model=Path("old"))
+    monkeypatch.setattr("deploy.replicas.restart", restart)
+    old = ReplicasConfig(action="up", run=tmp_path, model=Path("old"))
     with pytest.raises(RuntimeError, match="no manifest"):
         update(old, Path("new"))
-    assert tried == [(0, "new"), (0, "old")]  # the second replica was not touched
+    assert tried == [(0, "new"), (0, "old")]  # the second server was not touched
+
+
+@pytest.mark.slow
+def test_two_servers_come_up_are_updated_under_requests_and_go(
+    ort_model: Path, tmp_path: Path
+) -> None:
+    if not all(shutil.which(name, path=SEARCHED) for name in ("nginx", "redis-server")):
+        pytest.skip("apt-get install nginx-light redis-server")
+    folder, statuses = tmp_path / "run", []
+
+    def command(*words: object) -> list[str]:
+        program = [sys.executable, "-m", "deploy.replicas"]
+        return [*program, *map(str, words), f"--run={folder}", "--port=8460"]
+
+    with httpx.Client(base_url="http://127.0.0.1:8460", timeout=30) as client:
+        subprocess.run(command("up", f"--model={ort_model}"), check=True)
+        try:
+            pids = [int(file.read_text()) for file in sorted(folder.glob("replica-*.pid"))]
+            with subprocess.Popen(command("update")) as updating:
+                while updating.poll() is None:
+                    body = {"fact": f"{FACTS[0]}编号{len(statuses)}", "deadline_ms": 20_000}
+                    statuses.append(client.post("/predict", json=body).status_code)
+                    time.sleep(0.05)
+            assert updating.returncode == 0
+            new = [int(file.read_text()) for file in sorted(folder.glob("replica-*.pid"))]
+        finally:
+            subprocess.run(command("down"), check=True)
+        assert set(statuses) == {200}
+        assert len(pids) == len(new) == 2
+        assert not set(pids) & set(new)
+        with pytest.raises(httpx.ConnectError):
+            client.get("/livez")
+    assert list(folder.glob("*.pid")) == []
 
 
 def ray_serve() -> dict[str, Any]:
