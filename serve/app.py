@@ -18,16 +18,16 @@ from fastapi_offline import FastAPIOffline
 from curt import __version__
 from curt.artifact import Manifest
 from curt.classifier.model import Classifier, load_classifier
-from serve.answering.answering import Answering, Choose, Observer, OnlyWay, Pool
+from serve.answering.answering import Answering, Choose, OnlyWay, Pool, make_job
 from serve.answering.cache import CacheMetrics, ResultCache
 from serve.answering.cache_policy import ServedPolicy
-from serve.answering.checks import refuse_unusable
 from serve.api import admin, health, stream
 from serve.api import chat as openai_api
 from serve.api.batch import Batches, PredictBody
+from serve.api.errors import install_handlers
 from serve.api.page import page
 from serve.api.quick_body import quicken
-from serve.api.reply import Identity, Served
+from serve.api.reply import Observer, Replies
 from serve.api.schemas import (
     API_VERSION,
     BatchReply,
@@ -43,15 +43,14 @@ from serve.edge.keys import KeyGuard, open_keys
 from serve.edge.limits import LocalBuckets, Rate, RateLimit, RedisBuckets, parse_proxies
 from serve.edge.shedding import Doorman, Pressure
 from serve.edge.tracing import TraceRequests, Tracing, open_tracing
-from serve.errors import install_handlers
 from serve.feedback import feedback
 from serve.feedback.memory import Memory
 from serve.metrics import Metrics
-from serve.pool.job import Job
 from serve.pool.pool import WorkerPool
-from serve.pool.spawn import FORMATS, make_spawn
+from serve.pool.spawn import make_spawn
 from serve.redis_link import RedisLink
-from serve.settings import Settings
+from serve.served import Identity, Served
+from serve.settings import FORMATS, Settings
 from serve.variants.router import Router
 from serve.variants.variants import Variants
 
@@ -97,10 +96,10 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     if classifier:  # a folder that can't tell how sure it is fails now, not at the first request
         answering.reader_for(classifier, identity.model.manifest)
     tracing = open_tracing(settings.otlp_endpoint, os.environ, __version__)
-    batches = Batches(answering, settings, metrics.registry)
+    replies = Replies(answering, settings, metrics)
+    batches = Batches(answering, replies, settings, metrics.registry)
     memory = Memory.open(settings)
-    answering.observers.append(memory.observe)
-    answering.observers.append(_counting(pressure))
+    replies.observers += [memory.observe, _counting(pressure)]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -146,28 +145,23 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         return await predict_one(body, request)
 
     async def predict_one(body: PredictRequest, request: Request) -> Response:
-        refuse_unusable(body.fact, settings.max_fact_chars)
-        deadline_ms = body.deadline_ms
-        if deadline_ms is None:
-            deadline_ms = settings.default_deadline_ms
-        started_s: float = request.state.started_s
-        job = Job(body.fact, started_s, started_s + deadline_ms / 1e3)
+        job = make_job(body.fact, request.state.started_s, body.deadline_ms, settings)
         served = await answering.serve(request, job, body.user)
-        return _as_json(answering.reply_to(request, body, served, deadline_ms))
+        return _as_json(replies.reply_to(request, body, served))
 
     route = app.router.routes.pop()
     assert isinstance(route, APIRoute)
     quicken(route, predict_one)
     app.router.routes.insert(0, route)  # they are tried in turn, and most requests are for it
 
-    app.include_router(stream.make_router(answering.stream, settings, answering.reply_to))
+    app.include_router(stream.make_router(answering.stream, settings, replies.reply_to))
     app.include_router(
         openai_api.make_router(
             answering.stream,
             settings,
             identity,
             answer=answering.serve,
-            reply_to=answering.reply_to,
+            reply_to=replies.reply_to,
         )
     )
     if variants:

@@ -1,18 +1,9 @@
-"""Every way a request can fail, and the one place that turns it into a status code."""
+"""Every way a request can fail, and the body of an error reply."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
-
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel
-from starlette.exceptions import HTTPException
-
-from serve.api.schemas import BatchCase, BatchRequest, PredictRequest
 
 
 class RequestError(Exception):
@@ -52,84 +43,6 @@ class EngineFailedError(RequestError):
     """The engine raised on a request; details are in the log, not in the reply."""
 
 
-SINGLE, BATCH = "single", "batch"  # tags of the two forms of a body of /predict
-FORMS: Mapping[tuple[Any, ...], type[BaseModel]] = {
-    (SINGLE,): PredictRequest,
-    (BATCH,): BatchRequest,
-}
-FIRST_FIELDS = ("fact", "cases")
-
-_HTTP_REASONS = {
-    400: "invalid_json",
-    404: "not_found",
-    405: "method_not_allowed",
-    408: "too_slow",
-    413: "too_large",
-}
-_HTTP_MESSAGES = {
-    "invalid_json": "the body is not valid JSON in UTF-8",
-    "not_found": "no such address; see /docs",
-    "method_not_allowed": "this address does not take that method; see /docs",
-    "too_slow": "the body took too long to arrive",
-    "too_large": "the body is larger than this server takes",
-}
-
-
 def error_body(reason: str, message: str, request_id: str) -> dict[str, Any]:
     """The body of every error reply."""
     return {"error": {"code": reason, "message": message}, "request_id": request_id}
-
-
-def install_handlers(app: FastAPI) -> None:
-    """Map faults, validation errors and the framework's own errors to replies."""
-
-    @app.exception_handler(RequestError)
-    async def on_fault(request: Request, fault: RequestError) -> JSONResponse:
-        headers = {}
-        if isinstance(fault, OverloadedError):
-            headers["Retry-After"] = str(fault.retry_after_s)
-        message = "internal error" if fault.status == 500 else fault.message
-        return _reply(request, fault.status, fault.reason, message, headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        problems = error.errors()
-        if any(problem["type"] == "json_invalid" for problem in problems):
-            return _reply(request, 400, "invalid_json", _HTTP_MESSAGES["invalid_json"])
-        return _reply(request, 422, "invalid_request", describe_problems(problems))
-
-    @app.exception_handler(HTTPException)
-    async def on_http(request: Request, error: HTTPException) -> JSONResponse:
-        reason = _HTTP_REASONS.get(error.status_code, "http_error")
-        message = _HTTP_MESSAGES.get(reason, f"status {error.status_code}")
-        return _reply(request, error.status_code, reason, message, error.headers)
-
-
-def describe_problems(problems: Sequence[Mapping[str, Any]]) -> str:
-    """Say what is wrong where, without a word of the input: facts are personal data."""
-    lines = []
-    for problem in problems[:5]:
-        # The location of an unknown key is the key itself: the client's text, so left out.
-        unknown = problem["type"] == "extra_forbidden"
-        parts = problem["loc"][1 : -1 if unknown else None]
-        form: type[BaseModel] = PredictRequest
-        if parts[:1] in FORMS:  # which of two forms was read, which no client wrote
-            form, parts = FORMS[parts[:1]], parts[1:]
-            form = BatchCase if form is BatchRequest and parts else form
-        place = ".".join(map(str, parts))
-        known = ", ".join(sorted(form.model_fields, key=lambda name: name not in FIRST_FIELDS))
-        message = f"an unknown field: use only {known}" if unknown else str(problem["msg"])
-        lines.append(f"{place}: {message}" if place else message)
-    return "; ".join(lines)
-
-
-def _reply(
-    request: Request,
-    status: int,
-    reason: str,
-    message: str,
-    headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
-    request.state.log["error"] = reason
-    body = error_body(reason, message, request.state.request_id)
-    return JSONResponse(body, status_code=status, headers=dict(headers or {}))

@@ -7,7 +7,7 @@ faults, and a cap keeps a mistake there from growing without end.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,10 +18,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from serve.api.schemas import DegradedReason, PredictReply
-
-if TYPE_CHECKING:
-    from serve.api.reply import Served
+from serve.served import DegradedReason, Served
 
 # Dense around 0.4 s, where the promise is.
 LATENCY_BUCKETS_S = (
@@ -128,29 +125,29 @@ class Metrics:
         for status in ("200", "500", "503"):
             self.requests.labels(status)
 
-    def record_answer(self, served: Served, reply: PredictReply) -> None:
+    def record_answer(self, served: Served, *, total_ms: float, deadline_ms: float) -> None:
         """Count one answer: its times, its tokens and whether it was a good one.
 
         An answer that took no time of a worker (a cached one, the classifier's alone) counts in
         the end-to-end figures only.
         """
-        generation, timings = served.generation, reply.timings_ms
-        self.answer_latency.observe(timings.total / 1e3)
+        generation = served.generation
+        self.answer_latency.observe(total_ms / 1e3)
         if generation.prefill_ms > 0:
-            self.queue.observe(timings.queue / 1e3)
-            self.prefill.observe(timings.prefill / 1e3)
-            self.decode.observe(timings.decode / 1e3)
+            self.queue.observe(served.queue_ms / 1e3)
+            self.prefill.observe(generation.prefill_ms / 1e3)
+            self.decode.observe(generation.decode_ms / 1e3)
             self.thinking_used.observe(generation.thinking_tokens)
             self.thinking_allowed.observe(served.thinking_allowed)
             tokens = generation.thinking_tokens + generation.answer_tokens
             if tokens:
-                self.first_token.observe((timings.queue + timings.prefill) / 1e3)
-                self.token_time.observe(timings.decode / tokens / 1e3)
-        late = timings.total > reply.deadline_ms
+                self.first_token.observe((served.queue_ms + generation.prefill_ms) / 1e3)
+                self.token_time.observe(generation.decode_ms / tokens / 1e3)
+        late = total_ms > deadline_ms
         if late:
             self.deadline_missed.inc()
-        if reply.degraded_reason:
-            self.degraded.labels(reply.degraded_reason).inc()
+        if served.degraded_reason:
+            self.degraded.labels(served.degraded_reason).inc()
         elif not late:
             self.good.inc()
 

@@ -7,19 +7,28 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from curt.artifact import ArtifactError, Manifest, load_manifest
+from curt.artifact import ArtifactError, Format, Manifest, load_manifest
 from curt.engines.remote.dialects import DIALECTS
-from serve.pool.spawn import FORMATS, EngineName
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "CURT_"
 MIN_DEADLINE_MS, MAX_DEADLINE_MS = 20, 60_000
 MAX_BATCH_CASES = 1_000
+
+EngineName = Literal["onnxruntime", "transformers", "vllm", "tensorrt-llm"]
+FORMATS: Mapping[EngineName, tuple[Format, ...]] = {
+    "onnxruntime": ("ort-genai",),
+    "transformers": ("hf",),
+    "vllm": DIALECTS["vllm"].formats,
+    "tensorrt-llm": DIALECTS["tensorrt-llm"].formats,
+}
+"""Which formats of model folders each engine serves."""
 
 
 def _cpu_count() -> int:
@@ -169,6 +178,10 @@ class Settings(BaseSettings):
 
     otlp_endpoint: str | None = None
     """OTLP/HTTP collector for traces, http://host:4318."""
+
+    def deadline_ms(self, asked_ms: int | None) -> int:
+        """The deadline of a request that asked for one, or for none."""
+        return self.default_deadline_ms if asked_ms is None else asked_ms
 
     def secret_bytes(self) -> bytes:
         """The cache's secret, empty without one."""

@@ -49,11 +49,12 @@ from curt.logs import configure_logging
 from loadtest._arrivals import load_facts, number_fact
 from serve.answering.checks import refuse_unusable
 from serve.answering.confidence import ConfidenceReader
-from serve.api.reply import Identity, build_reply
-from serve.api.reply import Served as ServedAnswer
+from serve.api.reply import build_reply
 from serve.api.schemas import ALL_TASKS, PredictRequest
 from serve.pool.process import WorkerProcess
 from serve.pool.worker import open_ort_engine
+from serve.served import Identity
+from serve.served import Served as ServedAnswer
 
 logger = logging.getLogger(__name__)
 

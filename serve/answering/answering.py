@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,27 +12,24 @@ from fastapi import Request
 from curt.classifier.model import Classifier
 from curt.law.verdict import Verdict
 from serve.answering.cache import ResultCache, cache_key
+from serve.answering.checks import refuse_unusable
 from serve.answering.confidence import (
     LOW_CONFIDENCE,
     UNFAMILIAR,
-    WITHHELD,
     Confidence,
     ConfidenceReader,
     Reading,
 )
-from serve.api.reply import Identity, Served, build_reply
-from serve.api.schemas import PredictReply, PredictRequest
 from serve.errors import ClientGoneError
 from serve.metrics import Metrics
 from serve.pool.job import Job, ServedStream
+from serve.served import Identity, Served
 from serve.settings import Settings
 
 DEFAULT_VARIANT = "default"
 READ_AFTER_S = 0.002  # by then a worker has the request, if one was free
 Choose = Callable[[str, str | None, str], "Way"]
 """From fact, user and request id to the way of a request."""
-Observer = Callable[[Request, PredictRequest, Served, PredictReply], None]
-"""Told of every reply that goes out: request, its body, what was served, the reply."""
 
 
 class Pool(Protocol):
@@ -129,7 +125,6 @@ class Answering:
         classifier: Classifier | None = None,
     ) -> None:
         """`choose` says which way a request goes."""
-        self.observers: list[Observer] = []
         self._choose, self._settings, self._metrics = choose, settings, metrics
         self._cache, self._classifier = cache, classifier
         self._readers: dict[str, ConfidenceReader] = {}
@@ -160,33 +155,6 @@ class Answering:
             if reading:
                 reading.cancel()
 
-    def reply_to(
-        self, request: Request, body: PredictRequest, served: Served, deadline_ms: int
-    ) -> PredictReply:
-        """Build, record and return the reply to a served request."""
-        state = request.state
-        way: Way = state.way
-        confidence, doubt = self._assess(request, body, served)
-        holds_back = doubt is not None and body.on_low_confidence == "interval"
-        reply = build_reply(
-            served,
-            fact=body.fact,
-            tasks=body.tasks,
-            include_reasoning=body.include_reasoning,
-            identity=way.identity,
-            request_id=state.request_id,
-            deadline_ms=deadline_ms,
-            total_ms=(time.monotonic() - state.started_s) * 1e3,
-            variant=way.variant,
-            confidence=confidence,
-            doubt=doubt,
-            withheld=WITHHELD if holds_back else (),
-        )
-        self._record(request, served, reply)
-        for observe in self.observers:
-            observe(request, body, served, reply)
-        return reply
-
     async def _look_up(self, way: Way, request: Request, job: Job) -> Served:
         if self._cache is None:
             return await way.submit(job)
@@ -213,24 +181,24 @@ class Answering:
         reading = request.state.reading = Reading(self._classifier, fact)
         return asyncio.get_running_loop().call_later(READ_AFTER_S, reading.look)
 
-    def _assess(
-        self, request: Request, body: PredictRequest, served: Served
+    def assess(
+        self, request: Request, fact: str, served: Served, *, top_k: int
     ) -> tuple[Confidence | None, str | None]:
         """How sure the verdict is, and the code of the warning where nobody can vouch for it."""
         verdict = served.fallback.verdict if served.fallback else served.completion.verdict
         if self._classifier is None or not isinstance(verdict, Verdict):
             return None, None
         reader = self.reader_for(self._classifier, request.state.way.identity.model.manifest)
-        reading = getattr(request.state, "reading", None) or Reading(self._classifier, body.fact)
+        reading = getattr(request.state, "reading", None) or Reading(self._classifier, fact)
         if reading.unfamiliar:
             return None, UNFAMILIAR
         confidence = reader.assess(
-            body.fact,
+            fact,
             verdict,
             served.generation.thinking_cut,
             thinking_tokens=served.generation.thinking_tokens,
             source=served.source,
-            top_k=body.top_k,
+            top_k=top_k,
             reading=reading,
         )
         doubtful = confidence is not None and confidence.abstain
@@ -247,23 +215,24 @@ class Answering:
             )
         return self._readers[manifest]
 
-    def _record(self, request: Request, served: Served, reply: PredictReply) -> None:
-        self._metrics.record_answer(served, reply)
-        timings, thinking, generation = reply.timings_ms, reply.thinking, served.generation
-        request.state.log.update(
-            deadline_ms=reply.deadline_ms,
-            queue_ms=timings.queue,
-            prefill_ms=timings.prefill,
-            decode_ms=timings.decode,
-            prompt_tokens=generation.prompt_tokens,
-            thinking_tokens=thinking.tokens,
-            thinking_allowed=thinking.allowed,
-            thinking_cut=thinking.cut,
-            answer_tokens=generation.answer_tokens,
-            degraded=reply.degraded_reason,
-            source=reply.source,
-            warnings=[warning.code for warning in reply.warnings],
-        )
+
+def make_job(
+    fact: str,
+    started_s: float,
+    deadline_ms: int | None,
+    settings: Settings,
+    *,
+    kept_back_ms: float = 0.0,
+    max_thinking_tokens: int | None = None,
+) -> Job:
+    """The job of a request that began at `started_s` and is to be answered within `deadline_ms`.
+
+    The server's default holds where no deadline is given; `kept_back_ms` of it are left for what
+    comes after the job. Raises UnusableFactError for a fact that no verdict can be given on.
+    """
+    refuse_unusable(fact, settings.max_fact_chars)
+    allowed_s = (settings.deadline_ms(deadline_ms) - kept_back_ms) / 1e3
+    return Job(fact, started_s, started_s + allowed_s, max_thinking_tokens)
 
 
 class Attended:

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from curt.dialogue import state_budget
 from curt.engines.protocol import Generation
-from serve.api.reply import Served
+from serve.served import Served
 
 T = TypeVar("T")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 
+from pydantic import BaseModel
+
 from curt.dialogue import normalise_fact
 from curt.law.statutes import is_charge, term_in_range
 from curt.law.verdict import Verdict
 from serve.answering.confidence import LOW_CONFIDENCE_MESSAGE, UNFAMILIAR_MESSAGE
-from serve.api.schemas import Caution
 from serve.errors import UnusableFactError
 
 MIN_CHINESE_SHARE = 0.2  # of the letters; below it the text is refused
@@ -52,6 +53,13 @@ _FAMILY = (
 _NAME = rf"[{_FAMILY}](?:某某|某[甲乙丙丁戊己庚辛0-9A-Z]?|[\u4e00-\u9fff])"
 _DEFENDANTS = re.compile(rf"被告人((?:{_NAME})(?:[、和与及](?:被告人)?(?:{_NAME}))*)")
 _EACH_NAME = re.compile(_NAME)
+
+
+class Caution(BaseModel):
+    """Something a reader should know before relying on the verdict."""
+
+    code: str
+    message: str
 
 
 def refuse_unusable(fact: str, max_chars: int) -> None:

@@ -21,8 +21,9 @@ from prometheus_client import CollectorRegistry, Counter
 from pydantic import Discriminator, Tag
 from starlette.types import Message
 
-from serve.answering.answering import Answering, wait_for_disconnect
-from serve.answering.checks import refuse_unusable
+from serve.answering.answering import Answering, make_job, wait_for_disconnect
+from serve.api.errors import BATCH, SINGLE
+from serve.api.reply import Replies
 from serve.api.schemas import (
     BATCH_EXAMPLE,
     EXAMPLE,
@@ -35,8 +36,7 @@ from serve.api.schemas import (
 )
 from serve.edge.context import PREDICT_PATH, write_access
 from serve.edge.limits import charge
-from serve.errors import BATCH, SINGLE, ClientGoneError, OverloadedError, RequestError
-from serve.pool.job import Job
+from serve.errors import ClientGoneError, OverloadedError, RequestError
 from serve.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -74,9 +74,13 @@ class Batches:
     """Serves the cases of a request side by side."""
 
     def __init__(
-        self, answering: Answering, settings: Settings, registry: CollectorRegistry
+        self,
+        answering: Answering,
+        replies: Replies,
+        settings: Settings,
+        registry: CollectorRegistry,
     ) -> None:
-        self._answering, self._settings = answering, settings
+        self._answering, self._replies, self._settings = answering, replies, settings
         self._max_cases = settings.max_batch_cases
         if settings.rate_per_s is not None:  # a bucket that never holds so many never lets them in
             limits = settings.rate_burst, settings.max_concurrent
@@ -123,16 +127,16 @@ class Batches:
         own = _request_of_case(request, index)
         reply, error, status = None, None, 200
         try:
-            refuse_unusable(case.fact, self._settings.max_fact_chars)
-            deadline_ms = body.deadline_ms
-            if deadline_ms is None:
-                deadline_ms = self._settings.default_deadline_ms
-            started_s: float = own.state.started_s
-            kept_back_ms = min(REPLY_MS * len(body.cases), MAX_KEPT_BACK * deadline_ms)
-            job = Job(case.fact, started_s, started_s + (deadline_ms - kept_back_ms) / 1e3)
-            asked = body.one(case)
+            most_ms = MAX_KEPT_BACK * self._settings.deadline_ms(body.deadline_ms)
+            job = make_job(
+                case.fact,
+                own.state.started_s,
+                body.deadline_ms,
+                self._settings,
+                kept_back_ms=min(REPLY_MS * len(body.cases), most_ms),
+            )
             served = await self._answering.serve(own, job, body.user)
-            reply = self._answering.reply_to(own, asked, served, deadline_ms)
+            reply = self._replies.reply_to(own, body.one(case), served)
         except RequestError as fault:
             status, error = fault.status, _describe(fault)
         except Exception as failure:

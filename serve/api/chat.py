@@ -29,7 +29,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from curt.dialogue import render_answer
-from serve.answering.checks import refuse_unusable
+from serve.answering.answering import make_job
 from serve.api.chat_shapes import (
     ApiError,
     ChatRequest,
@@ -38,11 +38,11 @@ from serve.api.chat_shapes import (
     schema_of,
     thinking_bound,
 )
-from serve.api.reply import Identity, Served
 from serve.api.schemas import ALL_TASKS, PredictReply, PredictRequest
 from serve.api.verdict_schema import SchemaError, project
 from serve.errors import ClientGoneError, OverloadedError, RequestError
 from serve.pool.job import Job, Piece
+from serve.served import Identity, Served
 from serve.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 _OPENAI_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 Answer = Callable[[Request, Job], Awaitable[Served]]
-ReplyTo = Callable[[Request, PredictRequest, Served, int], PredictReply]
+ReplyTo = Callable[[Request, PredictRequest, Served], PredictReply]
 
 
 class Told(Protocol):
@@ -117,7 +117,7 @@ def make_router(
     """The routes.
 
     `answer(request, job)` serves a job whole, gives up when its client leaves;
-    `reply_to(request, body, served, deadline_ms)` builds and records the reply, as for /predict.
+    `reply_to(request, body, served)` builds and records the reply, as for /predict.
     """
     router = APIRouter(route_class=OpenAIRoute)
     created = _unix_time(identity.manifest.created)
@@ -131,16 +131,17 @@ def make_router(
         ignored = ignored_parameters(body)
         fact, schema = fact_of(body), schema_of(body)
         bound = thinking_bound(body, identity.manifest.max_thinking_tokens)
-        refuse_unusable(fact, settings.max_fact_chars)
-        deadline_ms = body.deadline_ms
-        if deadline_ms is None:
-            deadline_ms = settings.default_deadline_ms
-        started_s: float = request.state.started_s
-        job = Job(fact, started_s, started_s + deadline_ms / 1e3, bound)
-        asked = PredictRequest(fact=fact, deadline_ms=deadline_ms, tasks=list(ALL_TASKS))
+        job = make_job(
+            fact,
+            request.state.started_s,
+            body.deadline_ms,
+            settings,
+            max_thinking_tokens=bound,
+        )
+        asked = PredictRequest(fact=fact, deadline_ms=body.deadline_ms, tasks=list(ALL_TASKS))
 
         def reply(served: Served) -> PredictReply:
-            return reply_to(request, asked, served, deadline_ms)
+            return reply_to(request, asked, served)
 
         chat = Chat(request.state.request_id, identity, schema, int(time.time()))
         headers = {IGNORED_HEADER: ", ".join(ignored)} if ignored else {}

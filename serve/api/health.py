@@ -10,9 +10,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from curt import __version__
 from serve.answering.answering import Pool
-from serve.api.reply import Identity
 from serve.api.schemas import API_VERSION
 from serve.metrics import Metrics
+from serve.served import Identity
 
 
 def make_router(

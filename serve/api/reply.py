@@ -2,94 +2,77 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+import time
+from collections.abc import Callable, Collection, Sequence
+from functools import cache
 
-from curt.artifact import MANIFEST, Manifest
-from curt.dialogue import Completion, ParseFailure, parse_completion, render_ruling, render_term
-from curt.engines.protocol import Generation
+from fastapi import Request
+
+from curt.dialogue import render_ruling, render_term
 from curt.law.numerals import write_article, write_months
 from curt.law.statutes import Tier, tier_of
 from curt.law.verdict import TERM_NAMES, Verdict
+from serve.answering.answering import Answering, Way
 from serve.answering.checks import fact_warnings, statutory_range, verdict_warnings, warning
-from serve.answering.confidence import UNFAMILIAR, Confidence
-from serve.api.schemas import Defendant, DegradedReason, Model, PredictReply, Task
+from serve.answering.confidence import UNFAMILIAR, WITHHELD, Confidence
+from serve.api.schemas import Defendant, PredictReply, PredictRequest, Task
+from serve.metrics import Metrics
+from serve.served import Identity, Served
+from serve.settings import Settings
 
-if TYPE_CHECKING:
-    from curt.classifier.model import Prediction
-
-
-@dataclass(frozen=True)
-class Served:
-    """A generation with what the scheduler granted it.
-
-    `fallback` is the classifier's answer where the model gave no full verdict. `unserved` says
-    why the model never ran at all; the generation is then empty. What is read off the text is
-    read once, whoever asks.
-    """
-
-    generation: Generation
-    thinking_allowed: int
-    stated_budget: int
-    fact_clipped: bool
-    queue_ms: float
-    fallback: Prediction | None = None
-    unserved: DegradedReason | None = None
-
-    @property
-    def source(self) -> Literal["model", "fallback"]:
-        """Who gave the verdict."""
-        return "model" if self.fallback is None else "fallback"
-
-    @cached_property
-    def completion(self) -> Completion:
-        """The generation's text, parsed."""
-        return parse_completion(self.generation.text)
-
-    @cached_property
-    def degraded_reason(self) -> DegradedReason | None:
-        """Why there is no full verdict of the model, or None where there is one."""
-        return self.unserved or why_degraded(self.generation, self.completion)
-
-    @property
-    def model_verdict(self) -> Verdict | None:
-        """The model's own full verdict; a classifier's in its place does not count."""
-        if self.degraded_reason is not None:
-            return None
-        assert isinstance(self.completion.verdict, Verdict)
-        return self.completion.verdict
-
-    @property
-    def verdict(self) -> Verdict | None:
-        """The whole verdict that a reply tells: the model's, else the classifier's, else none."""
-        if self.degraded_reason is None:
-            return self.model_verdict
-        return self.fallback.verdict if self.fallback else None
-
-    def with_fallback(self, answer: Prediction | None) -> Served:
-        """The same with a classifier's answer, if there is one."""
-        return replace(self, fallback=answer)
+Observer = Callable[[Request, PredictRequest, Served, PredictReply], None]
+"""Told of every reply that goes out: request, its body, what was served, the reply."""
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Which model answers: name, manifest hash and what the manifest says."""
+class Replies:
+    """Builds the replies of all routes, counts them and tells the observers of each."""
 
-    model: Model
-    manifest: Manifest
-    manifest_sha256: str = ""
+    def __init__(self, answering: Answering, settings: Settings, metrics: Metrics) -> None:
+        self.observers: list[Observer] = []
+        self._answering, self._settings, self._metrics = answering, settings, metrics
 
-    @classmethod
-    def of(cls, folder: Path, manifest: Manifest) -> Identity:
-        """The identity of a model folder whose manifest has been verified."""
-        digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-        name = folder.resolve().name
-        model = Model(name=name, manifest=digest[:12], precision=manifest.precision)
-        return cls(model, manifest, digest)
+    def reply_to(self, request: Request, body: PredictRequest, served: Served) -> PredictReply:
+        """Build, record and return the reply to a served request."""
+        state = request.state
+        way: Way = state.way
+        confidence, doubt = self._answering.assess(request, body.fact, served, top_k=body.top_k)
+        holds_back = doubt is not None and body.on_low_confidence == "interval"
+        reply = build_reply(
+            served,
+            fact=body.fact,
+            tasks=body.tasks,
+            include_reasoning=body.include_reasoning,
+            identity=way.identity,
+            request_id=state.request_id,
+            deadline_ms=self._settings.deadline_ms(body.deadline_ms),
+            total_ms=(time.monotonic() - state.started_s) * 1e3,
+            variant=way.variant,
+            confidence=confidence,
+            doubt=doubt,
+            withheld=WITHHELD if holds_back else (),
+        )
+        self._record(request, served, reply)
+        for observe in self.observers:
+            observe(request, body, served, reply)
+        return reply
+
+    def _record(self, request: Request, served: Served, reply: PredictReply) -> None:
+        timings, thinking, generation = reply.timings_ms, reply.thinking, served.generation
+        self._metrics.record_answer(served, total_ms=timings.total, deadline_ms=reply.deadline_ms)
+        request.state.log.update(
+            deadline_ms=reply.deadline_ms,
+            queue_ms=timings.queue,
+            prefill_ms=timings.prefill,
+            decode_ms=timings.decode,
+            prompt_tokens=generation.prompt_tokens,
+            thinking_tokens=thinking.tokens,
+            thinking_allowed=thinking.allowed,
+            thinking_cut=thinking.cut,
+            answer_tokens=generation.answer_tokens,
+            degraded=reply.degraded_reason,
+            source=reply.source,
+            warnings=[caution.code for caution in reply.warnings],
+        )
 
 
 def build_reply(
@@ -165,19 +148,6 @@ def build_reply(
             },
         }
     )
-
-
-def why_degraded(generation: Generation, completion: Completion) -> DegradedReason | None:
-    """Why a generation holds no full verdict, or None when it does.
-
-    An answer that was cut is not read, even where its first lines parse: 罚金：2000 may be the
-    beginning of 20000元.
-    """
-    if generation.finish == "deadline":
-        return "deadline"
-    if generation.finish == "length":
-        return "answer_too_long"
-    return "unreadable_answer" if isinstance(completion.verdict, ParseFailure) else None
 
 
 def build_defendant(verdict: Verdict, tasks: Sequence[Task]) -> Defendant:

@@ -7,13 +7,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curt.law.verdict import TermKind
+from serve.answering.checks import Caution
 from serve.answering.confidence import Confidence
+from serve.served import DegradedReason, Model
 from serve.settings import MAX_BATCH_CASES, MAX_DEADLINE_MS, MIN_DEADLINE_MS
 
 Task = Literal["charge", "article", "term", "ruling"]
-DegradedReason = Literal[
-    "deadline", "unreadable_answer", "answer_too_long", "overloaded", "worker_failed"
-]
 
 API_VERSION = "1.1"  # of routes and schemas: the first number changes when a client must
 ALL_TASKS: tuple[Task, ...] = ("charge", "article", "term", "ruling")
@@ -107,17 +106,6 @@ class BatchRequest(Asked):
         return PredictRequest(fact=case.fact, **options)
 
 
-class Model(BaseModel):
-    """The model that answered."""
-
-    name: str
-    manifest: str
-    """First 12 hex digits of the manifest's SHA-256."""
-    precision: str
-    variant: str = "default"
-    """Which of several models that are served side by side."""
-
-
 class Charge(BaseModel):
     """A charge: 盗窃, 盗窃罪."""
 
@@ -167,13 +155,6 @@ class Thinking(BaseModel):
     allowed: int
     stated_budget: int
     cut: bool
-
-
-class Caution(BaseModel):
-    """Something a reader should know before relying on the verdict."""
-
-    code: str
-    message: str
 
 
 class Timings(BaseModel):

@@ -20,11 +20,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve.answering.checks import refuse_unusable
-from serve.api.reply import Served
+from serve.answering.answering import make_job
 from serve.api.schemas import ErrorReply, PredictReply, PredictRequest
 from serve.errors import OverloadedError, RequestError, error_body
 from serve.pool.job import Job, ServedStream
+from serve.served import Served
 from serve.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorReply, "description": "Can't be met now; see Retry-After"},
 }
 
-ReplyTo = Callable[[Request, PredictRequest, Served, int], PredictReply]
+ReplyTo = Callable[[Request, PredictRequest, Served], PredictReply]
 
 
 OpenStream = Callable[[Request, Job, str | None], ServedStream]
@@ -54,24 +54,19 @@ OpenStream = Callable[[Request, Job, str | None], ServedStream]
 def make_router(open_stream: OpenStream, settings: Settings, reply_to: ReplyTo) -> APIRouter:
     """The route.
 
-    `reply_to(request, body, served, deadline_ms)` builds and records the reply, as for /predict.
+    `reply_to(request, body, served)` builds and records the reply, as for /predict.
     """
     router = APIRouter()
 
     @router.post(STREAM_PATH, responses=RESPONSES, response_class=Response)
     async def predict_stream(body: PredictRequest, request: Request) -> Response:
         """The same as /predict, with the reasoning as it comes."""
-        refuse_unusable(body.fact, settings.max_fact_chars)
-        deadline_ms = body.deadline_ms
-        if deadline_ms is None:
-            deadline_ms = settings.default_deadline_ms
-        started_s: float = request.state.started_s
-        job = Job(body.fact, started_s, started_s + deadline_ms / 1e3)
+        job = make_job(body.fact, request.state.started_s, body.deadline_ms, settings)
         stream = open_stream(request, job, body.user)
         return EventStream(
             stream,
             tell_reasoning=body.include_reasoning,
-            reply=lambda served: reply_to(request, body, served, deadline_ms),
+            reply=lambda served: reply_to(request, body, served),
             request_id=request.state.request_id,
             log=request.state.log,
         )

@@ -30,10 +30,10 @@ from prometheus_client.registry import Collector
 
 from curt.files import write_json
 from curt.law.verdict import Verdict
-from serve.api.reply import Served
 from serve.drift.divergence import Comparison, compare
 from serve.drift.tally import Mix, Tally, read_corpus_mix, read_mix
 from serve.errors import OverloadedError
+from serve.served import Served
 
 logger = logging.getLogger(__name__)
 

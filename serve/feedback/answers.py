@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from curt.law.verdict import Verdict
-from serve.api.reply import Identity, Served
 from serve.feedback.append_log import mend, read_lines, write_all
 from serve.feedback.facts import FactFile
+from serve.served import Identity, Served
 
 logger = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from serve.api.reply import Served
 from serve.api.schemas import PredictReply, PredictRequest
 from serve.drift.drift import Drift
 from serve.drift.tally import read_mix
 from serve.feedback.answers import AnswerStore
 from serve.feedback.feedback import FeedbackLog, open_feedback, owner_of
+from serve.served import Served
 from serve.settings import Settings
 
 

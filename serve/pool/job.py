@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from serve.api.reply import Served
 from serve.pool.process import Worker
 from serve.pool.schedule import Demand
+from serve.served import Served
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,6 @@ from curt.artifact import Manifest
 from curt.dialogue import state_budget
 from curt.engines.budget import Observation
 from curt.engines.protocol import Generation
-from serve.api.reply import Served
 from serve.errors import EngineFailedError, OverloadedError, RequestError
 from serve.metrics import Metrics
 from serve.pool.forecast import Forecast
@@ -31,6 +30,7 @@ from serve.pool.schedule import admits, seconds_until_free
 from serve.pool.spares import Grown, Nursery
 from serve.pool.stand_in import LEAST_S, Classifier, LastRung
 from serve.pool.worker import OpenEngine, observe, open_ort_engine
+from serve.served import Served
 
 logger = logging.getLogger(__name__)
 

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from curt.artifact import ArtifactError, Format
-from curt.engines.remote.dialects import DIALECTS
+from curt.artifact import ArtifactError
 from serve.pool.process import Spawn, WorkerProcess
 from serve.pool.worker import open_ort_engine, open_transformers_engine
+from serve.settings import Settings
 
 if TYPE_CHECKING:
     from curt.engines.remote.engine import RemoteModel
-    from serve.settings import Settings
-
-EngineName = Literal["onnxruntime", "transformers", "vllm", "tensorrt-llm"]
-
-FORMATS: Mapping[EngineName, tuple[Format, ...]] = {
-    "onnxruntime": ("ort-genai",),
-    "transformers": ("hf",),
-    "vllm": DIALECTS["vllm"].formats,
-    "tensorrt-llm": DIALECTS["tensorrt-llm"].formats,
-}
 
 
 def make_spawn(settings: Settings, folder: Path) -> Spawn:

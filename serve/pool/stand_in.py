@@ -10,9 +10,8 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from curt.engines.protocol import Generation
-from serve.api.reply import Served
-from serve.api.schemas import DegradedReason
 from serve.pool.job import Job
+from serve.served import DegradedReason, Served
 
 if TYPE_CHECKING:
     from curt.classifier.model import Prediction

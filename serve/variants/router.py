@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Literal
 
 from serve.answering.answering import Pool
-from serve.api.reply import Identity, Served
 from serve.errors import OverloadedError, RequestError
 from serve.pool.job import Job, Piece, ServedStream
+from serve.served import Identity, Served
 from serve.variants.canary import Alarm, Arm, CanaryLimits, Outcome, Watch
 from serve.variants.metrics import Ending, VariantMetrics
 from serve.variants.shadow import ShadowRunner, verdict_in

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from curt.law.verdict import Verdict
-from serve.api.reply import Served
 from serve.errors import RequestError
 from serve.pool.job import Job
+from serve.served import Served
 from serve.variants.metrics import VariantMetrics
 
 logger = logging.getLogger("serve.variants.shadow")

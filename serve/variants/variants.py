@@ -17,9 +17,9 @@ from typing import Any
 
 from curt.artifact import ArtifactError, Format, Manifest
 from serve.answering.answering import Pool
-from serve.api.reply import Identity
 from serve.errors import RequestError
 from serve.metrics import Metrics
+from serve.served import Identity
 from serve.variants.background import Background, History
 from serve.variants.canary import Alarm, CanaryLimits
 from serve.variants.loading import POLL_S, LoadError, bring_up

@@ -111,7 +111,8 @@ def test_a_reply_of_the_wrong_shape_is_a_miss(reply: Any, flaw: str) -> None:
 
 
 def test_the_reply_the_server_declares_is_the_reply_read_here() -> None:
-    from serve.api.schemas import Defendant, Model, PredictReply, Thinking, Timings
+    from serve.api.schemas import Defendant, PredictReply, Thinking, Timings
+    from serve.served import Model
 
     verdict = Defendant(charges=None, articles=None, term=None, fine_yuan=0, ruling="…")
     reply = PredictReply(

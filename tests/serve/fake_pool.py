@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from curt.engines.protocol import Generation
-from serve.api.reply import Served
 from serve.pool.job import Job, Piece
+from serve.served import Served
 
 
 def generation(text: str, **changes: object) -> Generation:

@@ -9,47 +9,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curt.dialogue import THINK_END, render_answer
-from serve.api.reply import Served, build_reply
-from serve.api.schemas import ALL_TASKS, PredictReply
 from serve.edge.shedding import FRONT_BUSY
 from serve.metrics import LATENCY_BUCKETS_S, MAX_REASONS, PHASE_BUCKETS_S, SHED_REASONS, Metrics
-from serve.settings import Settings
-from tests.micro import FACTS
-from tests.serve.fake_engine import MANIFEST, VERDICT
+from serve.served import Served
+from tests.serve.fake_engine import VERDICT
 from tests.serve.fake_pool import generation
 
 ROOT = Path(__file__).parents[2]
 TEXT = f"窃取8000元{THINK_END}{render_answer(VERDICT)}"
 
 
-def reply_to(served: Served, settings: Settings, total_ms: float = 120.0) -> PredictReply:
-    from serve.api.reply import Identity
-
-    return build_reply(
-        served,
-        fact=FACTS[0],
-        tasks=ALL_TASKS,
-        include_reasoning=True,
-        identity=Identity.of(settings.model, MANIFEST),
-        request_id="1",
-        deadline_ms=400,
-        total_ms=total_ms,
-    )
-
-
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(f"curt_{name}", labels)
 
 
-def record(served: Served, settings: Settings, total_ms: float = 120.0) -> Metrics:
+def record(served: Served, total_ms: float = 120.0) -> Metrics:
     metrics = Metrics()
-    metrics.record_answer(served, reply_to(served, settings, total_ms))
+    metrics.record_answer(served, total_ms=total_ms, deadline_ms=400)
     return metrics
 
 
-def test_an_answer_is_timed_by_its_phases_and_tokens(settings: Settings) -> None:
+def test_an_answer_is_timed_by_its_phases_and_tokens() -> None:
     full = generation(TEXT, thinking_tokens=30, answer_tokens=20, prefill_ms=20.0, decode_ms=50.0)
-    metrics = record(Served(full, 48, 48, False, queue_ms=10.0), settings)
+    metrics = record(Served(full, 48, 48, False, queue_ms=10.0))
     assert value(metrics, "queue_seconds_sum") == pytest.approx(0.01)
     assert value(metrics, "time_to_first_token_seconds_sum") == pytest.approx(0.03)
     assert value(metrics, "time_per_output_token_seconds_sum") == pytest.approx(0.001)
@@ -60,18 +42,18 @@ def test_an_answer_is_timed_by_its_phases_and_tokens(settings: Settings) -> None
     assert value(metrics, "deadline_missed_total") == 0
 
 
-def test_only_full_verdicts_in_time_are_good(settings: Settings) -> None:
+def test_only_full_verdicts_in_time_are_good() -> None:
     full, cut = generation(TEXT), generation("想", finish="deadline")
-    late = record(Served(full, 48, 48, False, 1.0), settings, total_ms=400.01)
+    late = record(Served(full, 48, 48, False, 1.0), total_ms=400.01)
     assert (value(late, "good_answers_total"), value(late, "deadline_missed_total")) == (0, 1)
-    degraded = record(Served(cut, 48, 48, False, 1.0), settings)
+    degraded = record(Served(cut, 48, 48, False, 1.0))
     assert value(degraded, "good_answers_total") == 0
     assert value(degraded, "degraded_total", reason="deadline") == 1
 
 
-def test_an_answer_that_took_no_worker_leaves_the_phases_alone(settings: Settings) -> None:
+def test_an_answer_that_took_no_worker_leaves_the_phases_alone() -> None:
     kept = Served(generation(TEXT, prefill_ms=0.0, decode_ms=0.0), 48, 48, False, 0.0)
-    metrics = record(kept, settings, total_ms=2.0)
+    metrics = record(kept, total_ms=2.0)
     assert value(metrics, "answer_latency_seconds_count") == 1
     assert value(metrics, "good_answers_total") == 1
     for name in ("queue", "prefill", "decode", "time_to_first_token", "time_per_output_token"):
@@ -130,7 +112,7 @@ def test_what_is_known_shows_at_zero() -> None:
 
 
 def test_every_refusal_of_the_pool_and_at_the_door_is_known() -> None:
-    tree = ast.parse((ROOT / "serve" / "pool.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "serve" / "pool" / "pool.py").read_text(encoding="utf-8"))
     reasons = {
         argument.value
         for node in ast.walk(tree)

@@ -28,12 +28,13 @@ from serve.answering.cache import (
 )
 from serve.answering.cache_policy import ServedPolicy
 from serve.answering.lru import ENTRY_OVERHEAD_BYTES, Lru
-from serve.api.reply import Identity, Served, build_reply
+from serve.api.reply import build_reply
 from serve.api.schemas import PredictReply, PredictRequest
 from serve.edge.context import RequestContext
 from serve.metrics import Metrics
 from serve.pool.job import Job
 from serve.redis_link import BUDGET_S, STRAGGLER_S, RedisLink, RedisMissError
+from serve.served import Identity, Served
 from serve.settings import Settings
 from tests.serve.asgi_client import AsgiClient
 from tests.serve.fake_engine import VERDICT

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from curt.dialogue import BUDGET_LEVELS
 from serve.answering.cache_policy import ServedPolicy
-from serve.api.reply import Served
+from serve.served import Served
 from tests.serve.answering.test_cache import GOOD, Counted, ask, key, make_cache, served
 from tests.serve.fake_pool import generation
 

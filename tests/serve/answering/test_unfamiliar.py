@@ -13,10 +13,11 @@ from compress.classifier.train import train_classifier
 from curt.classifier.model import load_classifier
 from curt.engines.protocol import Generation
 from serve.answering.answering import Answering, OnlyWay
-from serve.api.reply import Identity, Served
+from serve.api.reply import Replies
 from serve.api.schemas import PredictRequest
 from serve.app import create_app
 from serve.metrics import Metrics
+from serve.served import Identity, Served
 from serve.settings import Settings
 from tests.compress.classifier.test_familiarity import STRANGE, known_fact
 from tests.compress.classifier.test_train import write_splits
@@ -61,14 +62,16 @@ def test_the_classifiers_own_verdict_on_unfamiliar_text_claims_nothing(
     classifier, pool = load_classifier(folder), FakePool(GOOD)
     identity = Identity.of(settings.model, settings.manifest())
     way = OnlyWay(pool, identity)
-    answering = Answering(lambda *_: way, settings, Metrics(), classifier=classifier)
+    metrics = Metrics()
+    answering = Answering(lambda *_: way, settings, metrics, classifier=classifier)
+    replies = Replies(answering, settings, metrics)
 
     state = {"request_id": "r", "started_s": time.monotonic(), "log": {}, "way": way}
     asking = Request({"type": "http", "headers": [], "state": state})
     for fact, claims in ((known_fact(), True), (STRANGE, False)):
         nothing = generation("", finish="deadline", prompt_tokens=0, answer_tokens=0)
         served = Served(nothing, 0, 0, False, 0.0, classifier.predict(fact), "overloaded")
-        reply = answering.reply_to(asking, PredictRequest(fact=fact), served, 400)
+        reply = replies.reply_to(asking, PredictRequest(fact=fact), served)
         assert reply.source == "fallback"
         assert (reply.confidences is not None) is claims
         assert (reply.confidence is not None) is claims

@@ -12,8 +12,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
 from serve.api.page.page import build_page
-from serve.api.reply import Identity, Served, build_reply
+from serve.api.reply import build_reply
 from serve.api.stream import format_event
+from serve.served import Identity, Served
 from serve.settings import Settings
 from tests.serve.fake_pool import generation
 

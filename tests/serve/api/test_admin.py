@@ -14,9 +14,9 @@ import pytest
 from fastapi import FastAPI, Request
 
 from serve.api.admin import NotAllowedError, make_router, require_admin
+from serve.api.errors import install_handlers
 from serve.edge.context import RequestContext
 from serve.edge.keys import KeyFile, KeyGuard, add_key, make_key
-from serve.errors import install_handlers
 from serve.metrics import Metrics
 from serve.variants.variants import Variants
 from tests.serve.variants.test_router import job

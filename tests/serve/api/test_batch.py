@@ -20,12 +20,13 @@ from curt.dialogue import THINK_END, render_answer
 from serve.answering.answering import Answering, OnlyWay
 from serve.api.admin import LoadRequest, PromoteRequest, UnloadRequest
 from serve.api.batch import REPLY_MS, Batches, case_request_id
-from serve.api.reply import Identity, Served
+from serve.api.reply import Replies
 from serve.api.schemas import API_VERSION, BatchReply, BatchRequest, PredictReply
 from serve.app import create_app
 from serve.errors import ClientGoneError, OverloadedError
 from serve.metrics import Metrics
 from serve.pool.job import Job
+from serve.served import Identity, Served
 from serve.settings import Settings
 from tests.serve.asgi_client import AsgiClient
 from tests.serve.fake_engine import VERDICT
@@ -232,7 +233,8 @@ def test_a_client_that_leaves_stops_every_case(settings: Settings) -> None:
 
         state = {"request_id": "gone", "started_s": time.monotonic(), "log": {}}
         request = Request({"type": "http", "headers": [], "state": state}, receive)
-        batches = Batches(answering, settings, metrics.registry)
+        replies = Replies(answering, settings, metrics)
+        batches = Batches(answering, replies, settings, metrics.registry)
         serving = asyncio.create_task(batches.serve(request, body))
         await asyncio.sleep(0.05)
         assert pool.under_way == 4

@@ -27,7 +27,8 @@ from curt.dialogue import THINK_END, parse_answer, render_answer
 from curt.law.verdict import Term, Verdict
 from serve.api.chat import IGNORED_HEADER, make_router
 from serve.api.chat_shapes import ChatRequest, thinking_bound
-from serve.api.reply import Identity, Served, build_reply
+from serve.api.errors import install_handlers
+from serve.api.reply import build_reply
 from serve.api.schemas import PredictReply, PredictRequest
 from serve.api.verdict_schema import (
     VERDICT_SCHEMA,
@@ -36,10 +37,11 @@ from serve.api.verdict_schema import (
     project,
 )
 from serve.edge.context import BodyLimit, RequestContext
-from serve.errors import EngineFailedError, OverloadedError, install_handlers
+from serve.errors import EngineFailedError, OverloadedError
 from serve.metrics import Metrics
 from serve.pool.job import Job, Piece
 from serve.pool.pool import WorkerPool
+from serve.served import Identity, Served
 from serve.settings import Settings
 from tests.micro import FACTS
 from tests.serve.fake_engine import MANIFEST, VERDICT, open_streaming_engine
@@ -105,12 +107,11 @@ def make_app(pool: Any, settings: Settings) -> FastAPI:
     async def answer(_: Request, job: Job) -> Served:
         return await pool.submit(job)
 
-    def reply_to(
-        request: Request, body: PredictRequest, served: Served, deadline_ms: int
-    ) -> PredictReply:
+    def reply_to(request: Request, body: PredictRequest, served: Served) -> PredictReply:
         return build_reply(
             served, fact=body.fact, tasks=body.tasks, include_reasoning=body.include_reasoning,
-            identity=identity, request_id=request.state.request_id, deadline_ms=deadline_ms,
+            identity=identity, request_id=request.state.request_id,
+            deadline_ms=settings.deadline_ms(body.deadline_ms),
             total_ms=(time.monotonic() - request.state.started_s) * 1e3,
         )  # fmt: skip
 

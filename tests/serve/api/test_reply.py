@@ -9,8 +9,9 @@ from curt.dialogue import THINK_END, render_answer
 from curt.engines.protocol import Finish
 from curt.law.statutes import tier_of
 from curt.law.verdict import Term, Verdict
-from serve.api.reply import Identity, Served, build_defendant, build_reply, describe_tier
+from serve.api.reply import build_defendant, build_reply, describe_tier
 from serve.api.schemas import ALL_TASKS, NOTICE, PredictReply
+from serve.served import Identity, Served
 from tests.micro import FACTS
 from tests.serve.fake_engine import VERDICT
 from tests.serve.fake_pool import generation

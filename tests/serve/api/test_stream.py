@@ -15,13 +15,14 @@ import pytest
 from fastapi import FastAPI, Request
 
 from curt.artifact import load_manifest
-from serve.api.reply import Identity, Served, build_reply
+from serve.api.errors import install_handlers
+from serve.api.reply import build_reply
 from serve.api.schemas import PredictReply, PredictRequest
 from serve.api.stream import STREAM_PATH, make_router
 from serve.edge.context import RequestContext
-from serve.errors import install_handlers
 from serve.metrics import Metrics
 from serve.pool.pool import WorkerPool
+from serve.served import Identity, Served
 from serve.settings import Settings
 from tests.micro import FACTS
 from tests.serve.fake_engine import open_streaming_engine
@@ -33,9 +34,7 @@ FACT = FACTS[0]
 def make_app(pool: WorkerPool, settings: Settings) -> FastAPI:
     identity = Identity.of(settings.model, load_manifest(settings.model))
 
-    def reply_to(
-        request: Request, body: PredictRequest, served: Served, deadline_ms: int
-    ) -> PredictReply:
+    def reply_to(request: Request, body: PredictRequest, served: Served) -> PredictReply:
         return build_reply(
             served,
             fact=body.fact,
@@ -43,7 +42,7 @@ def make_app(pool: WorkerPool, settings: Settings) -> FastAPI:
             include_reasoning=body.include_reasoning,
             identity=identity,
             request_id=request.state.request_id,
-            deadline_ms=deadline_ms,
+            deadline_ms=settings.deadline_ms(body.deadline_ms),
             total_ms=(time.monotonic() - request.state.started_s) * 1e3,
         )
 

@@ -20,14 +20,14 @@ from curt.corpus.case import Case
 from curt.corpus.store import write_cases
 from curt.dialogue import THINK_END, render_answer
 from curt.law.verdict import Term, Verdict
-from serve.api.reply import Served
+from serve.api.errors import install_handlers
 from serve.drift import drift as drift_module
 from serve.drift.divergence import compare, jensen_shannon_distance
 from serve.drift.drift import DAY_S, DAYS_KEPT, HOUR_S, HOURS_KEPT, Drift, make_router
 from serve.drift.tally import OTHER, Mix, Spread, Tally, read_mix
 from serve.edge.context import RequestContext
-from serve.errors import install_handlers
 from serve.metrics import Metrics
+from serve.served import Served
 from tests.serve.asgi_client import AsgiClient
 from tests.serve.fake_engine import VERDICT
 from tests.serve.fake_pool import generation

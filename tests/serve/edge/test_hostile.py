@@ -28,9 +28,9 @@ from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.config import SchemathesisConfig
 
 from curt.dialogue import THINK_END, render_answer
-from serve.api.reply import Served
 from serve.app import create_app
 from serve.pool.job import Job
+from serve.served import Served
 from serve.settings import Settings
 from tests.micro import FACTS
 from tests.serve.edge.hostile import Tally, quotes_case, storm

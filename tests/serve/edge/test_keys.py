@@ -21,6 +21,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
+from serve.api.errors import install_handlers
 from serve.app import create_app
 from serve.edge.context import RequestContext
 from serve.edge.headers import SafeHeaders, allow_origins
@@ -37,7 +38,6 @@ from serve.edge.keys import (
     read_keys,
     revoke_key,
 )
-from serve.errors import install_handlers
 from serve.metrics import Metrics
 from serve.settings import Settings
 from tests.serve.asgi_client import AsgiClient

@@ -15,6 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
+from serve.api.errors import install_handlers
 from serve.api.schemas import ErrorReply
 from serve.edge.context import RequestContext
 from serve.edge.keys import KeyFile, KeyGuard, add_key, make_key
@@ -29,7 +30,6 @@ from serve.edge.limits import (
     parse_proxies,
     take,
 )
-from serve.errors import install_handlers
 from serve.metrics import Metrics
 from serve.redis_link import RedisLink
 from tests.serve.redis_server import PATIENT, free_port, linked, running_redis

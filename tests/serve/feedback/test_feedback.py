@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from curt.dialogue import THINK_END, render_answer
 from curt.law.verdict import Term, Verdict
-from serve.api.reply import Identity, Served, build_reply
+from serve.api.errors import install_handlers
+from serve.api.reply import build_reply
 from serve.api.schemas import ALL_TASKS
 from serve.edge.context import RequestContext
-from serve.errors import install_handlers
 from serve.feedback.answers import AnswerStore
 from serve.feedback.append_log import AppendLog, log_files, mend, read_lines
 from serve.feedback.corrections import BadCorrectionError, Correction, complete
@@ -32,6 +32,7 @@ from serve.feedback.feedback import (
     open_feedback,
 )
 from serve.metrics import Metrics
+from serve.served import Identity, Served
 from serve.settings import Settings
 from tests.micro import FACTS as SOME_FACTS
 from tests.serve.asgi_client import AsgiClient

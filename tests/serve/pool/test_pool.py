@@ -16,13 +16,13 @@ import pytest
 from curt.classifier.model import Prediction
 from curt.engines.budget import ENOUGH
 from curt.law.verdict import Term, Verdict
-from serve.api.reply import Served
 from serve.errors import EngineFailedError, OverloadedError
 from serve.metrics import Metrics
 from serve.pool.job import Job, Piece
 from serve.pool.pool import WorkerPool
 from serve.pool.stand_in import Classifier
 from serve.pool.worker import OpenEngine
+from serve.served import Served
 from tests.serve.fake_engine import (
     MANIFEST,
     open_broken_engine,

@@ -15,10 +15,10 @@ import pytest
 from curt.dialogue import THINK_END, THINK_START
 from curt.engines.onnx.engine import OrtEngine
 from curt.engines.protocol import Request
-from serve.api.reply import Served
 from serve.errors import OverloadedError
 from serve.pool.job import Piece
 from serve.pool.worker import open_ort_engine
+from serve.served import Served
 from tests.compress.onnx.exports import export, make_untied_model
 from tests.curt.engines.onnx.test_engine import chain
 from tests.micro import FACTS

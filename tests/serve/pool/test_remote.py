@@ -16,7 +16,6 @@ from curt.artifact import load_manifest
 from curt.classifier.model import Prediction
 from curt.engines.remote.engine import RemoteModel
 from curt.law.verdict import Term, Verdict
-from serve.api.reply import Served
 from serve.errors import EngineFailedError, OverloadedError
 from serve.metrics import Metrics
 from serve.pool.job import Job, Piece
@@ -24,6 +23,7 @@ from serve.pool.pool import WorkerPool
 from serve.pool.process import WorkerError
 from serve.pool.remote import RemoteServer, RemoteWorker
 from serve.pool.stand_in import Classifier
+from serve.served import Served
 from tests.curt.engines.completions_server import CompletionsServer
 from tests.micro import FACTS
 

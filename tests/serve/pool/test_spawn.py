@@ -14,8 +14,8 @@ from curt.artifact import ArtifactError, load_manifest
 from serve.app import create_app
 from serve.pool.process import WorkerProcess
 from serve.pool.remote import RemoteWorker
-from serve.pool.spawn import FORMATS, make_spawn
-from serve.settings import Settings
+from serve.pool.spawn import make_spawn
+from serve.settings import FORMATS, Settings
 from serve.variants.plan import verify
 from tests.curt.engines.completions_server import CompletionsServer
 from tests.micro import FACTS

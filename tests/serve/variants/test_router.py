@@ -20,12 +20,11 @@ from pydantic import ValidationError
 
 from curt.dialogue import THINK_END, render_answer
 from curt.law.verdict import Term, Verdict
-from serve.api.reply import Identity, Served
-from serve.api.schemas import Model
 from serve.app import create_app
 from serve.errors import ClientGoneError, EngineFailedError, OverloadedError
 from serve.metrics import Metrics
 from serve.pool.job import Job
+from serve.served import Identity, Model, Served
 from serve.settings import Settings
 from serve.variants.canary import CanaryLimits, Outcome, Watch, log_evidence, upper_bound
 from serve.variants.metrics import VariantMetrics

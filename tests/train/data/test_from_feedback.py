@@ -15,11 +15,10 @@ from curt.dialogue import PROMPT_VERSION, THINK_END, parse_completion, render_an
 from curt.engines.protocol import Generation
 from curt.files import sha256
 from curt.law.verdict import Term, Verdict
-from serve.api.reply import Identity, Served
-from serve.api.schemas import Model
 from serve.feedback.answers import AnswerStore
 from serve.feedback.facts import FACTS, FactFile
 from serve.feedback.feedback import FeedbackLog, FeedbackRequest, make_row
+from serve.served import Identity, Model, Served
 from train.data import from_feedback
 from train.data.candidates import read_own
 from train.data.from_feedback import FromFeedbackConfig, make_dataset

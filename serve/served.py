@@ -1,0 +1,116 @@
+"""What is served: an answer with how it came about, and the model that gave it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel
+
+from curt.artifact import MANIFEST, Manifest
+from curt.dialogue import Completion, ParseFailure, parse_completion
+from curt.engines.protocol import Generation
+from curt.law.verdict import Verdict
+
+if TYPE_CHECKING:
+    from curt.classifier.model import Prediction
+
+DegradedReason = Literal[
+    "deadline", "unreadable_answer", "answer_too_long", "overloaded", "worker_failed"
+]
+
+
+class Model(BaseModel):
+    """The model that answered."""
+
+    name: str
+    manifest: str
+    """First 12 hex digits of the manifest's SHA-256."""
+    precision: str
+    variant: str = "default"
+    """Which of several models that are served side by side."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A generation with what the scheduler granted it.
+
+    `fallback` is the classifier's answer where the model gave no full verdict. `unserved` says
+    why the model never ran at all; the generation is then empty. What is read off the text is
+    read once, whoever asks.
+    """
+
+    generation: Generation
+    thinking_allowed: int
+    stated_budget: int
+    fact_clipped: bool
+    queue_ms: float
+    fallback: Prediction | None = None
+    unserved: DegradedReason | None = None
+
+    @property
+    def source(self) -> Literal["model", "fallback"]:
+        """Who gave the verdict."""
+        return "model" if self.fallback is None else "fallback"
+
+    @cached_property
+    def completion(self) -> Completion:
+        """The generation's text, parsed."""
+        return parse_completion(self.generation.text)
+
+    @cached_property
+    def degraded_reason(self) -> DegradedReason | None:
+        """Why there is no full verdict of the model, or None where there is one."""
+        return self.unserved or why_degraded(self.generation, self.completion)
+
+    @property
+    def model_verdict(self) -> Verdict | None:
+        """The model's own full verdict; a classifier's in its place does not count."""
+        if self.degraded_reason is not None:
+            return None
+        assert isinstance(self.completion.verdict, Verdict)
+        return self.completion.verdict
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The whole verdict that a reply tells: the model's, else the classifier's, else none."""
+        if self.degraded_reason is None:
+            return self.model_verdict
+        return self.fallback.verdict if self.fallback else None
+
+    def with_fallback(self, answer: Prediction | None) -> Served:
+        """The same with a classifier's answer, if there is one."""
+        return replace(self, fallback=answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which model answers: name, manifest hash and what the manifest says."""
+
+    model: Model
+    manifest: Manifest
+    manifest_sha256: str = ""
+
+    @classmethod
+    def of(cls, folder: Path, manifest: Manifest) -> Identity:
+        """The identity of a model folder whose manifest has been verified."""
+        digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+        name = folder.resolve().name
+        model = Model(name=name, manifest=digest[:12], precision=manifest.precision)
+        return cls(model, manifest, digest)
+
+
+def why_degraded(generation: Generation, completion: Completion) -> DegradedReason | None:
+    """Why a generation holds no full verdict, or None when it does.
+
+    An answer that was cut is not read, even where its first lines parse: 罚金：2000 may be the
+    beginning of 20000元.
+    """
+    if generation.finish == "deadline":
+        return "deadline"
+    if generation.finish == "length":
+        return "answer_too_long"
+    return "unreadable_answer" if isinstance(completion.verdict, ParseFailure) else None
