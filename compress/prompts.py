@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from curt.corpus.case import Case
-from curt.dialogue import BUDGET_LEVELS, clip_fact, normalise_fact, render_completion, render_prompt
+from curt.dialogue import (
+    BUDGET_LEVELS,
+    encode,
+    prompt_for,
+    render_completion,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,10 +41,10 @@ def sample_prompts(
     budgets = [level for level in BUDGET_LEVELS if level <= manifest.max_thinking_tokens]
     prompts = []
     for index, case in enumerate(drawn):
-        fact = clip_fact(normalise_fact(case.fact), tokenizer, manifest.max_fact_tokens)
-        text = render_prompt(tokenizer, fact, budgets[index % len(budgets)])
+        budget = budgets[index % len(budgets)]
+        text = prompt_for(tokenizer, case.fact, budget, manifest.max_fact_tokens)
         if with_completion:
             thinking = next(iter(case.reasonings.values()), "")
             text += render_completion(thinking, case.verdict)
-        prompts.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+        prompts.append(encode(tokenizer, text))
     return prompts

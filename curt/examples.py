@@ -18,10 +18,9 @@ from curt.corpus.store import read_cases
 from curt.dialogue import (
     BUDGET_LEVELS,
     THINK_END,
-    clip_fact,
-    normalise_fact,
+    encode,
+    prompt_for,
     render_completion,
-    render_prompt,
 )
 from curt.files import read_json_lines
 
@@ -112,8 +111,7 @@ def from_case(
     max_fact_tokens: int,
 ) -> Example:
     """The example of a case whose thinking and stated budget (both in tokens) are given."""
-    fact = clip_fact(normalise_fact(case.fact), tokenizer, max_fact_tokens)
-    prompt = render_prompt(tokenizer, fact, budget)
+    prompt = prompt_for(tokenizer, case.fact, budget, max_fact_tokens)
     ending = render_completion("", case.verdict) + _end_of_turn(tokenizer)
     return _join(case.id, tokenizer, prompt, thinking_ids, ending)
 
@@ -135,7 +133,7 @@ def from_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where: 
     ending = closed + answer
     if closed and not row.get("truncated"):
         ending = ending.removesuffix(_end_of_turn(tokenizer)) + _end_of_turn(tokenizer)
-    return _join(prompt, tokenizer, prompt, _encode(tokenizer, thinking), ending)
+    return _join(prompt, tokenizer, prompt, encode(tokenizer, thinking), ending)
 
 
 def draw_thinking(
@@ -161,13 +159,13 @@ def draw_thinking(
     if name == NONE or not case.reasonings:
         return [], rng.choice(levels) if rng.random() < 0.5 else 0
     if name == CUT:
-        ids = _encode(tokenizer, rng.choice(list(case.reasonings.values())))
+        ids = encode(tokenizer, rng.choice(list(case.reasonings.values())))
         shorter = [level for level in levels if 0 < level < len(ids)]
         if shorter:
             budget = rng.choice(shorter)
             return ids[:budget], budget
     else:
-        ids = _encode(tokenizer, case.reasonings[name])
+        ids = encode(tokenizer, case.reasonings[name])
     ids = ids[: levels[-1]]
     return ids, rng.choice([level for level in levels if level >= len(ids)])
 
@@ -247,7 +245,7 @@ def _join(
     marker = sum(start < len(THINK_END) for start, _ in encoded["offset_mapping"])
     return Example(
         source,
-        _encode(tokenizer, prompt),
+        encode(tokenizer, prompt),
         thinking_ids + encoded["input_ids"],
         len(thinking_ids) + marker,
     )
@@ -258,9 +256,3 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
     if not isinstance(token, str):
         raise ValueError("the tokenizer has no end-of-turn token: set its eos_token")
     return token
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert isinstance(ids, list)
-    return ids

@@ -25,7 +25,11 @@ from pydantic import Field, field_validator, model_validator
 from curt.artifact import MANIFEST, load_manifest, parent_of, write_artifact
 from curt.config import Config, load_config
 from curt.corpus.store import find_cases, read_cases
-from curt.dialogue import BUDGET_LEVELS, MAX_ANSWER_TOKENS, clip_fact, normalise_fact, render_prompt
+from curt.dialogue import (
+    BUDGET_LEVELS,
+    MAX_ANSWER_TOKENS,
+    prompt_for,
+)
 from curt.files import write_json
 from curt.logs import configure_logging
 from train.judge import JudgeSettings, JudgeUnavailableError
@@ -345,10 +349,9 @@ def build_prompts(
             budget = rng.choice(config.budgets)
         else:
             budget = draw_budget(rng, index // a_step, config.steps, config.curriculum)
-        fact = clip_fact(normalise_fact(case.fact), tokenizer, max_fact_tokens)
         rows.append(
             {
-                "prompt": render_prompt(tokenizer, fact, budget),
+                "prompt": prompt_for(tokenizer, case.fact, budget, max_fact_tokens),
                 "reference": json.dumps(case.verdict.to_json(), ensure_ascii=False),
                 "budget": budget,
                 "case_id": case.id,

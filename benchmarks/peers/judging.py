@@ -14,10 +14,8 @@ from curt.corpus.case import Case
 from curt.dialogue import (
     THINK_END,
     ParseFailure,
-    clip_fact,
-    normalise_fact,
     parse_answer,
-    render_prompt,
+    prompt_for,
 )
 from curt.engines.tokenizer import PromptTokenizer
 from curt.law.verdict import Term, Verdict
@@ -71,9 +69,8 @@ class Bodies:
             return {"fact": fact}
         if protocol == "chat":
             return {"model": MODEL_NAME, "messages": [{"role": "user", "content": fact}]}
-        tokenizer: Any = self._tokenizer  # what curt.dialogue asks of one
-        clipped = clip_fact(normalise_fact(fact), tokenizer, self._max_fact_tokens)
-        return {"prompt": render_prompt(tokenizer, clipped, self._budget)}
+        prompt = prompt_for(self._tokenizer, fact, self._budget, self._max_fact_tokens)
+        return {"prompt": prompt}
 
 
 def judge(reply: Reply, protocol: Protocol, case: int, truth: Verdict, slo_ms: float,

@@ -51,7 +51,11 @@ from curt.artifact import Manifest, load_manifest, parent_of, write_artifact
 from curt.config import Config, load_config
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases
-from curt.dialogue import clip_fact, normalise_fact, render_completion, render_prompt
+from curt.dialogue import (
+    encode,
+    encode_prompt,
+    render_completion,
+)
 from curt.files import sha256, write_json
 
 if TYPE_CHECKING:
@@ -231,11 +235,10 @@ def _compare_models(
     prompts: list[list[int]] = []
     completions: list[list[int]] = []
     for case in cases:
-        fact = clip_fact(normalise_fact(case.fact), tokenizer, parent.max_fact_tokens)
-        question = render_prompt(tokenizer, fact, parent.max_thinking_tokens)
+        budget, limit = parent.max_thinking_tokens, parent.max_fact_tokens
+        prompts.append(encode_prompt(tokenizer, case.fact, budget, limit))
         answer = render_completion(next(iter(case.reasonings.values()), ""), case.verdict)
-        for text, ids in ((question, prompts), (answer, completions)):
-            ids.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+        completions.append(encode(tokenizer, answer))
     answers = compare_answers(
         source, child, tokenizer, prompts, completions, cases, parent.max_thinking_tokens
     )

@@ -7,12 +7,10 @@ and the engines refuse a mismatch.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from curt.dialogue.answer import LINES, THINK_START
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 PROMPT_VERSION = "verdict-1"
 
@@ -35,6 +33,21 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+
+class ChatTokenizer(Protocol):
+    """What a prompt needs of a tokenizer: that of transformers, or `curt.engines.tokenizer`."""
+
+    def __call__(
+        self, text: str, *, add_special_tokens: bool, return_offsets_mapping: bool = False
+    ) -> Any:
+        """Token ids under "input_ids" and, if asked for, character spans under "offset_mapping"."""
+
+    def apply_chat_template(
+        self, messages: list[dict[str, str]], /, *, tokenize: bool, add_generation_prompt: bool
+    ) -> Any:
+        """The chat as text, where `tokenize` is False."""
+
+
 _ANGLES = str.maketrans("<>", "＜＞")
 
 
@@ -50,7 +63,7 @@ def normalise_fact(fact: str) -> str:
     return re.sub(r" +", " ", fact).strip().translate(_ANGLES)
 
 
-def clip_fact(fact: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
+def clip_fact(fact: str, tokenizer: ChatTokenizer, max_tokens: int) -> str:
     """Cut a fact to about `max_tokens`, keeping its head and its tail (where sentences stand)."""
     offsets = tokenizer(fact, add_special_tokens=False, return_offsets_mapping=True)[
         "offset_mapping"
@@ -60,6 +73,18 @@ def clip_fact(fact: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) ->
     head = max_tokens * 2 // 3
     tail = max_tokens - head
     return fact[: offsets[head][0]] + ELLIPSIS + fact[offsets[-tail][0] :]
+
+
+def prepare_fact(tokenizer: ChatTokenizer, fact: str, max_tokens: int) -> str:
+    """A raw fact as it stands in a prompt: normalised, and cut to about `max_tokens`."""
+    return clip_fact(normalise_fact(fact), tokenizer, max_tokens)
+
+
+def is_clipped(fact: str, max_tokens: int, count_tokens: Callable[[str], int]) -> bool:
+    """Whether `prepare_fact` cuts a raw fact."""
+    text = normalise_fact(fact)
+    # A token is a byte or more, so a short fact need not be tokenised to tell.
+    return len(text.encode()) > max_tokens and count_tokens(text) > max_tokens
 
 
 def state_budget(thinking_tokens: int) -> int:
@@ -77,10 +102,27 @@ def build_messages(fact: str, budget: int) -> list[dict[str, str]]:
     ]
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, fact: str, budget: int) -> str:
+def render_prompt(tokenizer: ChatTokenizer, fact: str, budget: int) -> str:
     """The text up to and with the opening of thinking; the model continues with its reasoning."""
     text = tokenizer.apply_chat_template(
         build_messages(fact, budget), tokenize=False, add_generation_prompt=True
     )
     assert isinstance(text, str)
     return text + THINK_START
+
+
+def prompt_for(tokenizer: ChatTokenizer, fact: str, budget: int, max_fact_tokens: int) -> str:
+    """The prompt text of a raw fact, with a thinking budget in tokens."""
+    return render_prompt(tokenizer, prepare_fact(tokenizer, fact, max_fact_tokens), budget)
+
+
+def encode_prompt(
+    tokenizer: ChatTokenizer, fact: str, budget: int, max_fact_tokens: int
+) -> list[int]:
+    """The token ids of `prompt_for`."""
+    return encode(tokenizer, prompt_for(tokenizer, fact, budget, max_fact_tokens))
+
+
+def encode(tokenizer: ChatTokenizer, text: str) -> list[int]:
+    """The token ids of a text that already spells its special tokens."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -16,6 +16,7 @@ from tokenizers.decoders import DecodeStream
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from curt.artifact import ArtifactError
+from curt.dialogue import encode
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -78,8 +79,7 @@ class PromptTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text that already spells its special tokens."""
-        ids: list[int] = self(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return encode(self, text)
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, special tokens spelt out."""

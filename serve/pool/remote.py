@@ -16,7 +16,7 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
-from curt.dialogue import normalise_fact
+from curt.dialogue import is_clipped
 from curt.engines.budget import Observation
 from curt.engines.protocol import Generation, Request
 from curt.engines.remote.course import RemoteError, RemoteUnavailableError
@@ -261,7 +261,7 @@ async def _tell_steps(
 
 def _encode(model: RemoteModel, request: Request) -> tuple[list[int], bool]:
     """The prompt, and whether the fact had to be clipped for it."""
-    clipped = model.count_tokens(normalise_fact(request.fact)) > model.manifest.max_fact_tokens
+    clipped = is_clipped(request.fact, model.manifest.max_fact_tokens, model.count_tokens)
     return model.encode(request), clipped
 
 

@@ -27,7 +27,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from curt.dialogue import MAX_ANSWER_TOKENS, normalise_fact
+from curt.dialogue import MAX_ANSWER_TOKENS, is_clipped
 from curt.engines.budget import Observation
 from curt.engines.protocol import Engine, Generation, Request, StreamingEngine
 
@@ -211,7 +211,7 @@ def _answer(
             return {"calibration": [asdict(o) for o in calibrate(engine, count_tokens, rounds=1)]}
         request = read_request(message)
         started_s = time.monotonic()
-        clipped = _is_clipped(request.fact, engine.manifest.max_fact_tokens, count_tokens)
+        clipped = is_clipped(request.fact, engine.manifest.max_fact_tokens, count_tokens)
         counted_ms = (time.monotonic() - started_s) * 1e3
         generation = complete(engine, request, front, tell_reasoning=message["tell_reasoning"])
         if generation is None:
@@ -224,12 +224,6 @@ def _answer(
         frames = traceback.extract_tb(error.__traceback__)
         stack = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
         return {"error": type(error).__name__, "stack": stack}
-
-
-def _is_clipped(fact: str, most_tokens: int, count_tokens: CountTokens) -> bool:
-    text = normalise_fact(fact)
-    # a token is a byte or more: a short fact needs no second tokenisation to tell
-    return len(text.encode()) > most_tokens and count_tokens(text) > most_tokens
 
 
 def _send(connection: Connection, message: dict[str, Any]) -> None:

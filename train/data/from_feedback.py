@@ -41,8 +41,8 @@ from curt.dialogue import (
     CHAT_TEMPLATE,
     PROMPT_VERSION,
     THINK_END,
-    clip_fact,
     normalise_fact,
+    prepare_fact,
     render_completion,
     render_prompt,
 )
@@ -293,7 +293,7 @@ def _candidate(
 ) -> Candidate:
     feedback, fact = lesson.feedback, lesson.fact.text
     if config.tokenizer is not None:
-        fact = clip_fact(fact, tokenizer, config.max_fact_tokens)
+        fact = prepare_fact(tokenizer, fact, config.max_fact_tokens)
     budget = feedback.stated_budget if thinks else BUDGET_LEVELS[0]
     is_own = verdict == feedback.answered and feedback.source == "model"
     return Candidate(

@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from curt.dialogue import THINK_END
+from curt.dialogue import THINK_END, encode
 from train.data.trajectories import Rollout, TrajectoryWriter, drop_after, read_rollouts
 from train.loop.advantages import Estimator, estimate, gdpo
 from train.loop.group_reward import GroupReward
@@ -241,7 +241,7 @@ def make_trainer(
         scorer=scorer,
         partial_share=partial_share,
         num_generations=arguments.num_generations,
-        end_ids=tokenizer(THINK_END, add_special_tokens=False)["input_ids"],
+        end_ids=encode(tokenizer, THINK_END),
         eos_id=tokenizer.eos_token_id,
         config_sha256=config_sha256,
         checkpoint_sha256=checkpoint_sha256,

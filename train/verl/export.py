@@ -28,8 +28,7 @@ from curt.dialogue import (
     CHAT_TEMPLATE,
     THINK_START,
     build_messages,
-    clip_fact,
-    normalise_fact,
+    prepare_fact,
 )
 from curt.files import whole_folder
 from curt.logs import configure_logging
@@ -133,7 +132,7 @@ def _row(
     tokenizer: PreTrainedTokenizerBase,
     max_fact_tokens: int,
 ) -> dict[str, Any]:
-    fact = clip_fact(normalise_fact(case.fact), tokenizer, max_fact_tokens)
+    fact = prepare_fact(tokenizer, case.fact, max_fact_tokens)
     return {
         "data_source": DATA_SOURCE,
         "prompt": build_messages(fact, budget),

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from curt.dialogue import THINK_END
+from curt.dialogue import THINK_END, encode
 from train.grpo import GRPOSettings
 from train.judge import make_judge
 from train.loop.group_reward import GroupReward
@@ -75,7 +75,7 @@ class GroupScores:
             {name: make_judge(judge) for name, judge in settings.judges.items()},
             settings.reward_combination,
         )
-        self._end_ids = tokenizer(THINK_END, add_special_tokens=False)["input_ids"]
+        self._end_ids = encode(tokenizer, THINK_END)
 
     def __call__(
         self, samples: Sequence[Sample], *, reference: str, budget: int, case_id: str

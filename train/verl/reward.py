@@ -29,7 +29,7 @@ from typing import Any
 # verl runs this file by its path, from anywhere.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from curt.dialogue import parse_completion
+from curt.dialogue import encode, parse_completion
 from train.penalties import PENALTIES
 from train.verl.group_scores import GroupScores, Sample, as_plain, read_settings
 
@@ -117,7 +117,7 @@ def _score_texts(
 ) -> list[Score]:
     samples = []
     for text in texts:
-        ids = list(scores.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = encode(scores.tokenizer, text)
         if parse_completion(text).thinking_closed:
             ids.append(scores.tokenizer.eos_token_id)
         samples.append(Sample(text, ids))

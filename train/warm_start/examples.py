@@ -14,7 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from curt.corpus.case import Case
 from curt.corpus.generate.generator import draw_drill
-from curt.dialogue import clip_fact, normalise_fact, render_completion, render_prompt
+from curt.dialogue import (
+    encode,
+    prepare_fact,
+    render_completion,
+    render_prompt,
+)
 from curt.examples import draw_thinking
 
 
@@ -63,15 +68,15 @@ def build_examples(
     rng = random.Random(seed)
     examples = []
     for case in cases:
-        fact = clip_fact(normalise_fact(case.fact), tokenizer, max_fact_tokens)
+        fact = prepare_fact(tokenizer, case.fact, max_fact_tokens)
         answer = render_completion("", case.verdict) + tokenizer.eos_token
-        answer_ids = _encode(tokenizer, answer)
+        answer_ids = encode(tokenizer, answer)
         prompts, thoughts = [], []
         for _ in range(per_case):
             thinking_ids, budget = draw_thinking(
                 rng, case, tokenizer, verbosity_weights, max_thinking_tokens
             )
-            prompts.append(_encode(tokenizer, render_prompt(tokenizer, fact, budget)))
+            prompts.append(encode(tokenizer, render_prompt(tokenizer, fact, budget)))
             thoughts.append(thinking_ids)
         shared = _common_prefix(prompts)
         examples.append(
@@ -92,7 +97,7 @@ def build_examples(
 def _draw_drill(rng: random.Random, tokenizer: PreTrainedTokenizerBase) -> Branch:
     """A drill after the facts, which say nothing about it: only what is given counts."""
     given, answer = draw_drill(rng)
-    return Branch(_encode(tokenizer, given), _encode(tokenizer, answer))
+    return Branch(encode(tokenizer, given), encode(tokenizer, answer))
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
@@ -102,9 +107,3 @@ def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
         if len({p[index] for p in prompts}) > 1:
             return index
     return shortest
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert isinstance(ids, list)
-    return ids

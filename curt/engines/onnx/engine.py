@@ -14,7 +14,7 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,7 +42,7 @@ from curt.engines.protocol import Finish, Generation, Request, Step
 from curt.engines.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 __all__ = ["GENAI_CONFIG", "OrtEngine", "append_tokens", "session_config"]
 
@@ -124,7 +124,7 @@ class OrtEngine:
         whole = self._encode_fact(fact, request.stated_budget)
         if len(whole) + _SEAMS <= self._bare_tokens + self.manifest.max_fact_tokens:
             return whole  # nothing to clip, as a second tokenisation would find out
-        fact = clip_fact(fact, self._as_transformers(), self.manifest.max_fact_tokens)
+        fact = clip_fact(fact, self.tokenizer, self.manifest.max_fact_tokens)
         return self._encode_fact(fact, request.stated_budget)
 
     def stream(self, request: Request) -> Generator[Step, None, None]:
@@ -265,11 +265,7 @@ class OrtEngine:
         return int(logits.argmax())
 
     def _encode_fact(self, fact: str, budget: int) -> list[int]:
-        return self.tokenizer.encode(render_prompt(self._as_transformers(), fact, budget))
-
-    def _as_transformers(self) -> PreTrainedTokenizerBase:
-        # PromptTokenizer does what curt.dialogue asks of one, without its base class.
-        return cast("PreTrainedTokenizerBase", self.tokenizer)
+        return self.tokenizer.encode(render_prompt(self.tokenizer, fact, budget))
 
     def _prepare_prefix(self) -> None:
         """Prefill once what every prompt starts with, in a sequence every request reuses.

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList
 
 from curt.artifact import load_manifest
-from curt.dialogue import THINK_END, clip_fact, normalise_fact, render_prompt
+from curt.dialogue import THINK_END, encode, prompt_for
 from curt.engines.protocol import Finish, Generation, Request, Step
 from curt.engines.pytorch.stream import stream_steps
 
@@ -70,7 +70,7 @@ class TransformersEngine:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         model: Any = AutoModelForCausalLM.from_pretrained(folder)
         self.model = model.to(self.device).eval()
-        self.end_ids: list[int] = self.tokenizer(THINK_END, add_special_tokens=False)["input_ids"]
+        self.end_ids: list[int] = encode(self.tokenizer, THINK_END)
         eos = self.model.generation_config.eos_token_id  # Qwen's hub checkpoints list two
         listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
         self.eos_ids = sorted({self.tokenizer.eos_token_id, *listed})
@@ -92,15 +92,12 @@ class TransformersEngine:
 
     def encode(self, request: Request) -> list[int]:
         """The token ids of a request's prompt, up to and with the opening of thinking."""
-        ids: list[int] = self.tokenizer(self.render(request), add_special_tokens=False)["input_ids"]
-        return ids
+        return encode(self.tokenizer, self.render(request))
 
     def render(self, request: Request) -> str:
         """The prompt text of a request."""
-        fact = clip_fact(
-            normalise_fact(request.fact), self.tokenizer, self.manifest.max_fact_tokens
-        )
-        return render_prompt(self.tokenizer, fact, request.stated_budget)
+        limit = self.manifest.max_fact_tokens
+        return prompt_for(self.tokenizer, request.fact, request.stated_budget, limit)
 
     def _complete(self, request: Request) -> Generation:
         for step in self.stream(request):

@@ -14,19 +14,23 @@ import time
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from curt.artifact import ArtifactError, load_manifest
-from curt.dialogue import THINK_END, answer_pattern, clip_fact, normalise_fact, render_prompt
+from curt.dialogue import (
+    THINK_END,
+    answer_pattern,
+    encode_prompt,
+)
 from curt.engines.protocol import Generation, Request, Step
 from curt.engines.remote.course import Course, RemoteError, RemoteUnavailableError, Words
 from curt.engines.remote.dialects import DIALECTS, DialectName
 from curt.engines.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 CONNECT_S = 2.0
 PATIENCE_S = 600.0  # without a deadline: a first request may compile
@@ -124,10 +128,8 @@ class RemoteModel:
 
     def encode(self, request: Request) -> list[int]:
         """The token ids of a request's prompt, up to and with the opening of thinking."""
-        # PromptTokenizer does what curt.dialogue asks of one, without its base class.
-        tokenizer = cast("PreTrainedTokenizerBase", self.tokenizer)
-        fact = clip_fact(normalise_fact(request.fact), tokenizer, self.manifest.max_fact_tokens)
-        return self.tokenizer.encode(render_prompt(tokenizer, fact, request.stated_budget))
+        limit = self.manifest.max_fact_tokens
+        return encode_prompt(self.tokenizer, request.fact, request.stated_budget, limit)
 
     def count_tokens(self, text: str) -> int:
         """How many tokens a text has."""

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from compress.onnx.picks import PicksConfig, make_artifact
 from curt.artifact import ArtifactError
-from curt.dialogue import THINK_END, THINK_START, clip_fact, normalise_fact, render_prompt
+from curt.dialogue import THINK_END, THINK_START, encode_prompt
 from curt.engines.onnx.engine import (
     CHUNK_TOKENS,
     LAST_CHUNK_TOKENS,
@@ -292,9 +292,7 @@ def test_prompts_are_the_same_whether_or_not_a_second_look_was_needed(
     tokenizer = random_engine.tokenizer
     for length in range(150, 215):
         fact = (FACTS[0] * 9)[:length]
-        clipped = clip_fact(normalise_fact(fact), tokenizer, 200)  # type: ignore[arg-type]
-        prompt = tokenizer.encode(render_prompt(tokenizer, clipped, 32))  # type: ignore[arg-type]
-        assert random_engine.encode(Request(fact, 32, 8)) == prompt
+        assert random_engine.encode(Request(fact, 32, 8)) == encode_prompt(tokenizer, fact, 32, 200)
 
 
 @pytest.mark.slow
