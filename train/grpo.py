@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import random
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from curt.artifact import MANIFEST, load_manifest, parent_of, write_artifact
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.corpus.store import find_cases, read_cases
 from curt.dialogue import (
     BUDGET_LEVELS,
@@ -31,7 +30,6 @@ from curt.dialogue import (
     prompt_for,
 )
 from curt.files import write_json
-from curt.logs import configure_logging
 from train.judge import JudgeSettings, JudgeUnavailableError
 from train.loop.advantages import Estimator
 from train.loop.curriculum import Curriculum, draw_budget
@@ -160,18 +158,8 @@ class GRPOSettings(Config):
         return budgets
 
 
-def main() -> None:
-    """Train with GRPO; exits with a message on bad input."""
-    config = load_config(GRPOSettings)
-    configure_logging()
-    try:
-        train_grpo(config)
-    except (JudgeUnavailableError, ValueError) as error:
-        sys.exit(f"error: {error}")
-
-
-def train_grpo(config: GRPOSettings) -> Path:
-    """Train as configured and return the model folder. Resumes an interrupted run."""
+def train_grpo(config: GRPOSettings) -> None:
+    """Train as configured and write the model folder. Resumes an interrupted run."""
     import torch
     from accelerate.utils import set_seed
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
@@ -258,7 +246,6 @@ def train_grpo(config: GRPOSettings) -> Path:
 
     ask_main(write)
     logger.info("GRPO model in %s after %.0f s", config.out, time.monotonic() - started)
-    return config.out
 
 
 def describe_start(config: GRPOSettings) -> dict[str, Any]:
@@ -382,4 +369,4 @@ def history_rows(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    run(GRPOSettings, train_grpo, expected=(JudgeUnavailableError, OSError, ValueError))

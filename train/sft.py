@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,10 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from curt.artifact import parent_of, write_artifact
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.corpus.generate.generator import VERBOSITIES
 from curt.corpus.store import find_cases, read_cases
 from curt.files import write_json
-from curt.logs import configure_logging
 from train.runs.checkpoints import close_run, last_checkpoint, open_run, share_random_state
 from train.runs.lora import Lora, adapter_config
 from train.runs.shares import cut_batch
@@ -95,18 +93,8 @@ class SFTConfig(Config):
         return self
 
 
-def main() -> None:
-    """Train a warm start; exits with a message on bad input."""
-    config = load_config(SFTConfig)
-    configure_logging()
-    try:
-        train_warm_start(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
-def train_warm_start(config: SFTConfig) -> Path:
-    """Train as configured and return the model folder. Resumes an interrupted run."""
+def train_warm_start(config: SFTConfig) -> None:
+    """Train as configured and write the model folder. Resumes an interrupted run."""
     import torch
     from transformers import (
         AutoModelForCausalLM,
@@ -238,8 +226,7 @@ def train_warm_start(config: SFTConfig) -> Path:
 
     ask_main(write)
     logger.info("warm start in %s after %.0f s", config.out, time.monotonic() - started)
-    return config.out
 
 
 if __name__ == "__main__":
-    main()
+    run(SFTConfig, train_warm_start)

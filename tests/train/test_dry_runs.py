@@ -17,7 +17,7 @@ from trl import GRPOConfig
 
 from curt.artifact import load_manifest
 from curt.config import load_config
-from tests.train.training_runs import ROOT, make_corpus, sft_config
+from tests.train.training_runs import ROOT, made_by, make_corpus, sft_config
 from train.grpo import GRPOSettings, train_grpo, trl_options
 from train.sft import SFTConfig, train_warm_start
 
@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A corpus, and a small checkpoint that gets some answers right."""
     folder = tmp_path_factory.mktemp("dry")
     corpus = make_corpus(folder)
-    trained = train_warm_start(sft_config(corpus, folder / "warm", epochs=8.0))
+    trained = made_by(train_warm_start, sft_config(corpus, folder / "warm", epochs=8.0))
     plain = folder / "plain"
     shutil.copytree(trained, plain)
     (plain / "manifest.json").unlink()
@@ -79,7 +79,7 @@ def test_the_warm_start_trains_scaled_down(tmp_path, made, folder, name):
                      "batch": 4, "micro_batch": 2}  # fmt: skip
     config = SFTConfig.model_validate(shipped(SFTConfig, folder, name) | small)
     assert (config.lora is not None) == name.endswith("lora")
-    assert_whole_and_trained(train_warm_start(config), model)
+    assert_whole_and_trained(made_by(train_warm_start, config), model)
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_grpo_trains_scaled_down(tmp_path, made, folder, name):
                      "learning_rate": 1e-3, "trackers": [], "trl": trl}  # fmt: skip
     config = GRPOSettings.model_validate(settings | small)
     assert (config.lora is not None) == name.endswith("lora")
-    folder_ = train_grpo(config)
+    folder_ = made_by(train_grpo, config)
     assert_whole_and_trained(folder_, model)
     assert len(json.loads((folder_ / "history.json").read_bytes())) == 2
 
@@ -107,7 +107,7 @@ def test_a_run_with_adapters_goes_on_from_its_checkpoint(tmp_path, made, monkeyp
                      "learning_rate": 1e-3, "trackers": [], "trl": {}, "seed_rollouts": True,
                      "checkpoint_steps": 2, "bf16": False}  # fmt: skip
     settings = shipped(GRPOSettings, "qwen3-0.6b", "grpo-lora") | small
-    whole = train_grpo(GRPOSettings.model_validate(settings | {"out": tmp_path / "whole"}))
+    whole = made_by(train_grpo, GRPOSettings.model_validate(settings | {"out": tmp_path / "whole"}))
     config = GRPOSettings.model_validate(settings | {"out": tmp_path / "broken"})
 
     def breaks_off(*_):
@@ -118,5 +118,5 @@ def test_a_run_with_adapters_goes_on_from_its_checkpoint(tmp_path, made, monkeyp
         with pytest.raises(KeyboardInterrupt):
             train_grpo(config)
     shutil.rmtree(tmp_path / "broken.run" / "checkpoint-4")
-    weights = [load_file(f / "model.safetensors") for f in (whole, train_grpo(config))]
+    weights = [load_file(f / "model.safetensors") for f in (whole, made_by(train_grpo, config))]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -21,6 +21,7 @@ from tests.train.training_runs import (
     PROMPTS,
     finish,
     grpo_config,
+    made_by,
     make_corpus,
     sft_config,
     start,
@@ -37,7 +38,7 @@ STEPS = 60
 def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(tmp_path: Path):
     kept = signal.getsignal(signal.SIGINT)
     corpus = make_corpus(tmp_path)
-    model = train_warm_start(sft_config(corpus, tmp_path / "warm", epochs=2.0))
+    model = made_by(train_warm_start, sft_config(corpus, tmp_path / "warm", epochs=2.0))
     signal.signal(signal.SIGINT, kept)
     changes = {"steps": STEPS, "checkpoint_steps": 7}
 

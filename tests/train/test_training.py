@@ -18,6 +18,7 @@ from tests.train.training_runs import (
     PROMPTS,
     finish,
     grpo_config,
+    made_by,
     make_corpus,
     sft_config,
     start,
@@ -50,7 +51,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def warm_start(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     kept = signal.getsignal(signal.SIGINT)
     try:
-        return train_warm_start(sft_config(corpus, tmp_path_factory.mktemp("warm") / "model"))
+        return made_by(
+            train_warm_start, sft_config(corpus, tmp_path_factory.mktemp("warm") / "model")
+        )
     finally:
         signal.signal(signal.SIGINT, kept)
 
@@ -76,7 +79,7 @@ def test_a_warm_start_leaves_a_whole_model_folder_with_its_history(warm_start):
 
 def test_grpo_trains_and_keeps_every_rollout(tmp_path, corpus, warm_start):
     config = grpo_config(corpus, warm_start, tmp_path / "grpo")
-    folder = train_grpo(config)
+    folder = made_by(train_grpo, config)
 
     manifest = load_manifest(folder, expect="hf")
     assert manifest.stage == "grpo-gated"
@@ -132,7 +135,7 @@ def test_more_groups_can_be_sampled_than_are_trained_on(tmp_path, corpus, warm_s
         penalty={"type": "laser-d", "refresh_steps": 1},
         compact=True,
     )
-    folder = train_grpo(config)
+    folder = made_by(train_grpo, config)
     rows = read_rollouts(tmp_path / "grpo.run" / "trajectories").to_pylist()
     assert len(rows) == 4 * (PROMPTS + 1) * GENERATIONS
     for step in range(1, 5):
@@ -221,7 +224,7 @@ def test_a_run_broken_off_after_its_last_step_only_writes_the_model(
             train_grpo(config)
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "grpo.run").rglob("*.parquet")}
     assert len(files) == 4
-    folder = train_grpo(config)
+    folder = made_by(train_grpo, config)
     assert {p: p.stat().st_mtime_ns for p in files} == files
     assert len(json.loads((folder / "history.json").read_bytes())) == 4
 
@@ -229,7 +232,7 @@ def test_a_run_broken_off_after_its_last_step_only_writes_the_model(
 def test_a_killed_warm_start_ends_with_the_history_of_an_unbroken_one(tmp_path, corpus):
     # 120 steps, a history row every 20; half of the rate, which makes runs comparable
     changes = {"epochs": 10.0, "checkpoint_steps": 10, "learning_rate": 2e-3}
-    whole = train_warm_start(sft_config(corpus, tmp_path / "whole", **changes))
+    whole = made_by(train_warm_start, sft_config(corpus, tmp_path / "whole", **changes))
 
     out, run, log = tmp_path / "killed", tmp_path / "killed.run", tmp_path / "log"
     config = sft_config(corpus, out, **changes)

@@ -57,6 +57,12 @@ def grpo_config(corpus: Path, model: Path, out: Path, **changes) -> GRPOSettings
     return GRPOSettings(corpus=corpus, model=str(model), out=out, **options | changes)
 
 
+def made_by(work: Callable, config) -> Path:
+    """The folder that an entry point's work writes."""
+    work(config)
+    return config.out
+
+
 def start(module: str, config, log: Path) -> subprocess.Popen[bytes]:
     """Run an entry point as a user does, from a TOML file of its settings."""
     settings = {k: v for k, v in config.model_dump(mode="json").items() if v is not None}

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.corpus.build.contamination import HeldOut
 from curt.corpus.build.fingerprint import normalise_for_comparison
 from curt.corpus.case import Case
@@ -48,7 +47,6 @@ from curt.dialogue import (
 )
 from curt.files import sha256, whole_folder, write_json
 from curt.law.verdict import Verdict
-from curt.logs import configure_logging
 from train.data.candidates import Candidate
 from train.data.feedback_records import Fact, Feedback, find_files, read_facts, read_latest
 from train.data.views import pairs, write_rows
@@ -102,14 +100,9 @@ class Outcome:
     redactions: Counter[str]
 
 
-def main() -> None:
-    """Make the folder; exits with a message on bad input."""
-    config = load_config(FromFeedbackConfig)
-    configure_logging()
-    try:
-        manifest = make_dataset(config)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+def main(config: FromFeedbackConfig) -> None:
+    """Make the folder and say what is in it and what could not be used."""
+    manifest = make_dataset(config)
     logger.info("%s: %s", config.out, json.dumps(manifest["rows"]))
     logger.info("not used: %s", json.dumps(manifest["not_used"]))
 
@@ -325,4 +318,4 @@ def _sources(config: FromFeedbackConfig, files: list[Path]) -> list[Path]:
 
 
 if __name__ == "__main__":
-    main()
+    run(FromFeedbackConfig, main)

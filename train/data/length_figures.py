@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import Field
 
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.corpus.store import read_cases
 from curt.files import write_atomic
 from curt.scores.metrics import length_statistics
@@ -54,13 +54,9 @@ class LengthFiguresConfig(Config):
     """Folder to write length-figures.json and length-figures.md into."""
 
 
-def main() -> None:
-    """Show the tables, and write them where asked to; exits with a message on bad input."""
-    config = load_config(LengthFiguresConfig)
-    try:
-        figures = read_figures(config)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+def main(config: LengthFiguresConfig) -> None:
+    """Show the tables, and write them where asked to."""
+    figures = read_figures(config)
     page = render_markdown(figures)
     if config.out:
         write_atomic(config.out / "length-figures.md", page)
@@ -251,4 +247,4 @@ def _cell(name: str, value: float | str | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(LengthFiguresConfig, main)

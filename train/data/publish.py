@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import logging
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.corpus.redaction import redact
 from curt.files import whole_folder
-from curt.logs import configure_logging
 from train.data.dataset_card import render_card
 
 logger = logging.getLogger(__name__)
@@ -52,16 +50,11 @@ class PublishConfig(Config):
     """For the card; generated cases carry no other rights, real ones may."""
 
 
-def main() -> None:
-    """Make the folder and push it; exits with a message when something is wrong."""
-    config = load_config(PublishConfig)
-    configure_logging()
-    try:
-        prepare(config)
-        if config.repo_id:
-            logger.info("published as %s", push(config))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+def publish(config: PublishConfig) -> None:
+    """Make the folder, and push it where a repository is named."""
+    prepare(config)
+    if config.repo_id:
+        logger.info("published as %s", push(config))
 
 
 def prepare(config: PublishConfig) -> Path:
@@ -170,4 +163,4 @@ def push(config: PublishConfig) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(PublishConfig, publish)

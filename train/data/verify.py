@@ -14,7 +14,6 @@ columns.
 from __future__ import annotations
 
 import logging
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases
 from curt.dialogue import (
@@ -38,7 +37,6 @@ from curt.dialogue import (
 )
 from curt.files import write_json
 from curt.law.verdict import Verdict
-from curt.logs import configure_logging
 from curt.scores.metrics import is_exact
 from train.data.candidates import Candidate, CandidateGroup
 from train.data.verification import (
@@ -87,14 +85,9 @@ class VerifyConfig(Config):
         return self
 
 
-def main() -> None:
-    """Verify as configured; exits with a message on bad input."""
-    config = load_config(VerifyConfig)
-    configure_logging()
-    try:
-        summary = verify_dataset(config)
-    except (JudgeUnavailableError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+def main(config: VerifyConfig) -> None:
+    """Verify as configured and say how much was accepted."""
+    summary = verify_dataset(config)
     logger.info(
         "%d of %d completions verified (%.1f%%), rejected for %s; %d without a reference",
         summary["verified"], summary["n"], 100 * summary["share"], summary["reasons"],
@@ -343,4 +336,4 @@ def _known(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    run(VerifyConfig, main, expected=(JudgeUnavailableError, OSError, ValueError))

@@ -22,16 +22,14 @@ from __future__ import annotations
 import io
 import json
 import logging
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.files import write_atomic
-from curt.logs import configure_logging
 from train.data.candidates import Candidate, CandidateGroup, Range, from_rollouts, read_own, select
 from train.data.verification import VerificationSettings
 
@@ -85,15 +83,9 @@ class ViewConfig(Config):
         return self
 
 
-def main() -> None:
-    """Write a view; exits with a message on bad input."""
-    config = load_config(ViewConfig)
-    configure_logging()
-    try:
-        count = write_view(config)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    logger.info("%d rows in %s", count, config.out)
+def main(config: ViewConfig) -> None:
+    """Write a view and say how many rows it has."""
+    logger.info("%d rows in %s", write_view(config), config.out)
 
 
 def write_view(config: ViewConfig) -> int:
@@ -285,4 +277,4 @@ def _worth(row: dict[str, Any], by_length: bool) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(ViewConfig, main)

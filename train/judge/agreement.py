@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 from pydantic import Field
 
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.corpus.store import read_cases
 from curt.dialogue import parse_completion
 from curt.files import write_atomic
@@ -48,13 +48,9 @@ class AgreementConfig(Config):
     """Folder to write agreement.json and agreement.md into."""
 
 
-def main() -> None:
-    """Ask both judges and show the tables; exits with a message on bad input."""
-    config = load_config(AgreementConfig)
-    try:
-        figures = measure_agreement(config)
-    except (JudgeUnavailableError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+def main(config: AgreementConfig) -> None:
+    """Ask both judges, and show and write the tables."""
+    figures = measure_agreement(config)
     page = render_agreement(figures)
     write_atomic(config.out / "agreement.md", page)
     write_atomic(
@@ -152,4 +148,4 @@ def _cell(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(AgreementConfig, main, expected=(JudgeUnavailableError, OSError, ValueError))

@@ -1,6 +1,9 @@
-"""Run `train.plan.plan`."""
+"""Entry point: `python -m train.plan`; see `train.plan.plan`."""
 
-from train.plan.plan import main
+import sys
+
+from curt.config import run
+from train.plan.plan import main, plan_class
 
 if __name__ == "__main__":
-    main()
+    run(plan_class(sys.argv[1:]), main)

@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import Field
 
-from curt.config import Config, load_config
+from curt.config import Config
 from curt.corpus.store import find_cases
 from train.grpo import GRPOSettings
 from train.plan.devices import GIB, Device, parse_gpus
@@ -94,14 +94,9 @@ class Plan:
         return self.load.steps * self.step.seconds / 3600
 
 
-def main() -> None:
-    """Print the plan; exits with status 1 where it doesn't fit and with a message on bad input."""
-    config = load_config(plan_class(sys.argv[1:]))
-    assert isinstance(config, GRPOPlan | SFTPlan)
-    try:
-        plan = make_plan(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+def main(config: GRPOPlan | SFTPlan) -> None:
+    """Print the plan; ends with status 1, and what would fit, where it doesn't."""
+    plan = make_plan(config)
     sys.stdout.write("\n".join(report(plan, config.price)) + "\n")
     if not plan.fits:
         sys.exit("\n".join(refusal(plan, Efficiency(config.mfu, config.decode_efficiency))))
@@ -282,7 +277,3 @@ def _sft_shape(config: SFTPlan) -> ModelShape:
         return _shape(config.architecture, config.model or "")
     own: dict[str, Any] = config.shape.model_dump(exclude={"context", "rope_theta"})
     return ModelShape("from scratch", **own, tied=True, qk_norm=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -13,7 +13,6 @@ import io
 import json
 import logging
 import random
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.corpus.case import Case
 from curt.corpus.store import find_cases, read_cases
 from curt.dialogue import (
@@ -31,7 +30,6 @@ from curt.dialogue import (
     prepare_fact,
 )
 from curt.files import whole_folder
-from curt.logs import configure_logging
 from train.grpo import GRPOSettings, describe_start
 from train.loop.curriculum import draw_budget
 from train.verl.group_scores import read_settings
@@ -60,18 +58,8 @@ class VerlExportConfig(Config):
     """Cases of the dev set to validate on, each under the widest budget."""
 
 
-def main() -> None:
-    """Write the files; exits with a message on bad input."""
-    config = load_config(VerlExportConfig)
-    configure_logging()
-    try:
-        export(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
-def export(config: VerlExportConfig) -> Path:
-    """Write `train.parquet` and `val.parquet` and return their folder."""
+def export(config: VerlExportConfig) -> None:
+    """Write `train.parquet` and `val.parquet`."""
     from transformers import AutoTokenizer
 
     settings = read_settings(config.grpo, {"guard": None})  # it has no part in the prompts
@@ -92,7 +80,6 @@ def export(config: VerlExportConfig) -> Path:
             pq.write_table(table, buffer)
             (folder / f"{split}.parquet").write_bytes(buffer.getvalue())
             logger.info("%d cases in %s", table.num_rows, config.out / f"{split}.parquet")
-    return config.out
 
 
 def train_rows(
@@ -146,4 +133,4 @@ def _row(
 
 
 if __name__ == "__main__":
-    main()
+    run(VerlExportConfig, export)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, replace
 
 import pytest
 
 from curt.artifact import Manifest
+from curt.config import run
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases, write_cases
 from curt.dialogue import PROMPT_VERSION, THINK_END, parse_completion, render_answer
@@ -19,9 +19,9 @@ from serve.feedback.answers import AnswerStore
 from serve.feedback.facts import FACTS, FactFile
 from serve.feedback.feedback import FeedbackLog, FeedbackRequest, make_row
 from serve.served import Identity, Model, Served
-from train.data import from_feedback
 from train.data.candidates import read_own
-from train.data.from_feedback import FromFeedbackConfig, make_dataset
+from train.data.feedback_records import find_files
+from train.data.from_feedback import FromFeedbackConfig, main, make_dataset
 from train.data.views import ViewConfig, write_view
 
 WRONG = Verdict(("盗窃",), ("264",), Term("fixed", 8), 2000)
@@ -198,7 +198,7 @@ def test_full_files_of_a_folder_are_read_in_their_order(desk, tmp_path):
     desk.answer("r1")
     for months in (9, 10, 11, 12, 10):
         desk.say("r1", correction={"term": {"kind": "fixed", "months": months}})
-    files = from_feedback.find_files([desk.folder])
+    files = find_files([desk.folder])
     assert len(files) > 1
     assert files[-1].name == "feedback.jsonl"
     make(desk, tmp_path)
@@ -272,14 +272,12 @@ def test_facts_of_ones_own_go_by_request_id(desk, tmp_path):
     assert "醉酒" in table(tmp_path, "pairs.jsonl")[0]["prompt"]
 
 
-def test_the_command_line(desk, tmp_path, monkeypatch, capsys):
+def test_the_command_line(desk, tmp_path):
     desk.answer("r1")
     desk.say("r1", correction=MONTHS_10)
     desk.answers.flush()
-    arguments = ["from_feedback", "--feedback", str(desk.folder), "--out", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--facts", str(desk.folder / FACTS)])
-    from_feedback.main()
+    arguments = ["--feedback", str(desk.folder), "--out", str(tmp_path / "out")]
+    run(FromFeedbackConfig, main, [*arguments, "--facts", str(desk.folder / FACTS)])
     assert (tmp_path / "out" / "manifest.json").is_file()
-    monkeypatch.setattr(sys, "argv", ["from_feedback", "--feedback", "nowhere", "--out", "x"])
     with pytest.raises(SystemExit, match="nowhere"):
-        from_feedback.main()
+        run(FromFeedbackConfig, main, ["--feedback", "nowhere", "--out", "x"])

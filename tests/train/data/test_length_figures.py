@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curt.config import run
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases
 from tests.train.rollouts import make_rollout
@@ -177,12 +177,11 @@ def test_another_corpus_than_the_runs_is_refused():
         rows_of_rollouts([rollout], {"c-1": 2})
 
 
-def test_the_command_shows_and_writes_the_tables(tmp_path, monkeypatch, capsys):
+def test_the_command_shows_and_writes_the_tables(tmp_path, capsys):
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(REPORT))
     out = tmp_path / "figures"
-    monkeypatch.setattr(sys, "argv", ["x", "--evaluation", str(path), "--out", str(out)])
-    main()
+    run(LengthFiguresConfig, main, ["--evaluation", str(path), "--out", str(out)])
     page = capsys.readouterr().out
     assert "## Thinking tokens under a stated budget" in page
     assert (out / "length-figures.md").read_text() == page
@@ -201,6 +200,5 @@ def test_the_command_shows_and_writes_the_tables(tmp_path, monkeypatch, capsys):
 )
 def test_bad_input_ends_with_a_message(tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["x", *arguments])
     with pytest.raises(SystemExit, match=said):
-        main()
+        run(LengthFiguresConfig, main, arguments)

@@ -161,7 +161,7 @@ def test_the_card_says_how_the_rows_were_sampled():
 def test_a_broken_view_makes_no_folder(tmp_path, content):
     path = tmp_path / "view.parquet"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"can't be read.*train\.views"):
+    with pytest.raises(ValueError, match=r"can't be read.*train\.data\.views"):
         prepare(PublishConfig(view_file=path, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

@@ -1,21 +1,20 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curt.config import run
 from curt.corpus.case import Case
 from curt.corpus.store import write_cases
 from curt.dialogue import ELLIPSIS, parse_answer, render_completion
 from curt.law.verdict import Term, Verdict
 from tests.train.judge.judge_server import Reply, judge_server
 from tests.train.rollouts import make_rollout
-from train.data import verify as entry
-from train.data import views
+from train.data import verify, views
 from train.data.candidates import Candidate, from_rows, read_own
 from train.data.trajectories import TrajectoryWriter
 from train.data.verification import (
@@ -315,20 +314,17 @@ def test_what_cannot_be_verified_says_what_to_give(tmp_path, trajectories, optio
         (["--dataset", "none.jsonl"], "none.jsonl is not there"),
     ],
 )
-def test_refusals_say_what_to_do(arguments, said, corpus, monkeypatch, capsys):
-    given = ["verify", "--corpus", str(corpus), "--out", "o.jsonl", *arguments]
-    monkeypatch.setattr(sys, "argv", given)
+def test_refusals_say_what_to_do(arguments, said, corpus, capsys):
+    given = ["--corpus", str(corpus), "--out", "o.jsonl", *arguments]
     with pytest.raises(SystemExit) as stopped:
-        entry.main()
+        run(VerifyConfig, verify.main, given)
     assert said in f"{stopped.value}{capsys.readouterr().err}"
 
 
-def test_the_commands_follow_each_other(tmp_path, corpus, trajectories, monkeypatch):
+def test_the_commands_follow_each_other(tmp_path, corpus, trajectories):
     out = tmp_path / "v.parquet"
     given = ["--trajectories", json.dumps([str(trajectories)]), "--corpus", str(corpus)]
-    monkeypatch.setattr(sys, "argv", ["verify", *given, "--out", str(out)])
-    entry.main()
+    run(VerifyConfig, verify.main, [*given, "--out", str(out)])
     given = ["--dataset", str(out), "--view", "best", "--out", str(tmp_path / "b.parquet")]
-    monkeypatch.setattr(sys, "argv", ["views", *given, "--verified_only", "true"])
-    views.main()
+    run(ViewConfig, views.main, [*given, "--verified_only", "true"])
     assert pq.read_table(tmp_path / "b.parquet")["completion"].to_pylist() == [RIGHT] * 2

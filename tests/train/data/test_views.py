@@ -1,19 +1,19 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curt.config import run
 from tests.train.rollouts import make_rollout
 from train.data import views
 from train.data.candidates import Candidate, Range, from_rollouts, select
 from train.data.public_datasets import group_rows
 from train.data.trajectories import TrajectoryWriter
-from train.data.views import ViewConfig, drop_repeats, make_view, write_view
+from train.data.views import ViewConfig, drop_repeats, main, make_view, write_view
 
 CANDIDATES = st.builds(
     Candidate,
@@ -222,16 +222,14 @@ def test_an_empty_view_is_refused_and_writes_nothing(tmp_path, trajectories):
         (["--trajectories", '["a"]', "--filters", '{"reward": {"mim": 1}}'], "mim"),
     ],
 )
-def test_refusals_say_what_to_do(arguments, said, monkeypatch, capsys):
-    given = ["views", "--view", "long", "--out", "o.jsonl", *arguments]
-    monkeypatch.setattr(sys, "argv", given)
+def test_refusals_say_what_to_do(arguments, said, capsys):
+    given = ["--view", "long", "--out", "o.jsonl", *arguments]
     with pytest.raises(SystemExit) as stopped:
-        views.main()
+        run(ViewConfig, main, given)
     assert said in f"{stopped.value}{capsys.readouterr().err}"
 
 
-def test_no_run_at_the_given_place(tmp_path, monkeypatch):
+def test_no_run_at_the_given_place(tmp_path):
     given = ["--trajectories", json.dumps([str(tmp_path)]), "--view", "long", "--out", "o.jsonl"]
-    monkeypatch.setattr(sys, "argv", ["views", *given])
     with pytest.raises(SystemExit, match="no trajectories"):
-        views.main()
+        run(ViewConfig, main, given)

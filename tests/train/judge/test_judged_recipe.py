@@ -12,7 +12,7 @@ import pytest
 from curt.artifact import load_manifest
 from curt.config import load_config
 from tests.train.judge.judge_server import Reply, judge_server
-from tests.train.training_runs import ROOT, make_corpus, sft_config
+from tests.train.training_runs import ROOT, made_by, make_corpus, sft_config
 from train.data.trajectories import iterate_groups
 from train.grpo import GRPOSettings, train_grpo, trl_options
 from train.judge import JudgeUnavailableError
@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("recipe")
     corpus = make_corpus(folder)
     kept = signal.getsignal(signal.SIGINT)
-    trained = train_warm_start(sft_config(corpus, folder / "warm", epochs=6.0))
+    trained = made_by(train_warm_start, sft_config(corpus, folder / "warm", epochs=6.0))
     signal.signal(signal.SIGINT, kept)
     plain = folder / "plain"
     shutil.copytree(trained, plain)
@@ -70,7 +70,7 @@ def test_the_recipe_trains_on_what_the_judge_says(tmp_path, checkpoint):
     corpus, model = checkpoint
     with judge_server(mostly_good) as server:
         config = recipe(corpus, model, tmp_path / "out", server.url)
-        folder = train_grpo(config)
+        folder = made_by(train_grpo, config)
         asked = len(server.requests)
     assert asked > 4
     manifest = load_manifest(folder, expect="hf")
@@ -101,7 +101,7 @@ def test_a_judge_that_is_down_stops_the_run_and_loses_nothing(tmp_path, checkpoi
     # The endpoint's address may have changed since; everything else must be as it was.
     with judge_server(mostly_good) as server:
         again = recipe(corpus, model, tmp_path / "again", server.url, failure_window=200)
-        assert load_manifest(train_grpo(again)).stage == "grpo-none"
+        assert load_manifest(made_by(train_grpo, again)).stage == "grpo-none"
 
 
 def test_what_the_configuration_owns_cannot_be_set_through_trl(tmp_path):

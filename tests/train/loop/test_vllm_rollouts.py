@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.training_runs import make_corpus, sft_config
+from tests.train.training_runs import made_by, make_corpus, sft_config
 from train.data.trajectories import iterate_groups
 from train.sft import train_warm_start
 
@@ -30,7 +30,7 @@ def test_colocated_vllm_samples_from_the_weights_of_every_step(tmp_path):
     if (demo / "warm-start" / "manifest.json").is_file():
         model, corpus = demo / "warm-start", demo / "corpus"
     else:
-        model = train_warm_start(sft_config(corpus, tmp_path / "warm"))
+        model = made_by(train_warm_start, sft_config(corpus, tmp_path / "warm"))
     out = tmp_path / "vllm"
     done = subprocess.run(
         [python, "-W", "ignore", str(ROOT / "tests/train/loop/vllm_probe.py"), model, corpus, out],

@@ -261,7 +261,8 @@ def make_folder(tmp_path, micro_model):
         out=tmp_path / "data",
         val_cases=5,
     )
-    return cases, export(config)
+    export(config)
+    return cases, config.out
 
 
 def test_exported_rows_hold_prompt_reference_and_budget(tmp_path, micro_model, tokenizer):
