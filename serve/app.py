@@ -41,7 +41,7 @@ from serve.edge.context import PREDICT_PATH, BodyLimit, RequestContext
 from serve.edge.headers import SafeHeaders, allow_origins
 from serve.edge.keys import KeyGuard, open_keys
 from serve.edge.limits import LocalBuckets, Rate, RateLimit, RedisBuckets, parse_proxies
-from serve.edge.shedding import Doorman, Pressure
+from serve.edge.shedding import AdmissionControl, LoadShedder
 from serve.edge.tracing import TraceRequests, Tracing, open_tracing
 from serve.feedback import feedback
 from serve.feedback.memory import Memory
@@ -82,10 +82,10 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         precision=identity.model.precision,
     )
     classifier = load_classifier(settings.fallback) if settings.fallback else None
-    pressure = Pressure()
+    admission = AdmissionControl()
     variants: Variants | None = None
     if pool is None:
-        variants = _make_variants(settings, metrics, classifier, pressure.note_refusal)
+        variants = _make_variants(settings, metrics, classifier, admission.note_refusal)
         workers: Pool = variants.router
         choose = _routed(variants.router)
     else:
@@ -99,7 +99,7 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     replies = Replies(answering, settings, metrics)
     batches = Batches(answering, replies, settings, metrics.registry)
     memory = Memory.open(settings)
-    replies.observers += [memory.observe, _counting(pressure)]
+    replies.observers += [memory.observe, _counting(admission)]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -107,7 +107,7 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
             await link.open()
         beside = [
             asyncio.create_task(memory.drift.keep_saving()),
-            asyncio.create_task(pressure.keep_beating()),
+            asyncio.create_task(admission.keep_updating()),
         ]
         await (variants or workers).start()
         yield
@@ -133,7 +133,7 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     )
     app.state.pool = workers
     _add_middleware(app, settings, metrics, link, tracing)
-    app.add_middleware(Doorman, pressure=pressure, metrics=metrics)
+    app.add_middleware(LoadShedder, admission=admission, metrics=metrics)
     app.add_middleware(SafeHeaders, hsts_s=settings.hsts_s)
     install_handlers(app)
 
@@ -236,10 +236,10 @@ def _routed(router: Router) -> Choose:
     return lambda fact, user, request_id: router.choose(fact, user=user, request_id=request_id)
 
 
-def _counting(pressure: Pressure) -> Observer:
+def _counting(admission: AdmissionControl) -> Observer:
     def observe(_: Request, __: PredictRequest, ___: Served, reply: PredictReply) -> None:
         if not reply.degraded:
-            pressure.note_answer()
+            admission.note_answer()
 
     return observe
 

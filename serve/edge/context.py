@@ -8,6 +8,7 @@ import os
 import re
 import time
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -110,7 +111,10 @@ class BodyLimit:
             return
         announced = _length_announced(scope)
         if announced.isdigit() and int(announced) > self.max_bytes:
-            await self._refuse(scope, receive, send)
+            message = f"the body is larger than {self.max_bytes} bytes"
+            # The rest of the body is never read, so the connection can't be used again.
+            headers = {"Connection": "close"}
+            await refuse(scope, receive, send, 413, "too_large", message, headers)
             return
         received = 0
         whole = False
@@ -133,15 +137,6 @@ class BodyLimit:
 
         await self.app(scope, receive_counted, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        state = scope["state"]
-        state["log"]["error"] = "too_large"
-        message = f"the body is larger than {self.max_bytes} bytes"
-        body = error_body("too_large", message, state["request_id"])
-        # The rest of the body is never read, so the connection can't be used again.
-        reply = JSONResponse(body, status_code=413, headers={"Connection": "close"})
-        await reply(scope, receive, send)
-
 
 def _length_announced(scope: Scope) -> bytes:
     announced = b"0"
@@ -159,3 +154,19 @@ def request_id_of(scope: Scope) -> str:
             if _REQUEST_ID.fullmatch(given):
                 return given
     return os.urandom(16).hex()
+
+
+async def refuse(
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    status: int,
+    reason: str,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """Answer a request with an ErrorReply from a middleware, which no exception handler covers."""
+    state = scope.setdefault("state", {})
+    state.setdefault("log", {})["error"] = reason
+    body = error_body(reason, message, state.get("request_id", ""))
+    await JSONResponse(body, status_code=status, headers=headers)(scope, receive, send)

@@ -27,14 +27,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from curt.files import write_atomic
+from serve.edge.context import refuse
 from serve.edge.headers import STATIC_PREFIX
-from serve.errors import error_body
 
 logger = logging.getLogger(__name__)
 
@@ -290,22 +289,6 @@ def _presented(scope: Scope) -> bytes | None:
         elif name == b"x-api-key" and given is None:
             given = value.strip()
     return given
-
-
-async def refuse(
-    scope: Scope,
-    receive: Receive,
-    send: Send,
-    status: int,
-    reason: str,
-    message: str,
-    headers: Mapping[str, str] | None = None,
-) -> None:
-    """Answer a request with an ErrorReply from a middleware, where no handler can."""
-    state = scope.setdefault("state", {})
-    state.setdefault("log", {})["error"] = reason
-    body = error_body(reason, message, state.get("request_id", ""))
-    await JSONResponse(body, status_code=status, headers=headers)(scope, receive, send)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,8 +23,9 @@ from fastapi import Request
 from prometheus_client import CollectorRegistry, Counter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve.edge.context import refuse
 from serve.edge.headers import STATIC_PREFIX
-from serve.edge.keys import OPEN_PATHS, refuse
+from serve.edge.keys import OPEN_PATHS
 from serve.errors import OverloadedError
 from serve.redis_link import RedisLink, RedisMissError
 

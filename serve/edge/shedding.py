@@ -1,43 +1,42 @@
-"""Refusing at the door: where so much arrives that saying no costs the machine its answers.
+"""Shed load before parsing when refusals starve the workers.
 
-A request that the pool refuses has been read, checked and perhaps answered by the classifier by
-then: milliseconds of the front, which the workers lack where they share its cores. While the pool
-refuses and the front is busy, only some more requests than are answered come in; the others are
-turned away unread. Nobody is turned away while the pool takes everything, however busy the front.
+By the time the pool refuses a request, the front has read and checked it, and perhaps let the
+classifier answer it. That takes milliseconds of processor time, which the workers lack where they
+share the front's cores. So while the pool refuses and the front is busy, only a few more requests
+are admitted than are answered; the others get 503 unread. Nothing is shed while the pool takes
+every request, however busy the front is.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import deque
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve.edge.context import COUNTED_PATHS, request_id_of
-from serve.errors import error_body
+from serve.edge.context import COUNTED_PATHS, refuse, request_id_of
 from serve.metrics import Metrics
 
-BEAT_S = 0.05
-BUSY = 0.4  # share of its time that the front may work before the door is watched
-MEMORY_S = 1.0  # how long a refusal counts, and over how long answers are counted
-MORE = 1.25  # times the answers that come in: the pool refuses the rest, and rises with them
-LEAST_PER_S = 10.0  # come in however few are answered
-BURST_S = 0.1  # of the rate may come at once
+CHECK_INTERVAL_S = 0.05
+BUSY_SHARE = 0.4  # of its time that the front may work before the admission rate is limited
+WINDOW_S = 1.0  # how long a refusal counts, and over how long answers are counted
+HEADROOM = 1.25  # requests admitted for each that is answered; the pool refuses the surplus
+MIN_ADMITTED_PER_S = 10.0  # however few are answered
+BURST_S = 0.1  # seconds' worth of the admission rate that may arrive at once
 RETRY_AFTER_S = 1
-FRONT_BUSY = "front_busy"  # the reason, as it is counted
+FRONT_BUSY = "front_busy"  # the reason, as the metrics count it
 
 
-class Pressure:
-    """How many may come in, from what the pool, the clients and the event loop tell."""
+class AdmissionControl:
+    """Decides how many requests are admitted, from refusals, answers and the event loop's load."""
 
     def __init__(self) -> None:
-        self.watched = False  # whether the door is
-        self._refusing = asyncio.Event()  # there is something to watch for
-        self._refused_at_s = self._turned_at_s = float("-inf")
-        self._answered: deque[float] = deque()
-        self._tokens = self._filled_s = 0.0
+        self.is_limiting = False
+        self._refusing = asyncio.Event()  # set while the pool has refused lately
+        self._refused_at_s = self._shed_at_s = float("-inf")
+        self._answered_at_s: deque[float] = deque()
+        self._tokens = self._filled_at_s = 0.0
 
     def note_refusal(self, now_s: float | None = None) -> None:
         """The pool could not take a request."""
@@ -45,87 +44,73 @@ class Pressure:
         self._refused_at_s = time.monotonic() if now_s is None else now_s
 
     def note_answer(self, now_s: float | None = None) -> None:
-        """A client got a full answer of the model, a kept one among them."""
+        """A client got a full answer of the model, fresh or cached."""
         now_s = time.monotonic() if now_s is None else now_s
-        self._answered.append(now_s)
-        self._forget(now_s)
+        self._answered_at_s.append(now_s)
+        self._forget_old_answers(now_s)
 
-    def beat(self, now_s: float, busy: float) -> None:
-        """Decide whether the door is watched; `busy` is the share of its time the front worked."""
-        if now_s - self._refused_at_s >= MEMORY_S:
-            self.watched = False
-        elif busy > BUSY and not self.watched:
-            self.watched, self._tokens, self._filled_s = True, 0.0, now_s
-            self._turned_at_s = now_s
-        elif now_s - self._turned_at_s >= MEMORY_S:  # what arrives is no more than may come in
-            self.watched = False
+    def update(self, now_s: float, busy_share: float) -> None:
+        """Begin or end limiting; `busy_share` is the share of its time that the front worked."""
+        if now_s - self._refused_at_s >= WINDOW_S:
+            self.is_limiting = False
+        elif busy_share > BUSY_SHARE and not self.is_limiting:
+            self.is_limiting, self._tokens, self._filled_at_s = True, 0.0, now_s
+            self._shed_at_s = now_s
+        elif now_s - self._shed_at_s >= WINDOW_S:  # no more arrive than are admitted anyway
+            self.is_limiting = False
 
     def rate_per_s(self, now_s: float) -> float:
-        """How many requests a second may come in."""
-        self._forget(now_s)
-        return LEAST_PER_S + MORE * len(self._answered) / MEMORY_S
+        """How many requests a second are admitted while limiting."""
+        self._forget_old_answers(now_s)
+        return MIN_ADMITTED_PER_S + HEADROOM * len(self._answered_at_s) / WINDOW_S
 
-    def turns_away(self, now_s: float | None = None) -> bool:
-        """Whether the request that has just arrived is to be turned away."""
-        if not self.watched:
+    def sheds(self, now_s: float | None = None) -> bool:
+        """Whether to shed the request that has just arrived."""
+        if not self.is_limiting:
             return False
         now_s = time.monotonic() if now_s is None else now_s
         rate_per_s = self.rate_per_s(now_s)
-        filled = self._tokens + rate_per_s * (now_s - self._filled_s)
-        self._tokens, self._filled_s = min(filled, max(1.0, rate_per_s * BURST_S)), now_s
+        filled = self._tokens + rate_per_s * (now_s - self._filled_at_s)
+        self._tokens, self._filled_at_s = min(filled, max(1.0, rate_per_s * BURST_S)), now_s
         if self._tokens >= 1:
             self._tokens -= 1
             return False
-        self._turned_at_s = now_s
+        self._shed_at_s = now_s
         return True
 
-    async def keep_beating(self) -> None:
-        """Watch the running event loop until cancelled, while the pool refuses now and then."""
+    async def keep_updating(self) -> None:
+        """Measure the running event loop until cancelled, whenever the pool refuses."""
         while True:
             await self._refusing.wait()
             began_s, began_cpu_s = time.monotonic(), time.thread_time()
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
             now_s = time.monotonic()
-            self.beat(now_s, (time.thread_time() - began_cpu_s) / (now_s - began_s))
-            if now_s - self._refused_at_s >= MEMORY_S:
+            self.update(now_s, (time.thread_time() - began_cpu_s) / (now_s - began_s))
+            if now_s - self._refused_at_s >= WINDOW_S:
                 self._refusing.clear()
 
-    def _forget(self, now_s: float) -> None:
-        while self._answered and self._answered[0] < now_s - MEMORY_S:
-            self._answered.popleft()
+    def _forget_old_answers(self, now_s: float) -> None:
+        while self._answered_at_s and self._answered_at_s[0] < now_s - WINDOW_S:
+            self._answered_at_s.popleft()
 
 
-class Doorman:
-    """ASGI middleware that turns requests for verdicts away with 503, before anything is read."""
+class LoadShedder:
+    """ASGI middleware that answers requests for verdicts with 503 before their body is read."""
 
-    def __init__(self, app: ASGIApp, pressure: Pressure, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, admission: AdmissionControl, metrics: Metrics) -> None:
         self.app = app
-        self._pressure, self._metrics = pressure, metrics
+        self._admission, self._metrics = admission, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        if self._turns_away(scope):
-            self._metrics.shed.labels(FRONT_BUSY).inc()
-            self._metrics.record_end(503, "overloaded", 0.0)
-            await refuse(scope, send)
-        else:
-            await self.app(scope, receive, send)
-
-    def _turns_away(self, scope: Scope) -> bool:
         wants_verdict = scope["type"] == "http" and scope["path"] in COUNTED_PATHS
-        return wants_verdict and self._pressure.turns_away()
-
-
-async def refuse(scope: Scope, send: Send) -> None:
-    """Answer 503 with nothing but what a client needs to try again."""
-    request_id = request_id_of(scope)
-    message = "more requests arrive than can be read: try again later"
-    body = json.dumps(error_body("overloaded", message, request_id)).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"retry-after", str(RETRY_AFTER_S).encode()),
-        (b"x-request-id", request_id.encode()),
-    ]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        if not (wants_verdict and self._admission.sheds()):
+            await self.app(scope, receive, send)
+            return
+        self._metrics.shed.labels(FRONT_BUSY).inc()
+        self._metrics.record_end(503, "overloaded", 0.0)
+        request_id = request_id_of(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        message = "more requests arrive than can be read: try again later"
+        headers = {"Retry-After": str(RETRY_AFTER_S), "X-Request-ID": request_id}
+        await refuse(scope, receive, send, 503, "overloaded", message, headers)

@@ -111,7 +111,7 @@ def test_what_is_known_shows_at_zero() -> None:
     assert b"process_resident_memory_bytes" in metrics.render()
 
 
-def test_every_refusal_of_the_pool_and_at_the_door_is_known() -> None:
+def test_every_reason_to_refuse_or_shed_is_known() -> None:
     tree = ast.parse((ROOT / "serve" / "pool" / "pool.py").read_text(encoding="utf-8"))
     reasons = {
         argument.value
