@@ -38,11 +38,13 @@ TIMED = $(PY) -m curt.stopwatch $(RUN)/timing.json
 EVALUATE = $(PY) -m curt.evaluate @$(CONFIGS)/evaluate.toml --corpus $(RUN)/corpus/test.jsonl
 URL = http://$(HOST):$(PORT)
 PID = $(RUN)/server.pid
-# What the demo serves: the fastest for a model that lies in the cache.
-FORMAT ?= w8a8
+# The recipes of an ONNX Runtime export for CPUs, from compress/onnx/recipes.py: the default first.
+ORT_RECIPES := $(shell $(PYTHON) -m compress.onnx.recipes)
+# What the demo serves.
+FORMAT ?= $(firstword $(ORT_RECIPES))
 ORT = $(RUN)/ort-$(FORMAT)
-# int4 is the default recipe; w8a8, int8, fp32, kquant and rtn have files of their own.
-ORT_RECIPE = configs/demo/compress-ort$(if $(filter-out int4,$1),-$1).toml
+EXPORT_ORT = $(PY) -m compress.onnx.export --cases $(RUN)/corpus/dev.jsonl \
+    --calibration $(RUN)/corpus/train.jsonl
 # What the exported model is used to writing, so that fewer passes write it again.
 LEARN_GUESSES = $(PY) -m compress.onnx.guesses --artifact $1 --out $1 --cases $(RUN)/corpus/train.jsonl
 
@@ -80,22 +82,19 @@ $(RUN)/grpo-none/manifest.json: $(RUN)/warm-start/manifest.json
 	    --model $(RUN)/warm-start --corpus $(RUN)/corpus --out $(RUN)/grpo-none
 
 $(RUN)/ort-%/manifest.json: $(RUN)/grpo-default/manifest.json
-	$(TIMED) ort-$* -- $(PY) -m compress.onnx.export @$(call ORT_RECIPE,$*) \
-	    --model $(RUN)/grpo-default --cases $(RUN)/corpus/dev.jsonl \
-	    --calibration $(RUN)/corpus/train.jsonl --out $(RUN)/ort-$*
+	$(TIMED) ort-$* -- $(EXPORT_ORT) --precision $* \
+	    --model $(RUN)/grpo-default --out $(RUN)/ort-$*
 	$(call LEARN_GUESSES,$(RUN)/ort-$*)
 
 $(RUN)/ort-%-warm-start/manifest.json: $(RUN)/warm-start/manifest.json
-	$(TIMED) ort-$*-warm-start -- $(PY) -m compress.onnx.export @$(call ORT_RECIPE,$*) \
-	    --model $(RUN)/warm-start --cases $(RUN)/corpus/dev.jsonl \
-	    --calibration $(RUN)/corpus/train.jsonl --out $(RUN)/ort-$*-warm-start
+	$(TIMED) ort-$*-warm-start -- $(EXPORT_ORT) --precision $* \
+	    --model $(RUN)/warm-start --out $(RUN)/ort-$*-warm-start
 	$(call LEARN_GUESSES,$(RUN)/ort-$*-warm-start)
 
 # Without the output that lets an engine check guesses: some ways of batching can't read it.
 $(RUN)/ort-%-plain/manifest.json: $(RUN)/grpo-default/manifest.json
-	$(TIMED) ort-$*-plain -- $(PY) -m compress.onnx.export @$(call ORT_RECIPE,$*) --picks false \
-	    --model $(RUN)/grpo-default --cases $(RUN)/corpus/dev.jsonl \
-	    --calibration $(RUN)/corpus/train.jsonl --out $(RUN)/ort-$*-plain
+	$(TIMED) ort-$*-plain -- $(EXPORT_ORT) --precision $* --picks false \
+	    --model $(RUN)/grpo-default --out $(RUN)/ort-$*-plain
 
 $(RUN)/trt-%/manifest.json: $(RUN)/grpo-default/manifest.json
 	$(TIMED) trt-$* -- $(PY) -m compress.tensorrt.export @configs/demo/compress-trt.toml \
@@ -185,12 +184,12 @@ else
 	$(MAKE) --no-print-directory $(RUN)/grpo-default/manifest.json
 endif
 
-ORT_OUT = $(or $(OUT),$(or $(MODEL),$(RUN)/grpo-default)-ort-$(or $(PRECISION),int4))
+ORT_PRECISION = $(or $(PRECISION),$(firstword $(ORT_RECIPES)))
+ORT_OUT = $(or $(OUT),$(or $(MODEL),$(RUN)/grpo-default)-ort-$(ORT_PRECISION))
 .PHONY: export-ort
-export-ort: $(STAMP) ## ONNX Runtime artifact of MODEL=folder (PRECISION=int4|w8a8|int8|fp32|kquant|rtn)
-	$(PY) -m compress.onnx.export @$(call ORT_RECIPE,$(or $(PRECISION),int4)) \
-	    --model $(or $(MODEL),$(RUN)/grpo-default) --cases $(RUN)/corpus/dev.jsonl \
-	    --calibration $(RUN)/corpus/train.jsonl --out $(ORT_OUT)
+export-ort: $(STAMP) ## ONNX Runtime artifact of MODEL=folder (PRECISION=w8a8|int4|int8|kquant|rtn|fp32)
+	$(EXPORT_ORT) --precision $(ORT_PRECISION) \
+	    --model $(or $(MODEL),$(RUN)/grpo-default) --out $(ORT_OUT)
 	$(call LEARN_GUESSES,$(ORT_OUT))
 
 .PHONY: export-trt
@@ -214,10 +213,12 @@ COMPARED = $(RUN)/$(if $(CORPUS),corpus,wide)/test.jsonl
 $(RUN)/wide/test.jsonl: | $(STAMP)
 	$(PY) -m curt.corpus build --train 10 --dev 10 --test 4000 --seed 99 --out $(RUN)/wide
 
+comma := ,
+COMPARED_ORT = $(ORT_RECIPES:%="$(RUN)/ort-%")
 .PHONY: compare
-compare: $(RUN)/ort-w8a8/manifest.json $(RUN)/ort-int4/manifest.json $(RUN)/ort-kquant/manifest.json $(RUN)/ort-rtn/manifest.json $(RUN)/ort-int8/manifest.json $(RUN)/ort-fp32/manifest.json $(COMPARED) ## Every recipe beside its parent: accuracy, size, speed; compare/report.html
+compare: $(ORT_RECIPES:%=$(RUN)/ort-%/manifest.json) $(COMPARED) ## Every recipe beside its parent: accuracy, size, speed; compare/report.html
 	$(PY) -m compress.compare --parent $(RUN)/grpo-default \
-	    --artifacts '["$(RUN)/ort-fp32","$(RUN)/ort-w8a8","$(RUN)/ort-int8","$(RUN)/ort-int4","$(RUN)/ort-kquant","$(RUN)/ort-rtn"]' \
+	    --artifacts '[$(subst " ","$(comma)",$(COMPARED_ORT))]' \
 	    --corpus $(COMPARED) --out $(RUN)/compare
 
 .PHONY: fallback

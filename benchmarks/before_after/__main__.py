@@ -150,7 +150,7 @@ def measure(config: BeforeAfterConfig) -> dict[str, Any]:
 
 def check_same_recipe(first: Path, second: Path) -> None:
     """Raises ValueError naming the settings in which two exports differ."""
-    own = ("precision", "algorithm", "block_size", "accuracy_level", "symmetric", "device")
+    own = ("precision", "block_size", "device")
     left, right = (load_manifest(f, expect="ort-genai").config for f in (first, second))
     if differ := [name for name in own if left.get(name) != right.get(name)]:
         raise ValueError(

@@ -89,14 +89,14 @@ def check_graph_weights(graph: Path, weights: Mapping[str, QuantisedWeight]) -> 
             if not np.array_equal(got, wanted.numpy()):
                 raise ValueError(
                     f"{node.name} holds other {what} than calibration gave: this version of the "
-                    "model builder rounds again; use --algorithm k_quant_mixed"
+                    "model builder rounds again; use --precision kquant"
                 )
         seen.update(modules)
     if seen != set(weights):
         lacking = sorted(set(weights) - seen)
         raise ValueError(
             f"the exported graph lacks {lacking[0]} and {len(lacking) - 1} more of the calibrated "
-            "matrices: use --algorithm k_quant_mixed"
+            "matrices: use --precision kquant"
         )
 
 

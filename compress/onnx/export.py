@@ -1,6 +1,6 @@
 """Export a model folder to ONNX Runtime GenAI, for CPU serving or for CUDA.
 
-    python -m compress.onnx.export @configs/demo/compress-ort.toml --model DIR --out DIR
+    python -m compress.onnx.export --precision int4 --model DIR --out DIR
 
 The artifact is built, its graph checked, its tokenizer compared with the parent's, its distance
 from the parent measured (`parity.json` and the manifest's evaluation), and only then does it
@@ -15,20 +15,16 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from compress.onnx.builder import (
-    Device,
-    Precision,
-    Recipe,
     build_graph,
     check_graph,
     check_model,
@@ -37,14 +33,15 @@ from compress.onnx.builder import (
 )
 from compress.onnx.parity import measure_parity
 from compress.onnx.picks import add_picks
+from compress.onnx.recipes import DEFAULT_RECIPE, RECIPES, Device, Recipe
 from compress.prompts import sample_prompts
 from curt.artifact import Manifest, load_manifest, parent_of, write_artifact
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.corpus.store import read_cases
 from curt.files import write_json
 
 if TYPE_CHECKING:
-    from compress.onnx.gptq import QuantisedWeight
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -69,87 +66,38 @@ class ExportOrtConfig(Config):
     """Where the ONNX Runtime folder goes; an older one there is replaced when all is well."""
     device: Device = "cpu"
     """What will run it. On cuda activations are float16 (float32 with precision fp32)."""
-    precision: Precision = "int4"
-    """Type of the weights. fp16 is for cuda only; activations stay float32 on the CPU, but for
-    w8a8, where they are rounded to eight bits as well (`compress.onnx.w8a8`)."""
-    block_size: int = 32
-    """Weights that share one scale (16, 32, 64, 128 or 256); every weight's input width must be
-    a multiple of it."""
-    algorithm: Literal[
-        "default",
-        "rtn",
-        "rtn_last",
-        "k_quant",
-        "k_quant_last",
-        "k_quant_mixed",
-        "gptq",
-        "gptq_last",
-    ] = "k_quant_mixed"
-    """How int4 weights are rounded; "_last" keeps the output layer at int8, "_mixed" the most
-    sensitive layers too. "gptq" calibrates, and rounds the output layer by k_quant. int8 always
-    uses "default"."""
-    symmetric: bool | None = None
-    """Whether rtn and gptq grids are centred on zero, without zero points; left out, rtn's are
-    and gptq's are not. The other algorithms have grids of their own."""
+    precision: str = DEFAULT_RECIPE
+    """The recipe: one of `compress.onnx.recipes.RECIPES`."""
+    block_size: int | None = None
+    """Weights that share one scale (16, 32, 64, 128 or 256); every weight's input width must be a
+    multiple of it. Left out, the recipe's own."""
     picks: bool = True
     """Let the graph tell its picks for guessed answer tokens (`compress.onnx.picks`); CPU only."""
-    accuracy_level: int = 4
-    """Type in which a quantised product is computed: 4 int8 (fast), 1 float32."""
     max_kl: float = 0.05
     """Refuse an artifact whose mean KL from its parent, in nats a token, is above this."""
-    cases: Path = Path("artifacts/demo/corpus/test.jsonl")
+    cases: Path = Path("artifacts/demo/corpus/dev.jsonl")
     """JSON Lines file of cases to measure parity on."""
     prompts: int = 32
     """How many prompts to measure parity on."""
     continuation_tokens: int = 96
     """Length limit of the parent's greedy continuation of each prompt."""
     calibration: Path = Path("artifacts/demo/corpus/train.jsonl")
-    """JSON Lines file of cases that gptq calibrates on; keep it apart from `cases`."""
+    """JSON Lines file of cases that int4 calibrates on; keep it apart from `cases`."""
     calibration_cases: int = 64
     """How many cases to calibrate on."""
     seed: int = 0
 
-    # Plain integers rather than literals, which a command line's text does not match.
-    @field_validator("block_size")
-    @classmethod
-    def _known_block(cls, value: int) -> int:
-        if value not in (16, 32, 64, 128, 256):
-            raise ValueError("use 16, 32, 64, 128 or 256")
-        return value
-
-    @field_validator("accuracy_level")
-    @classmethod
-    def _known_level(cls, value: int) -> int:
-        if value not in (1, 4):
-            raise ValueError("use 4 (int8) or 1 (float32)")
-        return value
-
     @model_validator(mode="after")
     def _agrees(self) -> ExportOrtConfig:
-        if self.calibrates and self.precision != "int4":
-            raise ValueError(f"algorithm {self.algorithm} rounds to four bits: use precision int4")
-        if self.symmetric is not None and not self.algorithm.startswith(("rtn", "gptq")):
-            raise ValueError(f"symmetric: {self.algorithm} has a grid of its own; leave it out")
+        if self.precision not in RECIPES:
+            raise ValueError(f"precision {self.precision}: use one of {', '.join(RECIPES)}")
+        _ = self.recipe  # refuses a device or a block size that does not suit it
         return self
 
     @property
-    def calibrates(self) -> bool:
-        """Whether weights are rounded on calibration cases rather than by the builder."""
-        return self.algorithm.startswith("gptq")
-
-    @property
     def recipe(self) -> Recipe:
-        """What the model builder is asked for."""
-        return Recipe(
-            precision=self.precision,
-            device=self.device,
-            block_size=self.block_size,
-            # what the builder still rounds of a calibrated model: its output layer
-            algorithm=self.algorithm.replace("gptq", "k_quant"),
-            accuracy_level=self.accuracy_level,
-            symmetric=True if self.symmetric is None else self.symmetric,
-            calibrated=self.calibrates,
-        )
+        """How the artifact is made."""
+        return RECIPES[self.precision](self.device, self.block_size)
 
 
 def export_ort(config: ExportOrtConfig) -> dict[str, float]:
@@ -160,9 +108,9 @@ def export_ort(config: ExportOrtConfig) -> dict[str, float]:
     too far from its parent; OSError when the disk is full; RuntimeError when the model builder
     fails. None of these leaves anything behind.
     """
-    parent = load_manifest(config.model, expect="hf")
-    check_model(config.model, config.recipe)
-    check_room(config.model, config.out, config.recipe)
+    parent, recipe = load_manifest(config.model, expect="hf"), config.recipe
+    check_model(config.model, recipe)
+    check_room(config.model, config.out, recipe)
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(config.model)
@@ -170,22 +118,28 @@ def export_ort(config: ExportOrtConfig) -> dict[str, float]:
     prompts = sample_prompts(cases, tokenizer, parent, config.prompts, config.seed)
 
     row: dict[str, float] = {}  # the manifest's evaluation, filled in before it is written
-    settings = config.model_dump(mode="json")
+    settings = config.model_dump(mode="json") | {"block_size": recipe.block_size}
     with contextlib.ExitStack() as stack:
         source, weights = config.model, None
-        if config.calibrates:
+        if recipe.calibrates:
             from compress.onnx.gptq import hash_prompts
 
             samples = _calibration_prompts(config, tokenizer, parent)
             settings["calibration_sha256"] = hash_prompts(samples)
             source = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            weights = _calibrate(config, samples, source)
+            started = time.perf_counter()
+            weights = recipe.calibrate(config.model, samples, source)
+            log.info("calibrated on %d in %.1f s", len(samples), time.perf_counter() - started)
         describe = _describe(config, parent, settings, row)
         folder = stack.enter_context(write_artifact(config.out, describe))
         started = time.perf_counter()
-        build_graph(source, folder, config.recipe)
+        build_graph(source, folder, recipe)
         log.info("built %s in %.1f s", config.precision, time.perf_counter() - started)
-        counts = _check_build(folder, config.recipe, weights)
+        counts = check_graph(folder, recipe)
+        if weights is not None:
+            from compress.onnx.checkpoint import check_graph_weights
+
+            check_graph_weights(folder / "model.onnx", weights)
         if config.picks and config.device == "cpu":
             add_picks(folder / "model.onnx")
         with _runnable(config, source, folder) as runnable:
@@ -200,7 +154,7 @@ def export_ort(config: ExportOrtConfig) -> dict[str, float]:
         if not row["kl"] <= config.max_kl:
             raise ValueError(
                 f"{config.precision} is {row['kl']:.4g} nats a token from its parent, more than "
-                f"max_kl {config.max_kl}: use a smaller block_size, another algorithm or int8"
+                f"max_kl {config.max_kl}: use a smaller block_size or another precision"
             )
         write_json(folder / PARITY, row)
     return row
@@ -214,7 +168,7 @@ def _describe(
 ) -> dict[str, Any]:
     return {
         "format": "ort-genai",
-        "precision": config.precision,
+        "precision": config.recipe.precision,
         "stage": "export_ort",
         "base": parent.base,
         "parent": parent_of(config.model),
@@ -246,35 +200,6 @@ def _calibration_prompts(
         cases, tokenizer, parent, config.calibration_cases, config.seed, with_completion=True
     )
     return [sample[:limit] for sample in samples]
-
-
-def _calibrate(
-    config: ExportOrtConfig, samples: Sequence[list[int]], folder: Path
-) -> Mapping[str, QuantisedWeight]:
-    """Write a quantised checkpoint into `folder` for the builder to take over as it is."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from compress.onnx.checkpoint import write_gptq_checkpoint
-    from compress.onnx.gptq import quantise_model
-
-    started = time.perf_counter()
-    model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
-    weights = quantise_model(model, samples, config.block_size, symmetric=bool(config.symmetric))
-    write_gptq_checkpoint(config.model, weights, folder)
-    log.info("calibrated on %d cases in %.1f s", len(samples), time.perf_counter() - started)
-    return weights
-
-
-def _check_build(
-    folder: Path, recipe: Recipe, weights: Mapping[str, QuantisedWeight] | None
-) -> dict[str, float]:
-    counts = check_graph(folder, recipe)
-    if weights is not None:
-        from compress.onnx.checkpoint import check_graph_weights
-
-        check_graph_weights(folder / "model.onnx", weights)
-    return counts
 
 
 @contextlib.contextmanager
@@ -318,19 +243,14 @@ def _check_tokenizers(folder: Path, parent: Any, prompts: Sequence[list[int]]) -
                 )
 
 
-def main(argv: list[str] | None = None) -> None:
+def work(config: ExportOrtConfig) -> None:
     """Export as the configuration says."""
-    config = load_config(ExportOrtConfig, argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    try:
-        export_ort(config)
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    export_ort(config)
     log.info("%s is ready", config.out)
 
 
 if __name__ == "__main__":
-    main()
+    run(ExportOrtConfig, work, expected=(OSError, RuntimeError, ValueError))

@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 
 BITS = 4
 MAX_CODE = 2**BITS - 1
-MIDDLE = 2 ** (BITS - 1)  # the zero point of a symmetric grid
 # Matrices of a decoder layer that read the same input are rounded together, in order of use.
 GROUPS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -68,7 +67,6 @@ def quantise_weight(
     hessian: Tensor,
     block_size: int,
     *,
-    symmetric: bool = False,
     damping: float = 0.01,
 ) -> QuantisedWeight:
     """Quantise `weight` (N, K) by GPTQ for inputs whose mean outer product is `hessian` (K, K).
@@ -96,7 +94,7 @@ def quantise_weight(
             block, offset = divmod(column, block_size)
             if offset == 0:
                 part = slice(column, column + block_size)
-                scale, zero = _find_grid(weight[:, part].float(), importance[part], symmetric)
+                scale, zero = _find_grid(weight[:, part].float(), importance[part])
                 scales[:, block], zeros[:, block] = scale[:, 0], zero[:, 0].byte()
             scale_c, zero_c = scales[:, block].double(), zeros[:, block].double()
             code = (torch.round(weight[:, column] / scale_c) + zero_c).clamp(0, MAX_CODE)
@@ -113,7 +111,6 @@ def quantise_model(
     prompts: Sequence[Sequence[int]],
     block_size: int,
     *,
-    symmetric: bool = False,
     damping: float = 0.01,
 ) -> dict[str, QuantisedWeight]:
     """Quantise the matrices of every decoder layer of a causal language model, in place.
@@ -144,11 +141,7 @@ def quantise_model(
                 hessian = _hessian(layer, linears[group[0]], states, contexts[index])
                 for name in group:
                     weight = quantise_weight(
-                        linears[name].weight,
-                        hessian,
-                        block_size,
-                        symmetric=symmetric,
-                        damping=damping,
+                        linears[name].weight, hessian, block_size, damping=damping
                     )
                     linears[name].weight.copy_(weight.dequantise())
                     quantised[f"model.layers.{index}.{name}"] = weight
@@ -175,7 +168,7 @@ def _count_blocks(width: int, block_size: int) -> int:
     return width // block_size
 
 
-def _find_grid(part: Tensor, importance: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+def _find_grid(part: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
     """The scale and zero point, each (N, 1), that lose least over a block `part` (N, block).
 
     Candidates span a share of the block's range: clipping a lone large value often costs less
@@ -183,22 +176,13 @@ def _find_grid(part: Tensor, importance: Tensor, symmetric: bool) -> tuple[Tenso
     """
     low = part.amin(1, keepdim=True).clamp(max=0)
     high = part.amax(1, keepdim=True).clamp(min=0)
-    if symmetric:
-        # codes reach from -8 to 7: fit the side that is larger, signed or not
-        high = torch.maximum(high, -low)
-        low = -high
     best = torch.full_like(low, torch.inf)
-    best_scale, best_zero = torch.ones_like(low), torch.full_like(low, float(MIDDLE))
+    best_scale, best_zero = torch.ones_like(low), torch.zeros_like(low)
     for shrink in _SHRINKS:
-        span = 2 * high / MAX_CODE if symmetric else (high - low) / MAX_CODE
         # float16 now, so that what is rounded to is exactly what every backend multiplies by
-        scale = (span * shrink).half().float()
+        scale = ((high - low) / MAX_CODE * shrink).half().float()
         scale = torch.where(scale < _MIN_SCALE, _MIN_SCALE, scale)
-        zero = (
-            torch.full_like(low, float(MIDDLE))
-            if symmetric
-            else torch.round(-low * shrink / scale).clamp(0, MAX_CODE)
-        )
+        zero = torch.round(-low * shrink / scale).clamp(0, MAX_CODE)
         codes = (torch.round(part / scale) + zero).clamp(0, MAX_CODE)
         error = ((scale * (codes - zero) - part) ** 2 * importance).sum(1, keepdim=True)
         better = error < best
@@ -224,7 +208,7 @@ def _decoder_layers(model: nn.Module) -> nn.ModuleList:
     if not isinstance(layers, nn.ModuleList) or not layers:
         raise ValueError(
             f"{type(model).__name__} has no model.layers: GPTQ here takes Llama- and Qwen-like "
-            "models; use --algorithm k_quant_mixed"
+            "models; use --precision kquant"
         )
     for layer in layers:
         _linears(layer)
@@ -238,7 +222,7 @@ def _linears(layer: nn.Module) -> dict[str, nn.Linear]:
         odd = sorted(found.keys() ^ expected)
         raise ValueError(
             f"a decoder layer differs from Llama's and Qwen's in {', '.join(odd)}: use "
-            "--algorithm k_quant_mixed"
+            "--precision kquant"
         )
     return found
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from compress.onnx.recipes import RECIPES
 from curt.artifact import load_manifest, write_artifact
 from curt.config import Config, load_config
 from curt.corpus.store import read_cases
@@ -28,8 +29,6 @@ from curt.engines.onnx.guesses import GUESSES, LEAST_CHANCE, learn_guesses, writ
 from curt.engines.protocol import Request
 
 log = logging.getLogger(__name__)
-
-_BOLD = {"w8a8": 0.25}  # where a token more in a pass costs an eighth of a pass rather than a third
 
 
 class GuessesConfig(Config):
@@ -74,7 +73,9 @@ def make_artifact(config: GuessesConfig) -> int:
     facts = [case.fact for case in list(read_cases(config.cases))[: config.count]]
     (close,) = engine.tokenizer.encode(THINK_END)
     learnt = learn_guesses(learn(engine, facts), close)
-    least_chance = config.least_chance or _BOLD.get(manifest.precision, LEAST_CHANCE)
+    recipe = RECIPES.get(manifest.precision)
+    own = recipe.least_chance if recipe else None
+    least_chance = config.least_chance or own or LEAST_CHANCE
     if not learnt:
         log.warning("no phrase comes up often enough in %d completions: use more cases", len(facts))
     with write_artifact(

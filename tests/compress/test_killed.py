@@ -42,7 +42,7 @@ def commands(model: Path, cases: Path, generated: Path) -> dict[str, list[str]]:
     case = str(cases)
     return {
         "export_ort": ["--model", str(model), "--cases", case, "--calibration", case,
-                       "--prompts", "4", "--algorithm", "gptq", "--calibration_cases", "8",
+                       "--prompts", "4", "--precision", "int4", "--calibration_cases", "8",
                        "--max_kl", "9"],
         "export_trt": ["--model", str(model), "--cases", case, "--precision", "fp8",
                        "--calibration_cases", "8", "--compared_cases", "2",

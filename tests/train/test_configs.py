@@ -28,12 +28,6 @@ DEMO = {
     "sft": SFTConfig,
     "grpo": GRPOSettings,
     "evaluate": EvaluateConfig,
-    "compress-ort": ExportOrtConfig,
-    "compress-ort-fp32": ExportOrtConfig,
-    "compress-ort-int8": ExportOrtConfig,
-    "compress-ort-kquant": ExportOrtConfig,
-    "compress-ort-rtn": ExportOrtConfig,
-    "compress-ort-w8a8": ExportOrtConfig,
     "compress-trt": ExportTrtConfig,
     "compress-prune": PruneConfig,
     "compress-recover": DistillConfig,
@@ -41,6 +35,7 @@ DEMO = {
 }
 CLASSES = {
     **DEMO,
+    "compress-ort": ExportOrtConfig,
     "pure-rl-judge": GRPOSettings,
     "sft-lora": SFTConfig,
     "grpo-lora": GRPOSettings,
@@ -48,7 +43,7 @@ CLASSES = {
 }
 GIVEN = {
     "evaluate": ["--model", "m", "--out", "o.json"],
-    **{name: ["--model", "m", "--out", "o"] for name in DEMO if name.startswith("compress-")},
+    **{name: ["--model", "m", "--out", "o"] for name in CLASSES if name.startswith("compress-")},
     "compress-recover": ["--teacher", "t", "--student", "s", "--data", "d", "--out", "o"],
     "compress-student": ["--teacher", "t", "--data", "d", "--out", "o"],
 }

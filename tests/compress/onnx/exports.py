@@ -87,6 +87,8 @@ def export(model: Path, out: Path, precision: str = "fp32", picks: bool = False)
         precision=precision,
         picks=picks,
         cases=cases,
+        calibration=cases,
+        calibration_cases=4,
         prompts=4,
         continuation_tokens=24,
         max_kl=1.0,

@@ -7,7 +7,6 @@ import resource
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ import pytest
 from onnx import numpy_helper
 
 from compress.onnx.builder import (
-    Recipe,
     build_graph,
     check_graph,
     check_model,
@@ -24,11 +22,9 @@ from compress.onnx.builder import (
     check_same_weights,
 )
 from compress.onnx.export import ExportOrtConfig, export_ort
+from compress.onnx.recipes import Fp16, Fp32, Int4, Int8, KQuant, Recipe, Rtn
 from curt.artifact import load_manifest
-from curt.config import load_config
 from tests.compress.onnx.exports import write_cases
-
-INT4 = Recipe("int4", "cpu", 32, "k_quant", accuracy_level=4, symmetric=True)
 
 
 def shaped(folder: Path, micro: Path, **changes: object) -> Path:
@@ -41,12 +37,12 @@ def shaped(folder: Path, micro: Path, **changes: object) -> Path:
 
 def test_what_the_builder_can_make_is_let_through(micro_model: Path) -> None:
     for recipe in (
-        INT4,
-        replace(INT4, precision="int8", algorithm="default"),
-        replace(INT4, precision="fp32", block_size=256),
-        replace(INT4, precision="fp16", device="cuda"),
-        replace(INT4, block_size=128, algorithm="rtn"),
-        replace(INT4, block_size=128, algorithm="k_quant_last", calibrated=True),
+        KQuant(),
+        Int8(),
+        Fp32(),
+        Fp16("cuda"),
+        Rtn(block_size=128),
+        Int4(block_size=128),
     ):
         check_model(micro_model, recipe)
 
@@ -58,7 +54,7 @@ def test_an_unsupported_architecture_is_named(
     model = shaped(tmp_path, micro_model, architectures=names)
     named = names[0] if names else "none"
     with pytest.raises(ValueError, match=rf"architecture {named} .*use one of .*Qwen3ForCausalLM"):
-        check_model(model, INT4)
+        check_model(model, Int4())
 
 
 @pytest.mark.parametrize(
@@ -74,63 +70,29 @@ def test_a_width_that_blocks_do_not_divide_names_a_size_that_does(
     micro_model: Path, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        check_model(shaped(tmp_path, micro_model, **changes), INT4)
+        check_model(shaped(tmp_path, micro_model, **changes), Int4())
 
 
 def test_an_odd_number_of_blocks_is_refused_only_where_zero_points_are_packed(
     micro_model: Path, tmp_path: Path
 ) -> None:
     model = shaped(tmp_path, micro_model, hidden_size=192)
-    odd = replace(INT4, block_size=64)
-    for recipe in (odd, replace(odd, algorithm="rtn", symmetric=False)):
-        with pytest.raises(
-            ValueError, match=r"hidden_size 192 makes 3 blocks of 64.*block_size 32"
-        ):
-            check_model(model, recipe)
-    check_model(model, replace(odd, algorithm="rtn"))
-    check_model(model, replace(odd, algorithm="k_quant_last", calibrated=True))
-    with pytest.raises(ValueError, match="gptq_last"):
-        check_model(model, replace(odd, calibrated=True))
-
-
-def test_float16_on_the_cpu_is_refused_with_its_reason(micro_model: Path) -> None:
-    with pytest.raises(ValueError, match=r"fp16 on cpu: .*no float16 kernel.*--device cuda"):
-        check_model(micro_model, replace(INT4, precision="fp16"))
+    message = r"hidden_size 192 makes 3 blocks of 64.*block_size 32 or precision int4"
+    with pytest.raises(ValueError, match=message):
+        check_model(model, KQuant(block_size=64))
+    for recipe in (Rtn(), Int4(block_size=64), Int8()):
+        check_model(model, recipe)
 
 
 def test_a_disk_without_room_is_named_before_any_work(micro_model: Path, tmp_path: Path) -> None:
     model = shaped(tmp_path / "model", micro_model)
     with open(model / "model.safetensors", "wb") as file:
         file.truncate(1 << 43)  # eight tebibytes that take no room themselves
-    recipe = replace(INT4, precision="fp32")
+    recipe = Fp32()
     with pytest.raises(OSError, match=r"fp32 needs about 8796094 MB .* MB free: .*--out") as full:
         check_room(model, tmp_path / "not" / "yet" / "out", recipe)
     assert full.value.errno == errno.ENOSPC
-    check_room(micro_model, tmp_path / "out", INT4)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--algorithm", "gptq", "--precision", "int8"], "use precision int4"),
-        (["--algorithm", "k_quant", "--symmetric", "true"], "leave it out"),
-        (["--device", "tpu"], "device"),
-    ],
-)
-def test_settings_that_disagree_are_refused(arguments: list[str], message: str) -> None:
-    with pytest.raises(SystemExit, match=message):
-        load_config(ExportOrtConfig, ["--model", "m", "--out", "o", *arguments])
-
-
-def test_a_recipe_asks_the_builder_for_what_is_left_to_round() -> None:
-    config = load_config(
-        ExportOrtConfig, ["--model", "m", "--out", "o", "--algorithm", "gptq_last"]
-    )
-    assert (config.recipe.algorithm, config.recipe.calibrated) == ("k_quant_last", True)
-    plain = load_config(
-        ExportOrtConfig, ["--model", "m", "--out", "o", "--algorithm", "rtn", "--symmetric", "no"]
-    )
-    assert (plain.recipe.algorithm, plain.recipe.symmetric) == ("rtn", False)
+    check_room(micro_model, tmp_path / "out", Int4())
 
 
 @pytest.mark.slow
@@ -138,6 +100,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(micro_model: Path, tmp_path:
     """A file size limit stands in for the full disk: the same write fails, later than the check."""
     cases = write_cases(tmp_path / "cases.jsonl")
     command = [sys.executable, "-m", "compress.onnx.export", "--model", str(micro_model)]
+    command += ["--precision", "kquant"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "out"), "--cases", str(cases)],
         capture_output=True,
@@ -161,7 +124,7 @@ def cuda(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         model=micro_model,
         out=folder / "out",
         device="cuda",
-        algorithm="gptq_last",
+        precision="int4",
         cases=write_cases(folder / "cases.jsonl"),
         calibration=write_cases(folder / "calibration.jsonl"),
         prompts=2,
@@ -189,21 +152,18 @@ def test_a_cuda_export_is_for_cuda_and_near_its_parent(cuda: Path, micro_model: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("recipe", "message"),
     [
-        ({"device": "cpu"}, r"for providers \['cuda'\], not \[\]"),
-        ({"precision": "fp16"}, "11 quantised and 0 other matrices in a graph of fp16"),
-        ({"block_size": 64}, "has blocks of 32, not 64"),
-        ({"precision": "fp32"}, "the logits are not FLOAT"),
+        (Int4("cpu"), r"for providers \['cuda'\], not \[\]"),
+        (Fp16("cuda"), "11 quantised and 0 other matrices in a graph of fp16"),
+        (Int4("cuda", 64), "has blocks of 32, not 64"),
+        (Fp32("cuda"), "the logits are not FLOAT"),
     ],
 )
-def test_a_graph_of_another_kind_is_refused(
-    cuda: Path, changes: dict[str, object], message: str
-) -> None:
-    recipe = replace(INT4, device="cuda")
-    check_graph(cuda, recipe)
+def test_a_graph_of_another_kind_is_refused(cuda: Path, recipe: Recipe, message: str) -> None:
+    check_graph(cuda, Int4("cuda"))
     with pytest.raises(ValueError, match=message):
-        check_graph(cuda, replace(recipe, **changes))
+        check_graph(cuda, recipe)
 
 
 def edit(source: Path, folder: Path, change: object) -> Path:
@@ -227,7 +187,7 @@ def test_damaged_weights_and_wires_are_found(cuda: Path, tmp_path: Path) -> None
     def unplug(graph: onnx.GraphProto) -> None:
         graph.node[-1].input[0] = "nowhere"
 
-    recipe = replace(INT4, device="cuda")
+    recipe = Int4("cuda")
     with pytest.raises(ValueError, match=r"o_proj.* left the range of float16"):
         check_graph(edit(cuda, tmp_path / "a", overflow), recipe)
     with pytest.raises(ValueError, match="reads nowhere"):
@@ -238,12 +198,11 @@ def test_damaged_weights_and_wires_are_found(cuda: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["int8", "fp32"])
+@pytest.mark.parametrize("recipe", [Int8(block_size=32), Fp32()])
 def test_cpu_graphs_are_of_the_precision_asked_for(
-    micro_model: Path, tmp_path: Path, precision: str
+    micro_model: Path, tmp_path: Path, recipe: Recipe
 ) -> None:
-    recipe = replace(INT4, precision=precision, algorithm="default")
     build_graph(micro_model, tmp_path, recipe)
     row = check_graph(tmp_path, recipe)
-    assert bool(row["graph_quantised_matrices"]) is (precision == "int8")
+    assert bool(row["graph_quantised_matrices"]) is (recipe.precision == "int8")
     assert 8 < row.get("graph_bits_per_weight", 9) < 10

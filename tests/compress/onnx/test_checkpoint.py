@@ -11,11 +11,12 @@ from onnx import numpy_helper
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from compress.onnx.builder import Recipe, build_graph
+from compress.onnx.builder import build_graph
 from compress.onnx.checkpoint import check_graph_weights, write_gptq_checkpoint
 from compress.onnx.export import ExportOrtConfig, export_ort
 from compress.onnx.gptq import QuantisedWeight, hash_prompts, quantise_model
 from compress.onnx.plain import PlainModel
+from compress.onnx.recipes import Int4
 from compress.prompts import sample_prompts
 from curt.artifact import load_manifest, write_artifact
 from curt.corpus.store import read_cases
@@ -23,14 +24,20 @@ from tests.compress.onnx.exports import make_untied_model, write_cases
 from tests.compress.onnx.nearest import round_to_nearest
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 30, 31, 12] * 4, [40, 41, 42, 43, 6, 5, 7] * 5]
-RECIPE = Recipe(
-    "int4", "cpu", 32, "k_quant_last", accuracy_level=1, symmetric=True, calibrated=True
-)
 
 
-def quantise(model: Path, symmetric: bool = False) -> dict[str, QuantisedWeight]:
+class Exact(Int4):
+    """Products in float32, so that the graph's values show."""
+
+    accuracy_level = 1
+
+
+RECIPE = Exact()
+
+
+def quantise(model: Path) -> dict[str, QuantisedWeight]:
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    return quantise_model(loaded, PROMPTS, 32, symmetric=symmetric)
+    return quantise_model(loaded, PROMPTS, 32)
 
 
 def test_the_checkpoint_spells_what_the_builder_reads(micro_model: Path, tmp_path: Path) -> None:
@@ -67,14 +74,13 @@ def test_weights_of_two_block_sizes_are_refused(micro_model: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("symmetric", [False, True])
 def test_the_graph_computes_with_exactly_the_calibrated_values(
-    micro_model: Path, tmp_path: Path, symmetric: bool
+    micro_model: Path, tmp_path: Path
 ) -> None:
     """Down to the logits, of an untied model, so that its output layer is the builder's own."""
     model = make_untied_model(tmp_path / "model", micro_model)
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    weights = quantise_model(loaded, PROMPTS, 32, symmetric=symmetric)
+    weights = quantise_model(loaded, PROMPTS, 32)
     write_gptq_checkpoint(model, weights, tmp_path / "checkpoint")
     build_graph(tmp_path / "checkpoint", tmp_path / "out", RECIPE)
     check_graph_weights(tmp_path / "out" / "model.onnx", weights)
@@ -135,7 +141,7 @@ def test_biases_of_qwen2_survive(micro_model: Path, tmp_path: Path) -> None:
 
 def config_for(model: Path, folder: Path, **changes: object) -> ExportOrtConfig:
     settings: dict[str, object] = {
-        "algorithm": "gptq",
+        "precision": "int4",
         "cases": write_cases(folder / "cases.jsonl"),
         "calibration": write_cases(folder / "calibration.jsonl", 5),
         "calibration_cases": 4,
@@ -174,6 +180,6 @@ def test_the_manifest_says_what_was_calibrated_on(micro_model: Path, tmp_path: P
         with_completion=True,
     )
     assert manifest.config["calibration_sha256"] == hash_prompts(samples)
-    assert manifest.config["algorithm"] == "gptq"
+    assert manifest.config["precision"] == "int4"
     assert manifest.evaluation == row
     assert 4 < row["graph_bits_per_weight"] < 5.2  # four, a float32 scale and a zero point each 32

@@ -23,7 +23,7 @@ from curt.engines.protocol import Request
 from tests.compress.onnx.exports import export, write_cases
 from tests.micro import FACTS
 
-SHIPPED = "@configs/demo/compress-ort.toml"
+GIVEN = ["--model", "m", "--out", "o"]
 
 
 def make_config(model: Path, out: Path, **settings: object) -> ExportOrtConfig:
@@ -33,25 +33,24 @@ def make_config(model: Path, out: Path, **settings: object) -> ExportOrtConfig:
     )
 
 
-def test_the_shipped_settings_are_read() -> None:
-    config = load_config(ExportOrtConfig, [SHIPPED, "--model", "m", "--out", "o"])
-    assert (config.precision, config.algorithm) == ("int4", "gptq_last")
-    changed = load_config(
-        ExportOrtConfig, [SHIPPED, "--model", "m", "--out", "o", "--block_size", "64"]
-    )
-    assert changed.block_size == 64
-
-
 @pytest.mark.parametrize(
-    ("key", "value"), [("block_size", "48"), ("accuracy_level", "2"), ("precision", "int3")]
+    ("arguments", "message"),
+    [
+        (["--precision", "int4", "--block_size", "48"], "block_size 48: use one of"),
+        (["--precision", "int3"], "precision int3: use one of w8a8, int4"),
+        (["--block_size", "32"], "w8a8 has no blocks of weights: leave block_size out"),
+        (["--device", "cuda"], r"w8a8 on cuda: .*export to TensorRT-LLM in fp8"),
+        (["--precision", "fp16"], r"fp16 on cpu: .*no float16 kernel.*--device cuda"),
+        (["--device", "tpu"], "device"),
+    ],
 )
-def test_unknown_settings_are_refused(key: str, value: str) -> None:
-    with pytest.raises(SystemExit, match=key):
-        load_config(ExportOrtConfig, [SHIPPED, "--model", "m", "--out", "o", f"--{key}", value])
+def test_settings_that_disagree_are_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        load_config(ExportOrtConfig, [*GIVEN, *arguments])
 
 
 def test_a_width_that_blocks_do_not_divide_is_refused(micro_model: Path, tmp_path: Path) -> None:
-    config = make_config(micro_model, tmp_path / "out", block_size=256)
+    config = make_config(micro_model, tmp_path / "out", precision="int4", block_size=256)
     with pytest.raises(ValueError, match="hidden_size 128"):
         export_ort(config)
     assert not config.out.exists()

@@ -3,7 +3,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from dataclasses import replace
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,19 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from compress.onnx.builder import Recipe, check_graph, check_model
+from compress.onnx.builder import check_graph, check_model
 from compress.onnx.export import ExportOrtConfig
 from compress.onnx.guesses import GuessesConfig, make_artifact
-from compress.onnx.w8a8 import INTEGER_PRODUCT, quantise_activations
+from compress.onnx.recipes import (
+    DEFAULT_RECIPE,
+    INTEGER_PRODUCT,
+    RECIPES,
+    W8A8,
+    Int4,
+    Rtn,
+    quantise_activations,
+)
 from curt.artifact import load_manifest
-from curt.config import load_config
 from curt.engines.onnx.engine import OrtEngine
 from curt.engines.onnx.graph import open_graph
 from curt.engines.onnx.guesses import GUESSES
@@ -24,7 +32,7 @@ from curt.engines.protocol import Request
 from tests.compress.onnx.exports import export, write_cases
 from tests.micro import FACTS
 
-W8A8 = Recipe("w8a8", "cpu", 32, "default", accuracy_level=4, symmetric=True)
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +45,35 @@ def whole(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(micro_model, tmp_path_factory.mktemp("export") / "fp32", "fp32", picks=True)
 
 
-def test_the_shipped_settings_are_read() -> None:
-    shipped = "@configs/demo/compress-ort-w8a8.toml"
-    config = load_config(ExportOrtConfig, [shipped, "--model", "m", "--out", "o"])
-    assert (config.precision, config.device) == ("w8a8", "cpu")
+def test_the_default_is_one_for_the_export_and_the_makefile() -> None:
+    assert DEFAULT_RECIPE == "w8a8"
+    assert ExportOrtConfig(model=ROOT, out=ROOT).precision == DEFAULT_RECIPE
+    for variable, expected in (("FORMAT", "w8a8"), ("ORT_PRECISION", "w8a8")):
+        rule = f"tell-it:\n\t@echo $({variable})\ninclude Makefile\n"
+        told = subprocess.run(
+            ["make", "-s", "-f", "-", "tell-it", f"PYTHON={sys.executable}"],
+            input=rule, cwd=ROOT, text=True, capture_output=True, check=True,
+        )  # fmt: skip
+        assert told.stdout.split() == [expected]
 
 
-def test_it_is_for_the_processor_alone_and_takes_any_width(micro_model: Path) -> None:
-    check_model(micro_model, replace(W8A8, block_size=256))
-    with pytest.raises(ValueError, match=r"w8a8 on cuda.*fp8"):
-        check_model(micro_model, replace(W8A8, device="cuda"))
+def test_the_makefile_compares_every_recipe_that_a_cpu_serves() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "compress.onnx.recipes"], cwd=ROOT, text=True, capture_output=True,
+        check=True,
+    )  # fmt: skip
+    assert told.stdout.split() == [name for name in RECIPES if name != "fp16"]
+
+
+def test_a_recipe_asks_the_builder_for_what_is_left_to_round() -> None:
+    assert "algo_config=k_quant_last" in Int4().builder_options()
+    assert {"algo_config=rtn", "block_size=64"} <= set(Rtn().builder_options())
+    assert {"block_size=128"} <= set(Rtn(block_size=128).builder_options())
+    assert W8A8().builder_options() == []
+
+
+def test_integer_products_take_any_width(micro_model: Path) -> None:
+    check_model(micro_model, W8A8())
 
 
 @pytest.mark.slow
@@ -119,8 +146,8 @@ def test_a_graph_without_products_is_refused_and_logging_left_as_it_was(
     copy = tmp_path / "copy"
     shutil.copytree(whole, copy)
     with pytest.raises(ValueError, match="quantised and"):
-        check_graph(copy, W8A8)
+        check_graph(copy, W8A8())
     before = logging.root.manager.disable
     quantise_activations(copy / "model.onnx")
     assert logging.root.manager.disable == before
-    assert check_graph(copy, W8A8)["graph_quantised_matrices"] > 0
+    assert check_graph(copy, W8A8())["graph_quantised_matrices"] > 0
