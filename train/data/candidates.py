@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import chain, groupby
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
-
-from curt.files import read_json_lines
-from train.data.trajectories import Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,71 +36,7 @@ class Candidate:
         }
 
 
-FIELDS = ("prompt", "completion", "reward", "exact", "thinking_tokens", "source")
-ROWS_AT_ONCE = 1000
 CandidateGroup = Sequence[Candidate]
-_OWN = ("prompt", "completion", "reward", "exact", "thinking_tokens", "checkpoint_sha256")
-_REWARDS = {"reward_raw": "raw", "reward_weighted": "weighted"}
-
-
-def from_rollouts(groups: Iterable[Sequence[Rollout]]) -> Iterator[list[Candidate]]:
-    """Groups of a GRPO run; rewards become columns `raw_charge`, `weighted_charge`."""
-    for group in groups:
-        yield [_from_rollout(rollout) for rollout in group]
-
-
-def _from_rollout(rollout: Rollout) -> Candidate:
-    row = asdict(rollout)
-    columns = {name: row[name] for name in row if name not in (*_OWN, *_REWARDS)}
-    for name, prefix in _REWARDS.items():
-        columns |= {f"{prefix}_{reward}": value for reward, value in row[name].items()}
-    return Candidate(
-        prompt=rollout.prompt,
-        completion=rollout.completion,
-        reward=rollout.reward,
-        exact=bool(rollout.exact),
-        thinking_tokens=rollout.thinking_tokens,
-        source=f"{rollout.checkpoint_sha256[:12]}+{rollout.step - 1}",
-        columns=columns,
-    )
-
-
-def from_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Candidate]]:
-    """Groups of candidates from rows of `Candidate.to_row`; inverse of it.
-
-    Neighbours of one prompt are a group, or those of one step and group where rows name them.
-    """
-
-    def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-        return row["prompt"], row.get("step"), row.get("group")
-
-    for _, members in groupby(rows, key=key):
-        yield [
-            Candidate(
-                **{name: row[name] for name in FIELDS},
-                columns={name: value for name, value in row.items() if name not in FIELDS},
-            )
-            for row in members
-        ]
-
-
-def read_own(path: Path) -> Iterator[list[Candidate]] | None:
-    """Groups of a file of such rows (.jsonl or .parquet); None when it is no such file."""
-    if not path.is_file() or path.suffix not in (".jsonl", ".parquet"):
-        return None
-    rows = _read_table(path) if path.suffix == ".parquet" else read_json_lines(path)
-    first = next(rows, None)
-    if first is None or not set(FIELDS) <= first.keys():
-        return None
-    return from_rows(chain([first], rows))
-
-
-def _read_table(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(ROWS_AT_ONCE):
-            yield from batch.to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} can't be read ({error}): give a whole file") from error
 
 
 class Range(BaseModel):

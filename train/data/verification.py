@@ -1,4 +1,4 @@
-"""Which distilled reasoning is fit to be learned from: named checks of a completion.
+"""Decide by named checks whether a completion is fit to train on.
 
 | check | holds when |
 |---|---|
@@ -19,9 +19,9 @@ and `tier`, are None as well where the reference fails them itself: courts sente
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,12 +31,12 @@ from curt.law.legality import cited_articles, has_basis, is_in_tier
 from curt.law.verdict import Verdict
 from curt.scores.metrics import cail_term_score, judge_term_score, set_f1
 from curt.scores.reasoning import check_arithmetic, check_conclusions, count_steps
+from train.judge import Grade, Task
 
 CheckName = Literal[
     "readable", "charge", "article", "term", "statutes", "tier", "arithmetic", "conclusion",
     "steps", "repetition",
 ]  # fmt: skip
-JudgeTask = Literal["charge", "article", "ruling", "term"]
 
 CHECKS: tuple[CheckName, ...] = get_args(CheckName)
 REASONING_CHECKS: tuple[CheckName, ...] = ("arithmetic", "conclusion", "steps", "repetition")
@@ -55,24 +55,6 @@ REASONS: Mapping[str, str] = {
 """Why a completion is rejected: that of the first check it fails, in this order."""
 JUDGE_PREFIX = "judge_"
 JUDGE_DISAGREES, JUDGE_FAILED = "the judge disagrees", "the judge gave no grade"
-
-
-class JudgedGrade(Protocol):
-    """What a judge says: a level (full, partial, wrong, undecided) or an error in months."""
-
-    @property
-    def level(self) -> str | None:
-        """How far the answer is right."""
-        ...
-
-    @property
-    def error_months(self) -> int | None:
-        """How far a term is off."""
-        ...
-
-
-Judge = Callable[[JudgeTask, Completion, Verdict], JudgedGrade | None]
-"""Grades a task of a completion against the reference; None where it failed."""
 
 
 class VerificationSettings(BaseModel):
@@ -94,7 +76,7 @@ class VerificationSettings(BaseModel):
     """Fewest steps of reasoning."""
     max_repetition: float = Field(MOST_REPETITION, ge=0, le=1)
     """Largest share of 8-grams (characters) of the reasoning that came before."""
-    judge_tasks: tuple[JudgeTask, ...] = ("ruling",)
+    judge_tasks: tuple[Task, ...] = ("ruling",)
     """What a judge, where there is one, is asked about."""
     judge_level: Literal["partial", "full"] = "full"
     """Least level of a judge's grade."""
@@ -104,7 +86,7 @@ class VerificationSettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Outcome of every check, and what follows from it; `reason` is empty when accepted."""
+    """The result of every check, and whether they accept; `reason` is empty when they do."""
 
     accepted: bool
     checks: Mapping[str, bool | None]
@@ -112,16 +94,9 @@ class Verification:
 
 
 def verify(
-    completion: Completion,
-    reference: Verdict,
-    settings: VerificationSettings,
-    judge: Judge | None = None,
+    completion: Completion, reference: Verdict, settings: VerificationSettings
 ) -> Verification:
-    """Check a completion against the reference verdict, the law and itself.
-
-    A judge is asked only about completions that pass the rules; a completion it gives no grade
-    for, or is undecided about, is not accepted.
-    """
+    """Check a completion against the reference verdict, the law and itself."""
     verdict, thinking = completion.verdict, completion.thinking
     checks: dict[str, bool | None] = dict.fromkeys(CHECKS)
     checks["readable"] = not isinstance(verdict, ParseFailure)
@@ -137,15 +112,11 @@ def verify(
         checks["statutes"] = _check_statutes(thinking, verdict, reference)
         checks["tier"] = is_in_tier(verdict) if is_in_tier(reference) else None
         checks["conclusion"] = _all(check_conclusions(thinking, verdict))
-    outcome = conclude(checks, settings.checks)
-    if judge is None or not outcome.accepted:
-        return outcome
-    grades = {task: judge(task, completion, reference) for task in settings.judge_tasks}
-    return add_grades(outcome, grades, settings)
+    return conclude(checks, settings.checks)
 
 
 def conclude(checks: Mapping[str, bool | None], required: Iterable[str] = CHECKS) -> Verification:
-    """Accept what is readable and fails none of the required checks. `checks` are kept whole."""
+    """Accept what is readable and fails none of the required checks; keep all checks."""
     wanted = {"readable", *required}
     failed = next((name for name in CHECKS if name in wanted and checks[name] is False), None)
     return Verification(failed is None, checks, REASONS[failed] if failed else "")
@@ -153,14 +124,17 @@ def conclude(checks: Mapping[str, bool | None], required: Iterable[str] = CHECKS
 
 def add_grades(
     verification: Verification,
-    grades: Mapping[JudgeTask, JudgedGrade | None],
+    grades: Mapping[Task, Grade | None],
     settings: VerificationSettings,
 ) -> Verification:
-    """Join a judge's grades to an accepted completion, as checks `judge_charge` and so on."""
+    """Add a judge's grades of an accepted completion as checks `judge_charge` and so on.
+
+    A completion that the judge gave no grade for, or is undecided about, is no longer accepted.
+    """
     judged = {task: _passes(grade, settings) for task, grade in grades.items()}
     checks = {**verification.checks, **{f"{JUDGE_PREFIX}{t}": held for t, held in judged.items()}}
-    if not verification.accepted or all(judged.values()):
-        return Verification(verification.accepted, checks, verification.reason)
+    if all(judged.values()):
+        return Verification(True, checks)
     reason = JUDGE_DISAGREES if False in judged.values() else JUDGE_FAILED
     return Verification(False, checks, reason)
 
@@ -171,7 +145,7 @@ def score_term(verdict: Verdict, reference: Verdict, settings: VerificationSetti
     return score(verdict.term, reference.term)
 
 
-def _passes(grade: JudgedGrade | None, settings: VerificationSettings) -> bool | None:
+def _passes(grade: Grade | None, settings: VerificationSettings) -> bool | None:
     if grade is None or grade.level == "undecided":
         return None
     if grade.error_months is not None:

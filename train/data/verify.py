@@ -7,8 +7,8 @@
 
 A row is a completion as in the view `long`, with `verified`, `verdict_reason`, a column
 `check_NAME` for each check of `train.data.verification`, and the `reference` answer. The reference
-is found by the case's id, or by the facts in the prompt. `train.data.views` selects on these
-columns.
+is found by the case's id, or by the facts in the prompt. The counts go to a file of the same name
+that ends in .json. `train.data.views` selects on these columns.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from curt.config import Config, run
+from curt.config import run
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases
 from curt.dialogue import (
@@ -39,6 +39,7 @@ from curt.files import write_json
 from curt.law.verdict import Verdict
 from curt.scores.metrics import is_exact
 from train.data.candidates import Candidate, CandidateGroup
+from train.data.tables import TableConfig, read_source, write_rows
 from train.data.verification import (
     CHECKS,
     JUDGE_PREFIX,
@@ -58,31 +59,17 @@ NO_REFERENCE = "no reference"
 _HEAD = 12  # characters of a fact that find the cases it may be of
 
 
-class VerifyConfig(Config):
+class VerifyConfig(TableConfig):
     """Which completions to verify, against which cases, how strictly."""
 
-    trajectories: list[Path] = []
-    """Folders of GRPO runs."""
-    dataset: str | None = None
-    """A dataset in their place: a file of a view, a public file, or a hub id."""
     corpus: Path
     """Case file with the reference verdicts."""
-    out: Path
-    """File to write: .parquet or .jsonl; the counts go to the same name with .json."""
     settings: VerificationSettings = VerificationSettings()
     """What to accept."""
     judge: JudgeSettings | None = None
     """Asked about what passes the rules; none by default."""
     batch: int = Field(1000, ge=1)
     """Completions that a judge sees at once."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> VerifyConfig:
-        if bool(self.trajectories) == (self.dataset is not None):
-            raise ValueError("give --trajectories or --dataset, and not both")
-        if self.out.suffix not in (".parquet", ".jsonl"):
-            raise ValueError(f"out {self.out}: end its name in .parquet or .jsonl")
-        return self
 
 
 def main(config: VerifyConfig) -> None:
@@ -134,7 +121,7 @@ class References:
 
 
 @dataclass
-class Tally:
+class VerificationCounts:
     """Counts over verified completions."""
 
     n: int = 0
@@ -191,25 +178,23 @@ def verify_dataset(config: VerifyConfig) -> dict[str, Any]:
     Raises ValueError when the source can't be read or none of it has a reference, and
     JudgeUnavailableError when a judge fails too often.
     """
-    from train.data.views import read_source, write_rows
-
     references = References(read_cases(config.corpus))
     judge = make_judge(config.judge) if config.judge else None
-    candidates = (c for g in read_source(config.trajectories, config.dataset) for c in g)
-    tally, rows = Tally(), []
+    candidates = (c for g in read_source(config) for c in g)
+    counts, rows = VerificationCounts(), []
     while batch := list(islice(candidates, config.batch)):
         found = [references.find(candidate) for candidate in batch]
         outcomes = verify_batch(batch, found, config.settings, judge)
         for candidate, reference, outcome in zip(batch, found, outcomes, strict=True):
-            tally.add(outcome, exact=_is_exact(candidate, reference))
+            counts.add(outcome, exact=_is_exact(candidate, reference))
             rows.append(add_checks(candidate, reference, outcome).to_row())
-    if tally.without_reference == tally.n:
+    if counts.without_reference == counts.n:
         raise ValueError(
-            f"none of {tally.n} completions has a reference in {config.corpus}: give the case "
+            f"none of {counts.n} completions has a reference in {config.corpus}: give the case "
             "file that their prompts were made of"
         )
     summary = {
-        **tally.to_json(),
+        **counts.to_json(),
         "judge": dict(judge.counts) if judge else None,
         "config": config.model_dump(mode="json"),
     }

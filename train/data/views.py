@@ -19,19 +19,19 @@
 
 from __future__ import annotations
 
-import io
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from curt.config import Config, run
-from curt.files import write_atomic
-from train.data.candidates import Candidate, CandidateGroup, Range, from_rollouts, read_own, select
+from curt.config import run
+from curt.corpus.store import read_cases
+from train.data.candidates import Candidate, CandidateGroup, Range, select
+from train.data.tables import TableConfig, read_source, write_rows
 from train.data.verification import VerificationSettings
+from train.data.verify import References, keep_verified
 
 logger = logging.getLogger(__name__)
 
@@ -40,18 +40,11 @@ Pairing = Literal["reward", "length"]
 _SHARED = ("case_id", "budget", "penalty", "config_sha256")  # by a whole group
 
 
-class ViewConfig(Config):
+class ViewConfig(TableConfig):
     """What to read, which rows to make of it."""
 
-    trajectories: list[Path] = []
-    """Folders of GRPO runs."""
-    dataset: str | None = None
-    """A dataset in their place: a file of a view or of `train.data.verify`, a public file, or a hub
-    id; see `train.data.public_datasets`."""
     view: View
     """long, wide, best, shortest, pairs or negatives."""
-    out: Path
-    """File to write: .parquet or .jsonl."""
     filters: dict[str, Range] = {}
     """Bounds on columns, before the view is made: {"raw_format": {"min": 1}}."""
     verified_only: bool = False
@@ -74,14 +67,6 @@ class ViewConfig(Config):
         """Whether the view looks for short thinking, not for reward."""
         return self.view == "shortest" or (self.view == "pairs" and self.pairing == "length")
 
-    @model_validator(mode="after")
-    def _one_source(self) -> ViewConfig:
-        if bool(self.trajectories) == (self.dataset is not None):
-            raise ValueError("give --trajectories or --dataset, and not both")
-        if self.out.suffix not in (".parquet", ".jsonl"):
-            raise ValueError(f"out {self.out}: end its name in .parquet or .jsonl")
-        return self
-
 
 def main(config: ViewConfig) -> None:
     """Write a view and say how many rows it has."""
@@ -102,43 +87,12 @@ def write_view(config: ViewConfig) -> int:
     return len(rows)
 
 
-def read_groups(config: ViewConfig) -> Iterator[list[Candidate]]:
-    """The configured source, group by group."""
-    yield from read_source(config.trajectories, config.dataset)
-
-
-def read_source(trajectories: Iterable[Path], dataset: str | None) -> Iterator[list[Candidate]]:
-    """Groups of a dataset where one is given, else of the runs in folders of trajectories.
-
-    A file of rows that this module or `train.data.verify` wrote keeps all of its columns.
-    """
-    if dataset is not None:
-        own = read_own(Path(dataset))
-        if own is None:
-            from train.data.public_datasets import read_public
-
-            own = read_public(dataset)
-        yield from own
-        return
-    from train.data.trajectories import iterate_groups
-
-    for folder in trajectories:
-        yield from from_rollouts(iterate_groups(folder))
-
-
 def verified_groups(config: ViewConfig) -> Iterator[list[Candidate]]:
     """The configured source without what is not verified, where that is asked for."""
-    groups = read_groups(config)
+    groups = read_source(config)
     if not (config.verified_only or config.checks):
         return groups
-    from train.data.verify import References, keep_verified
-
-    if config.corpus is None:
-        references = References()
-    else:
-        from curt.corpus.store import read_cases
-
-        references = References(read_cases(config.corpus))
+    references = References(read_cases(config.corpus) if config.corpus else ())
     return keep_verified(groups, config.checks, config.verification, references)
 
 
@@ -230,21 +184,6 @@ def drop_repeats(
         if key not in kept or _worth(row, by_length) > _worth(kept[key], by_length):
             kept[key] = row
     return list(kept.values())
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a table in one go; columns that some rows lack are empty there."""
-    if path.suffix == ".jsonl":
-        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        return
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    table = pa.table({name: [row.get(name) for row in rows] for name in names})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    write_atomic(path, buffer.getvalue())
 
 
 def _ranked(group: CandidateGroup) -> list[Candidate]:

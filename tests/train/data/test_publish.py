@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from curt.corpus.redaction import redact
 from tests.train.data.hub_server import Hub, hub_server, running
-from train.data.dataset_card import render_card
-from train.data.publish import PublishConfig, prepare, push, redact_table
+from train.data.publish import PublishConfig, prepare, push, redact_table, render_card
 
 SHA = "1" * 64
 # The hub's client hands large files to httpx in a way that httpx calls old.

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,20 +24,16 @@ from train.data.verification import (
     JUDGE_FAILED,
     REASONS,
     VerificationSettings,
+    add_grades,
     conclude,
     verify,
 )
+from train.judge import Grade
 
 THEFT = Verdict(("盗窃",), ("264",), Term("fixed", 9))
 RIGHT = "8万30+8=38；自首2；38×80%=30"
 WORKED = "36千5+18=23；从犯3未遂3；23×40%=9"
 SETTINGS = VerificationSettings()
-
-
-@dataclass(frozen=True)
-class Graded:
-    level: str | None = None
-    error_months: int | None = None
 
 
 def answered(verdict: Verdict = THEFT, thinking: str = WORKED) -> Completion:
@@ -171,36 +165,21 @@ def test_nothing_to_check_is_neither_right_nor_wrong():
 @pytest.mark.parametrize(
     ("grade", "settings", "accepted", "reason", "check"),
     [
-        (Graded("full"), {}, True, "", True),
-        (Graded("partial"), {}, False, JUDGE_DISAGREES, False),
-        (Graded("partial"), {"judge_level": "partial"}, True, "", True),
-        (Graded("wrong"), {"judge_level": "partial"}, False, JUDGE_DISAGREES, False),
-        (Graded("undecided"), {}, False, JUDGE_FAILED, None),
+        (Grade("full"), {}, True, "", True),
+        (Grade("partial"), {}, False, JUDGE_DISAGREES, False),
+        (Grade("partial"), {"judge_level": "partial"}, True, "", True),
+        (Grade("wrong"), {"judge_level": "partial"}, False, JUDGE_DISAGREES, False),
+        (Grade("undecided"), {}, False, JUDGE_FAILED, None),
         (None, {}, False, JUDGE_FAILED, None),
-        (Graded(error_months=2), {"judge_months": 2}, True, "", True),
-        (Graded(error_months=3), {"judge_months": 2}, False, JUDGE_DISAGREES, False),
+        (Grade(error_months=2), {"judge_months": 2}, True, "", True),
+        (Grade(error_months=3), {"judge_months": 2}, False, JUDGE_DISAGREES, False),
     ],
 )
 def test_a_judge_can_refuse_and_its_silence_is_no_consent(grade, settings, accepted, reason, check):
     settings = VerificationSettings(**settings)
-    outcome = verify(answered(), THEFT, settings, lambda *_: grade)
+    outcome = add_grades(verify(answered(), THEFT, settings), {"ruling": grade}, settings)
     assert (outcome.accepted, outcome.reason) == (accepted, reason)
     assert outcome.checks["judge_ruling"] is check
-
-
-def test_a_judge_is_asked_only_about_what_passes_the_rules():
-    asked = []
-
-    def judge(task, completion, reference):
-        asked.append(task)
-        return Graded("full")
-
-    settings = VerificationSettings(judge_tasks=("charge", "ruling"))
-    wrong = answered(Verdict(("诈骗",), ("266",), THEFT.term))
-    assert not verify(wrong, THEFT, settings, judge).accepted
-    assert asked == []
-    assert verify(answered(), THEFT, settings, judge).accepted
-    assert asked == ["charge", "ruling"]
 
 
 def test_an_unknown_check_is_refused():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +16,8 @@ from curt.law.verdict import Term, Verdict
 from tests.train.judge.judge_server import Reply, judge_server
 from tests.train.rollouts import make_rollout
 from train.data import verify, views
-from train.data.candidates import Candidate, from_rows, read_own
+from train.data.candidates import Candidate
+from train.data.tables import from_rows, read_own, write_rows
 from train.data.trajectories import TrajectoryWriter
 from train.data.verification import (
     CHECKS,
@@ -32,7 +34,8 @@ from train.data.verify import (
     verify_batch,
     verify_dataset,
 )
-from train.data.views import ViewConfig, write_rows, write_view
+from train.data.views import ViewConfig, write_view
+from train.judge import Grade
 
 FACT = "2020年1月1日，被告人张某在超市盗窃财物价值36000元。归案后如实供述"
 THEFT = Verdict(("盗窃",), ("264",), Term("fixed", 9))
@@ -197,6 +200,23 @@ def test_a_judge_behind_an_endpoint_is_asked_about_what_passes(
     assert {k: v for k, v in summary["reasons"].items() if "judge" in k} == reasons
     asked = pq.read_table(config.out)["check_judge_ruling"].to_pylist()
     assert len(asked) == 8
+
+
+def test_a_judge_is_asked_only_about_what_passes_the_rules():
+    class Judge:
+        counts: ClassVar = {}
+
+        def grade(self, questions):
+            asked.extend((q.task, q.completion.verdict) for q in questions)
+            return [Grade("full") for _ in questions]
+
+    asked = []
+    settings = VerificationSettings(judge_tasks=("charge", "ruling"))
+    fraud = Verdict(("诈骗",), ("266",), THEFT.term)
+    batch = [Candidate("", render_completion(WORKED, v), None) for v in (fraud, THEFT)]
+    wrong, right = verify_batch(batch, [THEFT, THEFT], settings, Judge())
+    assert (wrong.accepted, right.accepted) == (False, True)
+    assert asked == [("charge", THEFT), ("ruling", THEFT)]
 
 
 def test_the_rule_judge_agrees_with_what_is_right(tmp_path, corpus, trajectories):

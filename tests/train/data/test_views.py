@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from curt.config import run
 from tests.train.rollouts import make_rollout
 from train.data import views
-from train.data.candidates import Candidate, Range, from_rollouts, select
+from train.data.candidates import Candidate, Range, select
 from train.data.public_datasets import group_rows
+from train.data.tables import from_rollouts
 from train.data.trajectories import TrajectoryWriter
 from train.data.views import ViewConfig, drop_repeats, main, make_view, write_view
 

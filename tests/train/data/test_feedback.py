@@ -19,9 +19,8 @@ from serve.feedback.answers import AnswerStore
 from serve.feedback.facts import FACTS, FactFile
 from serve.feedback.feedback import FeedbackLog, FeedbackRequest, make_row
 from serve.served import Identity, Model, Served
-from train.data.candidates import read_own
-from train.data.feedback_records import find_files
-from train.data.from_feedback import FromFeedbackConfig, main, make_dataset
+from train.data.feedback import FeedbackConfig, find_files, main, make_dataset
+from train.data.tables import read_own
 from train.data.views import ViewConfig, write_view
 
 WRONG = Verdict(("盗窃",), ("264",), Term("fixed", 8), 2000)
@@ -79,7 +78,7 @@ def make(desk, tmp_path, **options):
     values = {
         "feedback": [desk.folder], "facts": desk.folder / FACTS, "out": tmp_path / "out",
     } | options  # fmt: skip
-    return make_dataset(FromFeedbackConfig(**values))
+    return make_dataset(FeedbackConfig(**values))
 
 
 def table(tmp_path, name):
@@ -277,7 +276,7 @@ def test_the_command_line(desk, tmp_path):
     desk.say("r1", correction=MONTHS_10)
     desk.answers.flush()
     arguments = ["--feedback", str(desk.folder), "--out", str(tmp_path / "out")]
-    run(FromFeedbackConfig, main, [*arguments, "--facts", str(desk.folder / FACTS)])
+    run(FeedbackConfig, main, [*arguments, "--facts", str(desk.folder / FACTS)])
     assert (tmp_path / "out" / "manifest.json").is_file()
     with pytest.raises(SystemExit, match="nowhere"):
-        run(FromFeedbackConfig, main, ["--feedback", "nowhere", "--out", "x"])
+        run(FeedbackConfig, main, ["--feedback", "nowhere", "--out", "x"])
