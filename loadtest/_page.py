@@ -4,45 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from curt import drawing
+from curt.html import render_html
 from loadtest._figures import draw_histogram, draw_misses, draw_phases, draw_timeline
 from loadtest._shapes import make_shape
 from loadtest._slo import PHASES, requests_needed
 
-TEMPLATES = Path(drawing.__file__).parent / "templates"
 MISSING = "–"
 
 
 def render_page(report: Mapping[str, Any]) -> str:
     """The page of a report that `make_report` made."""
-    return (
-        open_templates()
-        .get_template("loadtest.html.j2")
-        .render(
-            report=report,
-            settings=[(name, plain(value)) for name, value in report["settings"].items()],
-            needed={misses: requests_needed(misses) for misses in (0, 4, 10)},
-            phase_names=PHASES,
-            panels=make_panels(report),
-            ms=lambda value: MISSING if value is None else f"{value:,.1f}",
-        )
-    )
-
-
-def open_templates() -> Environment:
-    """The templates every report of this project is made from."""
-    return Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return render_html(
+        "loadtest.html.j2",
+        report=report,
+        settings=[(name, plain(value)) for name, value in report["settings"].items()],
+        needed={misses: requests_needed(misses) for misses in (0, 4, 10)},
+        phase_names=PHASES,
+        panels=make_panels(report),
+        ms=lambda value: MISSING if value is None else f"{value:,.1f}",
     )
 
 

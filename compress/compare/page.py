@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from compress.compare.choice import Choice, Span, pareto_front
 from compress.compare.figures import draw_front
 from compress.compare.rows import Row
 from compress.compare.speed import Speed, Spread
+from curt.html import render_html
 from curt.report.claims import SMALL_SAMPLE
-from curt.report.page import TEMPLATES, Panel
+from curt.report.page import Panel
 
 MISSING = "–"
 
@@ -42,14 +42,8 @@ class Recipe:
 
 def render_page(rows: Sequence[Row], choice: Choice, settings: Mapping[str, Any]) -> str:
     """The whole report as one HTML text that loads nothing from anywhere."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("compress.html.j2").render(
+    return render_html(
+        "compress.html.j2",
         parent=rows[0],
         choice=choice,
         chosen=next((row for row in rows if row.identity.name == choice.name), None),

@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from curt.config import load_config
-from curt.logs import configure_logging
+from curt.config import run
 
 logger = logging.getLogger("curt.corpus")
 
@@ -26,8 +25,6 @@ def main() -> None:
     sys.argv[0] += f" {command}"
     try:
         COMMANDS[command](arguments)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped: run the same command again to go on")
 
@@ -36,28 +33,31 @@ def build(arguments: list[str]) -> None:
     """Make the sets and say what they hold."""
     from curt.corpus.build.pipeline import CorpusConfig, build_corpus
 
-    config = load_config(CorpusConfig, arguments)
-    configure_logging()
-    summary = build_corpus(config)
-    logger.info(
-        "corpus %s: %s of %d records, dropped %s, set aside %s; card in %s",
-        config.out, summary["counts"], summary["records"], summary["dropped"],
-        summary["quarantined"], config.out / "card.html",
-    )  # fmt: skip
+    def write(config: CorpusConfig) -> None:
+        summary = build_corpus(config)
+        logger.info(
+            "corpus %s: %s of %d records, dropped %s, set aside %s; card in %s",
+            config.out, summary["counts"], summary["records"], summary["dropped"],
+            summary["quarantined"], config.out / "card.html",
+        )  # fmt: skip
+
+    run(CorpusConfig, write, arguments)
 
 
 def tasks(arguments: list[str]) -> None:
     """Make the sets of single tasks."""
-    from curt.corpus.tasks import main
+    from curt.corpus.tasks import TasksConfig, write_tasks
 
-    main(arguments)
+    run(TasksConfig, write_tasks, arguments)
 
 
 def augment(arguments: list[str]) -> None:
     """Add cases to the training set."""
-    from curt.corpus.augment.command import main
+    from curt.corpus.augment.command import AugmentConfig, write_augmented
+    from curt.endpoint import EndpointUnavailableError
 
-    main(arguments)
+    expected = (OSError, ValueError, EndpointUnavailableError)
+    run(AugmentConfig, write_augmented, arguments, expected=expected)
 
 
 COMMANDS = {"augment": augment, "build": build, "tasks": tasks}

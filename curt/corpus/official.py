@@ -11,20 +11,18 @@ no probation, no fine, no charge or article beside the 202 and 183 of the lists,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from curt.dialogue import ParseFailure
 from curt.files import write_atomic
-from curt.law.numerals import article_number, article_order
-from curt.law.statutes import CAIL_ARTICLES, CAIL_CHARGES, CHARGES, MIN_FIXED_MONTHS, locate_article
-from curt.law.verdict import MAX_MONTHS, Term, Verdict
+from curt.law.numerals import article_number
+from curt.law.statutes import CAIL_ARTICLES, CAIL_CHARGES
+from curt.law.verdict import Verdict
 
 DEATH, LIFE = -2, -1
-
-Label = TypeVar("Label", str, int)
 
 _CHARGE_INDEX = {name: line for line, name in enumerate(CAIL_CHARGES, start=1)}
 _ARTICLE_INDEX = {number: line for line, number in enumerate(CAIL_ARTICLES, start=1)}
@@ -55,22 +53,6 @@ def write_predictions(path: Path, verdicts: Iterable[Verdict | ParseFailure]) ->
     return counts
 
 
-def read_predictions(path: Path) -> Iterator[Verdict | ParseFailure]:
-    """Yield what each line predicts; a line without a charge is a ParseFailure.
-
-    Raises ValueError naming file and line for a line that is no prediction.
-    """
-    if not path.is_file():
-        raise ValueError(f"no predictions {path}: write them with `write_predictions`")
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                prediction = from_prediction(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}:{number} is no prediction: {error}") from error
-            yield prediction
-
-
 def to_prediction(
     verdict: Verdict | ParseFailure, counts: PredictionCounts | None = None
 ) -> dict[str, Any]:
@@ -88,39 +70,3 @@ def to_prediction(
     term = verdict.term
     months = {"death": DEATH, "life": LIFE}.get(term.kind, term.months)
     return {"accusation": charges, "articles": list(articles), "imprisonment": months}
-
-
-def from_prediction(row: Any) -> Verdict | ParseFailure:
-    """The verdict a prediction tells, as far as it does; a ParseFailure where it has no charge.
-
-    Raises KeyError, TypeError or ValueError on a malformed one.
-    """
-    names = [_at(CAIL_CHARGES, line, "accusation") for line in row["accusation"]]
-    charges = tuple(dict.fromkeys(names))
-    numbers = {_at(CAIL_ARTICLES, line, "articles") for line in row["articles"]}
-    term = _read_months(row["imprisonment"], charges)
-    if not charges:
-        return ParseFailure("no charge")
-    articles = sorted({locate_article(n, charges) for n in numbers}, key=article_order)
-    return Verdict(charges, tuple(articles), term)
-
-
-def _at(labels: tuple[Label, ...], line: Any, name: str) -> Label:
-    if type(line) is not int or not 1 <= line <= len(labels):
-        raise ValueError(f"{name} {line!r}: use 1 to {len(labels)}")
-    return labels[line - 1]
-
-
-def _read_months(months: Any, charges: tuple[str, ...]) -> Term:
-    """The likeliest kind: 拘役 under six months, and where no charge carries imprisonment."""
-    if type(months) is not int or not DEATH <= months <= MAX_MONTHS["fixed"]:
-        raise ValueError(f"imprisonment {months!r}: use -2, -1 or 0 to {MAX_MONTHS['fixed']}")
-    if months in (DEATH, LIFE):
-        return Term("death" if months == DEATH else "life")
-    if months == 0:
-        return Term("exempt")
-    tiers = [tier for charge in charges for tier in CHARGES[charge].tiers]
-    imprisons = not tiers or any(tier.max_months for tier in tiers)
-    if months < MIN_FIXED_MONTHS or (not imprisons and months <= MAX_MONTHS["detention"]):
-        return Term("detention", months)
-    return Term("fixed", months)

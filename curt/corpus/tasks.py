@@ -16,7 +16,6 @@ import io
 import json
 import logging
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,34 +23,24 @@ from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import Field, field_validator
 
-from curt.config import Config, load_config
+from curt.config import Config
 from curt.corpus.case import Case
 from curt.corpus.store import find_cases, read_cases
 from curt.dialogue import (
     PROMPT_VERSION,
     TASK_INSTRUCTIONS,
-    ParseFailure,
     normalise_fact,
-    parse_answer,
-    parse_fine,
-    parse_term,
     render_answer,
     render_ruling,
 )
 from curt.dialogue.answer import ARTICLES_LINE, CHARGES_LINE, PROBATION_LINE, TERM_LINE
 from curt.files import sha256, whole_folder, write_atomic, write_json
-from curt.law.numerals import article_order, parse_article
-from curt.law.statutes import canonical_charge
 from curt.law.verdict import COUNTED_KINDS, Term, Verdict
-from curt.logs import configure_logging
 
 logger = logging.getLogger(__name__)
 
 Task = Literal["charge", "article", "term", "ruling", "verdict"]
 TaskRow = dict[str, str]
-Said = tuple[str, ...] | Term | Verdict
-"""What an answer says: names of charges, ids of articles, a penalty, or all of a verdict."""
-
 Member = TypeVar("Member")
 
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -59,17 +48,11 @@ COLUMNS = ("id", "task", "instruction", "fact", "answer")
 TERM_STEPS_MONTHS = (6, 12, 36, 60, 120)
 """Upper ends of the bins that counted terms fall into; one more is open."""
 
-# What stands in for the lines that a task leaves out, so that the one parser reads the rest.
-_FILLING = {CHARGES_LINE.name: "盗窃", ARTICLES_LINE.name: "264", TERM_LINE.name: "免予刑事处罚"}
 _FIELDS: Mapping[Task, tuple[str, ...]] = {
     "charge": (CHARGES_LINE.name,),
     "article": (ARTICLES_LINE.name,),
     "term": (TERM_LINE.name, PROBATION_LINE.name),
 }
-_RULING = re.compile(
-    r"依照《中华人民共和国刑法》(?P<articles>[^，]*)之规定，[^，]*?犯(?P<charges>[^，]+)罪，"
-    r"(?:判处)?(?P<term>[^，。]+(?:，缓刑[^，。]+)?)(?:，并处罚金(?P<fine>[^，。]+))?。?"
-)
 
 
 class TasksConfig(Config):
@@ -99,10 +82,8 @@ class TasksConfig(Config):
         return tasks
 
 
-def main(arguments: list[str]) -> None:
+def write_tasks(config: TasksConfig) -> None:
     """Make the sets and say what they hold. Raises ValueError on bad input."""
-    config = load_config(TasksConfig, arguments)
-    configure_logging()
     manifest = build_tasks(config)
     for name, counts in manifest["sets"].items():
         logger.info(
@@ -131,43 +112,6 @@ def render_task_answer(verdict: Verdict, task: Task) -> str:
         return answer
     lines = [line for line in answer.splitlines() if line.partition("：")[0] in _FIELDS[task]]
     return "\n".join(lines)
-
-
-def parse_task_answer(text: str, task: Task) -> Said | ParseFailure:
-    """What an answer to a task says; never raises. Inverse of `render_task_answer`."""
-    if task == "ruling":
-        return parse_ruling(text)
-    if task == "verdict":
-        return parse_answer(text)
-    own = _FIELDS[task]
-    names = [re.split("[：:]", line.strip())[0] for line in text.strip().splitlines()]
-    if own[0] not in names:
-        return ParseFailure(f"{own[0]} missing")
-    if not set(names) <= set(own):
-        return ParseFailure("a line outside the task")
-    filling = [f"{name}：{value}" for name, value in _FILLING.items() if name not in own]
-    verdict = parse_answer("\n".join([text.strip(), *filling]))
-    if isinstance(verdict, ParseFailure):
-        return verdict
-    if task == "term":
-        return verdict.term
-    return verdict.charges if task == "charge" else verdict.articles
-
-
-def parse_ruling(text: str) -> Verdict | ParseFailure:
-    """Read a ruling as `curt.dialogue.render_ruling` writes it, whoever the defendant is."""
-    match = _RULING.fullmatch(text.strip())
-    if not match:
-        return ParseFailure("not a ruling")
-    try:
-        # No charge holds 罪、 inside its name, so only it can part two of them.
-        charges = dict.fromkeys(canonical_charge(c) for c in match["charges"].split("罪、"))
-        articles = [parse_article(a) for a in match["articles"].split("、") if a]
-        term = parse_term(match["term"])
-        fine = parse_fine(match["fine"]) if match["fine"] else 0
-        return Verdict(tuple(charges), tuple(sorted(set(articles), key=article_order)), term, fine)
-    except ValueError as error:
-        return ParseFailure(str(error))
 
 
 def build_tasks(config: TasksConfig) -> dict[str, Any]:

@@ -8,16 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from curt.drawing import SERIES
+from curt.html import render_html
 from curt.report import claims, figures
 from curt.report.claims import NOT_RUN
 from curt.report.figures import LABELS
 from curt.report.inputs import Artifact, Evaluation, Example, Parity, RunParts, TraitRow
 
-TEMPLATES = Path(__file__).parents[1] / "templates"
 BEFORE, CONTROL, AFTER = "warm-start", "grpo-none", "grpo-default"
 WARM_START_HISTORY = "warm-start"
 CLASSIFIER_SCORES = ("charge_micro_f1", "article_micro_f1", "term_score_official", "exact")
@@ -54,14 +53,8 @@ class Pair:
 
 def render_page(run: RunParts) -> str:
     """The whole report as one HTML text that loads nothing from anywhere."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return render_html(
+        "report.html.j2",
         run=run,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         cards=list(make_cards(run)),

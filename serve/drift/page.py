@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from curt import drawing
 from curt.drawing import LINES, MARKERS, SERIES, finish_figure, new_figure
+from curt.html import render_html
 from serve.drift.divergence import MIN_DISTANCE, Comparison, compare
 from serve.drift.drift import DAY_S, HOUR_S
 from serve.drift.tally import Mix, Tally
 
-TEMPLATES = Path(drawing.__file__).parent / "templates"
 MAX_CHARGES = 20
 
 Series = Sequence[tuple[str, Callable[[Tally], float | None]]]
@@ -61,15 +58,9 @@ def render_page(figures: Mapping[str, Any]) -> str:
         ("all that is kept", [tally for _, tally in days]),
     )
     windows = [_window(name, tallies, reference) for name, tallies in spans]
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     charges = charge_rows(windows[2].tally, reference)[:MAX_CHARGES]
-    return environment.get_template("drift.html.j2").render(
+    return render_html(
+        "drift.html.j2",
         written=datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%d %H:%M UTC"),
         windows=windows,
         week=windows[2],

@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.ticker import PercentFormatter
 
 from curt.drawing import INK, LINES, SERIES, finish_figure, new_figure
-from curt.report.page import TEMPLATES, Panel
+from curt.html import render_html
+from curt.report.page import Panel
 from serve.variants.compare import Evidence, Pairs, Requests, Span, differences, quantile, share
 
 MISSING = "–"
@@ -20,16 +20,10 @@ SERIOUS = ("errors", "degraded", "late")
 
 def render_page(evidence: Evidence, baseline: str) -> str:
     """The whole report as one HTML text that loads nothing from anywhere."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     names = [baseline, *sorted(evidence.variants.keys() - {baseline})]
     variants = {name: evidence.variants[name] for name in names}
-    return environment.get_template("variants.html.j2").render(
+    return render_html(
+        "variants.html.j2",
         baseline=baseline,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         summary=summarise(evidence, baseline),

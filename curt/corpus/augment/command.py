@@ -15,7 +15,6 @@ import json
 import logging
 import random
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,17 +26,14 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from tqdm import tqdm
 
-from curt.config import Config, load_config
+from curt.config import Config
 from curt.corpus.augment.distractors import MOST, NoRoomError, add_distractors
 from curt.corpus.augment.local import LocalParaphraser
 from curt.corpus.augment.paraphrase import EndpointParaphraser, Paraphraser
 from curt.corpus.case import Case
 from curt.corpus.store import find_cases, open_case_file, read_cases
-from curt.endpoint import EndpointSettings, EndpointUnavailableError
+from curt.endpoint import EndpointSettings
 from curt.files import sha256, whole_folder, write_json
-from curt.logs import configure_logging
-
-__all__ = ["AugmentConfig", "add_distractors", "augment", "main"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,14 +79,9 @@ class AugmentConfig(Config):
         return self
 
 
-def main(arguments: list[str]) -> None:
-    """`python -m curt.corpus augment`; exits with a message where an endpoint does not answer."""
-    config = load_config(AugmentConfig, arguments)
-    configure_logging()
-    try:
-        summary = augment(config)
-    except EndpointUnavailableError as error:
-        sys.exit(f"error: {error}")
+def write_augmented(config: AugmentConfig) -> None:
+    """Augment and say what was added and refused."""
+    summary = augment(config)
     logger.info("corpus %s: %s, refused %s", config.out, summary["kinds"], summary["refused"])
 
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.ticker import PercentFormatter
 
-from curt.corpus.build.ledger import READING, SPLITS
-from curt.corpus.build.tally import LENGTH_STEPS
+from curt.corpus.build.record_table import READING, SPLITS
+from curt.corpus.build.set_counts import LENGTH_STEPS
 from curt.corpus.read.records import REMEDIES
 from curt.drawing import LINES, SERIES, finish_figure, new_figure
+from curt.html import render_html
 
-TEMPLATES = Path(__file__).parents[2] / "templates"
 ORDER = tuple(reversed(SPLITS))  # train first, as people read it
 MAX_CHARGES = 40
 RARE = 10
@@ -27,13 +25,6 @@ TERM_STEPS = (0, 3, 6, 9, 12, 18, 24, 36, 48, 60, 84, 120, 180, 300)
 
 def render_card(summary: Mapping[str, Any]) -> str:
     """The page for what corpus.json says."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sets = summary["sets"]
     charges = Counter[str]()
     domains = Counter[str]()
@@ -41,7 +32,8 @@ def render_card(summary: Mapping[str, Any]) -> str:
         charges.update(counts["charges"])
         domains.update(counts["domains"])
     filled = [name for name in ORDER if sets[name]["cases"]]
-    return environment.get_template("card.html.j2").render(
+    return render_html(
+        "card.html.j2",
         summary=summary,
         order=ORDER,
         kept=sum(summary["counts"].values()),

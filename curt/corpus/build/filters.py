@@ -1,7 +1,7 @@
 """The filters that look at many cases at once: repeats within a set, and test cases in training.
 
-Each works through the books (`curt.corpus.build.ledger`) and drops from them; what shards can do
-apart runs on the build's backend.
+Each reads the table of records (`curt.corpus.build.record_table`) and drops from it; what shards
+can do apart runs on the build's backend.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from curt.corpus.build.embeddings import (
     load_embedder,
 )
 from curt.corpus.build.fingerprint import PERMUTATIONS, compare_figures, normalise_for_comparison
-from curt.corpus.build.ledger import KEPT, SPLITS, Ledger, Removal
 from curt.corpus.build.parallel import Backend, map_shards
+from curt.corpus.build.record_table import KEPT, SPLITS, RecordTable, Removal
 
 LEAST_SHARED_FIGURES = 4
 LEAST_SHARE_OF_FIGURES = 0.5
@@ -36,8 +36,8 @@ CHUNK = 1024  # training cases against all test cases at once
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
-    """Where intermediate files lie, and what shards run on."""
+class BuildContext:
+    """Folder of the intermediate files, and what shards run on."""
 
     folder: Path
     backend: Backend
@@ -64,50 +64,54 @@ class EmbeddingTask:
     out: Path
 
 
-def drop_repeats(ledger: Ledger, split: str, threshold: float, shop: Workshop) -> None:
+def drop_repeats(table: RecordTable, split: str, threshold: float, context: BuildContext) -> None:
     """Exact and near duplicates within a set: the first stays."""
-    places = ledger.kept(split)
+    places = table.kept(split)
     if not len(places):
         return
-    path = shop.folder / f"{split}.signatures"
+    path = context.folder / f"{split}.signatures"
     with open(path, "wb") as file:
-        for row in ledger.rows(["signature"], places):
+        for row in table.rows(["signature"], places):
             file.write(row["signature"])
     signatures = np.memmap(path, np.uint32, "r").reshape(len(places), PERMUTATIONS)
-    found = find_repeats(signatures, threshold, ledger.group[places])
+    found = find_repeats(signatures, threshold, table.group[places])
     pairs = [(int(places[r.index]), int(places[r.of]), r.similarity) for r in found]
     wanted = {place for later, earlier, _ in pairs for place in (later, earlier)}
-    digests = dict(zip(sorted(wanted), ledger.rows(["digest"], wanted), strict=True))
+    digests = dict(zip(sorted(wanted), table.rows(["digest"], wanted), strict=True))
     for later, earlier, similarity in pairs:
         exact = digests[later] == digests[earlier]
         rule = "exact duplicate" if exact else "near duplicate"
-        ledger.drop(Removal(later, rule, similarity, earlier))
+        table.drop(Removal(later, rule, similarity, earlier))
     path.unlink()
 
 
-def drop_contaminated(ledger: Ledger, threshold: float, shop: Workshop) -> None:
+def drop_contaminated(table: RecordTable, threshold: float, context: BuildContext) -> None:
     """Training cases that share long grams with a case of test or dev."""
-    held_out = _held_out_places(ledger)
+    held_out = _held_out_places(table)
     if not len(held_out):
         return
     texts = (
         (str(place), json.loads(row["case"])["fact"])
-        for place, row in zip(held_out.tolist(), ledger.rows(["case"], held_out), strict=True)
+        for place, row in zip(held_out.tolist(), table.rows(["case"], held_out), strict=True)
     )
-    index = shop.folder / "held-out"
+    index = context.folder / "held-out"
     HeldOut.build(texts).save(index)
     tasks = [
-        ContaminationTask(file, index, threshold, shop.folder / f"{file.stem}.contaminated.json")
-        for file in ledger.files
+        ContaminationTask(file, index, threshold, context.folder / f"{file.stem}.contaminated.json")
+        for file in table.files
     ]
     done = map_shards(
-        match_contaminated, tasks, backend=shop.backend, workers=shop.workers, label="contamination"
+        match_contaminated,
+        tasks,
+        backend=context.backend,
+        workers=context.workers,
+        label="contamination",
     )
     for number, path in enumerate(done):
         for row, of, share in json.loads(path.read_text(encoding="utf-8")):
-            place = ledger.place(number, row)
-            if ledger.status[place] == KEPT:  # no repeat already
-                ledger.drop(Removal(place, "test case", share, int(of)))
+            place = table.place(number, row)
+            if table.status[place] == KEPT:  # no repeat already
+                table.drop(Removal(place, "test case", share, int(of)))
 
 
 def match_contaminated(task: ContaminationTask) -> Path:
@@ -128,39 +132,39 @@ def match_contaminated(task: ContaminationTask) -> Path:
     return task.out
 
 
-def drop_alike(ledger: Ledger, model: str, threshold: float, shop: Workshop) -> None:
+def drop_alike(table: RecordTable, model: str, threshold: float, context: BuildContext) -> None:
     """Cases that tell another in other words, by their vectors and the figures in both."""
-    sample = _sample(np.concatenate([ledger.kept(split) for split in SPLITS]))
-    texts = [_plain(row) for row in ledger.rows(["case"], sample)]
+    sample = _sample(np.concatenate([table.kept(split) for split in SPLITS]))
+    texts = [_plain(row) for row in table.rows(["case"], sample)]
     if len(texts) < 2:
         return
-    fit_embedder(model, texts, shop.folder)
+    fit_embedder(model, texts, context.folder)
     tasks = [
-        EmbeddingTask(file, model, shop.folder, shop.folder / f"{file.stem}.vectors.npy")
-        for file in ledger.files
+        EmbeddingTask(file, model, context.folder, context.folder / f"{file.stem}.vectors.npy")
+        for file in table.files
     ]
     done = map_shards(
-        embed_shard, tasks, backend=shop.backend, workers=shop.workers, label="embeddings"
+        embed_shard, tasks, backend=context.backend, workers=context.workers, label="embeddings"
     )
     for split in SPLITS:
-        places = ledger.kept(split)
+        places = table.kept(split)
         if not len(places):
             continue
-        known = _Gathered(ledger, places, done, shop.folder / split)
+        known = _MappedColumns(table, places, done, context.folder / split)
 
         def same(
             later: int,
             earlier: int,
             places: npt.NDArray[np.int64] = places,
-            known: _Gathered = known,
+            known: _MappedColumns = known,
         ) -> bool:
-            one, other = ledger.group[places[[later, earlier]]]
+            one, other = table.group[places[[later, earlier]]]
             return bool(one != other) and _confirmed(known.figures(later), known.figures(earlier))
 
         for repeat in find_alike(known.vectors, threshold, same):
             later, earlier = int(places[repeat.index]), int(places[repeat.of])
-            ledger.drop(Removal(later, "other words", repeat.similarity, earlier))
-    _drop_alike_held_out(ledger, threshold, done, shop)
+            table.drop(Removal(later, "other words", repeat.similarity, earlier))
+    _drop_alike_held_out(table, threshold, done, context)
 
 
 def embed_shard(task: EmbeddingTask) -> Path:
@@ -181,13 +185,13 @@ def embed_shard(task: EmbeddingTask) -> Path:
 
 
 def _drop_alike_held_out(
-    ledger: Ledger, threshold: float, vector_files: list[Path], shop: Workshop
+    table: RecordTable, threshold: float, vector_files: list[Path], context: BuildContext
 ) -> None:
-    held_out, train = _held_out_places(ledger), ledger.kept("train")
+    held_out, train = _held_out_places(table), table.kept("train")
     if not len(held_out) or not len(train):
         return
-    tests = _Gathered(ledger, held_out, vector_files, shop.folder / "tests")
-    known = _Gathered(ledger, train, vector_files, shop.folder / "train")
+    tests = _MappedColumns(table, held_out, vector_files, context.folder / "tests")
+    known = _MappedColumns(table, train, vector_files, context.folder / "train")
     for start in range(0, len(train), CHUNK):
         nearest, cosine = find_nearest(known.vectors[start : start + CHUNK], tests.vectors)
         for number in np.flatnonzero(cosine >= threshold).tolist():
@@ -195,7 +199,7 @@ def _drop_alike_held_out(
             if _confirmed(known.figures(start + number), tests.figures(of)):
                 place, similarity = int(train[start + number]), float(cosine[number])
                 rule = "test case in other words"
-                ledger.drop(Removal(place, rule, similarity, int(held_out[of])))
+                table.drop(Removal(place, rule, similarity, int(held_out[of])))
 
 
 def _confirmed(figures: npt.NDArray[np.uint64], others: npt.NDArray[np.uint64]) -> bool:
@@ -203,18 +207,22 @@ def _confirmed(figures: npt.NDArray[np.uint64], others: npt.NDArray[np.uint64]) 
     return shared >= LEAST_SHARED_FIGURES and share >= LEAST_SHARE_OF_FIGURES
 
 
-class _Gathered:
-    """Vectors and figures of some places, in files that are mapped and no part of the memory."""
+class _MappedColumns:
+    """Vectors and figures of some places, memory-mapped so that they need not fit in memory."""
 
     def __init__(
-        self, ledger: Ledger, places: npt.NDArray[np.int64], vector_files: list[Path], name: Path
+        self,
+        table: RecordTable,
+        places: npt.NDArray[np.int64],
+        vector_files: list[Path],
+        name: Path,
     ) -> None:
         width = np.load(vector_files[0], mmap_mode="r").shape[1]
         shape = (max(1, len(places)), width)
         vectors = np.memmap(name.with_suffix(".vectors"), np.float32, "w+", shape=shape)
         start = 0
         for number, file in enumerate(vector_files):
-            first, last = ledger.place(number, 0), ledger.place(number + 1, 0)
+            first, last = table.place(number, 0), table.place(number + 1, 0)
             inside = places[np.searchsorted(places, first) : np.searchsorted(places, last)]
             vectors[start : start + len(inside)] = np.load(file, mmap_mode="r")[inside - first]
             start += len(inside)
@@ -222,7 +230,7 @@ class _Gathered:
         self._ends = [0]
         with open(name.with_suffix(".figures"), "wb") as sink:
             sink.write(bytes(8))  # a file of no bytes can't be mapped
-            for row in ledger.rows(["figures"], places):
+            for row in table.rows(["figures"], places):
                 self._ends.append(self._ends[-1] + sink.write(row["figures"]) // 8)
         self._figures = np.memmap(name.with_suffix(".figures"), np.uint64, "r")[1:]
 
@@ -230,8 +238,8 @@ class _Gathered:
         return self._figures[self._ends[index] : self._ends[index + 1]]
 
 
-def _held_out_places(ledger: Ledger) -> npt.NDArray[np.int64]:
-    return np.sort(np.concatenate([ledger.kept("test"), ledger.kept("dev")]))
+def _held_out_places(table: RecordTable) -> npt.NDArray[np.int64]:
+    return np.sort(np.concatenate([table.kept("test"), table.kept("dev")]))
 
 
 def _sample(places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

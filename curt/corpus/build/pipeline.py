@@ -1,4 +1,4 @@
-"""Make the train, dev and test sets of a run, with a data card and the books.
+"""Make the train, dev and test sets of a run, with a data card and counts of what was dropped.
 
     python -m curt.corpus build @configs/demo/corpus.toml --out artifacts/demo/corpus
     python -m curt.corpus build @configs/cail/corpus.toml --cail path/to/cail
@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from curt.config import Config
 from curt.corpus.build.clean import domains_of
-from curt.corpus.build.ledger import QUARANTINED, SPLITS, Ledger
 from curt.corpus.build.parallel import Backend
-from curt.corpus.build.tally import SetTally
+from curt.corpus.build.record_table import QUARANTINED, SPLITS, RecordTable
+from curt.corpus.build.set_counts import SetCounts
 from curt.corpus.read.records import remedy_for
 from curt.corpus.read.sources import Shard, cut_hub, cut_lines, cut_mended, cut_parquet
 from curt.corpus.store import find_cases, open_case_file
@@ -137,7 +137,7 @@ def build_corpus(config: CorpusConfig) -> dict[str, Any]:
             for file in sorted(folder.iterdir())
         }
         write_json(folder / "corpus.json", summary)
-    shutil.rmtree(_shop_folder(config), ignore_errors=True)
+    shutil.rmtree(_work_folder(config), ignore_errors=True)
     return summary
 
 
@@ -146,13 +146,13 @@ def _build_generated(config: CorpusConfig, folder: Path) -> dict[str, Any]:
 
     sets = {}
     for split in SPLITS:
-        tally = SetTally()
+        seen = SetCounts()
         cases = generate_cases(getattr(config, split), f"{config.seed}-{split}")
         with open_case_file(folder / f"{split}.{config.format}") as write:
             for case in cases:
                 write(json.dumps(case.to_json(), ensure_ascii=False))
-                tally.add(case.verdict.charges, case.verdict.term, len(case.fact), domains_of(case))
-        sets[split] = tally.to_json()
+                seen.add(case.verdict.charges, case.verdict.term, len(case.fact), domains_of(case))
+        sets[split] = seen.to_json()
     counts = {split: sets[split]["cases"] for split in SPLITS}
     total = sum(counts.values())
     return {"inputs": [], "records": total, "outcomes": total, "counts": counts, "dropped": {},
@@ -160,7 +160,7 @@ def _build_generated(config: CorpusConfig, folder: Path) -> dict[str, Any]:
 
 
 def _build_read(config: CorpusConfig, folder: Path) -> dict[str, Any]:
-    from curt.corpus.build.filters import Workshop, drop_alike, drop_contaminated, drop_repeats
+    from curt.corpus.build.filters import BuildContext, drop_alike, drop_contaminated, drop_repeats
     from curt.corpus.build.parallel import map_shards
     from curt.corpus.build.prepare import Preparation, prepare_shard
 
@@ -168,14 +168,16 @@ def _build_read(config: CorpusConfig, folder: Path) -> dict[str, Any]:
     with _timed(stages, "plan"):
         shards = plan_shards(config)
         inputs = _describe_inputs(shards)
-        shop = Workshop(_open_shop(config, shards, inputs), config.backend, config.workers)
+        context = BuildContext(
+            _open_work_folder(config, shards, inputs), config.backend, config.workers
+        )
     compares = bool(config.near_duplicates or config.embedding)
     tasks = [
         Preparation(
             shard,
             tuple(config.rules),
             compares,
-            shop.folder / f"{number:05}.parquet",
+            context.folder / f"{number:05}.parquet",
             config.strict,
         )
         for number, shard in enumerate(shards)
@@ -184,27 +186,26 @@ def _build_read(config: CorpusConfig, folder: Path) -> dict[str, Any]:
         files = map_shards(
             prepare_shard, tasks, backend=config.backend, workers=config.workers, label="read"
         )
-        ledger = Ledger(files)
+        table = RecordTable(files)
     if config.near_duplicates:
         with _timed(stages, "near duplicates"):
             for split in SPLITS:
-                drop_repeats(ledger, split, config.near_duplicates, shop)
+                drop_repeats(table, split, config.near_duplicates, context)
     if config.contamination:
         with _timed(stages, "contamination"):
-            drop_contaminated(ledger, config.contamination, shop)
+            drop_contaminated(table, config.contamination, context)
     if config.embedding:
         with _timed(stages, "embeddings"):
-            drop_alike(ledger, config.embedding, config.alike, shop)
+            drop_alike(table, config.embedding, config.alike, context)
     with _timed(stages, "write"):
         sets = {
-            split: _write_set(ledger, split, folder / f"{split}.{config.format}")
-            for split in SPLITS
+            split: _write_set(table, split, folder / f"{split}.{config.format}") for split in SPLITS
         }
-        _write_removed(ledger, folder / "removed.jsonl")
-        _write_quarantine(ledger, folder / "quarantine.jsonl")
-    books = ledger.balance()
-    assert {split: sets[split]["cases"] for split in SPLITS} == books["counts"]
-    return {"inputs": inputs, **books, "stages": stages, "sets": sets}
+        _write_removed(table, folder / "removed.jsonl")
+        _write_quarantine(table, folder / "quarantine.jsonl")
+    totals = table.count()
+    assert {split: sets[split]["cases"] for split in SPLITS} == totals["counts"]
+    return {"inputs": inputs, **totals, "stages": stages, "sets": sets}
 
 
 def plan_shards(config: CorpusConfig) -> list[Shard]:
@@ -245,16 +246,18 @@ def _describe_inputs(shards: list[Shard]) -> list[dict[str, Any]]:
     return list(described.values())
 
 
-def _shop_folder(config: CorpusConfig) -> Path:
+def _work_folder(config: CorpusConfig) -> Path:
     return config.out.resolve().with_name(f".{config.out.name}.build")
 
 
-def _open_shop(config: CorpusConfig, shards: list[Shard], inputs: list[dict[str, Any]]) -> Path:
+def _open_work_folder(
+    config: CorpusConfig, shards: list[Shard], inputs: list[dict[str, Any]]
+) -> Path:
     """The folder of intermediate files: that of a stopped build of the same, or an empty one."""
     settings = config.model_dump(mode="json", exclude={"out", "format", "backend", "workers"})
     plan = [BUILD_VERSION, settings, inputs, [shard.to_json() for shard in shards]]
     mark = hashlib.sha256(json.dumps(plan).encode()).hexdigest()
-    folder = _shop_folder(config)
+    folder = _work_folder(config)
     marker = folder / "plan.sha256"
     if marker.is_file() and marker.read_text(encoding="utf-8") == mark:
         logger.info("going on with the build that was stopped in %s", folder)
@@ -267,41 +270,41 @@ def _open_shop(config: CorpusConfig, shards: list[Shard], inputs: list[dict[str,
     return folder
 
 
-def _write_set(ledger: Ledger, split: str, path: Path) -> dict[str, Any]:
-    tally = SetTally()
-    places = ledger.kept(split)
+def _write_set(table: RecordTable, split: str, path: Path) -> dict[str, Any]:
+    counts = SetCounts()
+    places = table.kept(split)
     columns = ("case", "charges", "term", "months", "characters", "domains")
     with open_case_file(path) as write:
-        for row in tqdm(ledger.rows(columns, places), desc=path.name, total=len(places)):
+        for row in tqdm(table.rows(columns, places), desc=path.name, total=len(places)):
             write(row["case"])
             term = Term(row["term"], row["months"])
-            tally.add(row["charges"], term, row["characters"], row["domains"])
-    return tally.to_json()
+            counts.add(row["charges"], term, row["characters"], row["domains"])
+    return counts.to_json()
 
 
-def _write_removed(ledger: Ledger, path: Path) -> None:
+def _write_removed(table: RecordTable, path: Path) -> None:
     """What was dropped because of another case: ids and why, no facts."""
-    removals = sorted(ledger.removals, key=lambda removal: removal.index)
+    removals = sorted(table.removals, key=lambda removal: removal.index)
     wanted = {place for removal in removals for place in (removal.index, removal.of)}
-    names = ledger.rows(["id", "source", "line"], wanted)
+    names = table.rows(["id", "source", "line"], wanted)
     known = dict(zip(sorted(wanted), names, strict=True))
     with open(path, "w", encoding="utf-8") as file:
         for removal in removals:
             row = {
-                "split": ledger.split_name(removal.index),
+                "split": table.split_name(removal.index),
                 "rule": removal.rule,
                 "similarity": round(removal.similarity, 4),
                 **known[removal.index],
-                "of": {"split": ledger.split_name(removal.of), **known[removal.of]},
+                "of": {"split": table.split_name(removal.of), **known[removal.of]},
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _write_quarantine(ledger: Ledger, path: Path) -> None:
+def _write_quarantine(table: RecordTable, path: Path) -> None:
     """Records that could not be read, each with what would mend it and its own text."""
     columns = ("split", "kind", "source", "line", "part", "reason", "record")
     with open(path, "w", encoding="utf-8") as file:
-        for row in ledger.rows(columns, np.flatnonzero(ledger.status == QUARANTINED)):
+        for row in table.rows(columns, np.flatnonzero(table.status == QUARANTINED)):
             row["remedy"] = remedy_for(row["reason"])
             row = {"file": row.pop("source"), **row, "record": row["record"]}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -17,7 +17,7 @@ from curt.corpus.build.fingerprint import (
     sign_texts,
 )
 from curt.corpus.read.records import READING_RULES
-from curt.corpus.read.sources import Outcome, Shard, read_shard
+from curt.corpus.read.sources import ReadRecord, Shard, read_shard
 
 COLUMNS = (
     "source", "line", "part", "kind", "split", "status", "reason", "record", "id", "case",
@@ -63,7 +63,7 @@ def prepare_shard(task: Preparation) -> Path:
     return task.out
 
 
-def _judge(outcome: Outcome, rules: Sequence[str]) -> dict[str, Any]:
+def _judge(outcome: ReadRecord, rules: Sequence[str]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "source": outcome.source, "line": outcome.line, "part": outcome.part,
         "kind": outcome.kind, "split": outcome.split, "reason": outcome.reason,

@@ -50,7 +50,7 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ReadRecord:
     """What one record gave; `case` or else the `reason` there is none, with the record itself."""
 
     source: str
@@ -112,7 +112,7 @@ def cut_hub(name: str, splits: Mapping[str, str], rows: int) -> list[Shard]:
     return shards
 
 
-def read_shard(shard: Shard) -> Iterator[Outcome]:
+def read_shard(shard: Shard) -> Iterator[ReadRecord]:
     """What each record of a shard gives, in order: at least one outcome a record."""
     for line, raw in _raw_records(shard):
         if shard.form == "mended":
@@ -122,26 +122,26 @@ def read_shard(shard: Shard) -> Iterator[Outcome]:
             row = raw if isinstance(raw, dict) else decode_line(raw, shard.encoding)
         except RecordError as error:
             text = raw.decode("utf-8", "backslashreplace") if isinstance(raw, bytes) else ""
-            yield Outcome(shard.source, line, 0, shard.kind, shard.split, None, str(error), text)
+            yield ReadRecord(shard.source, line, 0, shard.kind, shard.split, None, str(error), text)
             continue
         yield from read_record(row, shard.kind, shard.source, line, shard.split)
 
 
 def read_record(
     row: Any, kind: Kind, source: str, line: int, split: str | None
-) -> Iterator[Outcome]:
+) -> Iterator[ReadRecord]:
     """The outcomes of one decoded record."""
     text = json.dumps(row, ensure_ascii=False, default=str)
     try:
         results = list(_READERS[kind](row))
     except RecordError as error:
-        yield Outcome(source, line, 0, kind, split, None, str(error), text)
+        yield ReadRecord(source, line, 0, kind, split, None, str(error), text)
         return
     for part, result in enumerate(results, start=1):
         if isinstance(result, Case):
-            yield Outcome(source, line, part, kind, split or split_of(result), result)
+            yield ReadRecord(source, line, part, kind, split or split_of(result), result)
         else:
-            yield Outcome(source, line, part, kind, split, None, str(result), text)
+            yield ReadRecord(source, line, part, kind, split, None, str(result), text)
 
 
 def decode_line(line: bytes, encoding: str) -> Any:
@@ -222,7 +222,7 @@ def _raw_records(shard: Shard) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
         number += len(batch)
 
 
-def _read_mended(raw: Any, shard: Shard, line: int) -> Iterator[Outcome]:
+def _read_mended(raw: Any, shard: Shard, line: int) -> Iterator[ReadRecord]:
     """The part of a record that was set aside, read again under its own file and line."""
     try:
         row = decode_line(raw, "utf-8")
@@ -238,7 +238,7 @@ def _read_mended(raw: Any, shard: Shard, line: int) -> Iterator[Outcome]:
         value = decode_line(str(row["record"]).encode("utf-8", "surrogatepass"), "utf-8")
     except RecordError as error:
         kind, split, text = row["kind"], row["split"], row["record"]
-        yield Outcome(*origin, row["part"], kind, split, None, str(error), text)
+        yield ReadRecord(*origin, row["part"], kind, split, None, str(error), text)
         return
     for outcome in read_record(value, row["kind"], *origin, row["split"]):
         # Other defendants of a judgment were read before.

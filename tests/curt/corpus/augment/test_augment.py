@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curt.corpus.augment.command import AugmentConfig, add_distractors, augment, main
+from curt.corpus.__main__ import augment as augment_command
+from curt.corpus.augment.command import AugmentConfig, augment
 from curt.corpus.augment.distractors import (
     GENERAL,
     MOST,
     PARTICULAR,
     NoRoomError,
+    add_distractors,
     find_joints,
     split_sentences,
 )
@@ -300,7 +302,7 @@ def test_a_model_that_does_not_answer_leaves_no_folder_and_logs_no_fact(corpus, 
             "--endpoint.base_url", server.url, "--endpoint.model", "m", "--endpoint.retries", "0",
         ]  # fmt: skip
         with pytest.raises(SystemExit, match=r"failed_status_500.*same command again") as stopped:
-            main(arguments)
+            augment_command(arguments)
     assert [path.name for path in corpus.parent.iterdir()] == ["corpus"]
     assert "被告人" not in f"{stopped.value} {caplog.text}"
 

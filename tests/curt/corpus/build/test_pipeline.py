@@ -205,14 +205,14 @@ def test_a_killed_build_goes_on_and_ends_as_an_unbroken_one(tmp_path):
         "--backend", "serial", "--shard_records", "50", "--out", str(tmp_path / "out"),
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    shop = tmp_path / ".out.build"
-    while len(list(shop.glob("*.parquet"))) < 5:
+    context = tmp_path / ".out.build"
+    while len(list(context.glob("*.parquet"))) < 5:
         assert process.poll() is None, "ended before it could be killed"
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "out").exists()
-    done = {file: file.stat().st_mtime_ns for file in shop.glob("*.parquet")}
+    done = {file: file.stat().st_mtime_ns for file in context.glob("*.parquet")}
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "going on with the build" in result.stderr
@@ -220,14 +220,14 @@ def test_a_killed_build_goes_on_and_ends_as_an_unbroken_one(tmp_path):
     again = json.loads((tmp_path / "out" / "corpus.json").read_text(encoding="utf-8"))
     for name in ("train.jsonl", "removed.jsonl", "quarantine.jsonl"):
         assert again["files"][name] == whole["files"][name]
-    assert not shop.exists()
+    assert not context.exists()
 
 
 def test_a_stopped_build_of_other_settings_is_not_gone_on_with(tmp_path, cail, caplog):
-    shop = tmp_path / ".out.build"
-    shop.mkdir()
-    (shop / "plan.sha256").write_text("another")
-    (shop / "00000.parquet").write_text("half")
+    context = tmp_path / ".out.build"
+    context.mkdir()
+    (context / "plan.sha256").write_text("another")
+    (context / "00000.parquet").write_text("half")
     with caplog.at_level("INFO"):
         build_corpus(settings(tmp_path, cail=cail))
     assert "other settings: starting anew" in caplog.text

@@ -1,11 +1,10 @@
-"""The books of a build: what became of every outcome, over the files that workers wrote.
+"""What became of every record of a build, over the files that workers wrote.
 
 A few bytes an outcome stay in memory; everything else is read from the files when it is asked for.
 """
 
 from __future__ import annotations
 
-import bisect
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ ROWS_AT_ONCE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """A case dropped because of another; both by their place in the books."""
+    """A case dropped because of another; both by their place in the table."""
 
     index: int
     rule: str
@@ -35,7 +34,7 @@ class Removal:
     of: int
 
 
-class Ledger:
+class RecordTable:
     """Outcomes of all shards, numbered in order."""
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -91,15 +90,10 @@ class Ledger:
                 yield from _rows(file, columns, inside)
 
     def place(self, file: int, row: int) -> int:
-        """Place in the books of a row of a file."""
+        """Place in the table of a row of a file."""
         return self._ends[file] + row
 
-    def locate(self, index: int) -> tuple[int, int]:
-        """File and row of a place in the books."""
-        file = bisect.bisect_right(self._ends, index) - 1
-        return file, index - self._ends[file]
-
-    def balance(self) -> dict[str, Any]:
+    def count(self) -> dict[str, Any]:
         """Counts by set and reason; asserts that every outcome is in exactly one of them."""
         kept = {split: len(self.kept(split)) for split in SPLITS}
         dropped = {name: dict(counts) for name, counts in self.dropped.items() if counts}

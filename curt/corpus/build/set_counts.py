@@ -12,7 +12,7 @@ LENGTH_STEPS = (50, 100, 150, 200, 300, 400, 600, 800, 1200, 2000, 4000, 8000)
 """Upper ends of the length bins, in characters; one more bin is open."""
 
 
-class SetTally:
+class SetCounts:
     """Counts cases as they pass."""
 
     def __init__(self) -> None:
