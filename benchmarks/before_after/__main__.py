@@ -30,7 +30,6 @@ from benchmarks.asker import Answer, Asker
 from benchmarks.before_after.plot import draw_before_after
 from benchmarks.client import quantiles
 from benchmarks.load.overload import OverloadConfig, Reply, load
-from benchmarks.penalties.summary import interval
 from benchmarks.run import describe_machine, serve
 from curt.artifact import load_manifest
 from curt.config import Config, load_config
@@ -42,6 +41,7 @@ from curt.files import write_atomic, write_json
 from curt.law.verdict import Term, Verdict
 from curt.logs import configure_logging
 from curt.scores.metrics import is_exact
+from curt.scores.statistics import bootstrap_mean
 
 log = logging.getLogger(__name__)
 
@@ -263,7 +263,7 @@ def summarise(taken: Sequence[Taken]) -> dict[str, Any]:
         "thinking_tokens": quantiles([one.thinking_tokens for one in taken]),
         "mean_thinking_tokens": fmean(one.thinking_tokens for one in taken),
         "exact": fmean(exact),
-        "exact_interval": interval(exact),
+        "exact_interval": bootstrap_mean(exact),
         "cut": sum(one.cut for one in taken),
     }
 
@@ -281,7 +281,7 @@ def compare(
         "thinking_tokens": tokens[1] / tokens[0] if tokens[0] else None,
         "max_rate": rates[1] / rates[0] if rates[0] else None,
         "exact_change": fmean(change),
-        "exact_change_interval": interval(change),
+        "exact_change_interval": bootstrap_mean(change),
     }
 
 

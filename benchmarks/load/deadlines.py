@@ -49,8 +49,8 @@ from curt.dialogue import ParseFailure
 from curt.files import write_atomic, write_json
 from curt.law.verdict import Term, Verdict
 from curt.logs import configure_logging
-from curt.report.claims import wilson
 from curt.scores.metrics import score_verdicts
+from curt.scores.statistics import wilson
 from loadtest._arrivals import arrival_times_s
 
 logger = logging.getLogger(__name__)

@@ -39,7 +39,7 @@ from benchmarks.run import describe_machine, reach
 from curt.config import Config, load_config
 from curt.files import write_atomic, write_json
 from curt.logs import configure_logging
-from curt.report.claims import wilson
+from curt.scores.statistics import wilson
 from loadtest._arrivals import load_facts, number_fact
 
 logger = logging.getLogger(__name__)

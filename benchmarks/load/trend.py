@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import pairwise
 from statistics import median
 
 RESAMPLES = 400
@@ -33,8 +33,7 @@ def fit_trend(points: Sequence[tuple[float, float]], seed: int = 0) -> Trend:
     if len(points) < 3 or times[0] == times[-1]:
         raise ValueError(f"a trend of {len(points)} points: give three or more at several times")
     values = [value for _, value in points]
-    slope = _slope(times, values)
-    level = median(value - slope * time for time, value in points)
+    slope, level = _fit_line(times, values)
     residues = [value - level - slope * time for time, value in points]
     size = max(1, len(points) // BLOCKS)
     rng = random.Random(seed)
@@ -46,7 +45,7 @@ def fit_trend(points: Sequence[tuple[float, float]], seed: int = 0) -> Trend:
             drawn += residues[start : start + size]
         # zip ends with the shorter: the last block may reach beyond
         moved = [level + slope * t + r for t, r in zip(times, drawn, strict=False)]
-        slopes.append(_slope(times, moved))
+        slopes.append(_fit_line(times, moved)[0])
     slopes.sort()
     return Trend(slope, slopes[int(0.025 * RESAMPLES)], slopes[int(0.975 * RESAMPLES) - 1])
 
@@ -60,9 +59,9 @@ def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, 
     return [(median(t for t, _ in part), median(v for _, v in part)) for part in parts]
 
 
-def _slope(times: Sequence[float], values: Sequence[float]) -> float:
-    return median(
-        (values[j] - values[i]) / (times[j] - times[i])
-        for i, j in combinations(range(len(times)), 2)
-        if times[j] > times[i]
-    )
+def _fit_line(times: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    """Theil and Sen's slope, and the level that leaves residues of median 0."""
+    from scipy.stats import theilslopes
+
+    slope, level, *_ = theilslopes(values, times, method="joint")
+    return float(slope), float(level)

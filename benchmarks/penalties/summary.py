@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-RESAMPLES = 2000
+from curt.scores.statistics import bootstrap_mean
 
 
 def area_under_curve(accuracy_at_budget: Mapping[int, float]) -> float:
@@ -22,15 +21,6 @@ def area_under_curve(accuracy_at_budget: Mapping[int, float]) -> float:
         raise ValueError(f"a curve over {len(points)} budgets: give at least two above 0")
     area = sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairwise(points))
     return area / (points[-1][0] - points[0][0])
-
-
-def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95% interval of the mean, by bootstrap over cases. Raises ValueError without values."""
-    if not values:
-        raise ValueError("no values to resample: give at least one")
-    rng = random.Random(seed)
-    means = sorted(fmean(rng.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]
 
 
 def summarise_method(
@@ -52,10 +42,10 @@ def summarise_method(
         "seeds": len(runs),
         "n": len(per_case),
         "exact_accuracy": fmean(per_case),
-        "exact_accuracy_interval": interval(per_case),
+        "exact_accuracy_interval": bootstrap_mean(per_case),
         "exact_accuracy_range": (min(exact), max(exact)),
         "thinking_tokens": fmean(thinking),
-        "thinking_tokens_interval": interval(thinking),
+        "thinking_tokens_interval": bootstrap_mean(thinking),
         "term_score": fmean(r["scores"]["term_score_official"] for r in runs),
         "accuracy_at_budget": {b: fmean(c[b] for c in curves) for b in curves[0]},
         "area_under_curve": fmean(areas),
@@ -65,7 +55,7 @@ def summarise_method(
         base = warm_start["exact_cases"]
         change = [a - b for a, b in zip(per_case, base, strict=True)]
         row["exact_change"] = fmean(change)
-        row["exact_change_interval"] = interval(change)
+        row["exact_change_interval"] = bootstrap_mean(change)
         row["thinking_change"] = fmean(thinking) / fmean(warm_start["thinking_lengths"]) - 1
     return row
 

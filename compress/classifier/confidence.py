@@ -37,7 +37,7 @@ from curt.classifier.model import Classifier, Decider, Labels, Row, is_right
 from curt.corpus.case import Case
 from curt.law.term_scale import TermInterval, legal_range, severity
 from curt.law.verdict import Verdict
-from curt.report.claims import wilson
+from curt.scores.statistics import wilson
 
 Floats = npt.NDArray[np.float32]
 

@@ -1,14 +1,11 @@
-"""Which artifact to take: the paired difference, the Pareto front and the rule of choice. Pure."""
+"""Which artifact to take: the Pareto front and the rule of choice. Pure."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
-
-from curt.report.claims import wilson
 
 if TYPE_CHECKING:
     from compress.compare.rows import Row
@@ -22,15 +19,6 @@ RULE = (
 )
 
 
-class Span(BaseModel):
-    """A value with its 95% interval."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    value: float
-    low: float
-    high: float
-
-
 class Choice(BaseModel):
     """The default, if any, and why each other artifact is not it."""
 
@@ -42,40 +30,6 @@ class Choice(BaseModel):
     """Why an artifact does not qualify."""
     caveat: str | None = None
     """What the sample can't settle."""
-
-
-def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Span:
-    """Share right after minus share right before on the same cases, with its 95% interval.
-
-    Newcombe, Statistics in Medicine 17 (1998) 2635, method 10: Wilson limits of both shares,
-    joined with a continuity-corrected correlation. Cases on which both agree narrow it, so it
-    resolves more than two separate intervals. Raises ValueError on unequal or no cases.
-    """
-    n = len(before)
-    if n != len(after) or not n:
-        raise ValueError(f"{n} cases before, {len(after)} after: give the same ones, at least one")
-    pairs = list(zip(before, after, strict=True))
-    both, lost = pairs.count((True, True)), pairs.count((True, False))
-    won, neither = pairs.count((False, True)), pairs.count((False, False))
-    old, new = (both + lost) / n, (both + won) / n
-    low_old, high_old = wilson(old, n)
-    low_new, high_new = wilson(new, n)
-    margins = (both + lost) * (won + neither) * (both + won) * (lost + neither)
-    product: float = both * neither - lost * won
-    if product > 0:
-        product = max(product - n / 2, 0.0)
-    phi = product / math.sqrt(margins) if margins else 0.0
-    change = new - old
-
-    def reach(own: float, other: float) -> float:
-        # Rounding may take a square that should be zero below it.
-        return math.sqrt(max(0.0, own**2 - 2 * phi * own * other + other**2))
-
-    return Span(
-        value=change,
-        low=max(-1.0, change - reach(new - low_new, high_old - old)),
-        high=min(1.0, change + reach(high_new - new, old - low_old)),
-    )
 
 
 def pareto_front(points: Mapping[str, Sequence[float]]) -> set[str]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.ticker import PercentFormatter
 
-from compress.compare.choice import Span
 from curt.drawing import INK, MARKERS, SERIES, finish_figure, new_figure
+from curt.scores.statistics import Span
 
 
 def draw_front(

@@ -10,13 +10,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from compress.compare.choice import Choice, Span, pareto_front
+from compress.compare.choice import Choice, pareto_front
 from compress.compare.figures import draw_front
 from compress.compare.rows import Row
 from compress.compare.speed import Speed, Spread
 from curt.html import render_html
 from curt.report.claims import SMALL_SAMPLE
 from curt.report.page import Panel
+from curt.scores.statistics import Span
 
 MISSING = "–"
 

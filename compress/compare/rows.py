@@ -7,10 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from compress.compare.choice import Span, paired_difference
 from compress.compare.speed import Speed
-from curt.report.claims import wilson
 from curt.scores.metrics import length_statistics
+from curt.scores.statistics import Span, paired_difference, share
 
 
 class Record(BaseModel):
@@ -126,11 +125,10 @@ def _make_row(one: Measured, parent: Measured, fp32_mb: float) -> Row:
         return Row(**row)
     own, n = one.quality, len(one.quality.exact_cases)
     exact = sum(own.exact_cases) / n
-    low, high = wilson(exact, n)
     lengths = length_statistics(own.thinking_lengths)
     row |= {
         "cases": n,
-        "exact": Span(value=exact, low=low, high=high),
+        "exact": share(exact, n),
         "score_charge": own.scores["charge_score_official"],
         "score_article": own.scores["article_score_official"],
         "score_term": own.scores["term_score_official"],

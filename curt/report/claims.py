@@ -1,59 +1,14 @@
-"""Intervals, and sentences that follow the numbers wherever they lead."""
+"""Sentences that follow the numbers wherever they lead."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from curt.report.inputs import Evaluation, LoadTest, TrainingStep
+from curt.scores.statistics import Interval, share, wilson
 
-Z = 1.959964  # two-sided 95%
 SMALL_SAMPLE = 200  # below, a proportion's interval is wider than about ±7 points
 NOT_RUN = "not run"
-
-Interval = tuple[float, float]
-
-
-def wilson(rate: float, n: int) -> Interval:
-    """95% Wilson score interval of a proportion seen in n cases.
-
-    Wilson, JASA 22 (1927); stays within 0..1 and honest for small n. Raises ValueError on a
-    rate outside 0..1 or n below 1.
-    """
-    if not 0 <= rate <= 1 or n < 1:
-        raise ValueError(f"a rate of {rate} in {n} cases: use 0 to 1 in at least one case")
-    centre = (rate + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z * math.sqrt(rate * (1 - rate) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
-    return min(rate, max(0.0, centre - half)), max(rate, min(1.0, centre + half))
-
-
-def difference(before: float, n_before: int, after: float, n_after: int) -> Interval:
-    """95% interval of after - before for two proportions (Newcombe 1998, method 10).
-
-    It takes the two samples as independent; on the same cases that is on the safe side.
-    """
-    low_before, high_before = wilson(before, n_before)
-    low_after, high_after = wilson(after, n_after)
-    change = after - before
-    return (
-        change - math.hypot(after - low_after, high_before - before),
-        change + math.hypot(high_after - after, before - low_before),
-    )
-
-
-def bootstrap_mean(values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> Interval:
-    """95% percentile-bootstrap interval of a mean (Efron 1979), the same for the same seed."""
-    if not values:
-        raise ValueError("the mean of no values: evaluate at least one case")
-    sample = np.asarray(values, dtype=np.float64)
-    source = np.random.default_rng(seed)
-    means = [
-        float(source.choice(sample, size=len(sample), replace=True).mean()) for _ in range(draws)
-    ]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def exact_of(evaluation: Evaluation | None) -> float | None:
@@ -111,18 +66,18 @@ def say_accuracy(before: Evaluation, after: Evaluation) -> str:
     old, new = exact_of(before), exact_of(after)
     if old is None or new is None:
         return "Exact accuracy was not measured on both sides, so no change can be stated."
-    low, high = difference(old, before.n, new, after.n)
+    change = share(new, after.n).minus(share(old, before.n))
     way = direction(old, new, 1e-9)
     moved = (
         f"Exact accuracy stayed at {new:.1%}"
         if way == "stayed"
         else f"Exact accuracy {way} from {old:.1%} to {new:.1%}"
     )
-    points = [_signed(100 * value, ".1f") for value in (new - old, low, high)]
+    points = [_signed(100 * value, ".1f") for value in (change.value, change.low, change.high)]
     span = f"{points[0]} points, 95% interval {points[1]} to {points[2]}"
-    if low > 0:
+    if change.low > 0:
         judgement = "better by more than chance explains"
-    elif high < 0:
+    elif change.high < 0:
         judgement = "worse by more than chance explains"
     else:
         judgement = "a difference that chance alone could make"

@@ -8,8 +8,9 @@ from typing import Any
 from matplotlib.ticker import PercentFormatter
 
 from curt.drawing import INK, LINES, MARKERS, SERIES, finish_figure, new_figure
-from curt.report.claims import column_of, wilson
+from curt.report.claims import column_of
 from curt.report.inputs import Evaluation, LoadTest, TrainingStep
+from curt.scores.statistics import wilson
 
 LABELS = {
     "warm-start": "Warm start",

@@ -16,6 +16,7 @@ from curt.report import claims, figures
 from curt.report.claims import NOT_RUN
 from curt.report.figures import LABELS
 from curt.report.inputs import Artifact, Evaluation, Example, Parity, RunParts, TraitRow
+from curt.scores.statistics import bootstrap_mean, wilson
 
 BEFORE, CONTROL, AFTER = "warm-start", "grpo-none", "grpo-default"
 WARM_START_HISTORY = "warm-start"
@@ -340,7 +341,7 @@ def _tokens(evaluation: Evaluation | None) -> str:
 def _length_interval(evaluation: Evaluation | None) -> str:
     if evaluation is None or not evaluation.thinking_lengths:
         return NOT_RUN
-    low, high = claims.bootstrap_mean(evaluation.thinking_lengths)
+    low, high = bootstrap_mean(evaluation.thinking_lengths)
     return f"{low:.1f} to {high:.1f}"
 
 
@@ -348,4 +349,4 @@ def _exact_interval(evaluation: Evaluation | None) -> str:
     exact = claims.exact_of(evaluation)
     if evaluation is None or exact is None:
         return NOT_RUN
-    return claims.percent_between(claims.wilson(exact, evaluation.n))
+    return claims.percent_between(wilson(exact, evaluation.n))

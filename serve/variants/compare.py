@@ -22,33 +22,14 @@ from typing import Any
 
 from curt.files import write_atomic
 from curt.logs import configure_logging
-from curt.report.claims import Z, wilson
+from curt.scores import statistics
+from curt.scores.statistics import Span, Z
 
 logger = logging.getLogger(__name__)
 
 UNNAMED = "default"  # the variant of lines from a server that had but one
 QUANTILES = (0.5, 0.95, 0.99)
 ROUTES = frozenset({"/predict", "/predict/stream", "/v1/chat/completions"})
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """An estimate and its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def minus(self, other: Span) -> Span:
-        """The difference of two independent estimates, from both their intervals.
-
-        Zou and Donner, Statistics in Medicine 27 (2008) 1693; for shares with Wilson's intervals
-        it is Newcombe's.
-        """
-        change = self.value - other.value
-        down = math.hypot(self.value - self.low, other.high - other.value)
-        up = math.hypot(self.high - self.value, other.value - other.low)
-        return Span(change, change - down, change + up)
 
 
 @dataclass(slots=True)
@@ -113,10 +94,7 @@ class Evidence:
 
 def share(hits: int, total: int) -> Span | None:
     """A share with Wilson's interval; None of nothing."""
-    if not total:
-        return None
-    low, high = wilson(hits / total, total)
-    return Span(hits / total, low, high)
+    return statistics.share(hits / total, total) if total else None
 
 
 def quantile(values: Sequence[float], q: float) -> Span | None:

@@ -12,7 +12,8 @@ from matplotlib.ticker import PercentFormatter
 from curt.drawing import INK, LINES, SERIES, finish_figure, new_figure
 from curt.html import render_html
 from curt.report.page import Panel
-from serve.variants.compare import Evidence, Pairs, Requests, Span, differences, quantile, share
+from curt.scores.statistics import Span
+from serve.variants.compare import Evidence, Pairs, Requests, differences, quantile, share
 
 MISSING = "–"
 SERIOUS = ("errors", "degraded", "late")

@@ -3,14 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from benchmarks.penalties.__main__ import PenaltyBenchConfig
 from benchmarks.penalties.plot import draw_penalties
 from benchmarks.penalties.summary import (
     area_under_curve,
-    interval,
     obedience_rows,
     summarise_method,
 )
@@ -40,12 +37,6 @@ def test_the_area_is_the_mean_over_doublings_of_the_budget():
     assert area_under_curve({0: 1.0, 8: 0.2, 128: 0.2}) == pytest.approx(0.2)
     with pytest.raises(ValueError, match="at least two"):
         area_under_curve({0: 1.0, 8: 0.5})
-
-
-@given(st.lists(st.sampled_from([0.0, 1.0]), min_size=5, max_size=60))
-def test_an_interval_holds_the_mean_and_stays_within_the_values(values):
-    low, high = interval(values)
-    assert min(values) <= low <= sum(values) / len(values) <= high <= max(values)
 
 
 def test_a_method_is_summed_up_over_seeds_and_paired_with_the_warm_start():

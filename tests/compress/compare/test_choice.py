@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import random
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.compare.choice import RULE, choose, paired_difference, pareto_front
+from compress.compare.choice import RULE, choose, pareto_front
 from compress.compare.rows import Measured, Quality, Row, make_rows
 from tests.compress.compare.records import measure
 
-CASES = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 POINTS = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3),
     st.tuples(st.integers(0, 5), st.integers(0, 5)),
@@ -22,41 +19,6 @@ POINTS = st.dictionaries(
 def table(*artifacts: Measured, fp32_mb: float = 40.0) -> list[Row]:
     parent = measure("parent", weights_mb=fp32_mb, right=160, decode=100.0)
     return make_rows([parent, *artifacts], fp32_mb)
-
-
-def test_a_published_example_of_the_paired_interval() -> None:
-    # Newcombe 1998, table II, e=36, f=12, g=2, h=0: 0.2 from 0.0569 to 0.3404 by method 10
-    before = [True] * 36 + [True] * 12 + [False] * 2
-    after = [True] * 36 + [False] * 12 + [True] * 2
-    span = paired_difference(after, before)
-    assert span.value == pytest.approx(0.2)
-    assert (span.low, span.high) == pytest.approx((0.0569, 0.3404), abs=5e-4)
-
-
-@given(CASES)
-def test_a_paired_interval_holds_its_difference_and_turns_with_it(
-    cases: list[tuple[bool, bool]],
-) -> None:
-    before, after = [b for b, _ in cases], [a for _, a in cases]
-    span, back = paired_difference(before, after), paired_difference(after, before)
-    assert -1 <= span.low <= span.value + 1e-12
-    assert span.value - 1e-12 <= span.high <= 1
-    assert (back.value, back.low, back.high) == pytest.approx((-span.value, -span.high, -span.low))
-
-
-def test_agreeing_on_the_cases_narrows_the_interval() -> None:
-    before = [i % 5 > 0 for i in range(200)]
-    shuffled = random.Random(0).sample(before, len(before))
-    same, other = paired_difference(before, before), paired_difference(before, shuffled)
-    assert same.value == other.value == 0
-    assert same.high < other.high / 2
-
-
-def test_unequal_or_no_cases_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 cases before, 1 after"):
-        paired_difference([True, False], [True])
-    with pytest.raises(ValueError, match="at least one"):
-        paired_difference([], [])
 
 
 def test_the_front_leaves_out_what_another_beats() -> None:

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from curt.artifact import write_artifact
 from curt.report import claims
@@ -339,43 +337,6 @@ def test_the_command_writes_the_page(tmp_path: Path) -> None:
         check=True, capture_output=True, cwd=Path(__file__).parents[3],
     )  # fmt: skip
     assert (run / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-
-
-@given(st.integers(0, 500), st.integers(1, 500))
-def test_wilson_holds_the_rate_and_narrows_with_cases(successes: int, n: int) -> None:
-    rate = min(successes, n) / n
-    low, high = claims.wilson(rate, n)
-    assert 0 <= low <= rate <= high <= 1
-    wider = claims.wilson(rate, n)
-    narrower = claims.wilson(rate, n * 10)
-    assert narrower[1] - narrower[0] < wider[1] - wider[0]
-
-
-def test_wilson_on_a_published_case() -> None:
-    # Newcombe, Statistics in Medicine 17 (1998) 857, table I, method 3: 81 of 263.
-    low, high = claims.wilson(81 / 263, 263)
-    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
-
-
-def test_the_difference_on_a_published_case() -> None:
-    # Newcombe, Statistics in Medicine 17 (1998) 873, table II, method 10: 56/70 - 48/80.
-    low, high = claims.difference(48 / 80, 80, 56 / 70, 70)
-    assert (round(low, 4), round(high, 4)) == (0.0524, 0.3339)
-
-
-@given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 300), st.integers(1, 300))
-def test_a_difference_lies_in_its_interval(a: float, b: float, n: int, m: int) -> None:
-    low, high = claims.difference(a, n, b, m)
-    assert low - 1e-9 <= b - a <= high + 1e-9
-
-
-def test_the_bootstrap_repeats_and_brackets_the_mean() -> None:
-    lengths = [float(i % 40) for i in range(400)]
-    assert claims.bootstrap_mean(lengths) == claims.bootstrap_mean(lengths)
-    low, high = claims.bootstrap_mean(lengths)
-    assert low < 19.5 < high
-    # The textbook standard error of these lengths is 11.54/20 = 0.577.
-    assert high - low == pytest.approx(2 * 1.96 * 0.577, rel=0.1)
 
 
 def test_training_sentences_follow_the_rows() -> None:

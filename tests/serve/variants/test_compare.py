@@ -12,13 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from curt.logs import JsonFormatter
-from curt.report.claims import difference
+from curt.scores.statistics import Span
 from serve.variants.compare import (
-    Span,
     choose_baseline,
     differences,
     gather,
@@ -117,17 +114,6 @@ def test_shadows_are_compared_in_pairs() -> None:
     assert (pairs.compared, pairs.failed, pairs.shadow_degraded) == (41, 1, 1)
     assert sum(pairs.same["term"]) / len(pairs.same["term"]) == 0.75
     assert set(pairs.extra_ms) == {20.0}
-
-
-@given(st.integers(1, 400), st.integers(1, 400), st.floats(0, 1), st.floats(0, 1))
-def test_the_difference_of_shares_is_newcombes(n: int, m: int, p: float, q: float) -> None:
-    one, other = share(round(p * n), n), share(round(q * m), m)
-    assert one is not None
-    assert other is not None
-    span = one.minus(other)
-    low, high = difference(other.value, m, one.value, n)
-    assert (span.low, span.high) == pytest.approx((low, high))
-    assert span.low <= span.value <= span.high
 
 
 @pytest.mark.parametrize("q", [0.5, 0.95])
