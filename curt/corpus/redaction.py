@@ -1,4 +1,4 @@
-"""Personal data out of texts that leave the house: numbers, addresses of e-mail, and names.
+"""Masks personal data in texts that are published or sent: numbers, e-mail addresses, names.
 
 Published judgments mask most names as 张某; where one was missed it stands behind what a person is
 in the case (被告人张建国) or before what became of them (李娜（另案处理）). Such a name is masked

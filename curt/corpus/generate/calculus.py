@@ -7,8 +7,8 @@ what a court would decide.
 
 A sentence is computed so:
 
-1. find the highest rung of the offence's ladder that the quantity reaches;
-2. base = rung's months + quantity // rung's `per`;
+1. find the offence's highest bracket that the quantity reaches;
+2. base = bracket's months + quantity // bracket's `per`;
 3. ratio = sum of the circumstances' percentages, kept from -60 up;
 4. months = base x (100 + ratio) / 100, rounded half up;
 5. kept within the statutory range of the charge: at least 1 month, at most its `ceiling`;
@@ -23,42 +23,42 @@ from dataclasses import dataclass
 from curt.law.verdict import Term
 from curt.scores.reasoning import RATIO_FLOOR
 
-LIFE = -1  # months of a rung that means 无期徒刑, whatever the circumstances
+LIFE = -1  # months of a bracket that means 无期徒刑, whatever the circumstances
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
+class Bracket:
     """From `threshold` units on: `months`, and one month more for every `per` units."""
 
     threshold: int
     months: int
     per: int
     limit: int
-    """Largest quantity drawn on this rung."""
+    """Largest quantity drawn in this bracket."""
 
 
 @dataclass(frozen=True, slots=True)
 class Offence:
-    """One charge of the generator. `ladder` for counted harm, `grades` for named harm."""
+    """One charge of the generator. `brackets` for counted harm, `grades` for named harm."""
 
     charge: str
     articles: tuple[str, ...]
     unit: str
-    ladder: tuple[Rung, ...] = ()
+    brackets: tuple[Bracket, ...] = ()
     grades: Mapping[str, int] | None = None
     fine_per_month: int = 0
     ceiling: int = 180
 
 
-def _rungs(*rows: tuple[int, int, int, int]) -> tuple[Rung, ...]:
-    return tuple(Rung(*row) for row in rows)
+def _brackets(*rows: tuple[int, int, int, int]) -> tuple[Bracket, ...]:
+    return tuple(Bracket(*row) for row in rows)
 
 
 #                   from    months    per    up to
-_SMALL = _rungs((   2_000,    5,   2_000,    58_000),
+_SMALL = _brackets((   2_000,    5,   2_000,    58_000),
                 (  60_000,   30,  10_000,   390_000),
                 ( 400_000,  112,  50_000, 1_000_000))  # fmt: skip
-_LARGE = _rungs((  60_000,    3,  20_000,   480_000),
+_LARGE = _brackets((  60_000,    3,  20_000,   480_000),
                 ( 500_000,   31, 100_000, 2_900_000),
                 (3_000_000, 105, 200_000, 6_000_000))  # fmt: skip
 
@@ -77,22 +77,22 @@ OFFENCES: tuple[Offence, ...] = (
     Offence("非法吸收公众存款", ("176",), "元", _LARGE, fine_per_month=2000),
     Offence("开设赌场", ("303",), "元", _LARGE[:2], fine_per_month=2000, ceiling=120),
     Offence("抢劫", ("263",), "元",
-            _rungs((1_000, 36, 1_000, 40_000), (60_000, 114, 10_000, 300_000)),
+            _brackets((1_000, 36, 1_000, 40_000), (60_000, 114, 10_000, 300_000)),
             fine_per_month=500),
     Offence("故意伤害", ("234",), "", grades={
         "轻伤二级": 8, "轻伤一级": 14, "重伤二级": 40, "重伤一级": 60, "死亡": 130}),
-    Offence("过失致人死亡", ("233",), "人", _rungs((1, 35, 1, 1), (2, 45, 1, 3)), ceiling=84),
+    Offence("过失致人死亡", ("233",), "人", _brackets((1, 35, 1, 1), (2, 45, 1, 3)), ceiling=84),
     Offence("交通肇事", ("133",), "", grades={
         "一人重伤后逃逸": 10, "一人死亡": 14, "二人死亡": 26, "一人死亡后逃逸": 40,
         "三人死亡": 44}, ceiling=84),
-    Offence("危险驾驶", ("133之一",), "mg/100ml", _rungs((80, 0, 50, 300)), fine_per_month=2000,
+    Offence("危险驾驶", ("133之一",), "mg/100ml", _brackets((80, 0, 50, 300)), fine_per_month=2000,
             ceiling=5),
     Offence("走私、贩卖、运输、制造毒品", ("347",), "克",
-            _rungs((1, 7, 1, 9), (10, 79, 2, 48), (50, 180, 1_000, 200), (500, LIFE, 1, 900)),
+            _brackets((1, 7, 1, 9), (10, 79, 2, 48), (50, 180, 1_000, 200), (500, LIFE, 1, 900)),
             fine_per_month=500),
-    Offence("非法持有毒品", ("348",), "克", _rungs((10, 7, 2, 48), (50, 79, 10, 300)),
+    Offence("非法持有毒品", ("348",), "克", _brackets((10, 7, 2, 48), (50, 79, 10, 300)),
             fine_per_month=500),
-    Offence("容留他人吸毒", ("354",), "人次", _rungs((3, 3, 1, 15)), fine_per_month=500,
+    Offence("容留他人吸毒", ("354",), "人次", _brackets((3, 3, 1, 15)), fine_per_month=500,
             ceiling=36),
     Offence("寻衅滋事", ("293",), "", grades={
         "二人轻微伤": 8, "一人轻伤": 12, "二人轻伤": 18, "一人重伤": 36}, ceiling=120),
@@ -100,10 +100,10 @@ OFFENCES: tuple[Offence, ...] = (
         "未持械": 10, "一人轻微伤": 12, "一人轻伤": 16, "持械": 40}, ceiling=120),
     Offence("妨害公务", ("277",), "", grades={
         "推搡民警": 6, "一人轻微伤": 8, "二人轻微伤": 10, "一人轻伤": 14}, ceiling=36),
-    Offence("非法拘禁", ("238",), "小时", _rungs((24, 4, 12, 240)), ceiling=36),
-    Offence("盗伐林木", ("345",), "立方米", _rungs((2, 4, 1, 19), (20, 26, 2, 90),
+    Offence("非法拘禁", ("238",), "小时", _brackets((24, 4, 12, 240)), ceiling=36),
+    Offence("盗伐林木", ("345",), "立方米", _brackets((2, 4, 1, 19), (20, 26, 2, 90),
             (100, 64, 5, 200)), fine_per_month=500),
-    Offence("污染环境", ("338",), "吨", _rungs((3, 7, 3, 60), (100, 31, 20, 600)),
+    Offence("污染环境", ("338",), "吨", _brackets((3, 7, 3, 60), (100, 31, 20, 600)),
             fine_per_month=1000, ceiling=84),
 )  # fmt: skip
 
@@ -143,7 +143,7 @@ class Sentence:
     months: int
     term: Term
     fine_yuan: int
-    rung: Rung | None
+    bracket: Bracket | None
 
 
 def allows(offence: Offence, circumstance: str) -> bool:
@@ -160,34 +160,36 @@ def allows(offence: Offence, circumstance: str) -> bool:
 def sentence(offence: Offence, harm: int | str, circumstances: tuple[str, ...]) -> Sentence:
     """Apply the calculus. `harm` is a quantity in the offence's unit, or the name of a grade.
 
-    Raises ValueError for a quantity under the lowest rung and KeyError for an unknown grade or
+    Raises ValueError for a quantity under the lowest bracket and KeyError for an unknown grade or
     circumstance.
     """
-    rung = None
+    bracket = None
     if isinstance(harm, str):
         assert offence.grades is not None
         start, extra = offence.grades[harm], 0
     else:
-        reached = [r for r in offence.ladder if harm >= r.threshold]
+        reached = [r for r in offence.brackets if harm >= r.threshold]
         if not reached:
-            raise ValueError(f"{harm}{offence.unit} is under the lowest rung of {offence.charge}")
-        rung = reached[-1]
-        start, extra = rung.months, harm // rung.per
+            raise ValueError(
+                f"{harm}{offence.unit} is under the lowest bracket of {offence.charge}"
+            )
+        bracket = reached[-1]
+        start, extra = bracket.months, harm // bracket.per
     ratio = sum(RATIOS[c] for c in circumstances)
     ratio = max(RATIO_FLOOR, ratio)
     if start == LIFE:
-        return Sentence(LIFE, 0, LIFE, ratio, 0, Term("life"), 50_000, rung)
+        return Sentence(LIFE, 0, LIFE, ratio, 0, Term("life"), 50_000, bracket)
     base = start + extra
     hundredths = base * (100 + ratio)
     months = (hundredths + 50) // 100
     if months < 1:
-        return Sentence(start, extra, base, ratio, 0, Term("exempt"), 0, rung)
+        return Sentence(start, extra, base, ratio, 0, Term("exempt"), 0, bracket)
     months = min(months, offence.ceiling)
     fine = months * offence.fine_per_month
     probation = probation_months(months, ratio, circumstances)
     kind = "detention" if months < 6 else "fixed"
     term = Term("detention" if kind == "detention" else "fixed", months, probation)
-    return Sentence(start, extra, base, ratio, months, term, fine, rung)
+    return Sentence(start, extra, base, ratio, months, term, fine, bracket)
 
 
 def probation_months(months: int, ratio: int, circumstances: tuple[str, ...]) -> int:

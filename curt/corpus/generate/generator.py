@@ -18,8 +18,8 @@ from curt.corpus.generate.calculus import (
     LIFE,
     OFFENCES,
     RATIOS,
+    Bracket,
     Offence,
-    Rung,
     Sentence,
     allows,
     sentence,
@@ -62,7 +62,7 @@ def draw_drill(rng: random.Random) -> tuple[str, str]:
         harm, parts = _draw_harm(rng, offence)
         circumstances = _draw_circumstances(rng, offence)
         outcome = sentence(offence, harm, circumstances)
-        if outcome.rung is not None and outcome.start != LIFE and circumstances:
+        if outcome.bracket is not None and outcome.start != LIFE and circumstances:
             break
     reasonings = write_reasonings(offence, harm, parts, circumstances, outcome, rng)
     if rng.random() < 0.5:
@@ -104,18 +104,18 @@ def _draw_harm(rng: random.Random, offence: Offence) -> tuple[int | str, tuple[i
     """A grade, or a quantity with the parts it is told in (one part: told as a whole)."""
     if offence.grades is not None:
         return rng.choice(list(offence.grades)), ()
-    rung = rng.choices(offence.ladder, weights=(70, 22, 8, 4)[: len(offence.ladder)])[0]
-    step = _grain(rung)
-    quantity = rng.randrange(rung.threshold, rung.limit + 1, step)
+    bracket = rng.choices(offence.brackets, weights=(70, 22, 8, 4)[: len(offence.brackets)])[0]
+    step = _grain(bracket)
+    quantity = rng.randrange(bracket.threshold, bracket.limit + 1, step)
     if offence.unit in _SPLITTABLE and quantity >= 2 * step and rng.random() < 0.2:
         first = rng.randrange(step, quantity, step)
         return quantity, (first, quantity - first)
     return quantity, (quantity,)
 
 
-def _grain(rung: Rung) -> int:
+def _grain(bracket: Bracket) -> int:
     """Money comes in whole increments, all else in halves, so that some leave a remainder."""
-    return rung.per if rung.per >= 1000 else max(1, rung.per // 2)
+    return bracket.per if bracket.per >= 1000 else max(1, bracket.per // 2)
 
 
 def _draw_circumstances(rng: random.Random, offence: Offence) -> tuple[str, ...]:
@@ -222,7 +222,7 @@ def write_reasonings(
     scale = _scale(outcome)
     result = render_term(outcome.term)
     increments = f"{outcome.start}+{outcome.extra}={outcome.base}"
-    step = increments if outcome.rung else f"{outcome.base}"
+    step = increments if outcome.bracket else f"{outcome.base}"
     terse_ratios = sum_of_ratios if circumstances else "0"
     gaps = (f"{total}，{step}", sum_of_ratios, f"{offence.charge}，{total}")
     return {
@@ -244,11 +244,11 @@ def _full(
 ) -> str:
     articles = "、".join(f"第{a}条" for a in offence.articles)
     lines = [f"先看行为，被告人的行为符合{offence.charge}罪的构成，应适用{articles}。"]
-    rung = outcome.rung
-    if rung is not None:
+    bracket = outcome.bracket
+    if bracket is not None:
         lines.append(
-            f"再看后果，{total}{offence.unit}，达到{rung.threshold}{offence.unit}一档，"
-            f"起点{outcome.start}个月，每{rung.per}{offence.unit}增1个月，"
+            f"再看后果，{total}{offence.unit}，达到{bracket.threshold}{offence.unit}一档，"
+            f"起点{outcome.start}个月，每{bracket.per}{offence.unit}增1个月，"
             f"增{outcome.extra}个月，基准刑{outcome.start}+{outcome.extra}={outcome.base}个月。"
         )
     else:
@@ -274,7 +274,7 @@ def _brief(
     outcome: Sentence,
 ) -> str:
     base = f"{outcome.base}"
-    if outcome.rung is not None:
+    if outcome.bracket is not None:
         base = f"{_tell_total(offence, harm, parts)}{outcome.start}+{outcome.extra}={outcome.base}"
     if circumstances:
         return f"{base}；{_tell_tenths(circumstances)}；{_scale(outcome)}={outcome.months}"

@@ -10,8 +10,8 @@ from curt.corpus.generate.calculus import (
     OFFENCES,
     RATIO_FLOOR,
     RATIOS,
+    Bracket,
     Offence,
-    Rung,
     allows,
     probation_months,
     sentence,
@@ -24,14 +24,14 @@ BY_CHARGE = {offence.charge: offence for offence in OFFENCES}
 THEFT = BY_CHARGE["盗窃"]
 DRUNK = BY_CHARGE["危险驾驶"]
 DRUGS = BY_CHARGE["走私、贩卖、运输、制造毒品"]
-COUNTED = [offence for offence in OFFENCES if offence.ladder]
+COUNTED = [offence for offence in OFFENCES if offence.brackets]
 
 
 def harms(offence: Offence) -> list[int | str]:
-    """Both ends of every rung, or every grade."""
+    """Both ends of every bracket, or every grade."""
     if offence.grades is not None:
         return list(offence.grades)
-    return [end for rung in offence.ladder for end in (rung.threshold, rung.limit)]
+    return [end for bracket in offence.brackets for end in (bracket.threshold, bracket.limit)]
 
 
 def as_offence(base: int, *, ceiling: int = 180, fine_per_month: int = 0) -> Offence:
@@ -74,7 +74,7 @@ def test_a_sentence_outside_the_range_is_mitigated_below_its_minimum(offence):
 
 @pytest.mark.parametrize("offence", OFFENCES, ids=lambda o: o.charge)
 def test_exactly_one_way_to_measure_harm_and_wording_for_it(offence):
-    assert bool(offence.ladder) != (offence.grades is not None)
+    assert bool(offence.brackets) != (offence.grades is not None)
     assert ACTS[offence.charge]
     assert all("{q}" in act and "{d}" in act for act in ACTS[offence.charge])
 
@@ -86,7 +86,7 @@ def test_every_circumstance_has_wording_and_a_known_name():
 
 @pytest.mark.parametrize("offence", COUNTED, ids=lambda o: o.charge)
 def test_rungs_rise_without_overlap(offence):
-    for lower, upper in zip(offence.ladder, offence.ladder[1:], strict=False):
+    for lower, upper in zip(offence.brackets, offence.brackets[1:], strict=False):
         assert lower.threshold <= lower.limit < upper.threshold
         top = lower.months + lower.limit // lower.per
         assert upper.months == LIFE or top <= upper.months + upper.threshold // upper.per
@@ -94,7 +94,7 @@ def test_rungs_rise_without_overlap(offence):
 
 @given(data=st.data(), offence=st.sampled_from(COUNTED))
 def test_months_never_fall_as_the_quantity_rises(data, offence):
-    lowest, highest = offence.ladder[0].threshold, offence.ladder[-1].limit
+    lowest, highest = offence.brackets[0].threshold, offence.brackets[-1].limit
     first, second = sorted(data.draw(st.tuples(*[st.integers(lowest, highest)] * 2)))
     circumstances = tuple(data.draw(st.sets(st.sampled_from(list(RATIOS)), max_size=4)))
     less, more = (sentence(offence, q, circumstances) for q in (first, second))
@@ -135,7 +135,7 @@ def test_a_remainder_below_one_increment_adds_nothing():
 
 
 def test_the_highest_rung_reached_counts():
-    assert sentence(THEFT, 59_999, ()).rung == Rung(2_000, 5, 2_000, 58_000)
+    assert sentence(THEFT, 59_999, ()).bracket == Bracket(2_000, 5, 2_000, 58_000)
     assert sentence(THEFT, 60_000, ()).base == 36
     assert sentence(THEFT, 400_000, ()).base == 120
 
@@ -222,7 +222,7 @@ def test_probation_keeps_the_bounds_of_article_73(months, ratio):
 
 
 def test_a_quantity_under_the_lowest_rung_is_refused():
-    with pytest.raises(ValueError, match="1999元 is under the lowest rung of 盗窃"):
+    with pytest.raises(ValueError, match="1999元 is under the lowest bracket of 盗窃"):
         sentence(THEFT, 1_999, ())
 
 
