@@ -210,7 +210,7 @@ def reasoning_ratios(
     Raises ValueError without cases, or when the warm start gets none right.
     """
     from curt.dialogue import parse_completion
-    from curt.engines.pytorch.engine import TransformersEngine
+    from curt.engines.transformers import TransformersEngine
     from curt.scores.metrics import is_exact
 
     if not cases:

@@ -15,13 +15,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from curt.artifact import ArtifactError, load_manifest
+from curt.artifact import ArtifactError
 from curt.config import Config, load_config
 from curt.corpus.case import AUGMENTATIONS, Case
 from curt.corpus.official import write_predictions
 from curt.corpus.store import read_cases
 from curt.dialogue import parse_completion, render_answer, state_budget
 from curt.engines import Engine, Generation, Request
+from curt.engines.registry import open_engine
 from curt.files import write_json
 from curt.logs import configure_logging
 from curt.scores.metrics import is_exact, length_statistics, score_verdicts
@@ -87,20 +88,6 @@ def main() -> None:
         report["thinking_tokens"]["mean"],
         report["n"],
     )
-
-
-def open_engine(folder: Path, *, batch: int = 100, threads: int = 1) -> Engine:
-    """The engine a model folder's manifest calls for. Raises ArtifactError when none fits."""
-    kind = load_manifest(folder).format
-    if kind == "hf":
-        from curt.engines.pytorch.engine import TransformersEngine
-
-        return TransformersEngine(folder, batch=batch)
-    if kind == "ort-genai":
-        from curt.engines.onnx.engine import OrtEngine
-
-        return OrtEngine(folder, threads=threads)
-    raise ArtifactError(f"{folder} holds {kind}, which no engine on this machine runs")
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from fastapi_offline import FastAPIOffline
 from curt import __version__
 from curt.artifact import Manifest
 from curt.classifier.model import Classifier, load_classifier
+from curt.engines.registry import serving_engine
 from serve.answering.answering import Answering, Choose, OnlyWay, Pool, make_job
 from serve.answering.cache import CacheMetrics, ResultCache
 from serve.answering.cache_policy import ServedPolicy
@@ -50,7 +51,7 @@ from serve.pool.pool import WorkerPool
 from serve.pool.spawn import make_spawn
 from serve.redis_link import RedisLink
 from serve.served import Identity, Served
-from serve.settings import FORMATS, Settings
+from serve.settings import Settings
 from serve.variants.router import Router
 from serve.variants.variants import Variants
 
@@ -226,7 +227,7 @@ def _make_variants(
         make_pool,
         metrics,
         models=settings.models,
-        formats=FORMATS[settings.engine],
+        formats=serving_engine(settings.engine).formats,
         state=settings.variants_file,
         keep_previous=settings.keep_previous,
     )

@@ -7,28 +7,18 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from curt.artifact import ArtifactError, Format, Manifest, load_manifest
-from curt.engines.remote.dialects import DIALECTS
+from curt.artifact import ArtifactError, Manifest, load_manifest
+from curt.engines.registry import ENGINES, serving_engine
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "CURT_"
 MIN_DEADLINE_MS, MAX_DEADLINE_MS = 20, 60_000
 MAX_BATCH_CASES = 1_000
-
-EngineName = Literal["onnxruntime", "transformers", "vllm", "tensorrt-llm"]
-FORMATS: Mapping[EngineName, tuple[Format, ...]] = {
-    "onnxruntime": ("ort-genai",),
-    "transformers": ("hf",),
-    "vllm": DIALECTS["vllm"].formats,
-    "tensorrt-llm": DIALECTS["tensorrt-llm"].formats,
-}
-"""Which formats of model folders each engine serves."""
 
 
 def _cpu_count() -> int:
@@ -44,11 +34,11 @@ class Settings(BaseSettings):
 
     model: Path
     """Model folder to serve, with its manifest: of format ort-genai for `onnxruntime`, hf for
-    `transformers` and `vllm`, either of hf and trtllm-hf for `tensorrt-llm`."""
+    `vllm`, either of hf and trtllm-hf for `tensorrt-llm`."""
 
-    engine: EngineName = "onnxruntime"
-    """What runs the model: workers of ours (onnxruntime; transformers for development), or
-    a remote server that has loaded the same folder (vllm, tensorrt-llm)."""
+    engine: str = "onnxruntime"
+    """What runs the model: workers of ours (onnxruntime), or a remote server that has loaded the
+    same folder (vllm, tensorrt-llm)."""
 
     engine_url: str | None = Field(None, pattern=r"^https?://[^/]+/?$")
     """Root address of that server, http://host:port."""
@@ -193,24 +183,24 @@ class Settings(BaseSettings):
             manifest = load_manifest(self.model)
         except OSError as error:
             raise ArtifactError(f"{self.model}: {error.strerror}") from error
-        if manifest.format not in FORMATS[self.engine]:
+        formats = serving_engine(self.engine).formats
+        if manifest.format not in formats:
             raise ArtifactError(
-                f"{self.model} holds {manifest.format}, but {' or '.join(FORMATS[self.engine])} "
+                f"{self.model} holds {manifest.format}, but {' or '.join(formats)} "
                 f"is needed here, for CURT_ENGINE={self.engine}"
             )
         return manifest
 
     @model_validator(mode="after")
     def _engine_has_an_address(self) -> Settings:
-        remote = self.engine in DIALECTS
+        remote = serving_engine(self.engine).is_remote
         if remote and self.engine_url is None:
             raise ValueError(f"CURT_ENGINE={self.engine} needs CURT_ENGINE_URL, http://host:port")
         if self.engine_url is not None and not remote:
+            names = [name for name, engine in ENGINES.items() if engine.is_remote]
             raise ValueError(
-                f"CURT_ENGINE_URL is for {' and '.join(DIALECTS)}, but CURT_ENGINE={self.engine}"
+                f"CURT_ENGINE_URL is for {' and '.join(names)}, but CURT_ENGINE={self.engine}"
             )
-        if self.guided and self.engine == "transformers":
-            raise ValueError("CURT_GUIDED: the transformers engine can't; use another or leave it")
         return self
 
 

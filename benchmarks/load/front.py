@@ -52,7 +52,7 @@ from serve.answering.confidence import ConfidenceReader
 from serve.api.reply import build_reply
 from serve.api.schemas import ALL_TASKS, PredictRequest
 from serve.pool.process import WorkerProcess
-from serve.pool.worker import open_ort_engine
+from serve.pool.worker import open_worker_engine
 from serve.served import Identity
 from serve.served import Served as ServedAnswer
 
@@ -181,7 +181,7 @@ async def _take_turns(
     patience_s = config.deadline_ms / 1e3 + PATIENCE_S
     clients = {name: Client(*read_address(s.url), patience_s) for name, s in servers.items()}
     engine = OrtEngine(config.model)
-    worker = WorkerProcess(config.model, open_ort_engine)
+    worker = WorkerProcess(config.model, open_worker_engine)
     await worker.start()
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in (*clients, "worker", "engine")}
     facts = _numbered(load_facts(config.cases))

@@ -5,6 +5,7 @@ Runs in a process of its own that `compress.compare.speed` starts and asks for o
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -61,6 +62,7 @@ class OrtSubject:
         from curt.engines.onnx.engine import OrtEngine
 
         self.engine = OrtEngine(folder, threads=threads)
+        self._genai_model = functools.cache(lambda: _open_genai(folder, threads))
 
     def widen(self, prompt_tokens: int) -> None:
         """Let facts fill a prompt of this many tokens, as if the folder were made for it."""
@@ -80,15 +82,16 @@ class OrtSubject:
         )
 
     def run_bare(self, request: Request, passes: int) -> RunTimes:
-        """onnxruntime-genai's own loop over the same weights in memory."""
+        """onnxruntime-genai's own loop over the same folder."""
         import onnxruntime_genai as og
 
         prompt = self.engine.encode(request)
         total = len(prompt) + passes + 1
-        params = og.GeneratorParams(self.engine._model)
+        model = self._genai_model()
+        params = og.GeneratorParams(model)
         # min_length keeps it from stopping early
         params.set_search_options(max_length=total, min_length=total, do_sample=False)
-        generator = og.Generator(self.engine._model, params)
+        generator = og.Generator(model, params)
         started = time.perf_counter()
         generator.append_tokens(prompt)
         prefilled = time.perf_counter()
@@ -103,7 +106,7 @@ class TransformersSubject:
     def __init__(self, folder: Path, threads: int) -> None:
         import torch
 
-        from curt.engines.pytorch.engine import TransformersEngine
+        from curt.engines.transformers import TransformersEngine
 
         torch.set_num_threads(threads)
         self.engine = TransformersEngine(folder, batch=1, device="cpu")
@@ -117,7 +120,7 @@ class TransformersSubject:
 
     def count_prompt(self, request: Request) -> int:
         """Tokens of a request's prompt."""
-        return int(self._encode(request).shape[1])
+        return len(self.engine.encode(request))
 
     def run_engine(self, request: Request) -> RunTimes:
         """Complete a request as evaluation does."""
@@ -141,8 +144,9 @@ class TransformersSubject:
             )
 
     def _encode(self, request: Request) -> Any:
-        text = self.engine.render(request)
-        return self.engine.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        import torch
+
+        return torch.tensor([self.engine.encode(request)])
 
     def _time(self, run: Callable[[], object]) -> RunTimes:
         self._ends.clear()
@@ -248,9 +252,19 @@ def peak_rss_mb() -> float:
 def _import_engine(kind: Format) -> None:
     """So that loading is timed and importing is not."""
     if kind == "hf":
-        import curt.engines.pytorch.engine
+        import curt.engines.transformers
     else:
         import curt.engines.onnx.engine  # noqa: F401
+
+
+def _open_genai(folder: Path, threads: int) -> Any:
+    """The folder as an onnxruntime_genai.Model with this many intra-op threads that don't spin."""
+    import onnxruntime_genai as og
+
+    config = og.Config(str(folder))
+    options = {"intra_op_num_threads": threads, "session.intra_op.allow_spinning": "0"}
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+    return og.Model(config)
 
 
 def _ort_passes(generation: Generation) -> int:

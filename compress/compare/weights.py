@@ -11,7 +11,7 @@ from typing import Any
 
 from compress.onnx.parity import MODEL_SUFFIXES
 from curt.artifact import ArtifactError
-from curt.engines.onnx.engine import GENAI_CONFIG
+from curt.engines.onnx.graph import GENAI_CONFIG
 
 SAFETENSORS_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8,

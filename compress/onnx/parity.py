@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from compress.prompts import sample_prompts
 from curt.artifact import load_manifest
 from curt.config import Config, load_config
 from curt.corpus.store import read_cases
-from curt.engines.onnx.engine import append_tokens, session_config
+from curt.engines.onnx.graph import open_graph
 from curt.files import write_json
 
 if TYPE_CHECKING:
@@ -99,43 +99,34 @@ def measure_parity(
 
 
 class _Runner:
-    """The artifact's model on the CPU, without a manifest: it may not be finished yet."""
+    """The artifact's graph as the engine runs it, without a manifest: it may not be finished."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        import onnxruntime_genai as og
-
-        self._og = og
         started = time.perf_counter()
-        self._model = og.Model(session_config(folder, threads, allow_spinning=False))
+        self._graph = open_graph(folder, threads, allow_spinning=False)
         self.load_ms = (time.perf_counter() - started) * 1e3
-
-    def _generator(self, max_tokens: int) -> Any:
-        params = self._og.GeneratorParams(self._model)
-        params.set_search_options(max_length=max_tokens, do_sample=False)
-        return self._og.Generator(self._model, params)
 
     def teacher_force(self, prompt: list[int], continuation: list[int]) -> Logits:
         """Logits before each token of the continuation, (tokens, vocabulary)."""
-        generator = self._generator(len(prompt) + len(continuation))
-        append_tokens(generator, prompt)
-        rows = [generator.get_logits()[0, -1].copy()]
+        sequence = self._graph.begin(len(prompt) + len(continuation))
+        sequence.feed(prompt)
+        rows = [sequence.logits()]
         for token in continuation[:-1]:
-            append_tokens(generator, [token])
-            rows.append(generator.get_logits()[0, -1].copy())
-        return np.stack(rows).astype(np.float32)
+            sequence.feed([token])
+            rows.append(sequence.logits())
+        return np.stack(rows)
 
     def measure_speed(self, prompt: list[int], decode_tokens: int) -> tuple[float, float]:
         """Prefill and decode tokens a second: the best of several runs, as others share the CPU."""
         prefills, decodes = [], []
-        generator = self._generator(len(prompt) + decode_tokens)
+        sequence = self._graph.begin(len(prompt) + decode_tokens)
         for _ in range(4):
-            generator.rewind_to(0)
+            sequence.rewind_to(0)
             started = time.perf_counter()
-            append_tokens(generator, prompt)
-            generator.get_logits()
+            sequence.feed(prompt)
             prefilled = time.perf_counter()
             for _ in range(decode_tokens):
-                append_tokens(generator, [int(generator.get_logits()[0, -1].argmax())])
+                sequence.feed([sequence.likeliest()])
             decodes.append(time.perf_counter() - prefilled)
             prefills.append(prefilled - started)
         return len(prompt) / min(prefills), decode_tokens / min(decodes)

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper
 
 from curt.artifact import MANIFEST, load_manifest, parent_of, write_artifact
 from curt.config import Config, load_config
-from curt.engines.onnx.graph import PICKS, PICKS_START, PICKS_WINDOW
+from curt.engines.onnx.graph import LIKELIEST, LIKELIEST_START, LIKELIEST_WINDOW
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def add_picks(model: Path) -> None:
     """
     proto = onnx.load(model, load_external_data=False)
     graph = proto.graph
-    if any(output.name == PICKS for output in graph.output):
+    if any(output.name == LIKELIEST for output in graph.output):
         raise ValueError(f"{model} tells its picks already: use it as it is")
     makers = {name: node for node in graph.node for name in node.output}
     readers = {name: node for node in graph.node for name in node.input}
@@ -60,15 +60,20 @@ def add_picks(model: Path) -> None:
         raise ValueError(f"{model} does not keep the last position alone: export it again")
     head = readers[unsqueeze.output[0]]
     place = list(graph.node).index(last)
-    bounds = {PICKS_START: -PICKS_WINDOW, "picks/last": -1, "picks/end": _END, "picks/axis": 1}
+    bounds = {
+        LIKELIEST_START: -LIKELIEST_WINDOW,
+        "picks/last": -1,
+        "picks/end": _END,
+        "picks/axis": 1,
+    }
     for name, value in bounds.items():
         bound = helper.make_tensor(name, TensorProto.INT64, [1], [value])
         graph.initializer.append(bound)
     # an input with a default: who does not know it leaves it out
-    graph.input.append(helper.make_tensor_value_info(PICKS_START, TensorProto.INT64, [1]))
+    graph.input.append(helper.make_tensor_value_info(LIKELIEST_START, TensorProto.INT64, [1]))
     some = helper.make_node(
         "Slice",
-        [last.input[0], PICKS_START, "picks/end", "picks/axis"],
+        [last.input[0], LIKELIEST_START, "picks/end", "picks/axis"],
         ["picks/hidden"],
         name="/picks/Slice",
     )
@@ -88,11 +93,11 @@ def add_picks(model: Path) -> None:
     )
     graph.node.append(
         helper.make_node(
-            "ArgMax", ["picks/logits"], [PICKS], axis=-1, keepdims=0, name="/picks/ArgMax"
+            "ArgMax", ["picks/logits"], [LIKELIEST], axis=-1, keepdims=0, name="/picks/ArgMax"
         )
     )
     graph.output.append(
-        helper.make_tensor_value_info(PICKS, TensorProto.INT64, ["batch_size", "picks_length"])
+        helper.make_tensor_value_info(LIKELIEST, TensorProto.INT64, ["batch_size", "picks_length"])
     )
     # shapes between the layers are no longer what was written down
     stale = [info for info in graph.value_info if info.name.startswith("/lm_head/")]

@@ -1,5 +1,15 @@
-"""Engines run a prompt through a model within a thinking budget and, if given, a deadline."""
+"""Engines run a prompt through a model within a thinking budget and, if given, a deadline.
 
-from curt.engines.protocol import Engine, Generation, Request, Step, StreamingEngine
+`protocol` is what every engine keeps, `writing` the loop of thinking and answer they share, and
+`registry` names them all.
+"""
 
-__all__ = ["Engine", "Generation", "Request", "Step", "StreamingEngine"]
+from curt.engines.protocol import (
+    Engine,
+    Generation,
+    GenerationStep,
+    Request,
+    StreamingEngine,
+)
+
+__all__ = ["Engine", "Generation", "GenerationStep", "Request", "StreamingEngine"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
@@ -20,8 +21,8 @@ class Request:
     `fact` is a raw fact: the engine normalises, clips and renders it with its own tokenizer.
     `stated_budget` is the thinking budget written in the prompt; `thinking_limit` the number of
     thinking tokens after which the end of thinking is forced. `deadline_s` is a
-    `time.monotonic()` instant after which generation stops where it is. Who looks at no step's
-    text says so by `tell_text`, and an engine may save itself the work.
+    `time.monotonic()` instant after which generation stops where it is. Set `tell_text=False` if
+    you ignore the text of steps: an engine may save itself the decoding.
     """
 
     fact: str
@@ -30,6 +31,11 @@ class Request:
     answer_limit: int = MAX_ANSWER_TOKENS
     deadline_s: float | None = None
     tell_text: bool = True
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline_s is not None and time.monotonic() >= self.deadline_s
 
     def fit_thinking(self, prompt_tokens: int, context_tokens: int) -> int:
         """The thinking limit, lowered where the context is too short for it.
@@ -73,7 +79,7 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class GenerationStep:
     """One event of a stream: a prefilled chunk, a token with the text it completed, or the end.
 
     `text` may be empty while a character still waits for its last byte, and throughout where the
@@ -101,9 +107,18 @@ class Engine(Protocol):
 class StreamingEngine(Engine, Protocol):
     """An engine that tells of its work while it goes on, and can be stopped in the middle."""
 
-    def stream(self, request: Request) -> Generator[Step, None, None]:
+    def stream(self, request: Request) -> Generator[GenerationStep, None, None]:
         """Complete a request step by step; closing the generator stops the work.
 
-        Between two steps lie milliseconds, so that who left or ran late costs little.
+        Between two steps lie milliseconds, so that a client who left or a deadline that passed
+        costs little.
         """
         ...
+
+
+def last_generation(steps: Generator[GenerationStep, None, None]) -> Generation:
+    """The generation that a stream ends with."""
+    for step in steps:
+        if step.generation:
+            return step.generation
+    raise AssertionError("a stream ends with its generation")

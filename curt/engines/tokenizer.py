@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
-from transformers.utils.chat_template_utils import render_jinja_template
+from typing import TYPE_CHECKING, Any
 
 from curt.artifact import ArtifactError
 from curt.dialogue import encode
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -26,6 +25,8 @@ class PromptTokenizer:
 
     def __init__(self, folder: Path | str) -> None:
         """Read a model folder's tokenizer and chat template; ArtifactError when either lacks."""
+        from tokenizers import Tokenizer
+
         folder = Path(folder)
         if not (folder / "tokenizer.json").is_file():
             raise ArtifactError(f"{folder} has no tokenizer.json: export it with a fast tokenizer")
@@ -65,6 +66,8 @@ class PromptTokenizer:
         add_generation_prompt: bool = False,
     ) -> str:
         """The chat as text. Tokenising here is refused: `encode` the text instead."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
         if tokenize:
             raise ValueError("tokenize=True: render first, then encode the text")
         rendered = render_jinja_template(
@@ -81,6 +84,20 @@ class PromptTokenizer:
         """Token ids of a text that already spells its special tokens."""
         return encode(self, text)
 
+    def count(self, text: str) -> int:
+        """How many tokens a text has."""
+        return len(self.encode(text))
+
+    def single_id(self, text: str) -> int:
+        """The one token of a text. Raises ArtifactError where the tokenizer splits it."""
+        ids = self.encode(text)
+        if len(ids) != 1:
+            raise ArtifactError(
+                f"the tokenizer splits {text} into {len(ids)} tokens: add it as a special token "
+                "and train again"
+            )
+        return ids[0]
+
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, special tokens spelt out."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=False))
@@ -94,9 +111,25 @@ class TextStream:
     """Turns tokens into text as soon as whole characters are there."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        from tokenizers.decoders import DecodeStream
+
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=False)
+        self._stream: Any = DecodeStream(skip_special_tokens=False)
 
     def push(self, token: int) -> str:
         """The text this token completed, empty while a character waits for its last byte."""
         return self._stream.step(self._tokenizer, token) or ""
+
+
+def read_eos_ids(folder: Path, tokenizer: PromptTokenizer) -> list[int]:
+    """The ends of a turn of an hf folder: the tokenizer's and those of generation_config.json."""
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    eos = settings.get("eos_token")
+    ids = set(tokenizer.encode(eos["content"] if isinstance(eos, dict) else eos) if eos else [])
+    generation = folder / "generation_config.json"
+    if generation.is_file():  # Qwen's hub checkpoints list two
+        listed = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id")
+        ids |= set(listed if isinstance(listed, list) else [] if listed is None else [listed])
+    if not ids:
+        raise ArtifactError(f"{folder} names no end-of-turn token: export it with its tokenizer")
+    return sorted(ids)

@@ -29,7 +29,7 @@ from serve.pool.process import Spawn, Worker, WorkerError, WorkerProcess
 from serve.pool.schedule import admits, seconds_until_free
 from serve.pool.spares import Grown, Nursery
 from serve.pool.stand_in import LEAST_S, Classifier, LastRung
-from serve.pool.worker import OpenEngine, observe, open_ort_engine
+from serve.pool.worker import OpenEngine, observe, open_worker_engine
 from serve.served import Served
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class WorkerPool:
         margin_ms: float,
         spares: int = 0,
         fallback: Classifier | None = None,
-        open_engine: OpenEngine = open_ort_engine,
+        open_engine: OpenEngine = open_worker_engine,
         spawn: Spawn | None = None,
         on_refusal: Callable[[], None] | None = None,
     ) -> None:

@@ -24,5 +24,7 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 import serve.pool.worker  # noqa: E402, F401
 
-if importlib.util.find_spec("onnxruntime_genai"):
-    import curt.engines.onnx.engine  # noqa: F401
+# What the engine imports only once it opens a folder.
+for name in ("onnxruntime", "tokenizers", "transformers.utils.chat_template_utils"):
+    if importlib.util.find_spec(name.partition(".")[0]):
+        importlib.import_module(name)

@@ -19,8 +19,7 @@ from typing import Any
 from curt.dialogue import is_clipped
 from curt.engines.budget import Observation
 from curt.engines.protocol import Generation, Request
-from curt.engines.remote.course import RemoteError, RemoteUnavailableError
-from curt.engines.remote.engine import RemoteModel, complete
+from curt.engines.remote import RemoteError, RemoteModel, RemoteUnavailableError, complete
 from serve.pool.process import WorkerError
 from serve.pool.worker import (
     CALIBRATION_TEXT,
@@ -86,7 +85,7 @@ class RemoteServer:
         while not await model.is_healthy():
             if not told:
                 told = True
-                logger.warning("the remote %s server does not answer yet", model.dialect.name)
+                logger.warning("the remote %s server does not answer yet", model.name)
             await asyncio.sleep(POLL_S)
 
     async def _keep_watch(self, model: RemoteModel) -> None:
@@ -97,7 +96,7 @@ class RemoteServer:
             await asyncio.sleep(POLL_S)
             if not await model.is_healthy():  # twice: a busy one may miss a look
                 break
-        logger.error("the remote %s server is gone", model.dialect.name)
+        logger.error("the remote %s server is gone", model.name)
         self._calibration, self._watch = [], None  # it comes back as another machine, perhaps
         for worker in list(self._workers):
             worker.lose()
@@ -227,7 +226,7 @@ class RemoteWorker:
 async def calibrate(model: RemoteModel, rounds: int) -> list[Observation]:
     """Time generations over a short and a long prompt, as `serve.pool.worker.calibrate` does."""
     thinking = min(CALIBRATION_THINKING_TOKENS, model.manifest.max_thinking_tokens)
-    facts = calibration_facts(model.count_tokens, model.manifest.max_fact_tokens)
+    facts = calibration_facts(model.tokenizer.count, model.manifest.max_fact_tokens)
     return [
         observe(
             fact, await complete(model, Request(fact, thinking, thinking)), thinking_limit=thinking
@@ -261,7 +260,7 @@ async def _tell_steps(
 
 def _encode(model: RemoteModel, request: Request) -> tuple[list[int], bool]:
     """The prompt, and whether the fact had to be clipped for it."""
-    clipped = is_clipped(request.fact, model.manifest.max_fact_tokens, model.count_tokens)
+    clipped = is_clipped(request.fact, model.manifest.max_fact_tokens, model.tokenizer.count)
     return model.encode(request), clipped
 
 

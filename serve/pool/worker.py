@@ -30,6 +30,7 @@ from typing import Any
 from curt.dialogue import MAX_ANSWER_TOKENS, is_clipped
 from curt.engines.budget import Observation
 from curt.engines.protocol import Engine, Generation, Request, StreamingEngine
+from curt.engines.registry import open_engine
 
 CountTokens = Callable[[str], int]
 OpenEngine = Callable[[Path], tuple[Engine, CountTokens]]
@@ -43,29 +44,10 @@ CALIBRATION_THINKING_TOKENS = 16
 PIECE_INTERVAL_S = 0.02  # pieces of reasoning are gathered this long: a message costs two wake-ups
 
 
-def open_ort_engine(folder: Path, *, guided: bool = False) -> tuple[Engine, CountTokens]:
-    """Load an ort-genai model folder on one thread; `guided` holds answers to their grammar."""
-    from tokenizers import Tokenizer
-
-    from curt.engines.onnx.engine import OrtEngine
-
-    engine = OrtEngine(folder, threads=1, guided=guided)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_truncation()
-
-    def count_tokens(text: str) -> int:
-        return len(tokenizer.encode(text, add_special_tokens=False).ids)
-
-    return engine, count_tokens
-
-
-def open_transformers_engine(folder: Path) -> tuple[Engine, CountTokens]:
-    """Load an hf model folder through PyTorch: slow, for development."""
-    from curt.engines.pytorch.engine import TransformersEngine
-    from curt.engines.tokenizer import PromptTokenizer
-
-    tokenizer = PromptTokenizer(folder)
-    return TransformersEngine(folder), lambda text: len(tokenizer.encode(text))
+def open_worker_engine(folder: Path, *, guided: bool = False) -> tuple[Engine, CountTokens]:
+    """Load a model folder on one thread; `guided` holds answers to their grammar."""
+    engine = open_engine(folder, guided=guided)
+    return engine, engine.tokenizer.count
 
 
 def run_worker(connection: Connection, folder: Path, open_engine: OpenEngine) -> None:

@@ -24,7 +24,7 @@ from benchmarks.smoke_ratios import (
 )
 from compress.compare.subject import OrtSubject
 from curt.engines.onnx.engine import OrtEngine
-from curt.engines.protocol import Request, Step
+from curt.engines.protocol import GenerationStep, Request
 from tests.compress.onnx.exports import write_cases
 
 POSITIVE = st.floats(0.01, 100)
@@ -34,7 +34,7 @@ BASE = MappingProxyType({"value": 2.0, "better": "higher", "guards": True})
 class SleepyEngine(OrtEngine):
     """The engine with a real sleep between its tokens."""
 
-    def stream(self, request: Request) -> Generator[Step, None, None]:
+    def stream(self, request: Request) -> Generator[GenerationStep, None, None]:
         for step in super().stream(request):
             if step.phase in ("thinking", "answer"):
                 time.sleep(0.0005)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from curt.artifact import Manifest
 from curt.dialogue import THINK_END, render_answer
-from curt.engines.protocol import Generation, Request, Step
+from curt.engines.protocol import Generation, GenerationStep, Request
 from curt.law.verdict import Term, Verdict
 from serve.pool.worker import CountTokens
 
@@ -67,21 +67,21 @@ class FakeStreamingEngine(FakeEngine):
     digits, so that an answer to another fact is told apart.
     """
 
-    def stream(self, request: Request) -> Generator[Step, None, None]:
+    def stream(self, request: Request) -> Generator[GenerationStep, None, None]:
         own = "".join(re.findall(r"编号(\d+)", request.fact))
-        yield Step("prefill")
+        yield GenerationStep("prefill")
         for place in range(request.thinking_limit):
             if "崩溃" in request.fact and place == 5:
                 os._exit(9)
             time.sleep(0.002)
             if request.deadline_s is not None and time.monotonic() > request.deadline_s:
                 break
-            yield Step("thinking", (own + "推理。" * 999)[place])
-        yield Step("close", THINK_END)
+            yield GenerationStep("thinking", (own + "推理。" * 999)[place])
+        yield GenerationStep("close", THINK_END)
         whole = self._one(replace(request, thinking_limit=0))
         text = (own + "推理。" * 999)[: request.thinking_limit] + THINK_END
         answer = "读不懂" if "读不懂" in request.fact else render_answer(VERDICT)
-        yield Step(
+        yield GenerationStep(
             "end",
             generation=replace(
                 whole, text=text + answer, thinking_tokens=request.thinking_limit,

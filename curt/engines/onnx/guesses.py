@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from curt.engines.onnx.graph import PICKS_WINDOW
+from curt.engines.onnx.graph import LIKELIEST_WINDOW
 from curt.files import write_atomic
 
 GUESSES = "guesses.json"
@@ -60,7 +60,7 @@ class GuessTable:
     def _follow(self, key: Key) -> tuple[int, ...]:
         chance = 1.0
         guesses: list[int] = []
-        while len(guesses) < PICKS_WINDOW - 1:
+        while len(guesses) < LIKELIEST_WINDOW - 1:
             found = self._find(key)
             if found is None:
                 break

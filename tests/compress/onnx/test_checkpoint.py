@@ -15,11 +15,11 @@ from compress.onnx.builder import build_graph
 from compress.onnx.checkpoint import check_graph_weights, write_gptq_checkpoint
 from compress.onnx.export import ExportOrtConfig, export_ort
 from compress.onnx.gptq import QuantisedWeight, hash_prompts, quantise_model
-from compress.onnx.plain import PlainModel
 from compress.onnx.recipes import Int4
 from compress.prompts import sample_prompts
 from curt.artifact import load_manifest, write_artifact
 from curt.corpus.store import read_cases
+from curt.engines.onnx.graph import open_graph
 from tests.compress.onnx.exports import make_untied_model, write_cases
 from tests.compress.onnx.nearest import round_to_nearest
 
@@ -33,6 +33,12 @@ class Exact(Int4):
 
 
 RECIPE = Exact()
+
+
+def logits_after(folder: Path, prompt: list[int]) -> np.ndarray:
+    sequence = open_graph(folder, 1, allow_spinning=False).begin(len(prompt))
+    sequence.feed(prompt)
+    return sequence.logits()
 
 
 def quantise(model: Path) -> dict[str, QuantisedWeight]:
@@ -86,7 +92,7 @@ def test_the_graph_computes_with_exactly_the_calibrated_values(
     check_graph_weights(tmp_path / "out" / "model.onnx", weights)
     with torch.inference_mode():
         wanted = loaded(torch.tensor([PROMPTS[0]])).logits[0, -1].numpy()
-    got = PlainModel(tmp_path / "out").feed(PROMPTS[0])
+    got = logits_after(tmp_path / "out", PROMPTS[0])
     assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()  # an int8 output layer
 
     damaged = onnx.load(str(tmp_path / "out" / "model.onnx"))
@@ -135,7 +141,7 @@ def test_biases_of_qwen2_survive(micro_model: Path, tmp_path: Path) -> None:
     check_graph_weights(tmp_path / "out" / "model.onnx", weights)
     with torch.inference_mode():
         wanted = model(torch.tensor([PROMPTS[1]])).logits[0, -1].numpy()
-    got = PlainModel(tmp_path / "out").feed(PROMPTS[1])
+    got = logits_after(tmp_path / "out", PROMPTS[1])
     assert np.corrcoef(got, wanted)[0, 1] > 0.999
 
 

@@ -4,14 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime_genai as og
 import pytest
 
 from compress.onnx.export import ExportOrtConfig
 from compress.onnx.picks import PicksConfig, add_picks, make_artifact
 from curt.artifact import load_manifest
-from curt.engines.onnx.graph import open_graph
-from curt.engines.onnx.sequence import PICKS, PICKS_WINDOW, OrtSequence, has_picks
+from curt.engines.onnx.graph import LIKELIEST, LIKELIEST_WINDOW, TokenSequence, open_graph
 from tests.compress.onnx.exports import export, make_untied_model
 
 
@@ -28,26 +26,23 @@ def telling(plain: Path) -> Path:
     return out
 
 
-def sequence(folder: Path) -> OrtSequence:
-    model = og.Model(str(folder))
-    params = og.GeneratorParams(model)
-    params.set_search_options(max_length=200, do_sample=False)
-    generator = og.Generator(model, params)
-    generator.append_tokens(np.array([300], np.int32))
-    return OrtSequence(generator, [300], has_picks=has_picks(generator))
+def sequence(folder: Path) -> TokenSequence:
+    sequence = open_graph(folder, 1, allow_spinning=False).begin(200)
+    sequence.feed([300])
+    return sequence
 
 
 @pytest.mark.slow
 def test_picks_are_the_likeliest_tokens_after_each(plain: Path, telling: Path) -> None:
-    ids = [301 + i * 7 % 90 for i in range(PICKS_WINDOW)]
+    ids = [301 + i * 7 % 90 for i in range(LIKELIEST_WINDOW)]
     one, many = sequence(plain), sequence(telling)
     expected = []
     for token in ids:
         one.feed([token])
-        expected.append(one.pick())
+        expected.append(one.likeliest())
     many.feed(ids)
     behind = range(len(ids) - 1, -1, -1)
-    assert [many.pick(b) for b in behind] == expected
+    assert [many.likeliest(b) for b in behind] == expected
     assert len(set(expected)) > 5
     np.testing.assert_allclose(many.logits(), one.logits(), atol=1e-4)
 
@@ -66,16 +61,15 @@ def test_logits_further_back_drop_what_came_after(plain: Path, telling: Path) ->
 @pytest.mark.slow
 def test_only_the_picks_asked_for_are_told(telling: Path) -> None:
     graph = open_graph(telling, 1, allow_spinning=False)
-    assert graph
     assert graph.has_start
-    ids = [301 + i * 7 % 90 for i in range(PICKS_WINDOW + 4)]
+    ids = [301 + i * 7 % 90 for i in range(LIKELIEST_WINDOW + 4)]
     every, few = graph.begin(64), graph.begin(64)
     every.feed(ids)
     few.feed(ids, telling=3)
-    assert [few.pick(b) for b in range(3)] == [every.pick(b) for b in range(3)]
+    assert [few.likeliest(b) for b in range(3)] == [every.likeliest(b) for b in range(3)]
     np.testing.assert_allclose(few.logits(), every.logits(), atol=1e-4)
     with pytest.raises(IndexError):
-        few.pick(3)
+        few.likeliest(3)
 
 
 @pytest.mark.slow
@@ -96,7 +90,7 @@ def test_an_export_for_the_cpu_tells_its_picks_unless_asked_not_to(
     made = export(make_untied_model(tmp_path / "model", micro_model), tmp_path / "ort", picks=True)
     for folder, tells in ((plain, False), (made, True)):
         graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
-        assert (PICKS in {output.name for output in graph.output}) is tells
+        assert (LIKELIEST in {output.name for output in graph.output}) is tells
 
 
 def test_a_graph_that_is_no_export_is_refused(tmp_path: Path) -> None:

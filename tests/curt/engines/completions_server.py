@@ -18,8 +18,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from curt.engines.remote.dialects import DialectName
-
 COMMON = frozenset({
     "model", "prompt", "max_tokens", "stream", "temperature", "top_k", "top_p",
     "repetition_penalty", "stop_token_ids", "logit_bias", "include_stop_str_in_output",
@@ -31,7 +29,7 @@ KNOWN_TO_TENSORRT_LLM = COMMON | {"detokenize", "response_format"}
 class CompletionsServer:
     """Serves a model folder as "curt" from threads of this process."""
 
-    def __init__(self, folder: Path, dialect: DialectName) -> None:
+    def __init__(self, folder: Path, dialect: str) -> None:
         self.dialect = dialect
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()

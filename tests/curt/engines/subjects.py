@@ -15,9 +15,9 @@ from typing import Any
 
 import httpx
 
-from curt.engines.remote.engine import RemoteEngine
 from tests.compress.onnx.exports import export
 from tests.curt.engines.completions_server import CompletionsServer
+from tests.curt.engines.remote_engine import RemoteEngine
 
 ROOT = Path(__file__).parents[3]
 VLLM_ENVIRONMENT = "CURT_TEST_VLLM"
@@ -66,7 +66,7 @@ def open_subject(
 ) -> Subject:
     """Open an engine over an hf folder; `stack` closes it."""
     if kind == "transformers":
-        from curt.engines.pytorch.engine import TransformersEngine
+        from curt.engines.transformers import TransformersEngine
 
         return Subject(kind, TransformersEngine(folder, device="cpu"))
     if kind == "onnxruntime":

@@ -17,9 +17,9 @@ import httpx
 import pytest
 
 from curt.dialogue import THINK_END, THINK_START, parse_answer, parse_completion
-from curt.engines.protocol import Generation, Request, Step, StreamingEngine
-from curt.engines.pytorch.engine import TransformersEngine
+from curt.engines.protocol import Generation, GenerationStep, Request, StreamingEngine
 from curt.engines.tokenizer import PromptTokenizer
+from curt.engines.transformers import TransformersEngine
 from curt.law.verdict import Verdict
 from tests.compress.onnx.exports import make_untied_model
 from tests.curt.engines.subjects import KINDS, Subject, VllmServers, open_subject, why_skipped
@@ -152,7 +152,7 @@ def test_a_character_of_several_tokens_is_told_whole(scripted_subject: Subject) 
 
 
 def test_a_stream_tells_what_the_generation_holds(scripted_subject: Subject) -> None:
-    steps: list[Step] = list(scripted_subject.engine.stream(Request(FACTS[0], 32, 20)))
+    steps: list[GenerationStep] = list(scripted_subject.engine.stream(Request(FACTS[0], 32, 20)))
     phases = [step.phase for step in steps if step.phase != "prefill"]
     assert phases == ["thinking"] * THINKING + ["close", "answer", "answer", "end"]
     assert steps[0].phase == "prefill"

@@ -17,7 +17,7 @@ from curt.engines.onnx.engine import OrtEngine
 from curt.engines.protocol import Request
 from serve.errors import OverloadedError
 from serve.pool.job import Piece
-from serve.pool.worker import open_ort_engine
+from serve.pool.worker import open_worker_engine
 from serve.served import Served
 from tests.compress.onnx.exports import export, make_untied_model
 from tests.curt.engines.onnx.test_engine import chain
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 def test_a_worker_whose_client_left_is_free_within_20_ms(ort_model: Path) -> None:
     async def scenario() -> list[float]:
-        async with running_pool(folder=ort_model, open_engine=open_ort_engine) as pool:
+        async with running_pool(folder=ort_model, open_engine=open_worker_engine) as pool:
             freed_s = []
             for place in range(20):
                 # a long fact, so that some leave during the prefill and some while it thinks
@@ -59,7 +59,7 @@ def test_pieces_hold_whole_characters_also_where_one_takes_several_tokens(
     assert cut.text.startswith("A\ufffd")  # which only the whole answer may show
 
     async def scenario() -> None:
-        async with running_pool(folder=folder, open_engine=open_ort_engine) as pool:
+        async with running_pool(folder=folder, open_engine=open_worker_engine) as pool:
             stream = pool.stream(job(5000, FACTS[0]))
             *pieces, served = [event async for event in stream]
             stream.close()
@@ -80,7 +80,7 @@ def test_a_kill_every_second_under_load_gives_no_wrong_answer_and_no_hang(ort_mo
 
     async def scenario() -> float:
         async with running_pool(
-            workers=2, spares=1, queue_size=32, folder=ort_model, open_engine=open_ort_engine
+            workers=2, spares=1, queue_size=32, folder=ort_model, open_engine=open_worker_engine
         ) as pool:
             await until(lambda: len(pool._nursery.spare_pids) == 1)
             end_s = time.monotonic() + 20

@@ -14,7 +14,7 @@ import pytest
 
 from curt.artifact import load_manifest
 from curt.classifier.model import Prediction
-from curt.engines.remote.engine import RemoteModel
+from curt.engines.remote import VllmModel
 from curt.law.verdict import Term, Verdict
 from serve.errors import EngineFailedError, OverloadedError
 from serve.metrics import Metrics
@@ -55,7 +55,7 @@ async def running_pool(
     workers: int = 2,
     fallback: Classifier | None = None,
 ) -> AsyncIterator[WorkerPool]:
-    remote = RemoteServer(functools.partial(RemoteModel, folder, server.url, "vllm"))
+    remote = RemoteServer(functools.partial(VllmModel, folder, server.url))
     pool = WorkerPool(
         folder,
         load_manifest(folder),
@@ -226,7 +226,7 @@ def test_a_server_that_serves_something_else_never_becomes_a_worker(
 ) -> None:
     async def scenario() -> None:
         remote = RemoteServer(
-            functools.partial(RemoteModel, micro_model, server.url, "vllm", served_name="qwen")
+            functools.partial(VllmModel, micro_model, server.url, served_name="qwen")
         )
         worker = RemoteWorker(remote)
         with pytest.raises(WorkerError, match="serves curt"):
@@ -238,9 +238,7 @@ def test_a_server_that_serves_something_else_never_becomes_a_worker(
 
 def test_a_hung_server_is_given_up(server: CompletionsServer, micro_model: Path) -> None:
     async def scenario() -> None:
-        worker = RemoteWorker(
-            RemoteServer(functools.partial(RemoteModel, micro_model, server.url, "vllm"))
-        )
+        worker = RemoteWorker(RemoteServer(functools.partial(VllmModel, micro_model, server.url)))
         assert len(await worker.start()) == 4
         server.pause_s = 2.0
         message = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from pathlib import Path
 
@@ -11,11 +10,12 @@ from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
 from curt.artifact import ArtifactError, load_manifest
+from curt.engines.registry import ENGINES
 from serve.app import create_app
 from serve.pool.process import WorkerProcess
 from serve.pool.remote import RemoteWorker
 from serve.pool.spawn import make_spawn
-from serve.settings import FORMATS, Settings
+from serve.settings import Settings
 from serve.variants.plan import verify
 from tests.curt.engines.completions_server import CompletionsServer
 from tests.micro import FACTS
@@ -31,7 +31,7 @@ URL = "http://127.0.0.1:9"
         ({"engine_url": URL}, "CURT_ENGINE=onnxruntime"),
         ({"engine": "vllm", "engine_url": "http://127.0.0.1:9/v1"}, "pattern"),
         ({"engine": "triton", "engine_url": URL}, "tensorrt-llm"),
-        ({"engine": "transformers", "guided": True}, "CURT_GUIDED"),
+        ({"engine": "transformers"}, "no engine 'transformers' for serving"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(
@@ -54,7 +54,7 @@ def test_a_folder_the_engine_can_not_load_is_refused(micro_model: Path, empty_mo
 def test_a_folder_is_verified_in_the_formats_of_its_engine(micro_model: Path) -> None:
     with pytest.raises(ArtifactError, match="ort-genai is needed"):
         verify(micro_model, None)
-    manifest, digest = verify(micro_model, None, FORMATS["vllm"])
+    manifest, digest = verify(micro_model, None, ENGINES["vllm"].formats)
     assert manifest == load_manifest(micro_model)
     assert len(digest) == 64
 
@@ -91,22 +91,6 @@ def test_the_whole_server_answers_from_a_remote_engine(micro_model: Path) -> Non
         until_status(client, 200)
     server.stop()
     assert any("response_format" in body for body in server.bodies)
-
-
-def test_transformers_serves_for_development(micro_model: Path) -> None:
-    async def scenario() -> None:
-        spawn = make_spawn(Settings(model=micro_model, engine="transformers"), micro_model)
-        worker = spawn()
-        assert len(await worker.start()) == 4
-        message = {
-            "fact": FACTS[0], "stated_budget": 8, "thinking_limit": 5,
-            "deadline_s": time.monotonic() + 60, "tell_reasoning": False,
-        }  # fmt: skip
-        answer = await worker.exchange(message, 60)
-        assert answer["generation"]["thinking_tokens"] == 5
-        await worker.close()
-
-    asyncio.run(scenario())
 
 
 def until_status(client: TestClient, status: int) -> None:

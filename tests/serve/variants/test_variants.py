@@ -19,7 +19,7 @@ from curt.files import sha256, write_json
 from serve.errors import EngineFailedError, OverloadedError
 from serve.metrics import Metrics
 from serve.pool.pool import WorkerPool
-from serve.pool.worker import open_ort_engine
+from serve.pool.worker import open_worker_engine
 from serve.variants.canary import CanaryLimits
 from serve.variants.plan import (
     BadFolderError,
@@ -457,7 +457,7 @@ def test_two_real_models_are_switched_under_load_without_a_lost_request(
         pools.append(
             WorkerPool(
                 folder, manifest, metrics, workers=1, queue_size=32, margin_ms=10,
-                open_engine=open_ort_engine,
+                open_engine=open_worker_engine,
             )
         )  # fmt: skip
         return pools[-1]

@@ -126,33 +126,9 @@ def test_a_stream_without_text_ends_in_the_same_generation(scripted_engine: OrtE
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("picks", [False, True])
-@pytest.mark.parametrize("guided", [False, True])
-def test_both_runtimes_write_the_same(
-    random_artifact: Path, tmp_path: Path, picks: bool, guided: bool
-) -> None:
-    if guided:
-        pytest.importorskip("llguidance")
-    folder = random_artifact
-    if picks:
-        folder = tmp_path / "picks"
-        make_artifact(PicksConfig(artifact=random_artifact, out=folder))
-    plain, genai = (OrtEngine(folder, plain=plain, guided=guided) for plain in (True, False))
-    assert plain.can_guess is genai.can_guess is picks
-    texts = set()
-    for fact in (*FACTS, FACTS[0] * 9):
-        for limit in (0, 1, 12, 300):
-            request = Request(fact, 32, limit)
-            ours, theirs = plain.generate([request])[0], genai.generate([request])[0]
-            assert timeless(ours) == timeless(theirs)
-            texts.add(ours.text)
-    assert len(texts) > 4
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 1, 10])
 def test_answer_passes_are_those_after_the_end_of_thinking(clerk: Path, limit: int) -> None:
-    out = run(OrtEngine(clerk, lookup=False), limit)
+    out = run(OrtEngine(clerk, speculate=False), limit)
     assert out.decode_passes is not None
     assert out.answer_passes is not None
     # each token is read by a pass of its own, but for the last, which nothing follows
@@ -250,7 +226,7 @@ def clerk(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_guesses_change_the_passes_and_nothing_else(
     clerk: Path, limit: int, answer_limit: int
 ) -> None:
-    plain = run(OrtEngine(clerk, lookup=False), limit, answer_limit=answer_limit)
+    plain = run(OrtEngine(clerk, speculate=False), limit, answer_limit=answer_limit)
     quick = run(OrtEngine(clerk), limit, answer_limit=answer_limit)
     assert (quick.text, quick.thinking_tokens, quick.answer_tokens, quick.finish) == (
         plain.text, plain.thinking_tokens, plain.answer_tokens, plain.finish,
@@ -276,7 +252,8 @@ def test_a_jump_saves_passes_and_keeps_the_text(random_artifact: Path) -> None:
     pytest.importorskip("llguidance")
     for limit in (0, 4):
         step, jump = (
-            run(OrtEngine(random_artifact, guided=True, jump=jump), limit) for jump in (False, True)
+            run(OrtEngine(random_artifact, guided=True, speculate=jump), limit)
+            for jump in (False, True)
         )
         assert jump.text[: len(f"{THINK_END}罪名：")] == step.text[: len(f"{THINK_END}罪名：")]
         assert step.decode_passes is not None

@@ -12,7 +12,7 @@ from compress.onnx.picks import make_artifact as tell_picks
 from curt.artifact import load_manifest
 from curt.dialogue import THINK_END, THINK_START
 from curt.engines.onnx.engine import OrtEngine
-from curt.engines.onnx.graph import PICKS_WINDOW
+from curt.engines.onnx.graph import LIKELIEST_WINDOW
 from curt.engines.onnx.guesses import (
     GUESSES,
     LEAST_CHANCE,
@@ -59,7 +59,7 @@ def test_chances_multiply_along_a_guess() -> None:
     guesses = GuessTable(nexts, []).after([0], 99)
     assert right ** len(guesses) >= LEAST_CHANCE > right ** (len(guesses) + 1)
     certain = GuessTable({(i,): (i + 1, 1.0) for i in range(30)}, []).after([0], 99)
-    assert len(certain) == PICKS_WINDOW - 1
+    assert len(certain) == LIKELIEST_WINDOW - 1
 
 
 def test_a_phrase_of_few_completions_is_forgotten() -> None:

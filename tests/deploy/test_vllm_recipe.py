@@ -5,7 +5,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-RECIPE = Path(__file__).parents[4] / "deploy" / "vllm-cpu"
+RECIPE = Path(__file__).parents[2] / "deploy" / "vllm-cpu"
 
 
 def test_the_torch_family_and_extras_are_left_out(tmp_path: Path) -> None:

@@ -2,8 +2,13 @@
 
 The prompt is rendered and encoded here, with the model folder's own tokenizer, and sent as token
 ids, so that every engine reads the same tokens and a fact can never spell a special one. Token ids
-come back and are decoded here, too. `RemoteModel` is asynchronous, for a server's front;
-`RemoteEngine` is the same behind `curt.engines.protocol.Engine`, for evaluation and benchmarks.
+come back and are decoded here, too.
+
+A request makes two calls of `/v1/completions`: the thinking, stopped by its end token or its limit,
+and the answer after a prompt that holds both and the end of thinking. The server's prefix cache
+makes the second prefill short. So a limit is held exactly and on every server, whatever it knows of
+thinking; the end of the turn can be forbidden to the thinking alone, and a grammar asked for the
+answer alone.
 """
 
 from __future__ import annotations
@@ -11,31 +16,23 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import httpx
 
-from curt.artifact import ArtifactError, load_manifest
-from curt.dialogue import (
-    THINK_END,
-    answer_pattern,
-    encode_prompt,
-)
-from curt.engines.protocol import Generation, Request, Step
-from curt.engines.remote.course import Course, RemoteError, RemoteUnavailableError, Words
-from curt.engines.remote.dialects import DIALECTS, DialectName
-from curt.engines.tokenizer import PromptTokenizer
-
-if TYPE_CHECKING:
-    pass
+from curt.artifact import ArtifactError, Format, load_manifest
+from curt.dialogue import THINK_END, answer_pattern, encode_prompt
+from curt.engines.protocol import Generation, GenerationStep, Request
+from curt.engines.tokenizer import PromptTokenizer, read_eos_ids
+from curt.engines.writing import Writing
 
 CONNECT_S = 2.0
 PATIENCE_S = 600.0  # without a deadline: a first request may compile
 HEALTH_S = 2.0
-CONCURRENCY = 16
+FORBID = -100.0  # the lowest bias OpenAI's interface has
 HINTS = {
     400: ": look at its log for what it does not know",
     401: ": give its key",
@@ -45,14 +42,38 @@ HINTS = {
 GONE = frozenset({502, 503, 504})  # of a proxy whose server is away, or a server going down
 
 
+class RemoteError(RuntimeError):
+    """The server refused a request or sent what can't be used; never holds a word of a prompt."""
+
+
+class RemoteUnavailableError(RemoteError):
+    """The server can't be reached, or went away in the middle of a request."""
+
+
 class RemoteModel:
-    """A model folder that a remote server has loaded. Use it within one event loop."""
+    """A model folder that a remote server has loaded. Use it within one event loop.
+
+    Its subclasses say how one kind of server is asked. All take token ids as the prompt of
+    `/v1/completions`, `stop_token_ids`, and a `logit_bias` of at least -100 by token id.
+    """
+
+    is_remote: ClassVar = True
+    serves: ClassVar = True
+    name: ClassVar[str]
+    formats: ClassVar[tuple[Format, ...]]
+    """The model folders that such a server can load."""
+    token_id_fields: ClassVar[Mapping[str, Any]]
+    """The fields of a call that make the server send token ids."""
+
+    @staticmethod
+    def guided_fields(pattern: str) -> dict[str, Any]:
+        """The fields of a call that hold a text to a regular expression."""
+        raise NotImplementedError
 
     def __init__(
         self,
         folder: Path | str,
         url: str,
-        dialect: DialectName,
         *,
         served_name: str | None = None,
         api_key: str | None = None,
@@ -65,20 +86,20 @@ class RemoteModel:
         ArtifactError when the folder must not be used.
         """
         folder = Path(folder)
-        self.dialect = DIALECTS[dialect]
         self.manifest = load_manifest(folder)
-        if self.manifest.format not in self.dialect.formats:
+        if self.manifest.format not in self.formats:
             raise ArtifactError(
-                f"{folder} holds {self.manifest.format}, but {dialect} loads "
-                f"{' or '.join(self.dialect.formats)}"
+                f"{folder} holds {self.manifest.format}, but {self.name} loads "
+                f"{' or '.join(self.formats)}"
             )
         self.tokenizer = PromptTokenizer(folder)
-        self._context_tokens = _context_tokens(folder)
-        self._eos_ids = _eos_ids(folder, self.tokenizer)
-        self._close_id = _close_id(self.tokenizer)
-        self._pattern = answer_pattern() if guided else None
-        self._served_name = served_name
-        self._words: Words | None = None
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self._context_tokens = int(config["max_position_embeddings"])
+        self._eos_ids = read_eos_ids(folder, self.tokenizer)
+        self._close_id = self.tokenizer.single_id(THINK_END)
+        self._guided_fields = self.guided_fields(answer_pattern()) if guided else {}
+        self._wanted_name = served_name
+        self._served_name: str | None = None  # known once it is open
         self._client = httpx.AsyncClient(
             base_url=url.rstrip("/"),
             headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
@@ -98,7 +119,7 @@ class RemoteModel:
             raise RemoteUnavailableError(f"no connection ({type(error).__name__})") from None
         cards = _object((await _checked(response)).content).get("data", [])
         names = [str(card["id"]) for card in cards]
-        wanted = self._served_name or (names[0] if len(names) == 1 else None)
+        wanted = self._wanted_name or (names[0] if len(names) == 1 else None)
         if wanted not in names:
             raise RemoteError(
                 f"the server serves {', '.join(names)[:200] or 'nothing'}: name one of them"
@@ -106,14 +127,7 @@ class RemoteModel:
         room = cards[names.index(wanted)].get("max_model_len")
         if isinstance(room, int):  # vLLM tells, TensorRT-LLM does not
             self._context_tokens = min(self._context_tokens, room)
-        self._words = Words(
-            tokenizer=self.tokenizer,
-            dialect=self.dialect,
-            served_name=wanted,
-            close_id=self._close_id,
-            eos_ids=self._eos_ids,
-            answer_pattern=self._pattern,
-        )
+        self._served_name = wanted
 
     async def is_healthy(self) -> bool:
         """Whether the server answers its health check."""
@@ -131,40 +145,100 @@ class RemoteModel:
         limit = self.manifest.max_fact_tokens
         return encode_prompt(self.tokenizer, request.fact, request.stated_budget, limit)
 
-    def count_tokens(self, text: str) -> int:
-        """How many tokens a text has."""
-        return len(self.tokenizer.encode(text))
-
     async def stream(
         self, request: Request, prompt: Sequence[int] | None = None
-    ) -> AsyncGenerator[Step, None]:
+    ) -> AsyncGenerator[GenerationStep, None]:
         """Complete a request step by step; closing the generator aborts it at the server.
 
         `prompt` is `encode(request)`, where the caller has it already. Raises ValueError when
         prompt and answer can't fit the context, RemoteError when the server refuses,
         RemoteUnavailableError when it is not there.
         """
-        if self._words is None:
+        if self._served_name is None:
             raise RuntimeError("open() the model first")
         prompt = self.encode(request) if prompt is None else prompt
-        course = Course(
-            request, self._words, prompt, request.fit_thinking(len(prompt), self._context_tokens)
+        writing = Writing(
+            request,
+            self.tokenizer,
+            prompt_tokens=len(prompt),
+            thinking_limit=request.fit_thinking(len(prompt), self._context_tokens),
+            close_ids=[self._close_id],
+            eos_ids=self._eos_ids,
         )
-        while not course.finished:
-            if _is_past(request.deadline_s):
-                course.expire()
-                break
-            async with aclosing(self._choices(course.next_call(), request.deadline_s)) as choices:
+        started_s, prefill_s = time.monotonic(), 0.0
+        while not writing.must_stop():
+            called_s, first, over = time.monotonic(), True, False
+            body = self._call_body(writing, prompt)
+            async with aclosing(self._choices(body, request.deadline_s)) as choices:
                 async for choice in choices:
-                    for step in course.take(choice):
-                        yield step
+                    ids, reason = self._read_choice(choice)
+                    if first and (ids or reason):
+                        first = False
+                        prefill_s += time.monotonic() - called_s
+                        yield GenerationStep("prefill")
+                        if writing.thinking_limit == 0:
+                            writing.close(cut=True)
+                    for token in ids if not over else ():
+                        step = writing.take(token)
+                        if step:
+                            yield step
+                        over = writing.is_complete() or bool(step and step.phase == "close")
+                        if over:
+                            break
+                    if reason and not over:
+                        over = True
+                        if writing.closed:
+                            writing.finish = "stop" if reason == "stop" else "length"
+                        else:  # a server may keep the token it stopped at to itself
+                            yield writing.close(cut=reason == "length")
                     # After the server's last word the stream is read to its end, which keeps the
                     # connection; anything else is cut off here, which frees the server.
-                    if course.call_over and choice.get("finish_reason") is None:
+                    if over and reason is None:
                         break
-            if not course.call_over:  # no more came in time
-                course.expire()
-        yield Step("end", generation=course.generation())
+            if not over:  # no more came in time
+                writing.finish = "deadline"
+        decode_s = time.monotonic() - started_s - prefill_s
+        yield writing.end(prefill_s * 1e3, decode_s * 1e3)
+
+    def _call_body(self, writing: Writing, prompt: Sequence[int]) -> dict[str, Any]:
+        """What to ask next: the thinking, or the answer once that is closed."""
+        body = {
+            "model": self._served_name,
+            "stream": True,
+            "temperature": 0.0,
+            "top_k": 1,  # greedy, whatever generation_config.json would have
+            "top_p": 1.0,
+            "repetition_penalty": 1.0,
+            "include_stop_str_in_output": False,
+            **self.token_id_fields,
+        }
+        if not writing.closed and writing.thinking_limit > 0:
+            return body | {
+                "prompt": list(prompt),
+                # One token more than the limit tells whether the model would have ended by itself.
+                "max_tokens": writing.thinking_limit + 1,
+                "stop_token_ids": [self._close_id],
+                "logit_bias": {str(token): FORBID for token in self._eos_ids},
+            }
+        return body | {
+            "prompt": [*prompt, *writing.thinking, self._close_id],
+            "max_tokens": writing.request.answer_limit,
+            "stop_token_ids": self._eos_ids,
+            **self._guided_fields,
+        }
+
+    def _read_choice(self, choice: Mapping[str, Any]) -> tuple[list[int], str | None]:
+        """The token ids that a streamed choice brings, and why the call ends if it does.
+
+        Raises RemoteError where it lacks token ids, RemoteUnavailableError where the server gave
+        the request up.
+        """
+        ids, reason = choice.get("token_ids") or [], choice.get("finish_reason")
+        if not ids and choice.get("text"):
+            raise RemoteError(f"the server sends text without token ids: is it {self.name}?")
+        if reason not in (None, "stop", "length"):
+            raise RemoteUnavailableError(f"the server ended the request: {str(reason)[:20]}")
+        return ids, reason
 
     async def _choices(
         self, body: dict[str, Any], deadline_s: float | None
@@ -178,7 +252,7 @@ class RemoteModel:
                 await _checked(response)
                 async with aclosing(_events(response)) as events:
                     # events that have come already are read without a pause for the timeout
-                    while not _is_past(deadline_s):
+                    while deadline_s is None or time.monotonic() < deadline_s:
                         async with asyncio.timeout(_seconds_until(deadline_s)):
                             event = await anext(events, None)
                         if event is None:
@@ -195,86 +269,34 @@ class RemoteModel:
             raise RemoteUnavailableError(f"connection lost ({type(error).__name__})") from None
 
 
-class RemoteEngine:
-    """A `RemoteModel` as an engine: blocking, with an event loop of its own."""
+class VllmModel(RemoteModel):
+    """A folder behind vLLM 0.31: `CompletionRequest` in its
+    `vllm/entrypoints/openai/completion/protocol.py`."""
 
-    def __init__(
-        self,
-        folder: Path | str,
-        url: str,
-        dialect: DialectName,
-        *,
-        served_name: str | None = None,
-        api_key: str | None = None,
-        guided: bool = False,
-        concurrency: int = CONCURRENCY,
-    ) -> None:
-        """As `RemoteModel`; `concurrency` is how many requests `generate` has under way at once.
+    name = "vllm"
+    formats = ("hf",)
+    token_id_fields: ClassVar = {"return_token_ids": True}
 
-        Raises RemoteError when the server is not there or serves something else.
-        """
-        if concurrency < 1:
-            raise ValueError(f"{concurrency} requests at once: use 1 or more")
-        self._model = RemoteModel(
-            folder, url, dialect, served_name=served_name, api_key=api_key, guided=guided
-        )
-        self.manifest = self._model.manifest
-        self.name: str = dialect
-        self.tokenizer = self._model.tokenizer
-        self._concurrency = concurrency
-        self._loop = asyncio.new_event_loop()
-        try:
-            self._loop.run_until_complete(self._model.open())
-        except RemoteError:
-            self.close()
-            raise
+    @staticmethod
+    def guided_fields(pattern: str) -> dict[str, Any]:
+        """The fields of a call that hold a text to a regular expression."""
+        return {"structured_outputs": {"regex": pattern}}
 
-    def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Greedy completions, in order, several at once. Not to be called in a running loop."""
 
-        async def run() -> list[Generation]:
-            gate = asyncio.Semaphore(self._concurrency)
+class TensorRtLlmModel(RemoteModel):
+    """A folder behind TensorRT-LLM: `CompletionRequest` in its `tensorrt_llm/serve/
+    openai_protocol.py`, which refuses any field that it does not know."""
 
-            async def one(request: Request) -> Generation:
-                async with gate:
-                    return await complete(self._model, request)
+    name = "tensorrt-llm"
+    formats = ("hf", "trtllm-hf")
+    token_id_fields: ClassVar = {"detokenize": False}  # in place of the text, not beside it
 
-            tasks = [asyncio.ensure_future(one(request)) for request in requests]
-            try:
-                return await asyncio.gather(*tasks)
-            except BaseException:
-                for task in tasks:  # what goes on for a call that failed is worth nothing
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-                raise
-
-        return self._loop.run_until_complete(run())
-
-    def encode(self, request: Request) -> list[int]:
-        """The token ids of a request's prompt, up to and with the opening of thinking."""
-        return self._model.encode(request)
-
-    def stream(self, request: Request) -> Generator[Step, None, None]:
-        """Complete a request step by step; closing the generator aborts it at the server."""
-        steps = self._model.stream(request)
-        try:
-            while (step := self._loop.run_until_complete(anext(steps, None))) is not None:
-                yield step
-        finally:
-            self._loop.run_until_complete(steps.aclose())
-
-    def close(self) -> None:
-        """Close the connections."""
-        if not self._loop.is_closed():
-            self._loop.run_until_complete(self._finish())
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
-
-    async def _finish(self) -> None:
-        await self._model.close()
-        # A stream that was cut off leaves generators of httpx behind, which the loop closes.
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        await asyncio.gather(*left, return_exceptions=True)
+    @staticmethod
+    def guided_fields(pattern: str) -> dict[str, Any]:
+        """The fields of a call that hold a text to a regular expression."""
+        # Becomes GuidedDecodingParams(regex=...); the server needs `guided_decoding_backend:
+        # xgrammar`.
+        return {"response_format": {"type": "regex", "regex": pattern}}
 
 
 async def complete(model: RemoteModel, request: Request) -> Generation:
@@ -324,38 +346,5 @@ def _object(text: str | bytes) -> dict[str, Any]:
     return value
 
 
-def _context_tokens(folder: Path) -> int:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return int(config["max_position_embeddings"])
-
-
-def _eos_ids(folder: Path, tokenizer: PromptTokenizer) -> list[int]:
-    """The ends of a turn: the tokenizer's and those of generation_config.json."""
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    eos = settings.get("eos_token")
-    ids = set(tokenizer.encode(eos["content"] if isinstance(eos, dict) else eos) if eos else [])
-    generation = folder / "generation_config.json"
-    if generation.is_file():  # Qwen's hub checkpoints list two
-        listed = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id")
-        ids |= set(listed if isinstance(listed, list) else [] if listed is None else [listed])
-    if not ids:
-        raise ArtifactError(f"{folder} names no end-of-turn token: export it with its tokenizer")
-    return sorted(ids)
-
-
-def _close_id(tokenizer: PromptTokenizer) -> int:
-    ids = tokenizer.encode(THINK_END)
-    if len(ids) != 1:
-        raise ArtifactError(
-            f"the tokenizer splits {THINK_END} into {len(ids)} tokens: add it as a special token "
-            "and train again"
-        )
-    return ids[0]
-
-
 def _seconds_until(deadline_s: float | None) -> float | None:
     return None if deadline_s is None else deadline_s - time.monotonic()
-
-
-def _is_past(deadline_s: float | None) -> bool:
-    return deadline_s is not None and time.monotonic() >= deadline_s

@@ -10,9 +10,9 @@ import pytest
 
 from curt.artifact import ArtifactError
 from curt.engines.protocol import Request
-from curt.engines.remote.course import RemoteError, RemoteUnavailableError
-from curt.engines.remote.engine import RemoteEngine
+from curt.engines.remote import RemoteError, RemoteUnavailableError
 from tests.curt.engines.completions_server import CompletionsServer
+from tests.curt.engines.remote_engine import RemoteEngine
 from tests.micro import FACTS
 
 

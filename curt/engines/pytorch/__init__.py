@@ -1,1 +1,0 @@
-"""The development engine on PyTorch and transformers."""

@@ -1,1 +1,0 @@
-"""Engines behind an OpenAI-compatible HTTP server: vLLM and TensorRT-LLM."""

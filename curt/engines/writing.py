@@ -1,0 +1,164 @@
+"""The one loop of a completion: think, close the thinking, answer.
+
+An engine only finds the next token; `Writing` says what becomes of it. It closes the thinking at
+its limit, ends the answer at the end of the turn or at its limit, and counts both:
+
+    while not writing.must_stop():
+        step = writing.take(likeliest_token(banned=writing.banned))
+        if step:
+            yield step
+        if not writing.is_complete():
+            feed(writing.last_token)
+    yield writing.end(prefill_ms, decode_ms)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from curt.dialogue import THINK_END
+from curt.engines.protocol import Finish, Generation, GenerationStep, Request
+
+# What is told where nobody wants the text: made once.
+_THINKING, _ANSWER = GenerationStep("thinking"), GenerationStep("answer")
+
+
+class TextStream(Protocol):
+    """Turns tokens into text as they come."""
+
+    def push(self, token: int) -> str:
+        """The text this token completed, empty while a character waits for its last byte."""
+        ...
+
+
+class Decoder(Protocol):
+    """What a completion needs of a tokenizer."""
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens spelt out."""
+        ...
+
+    def stream(self) -> TextStream:
+        """A fresh incremental decoder."""
+        ...
+
+
+class Writing:
+    """One completion as it grows, until it `is_complete`."""
+
+    def __init__(
+        self,
+        request: Request,
+        decoder: Decoder,
+        *,
+        prompt_tokens: int,
+        thinking_limit: int,
+        close_ids: Sequence[int],
+        eos_ids: Sequence[int],
+    ) -> None:
+        """`thinking_limit` is the request's, as far as the context allows it.
+
+        `close_ids` are the tokens that end the thinking (one, but for a tokenizer that splits its
+        mark), `eos_ids` those that each end the turn.
+        """
+        self.request, self.thinking_limit = request, thinking_limit
+        self.thinking: list[int] = []
+        self.answer: list[int] = []
+        self.closed = False
+        self.cut = False
+        """Whether the limit closed the thinking where the model would have gone on."""
+        self.finish: Finish | None = None
+        self.last_token = -1
+        """What was written last, which may not be what the model picked."""
+        self._decoder, self._prompt_tokens = decoder, prompt_tokens
+        self._close_ids, self._eos_ids = list(close_ids), list(eos_ids)
+        self._text = decoder.stream() if request.tell_text else None
+
+    @property
+    def banned(self) -> list[int]:
+        """Tokens not to pick now: a turn can't end before its thinking does."""
+        return [] if self.closed else self._eos_ids
+
+    @property
+    def thinking_room(self) -> int:
+        """How many more tokens the thinking may have."""
+        return self.thinking_limit - len(self.thinking)
+
+    @property
+    def answer_room(self) -> int:
+        """How many more tokens the answer may have."""
+        return self.request.answer_limit - len(self.answer)
+
+    def take(self, token: int) -> GenerationStep | None:
+        """Write the token that the model picked; None where it ends the turn.
+
+        At the thinking limit the end of thinking is written in its place.
+        """
+        return self._take_answer(token) if self.closed else self._take_thinking(token)
+
+    def close(self, *, cut: bool) -> GenerationStep:
+        """End the thinking here, before the model picked anything or in place of what it picked."""
+        self.closed, self.cut = True, cut
+        self._text = self._text and self._decoder.stream()
+        return GenerationStep("close", THINK_END)
+
+    def is_complete(self) -> bool:
+        """Whether nothing more will be written."""
+        return self.finish is not None
+
+    def must_stop(self) -> bool:
+        """Whether it is complete, if only because the deadline has passed by now."""
+        if self.finish is None and self.request.is_late:
+            self.finish = "deadline"
+        return self.is_complete()
+
+    def end(
+        self,
+        prefill_ms: float,
+        decode_ms: float,
+        decode_passes: int | None = None,
+        answer_passes: int | None = None,
+    ) -> GenerationStep:
+        """The last step, with the whole generation. Call it once it `is_complete`."""
+        assert self.finish is not None, "the completion is not finished"
+        text = self._decoder.decode(self.thinking)
+        if self.closed:
+            text += THINK_END + self._decoder.decode(self.answer)
+        generation = Generation(
+            text=text,
+            prompt_tokens=self._prompt_tokens,
+            thinking_tokens=len(self.thinking),
+            answer_tokens=len(self.answer),
+            thinking_cut=self.cut,
+            finish=self.finish,
+            prefill_ms=prefill_ms,
+            decode_ms=decode_ms,
+            decode_passes=decode_passes,
+            answer_passes=answer_passes,
+        )
+        return GenerationStep("end", generation=generation)
+
+    def _take_thinking(self, token: int) -> GenerationStep:
+        beyond = -self.thinking_room  # tokens of the end of thinking that were forced so far
+        if beyond >= 0:
+            picked, token = token, self._close_ids[beyond]
+            if beyond == 0:
+                self.cut = picked != token
+        self.last_token = token
+        self.thinking.append(token)
+        size = len(self._close_ids)
+        if self.thinking[-size:] == self._close_ids:
+            del self.thinking[-size:]
+            return self.close(cut=self.cut)
+        return GenerationStep("thinking", self._text.push(token)) if self._text else _THINKING
+
+    def _take_answer(self, token: int) -> GenerationStep | None:
+        if token in self._eos_ids:
+            self.finish = "stop"
+            return None
+        self.last_token = token
+        self.answer.append(token)
+        if self.answer_room == 0:
+            self.finish = "length"
+        return GenerationStep("answer", self._text.push(token)) if self._text else _ANSWER

@@ -1,0 +1,147 @@
+"""The loop of thinking and answer, over tokens that a test picks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curt.dialogue import THINK_END
+from curt.engines.protocol import GenerationStep, Request
+from curt.engines.writing import Writing
+
+EOS = 9
+
+
+class Letters:
+    """A tokenizer whose token n is the n-th letter."""
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(self.push, ids))
+
+    def stream(self) -> Letters:
+        return self
+
+    def push(self, token: int) -> str:
+        return chr(ord("a") + token)
+
+
+def begin(
+    thinking: int = 8,
+    answer: int = 4,
+    close_ids: Sequence[int] = (5,),
+    deadline_s: float | None = None,
+    tell_text: bool = True,
+) -> Writing:
+    request = Request("fact", 8, thinking, answer, deadline_s, tell_text)
+    return Writing(
+        request,
+        Letters(),
+        prompt_tokens=3,
+        thinking_limit=thinking,
+        close_ids=close_ids,
+        eos_ids=[EOS],
+    )
+
+
+def follow(writing: Writing, wanted: Sequence[int]) -> list[GenerationStep]:
+    """What is told of a model that prefers `wanted`, then token 1, unless that is banned."""
+    preferred = iter(wanted)
+    steps = []
+    while not writing.must_stop():
+        token = next(preferred, 1)
+        step = writing.take(1 if token in writing.banned else token)
+        if step:
+            steps.append(step)
+    return [*steps, writing.end(0.0, 0.0)]
+
+
+@pytest.mark.parametrize("thinking", [0, 1, 8])
+@pytest.mark.parametrize("close_ids", [(5,), (5, 6, 7)])
+def test_thinking_and_answer_end_at_their_limits(thinking: int, close_ids: tuple[int, ...]) -> None:
+    writing = begin(thinking, 4, close_ids)
+    last = follow(writing, [2] * 40)[-1].generation
+    assert last
+    assert last.text == "c" * thinking + THINK_END + "cccc"
+    assert (last.thinking_tokens, last.answer_tokens) == (thinking, 4)
+    assert (last.thinking_cut, last.finish, last.prompt_tokens) == (True, "length", 3)
+
+
+def test_a_model_that_ends_by_itself_is_left_alone() -> None:
+    writing = begin()
+    steps = follow(writing, [2, 5, 3, 4, EOS])
+    assert [step.phase for step in steps] == ["thinking", "close", "answer", "answer", "end"]
+    last = steps[-1].generation
+    assert last
+    assert "".join(step.text for step in steps) == last.text == f"c{THINK_END}de"
+    assert (last.thinking_cut, last.finish) == (False, "stop")
+
+
+def test_only_thinking_that_the_limit_closed_counts_as_cut() -> None:
+    at_the_limit, by_itself, answered = begin(3), begin(3), begin(6, 2)
+    follow(at_the_limit, [2] * 20)
+    follow(by_itself, [2, 2, 2, 5, 3, 3, 3, 3])
+    follow(answered, [2, 5, 3, 3, 3, 3, 3])  # the answer's limit falls on the thinking's
+    assert (at_the_limit.cut, by_itself.cut, answered.cut) == (True, False, False)
+
+
+def test_an_end_half_written_at_the_limit_is_written_whole() -> None:
+    # the end of thinking is 5 6; the model wrote a 5 just before the limit and then hesitates
+    writing = begin(2, 2, (5, 6))
+    follow(writing, [2, 5, 3, 3])
+    assert (writing.thinking, writing.closed) == ([2, 5], True)
+
+
+def test_a_turn_cannot_end_before_its_thinking_does() -> None:
+    writing = begin(3)
+    follow(writing, [2, EOS, EOS, EOS, 3, EOS])
+    assert writing.thinking == [2, 1, 1]
+    assert writing.finish == "stop"
+
+
+@given(
+    wanted=st.lists(st.integers(1, EOS), max_size=30),
+    thinking=st.integers(0, 12),
+    answer=st.integers(1, 6),
+    close_ids=st.sampled_from([(5,), (5, 6), (5, 5, 6)]),
+)
+def test_limits_hold_whatever_the_model_prefers(
+    wanted: list[int], thinking: int, answer: int, close_ids: tuple[int, ...]
+) -> None:
+    writing = begin(thinking, answer, close_ids)
+    follow(writing, wanted)
+    assert writing.closed
+    assert len(writing.thinking) <= thinking
+    assert len(writing.answer) <= answer
+    assert EOS not in [*writing.thinking, *writing.answer]
+    assert writing.finish == ("length" if len(writing.answer) == answer else "stop")
+
+
+def test_the_end_of_thinking_is_what_the_model_reads_in_place_of_what_it_picked() -> None:
+    writing = begin(1)
+    writing.take(2)
+    assert writing.last_token == 2
+    writing.take(3)
+    assert (writing.last_token, writing.closed, writing.cut) == (5, True, True)
+
+
+def test_a_deadline_keeps_what_is_written_and_no_finished_answer_misses_it() -> None:
+    late = begin(deadline_s=time.monotonic() - 1)
+    assert late.must_stop()
+    assert follow(late, [])[-1].generation
+    assert late.finish == "deadline"
+    early = begin(0, 1, deadline_s=time.monotonic() + 60)
+    early.close(cut=True)
+    early.take(2)
+    assert early.must_stop()
+    assert early.finish == "length"
+
+
+def test_text_that_nobody_wants_is_not_told() -> None:
+    steps = follow(begin(tell_text=False), [2, 5, 3, EOS])
+    assert [step.text for step in steps] == ["", THINK_END, "", ""]
+    assert steps[-1].generation
+    assert steps[-1].generation.text == f"c{THINK_END}d"
