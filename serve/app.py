@@ -8,37 +8,29 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import Response
-from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 
 from curt import __version__
 from curt.artifact import Manifest
 from curt.classifier.model import Classifier, load_classifier
 from curt.engines.registry import serving_engine
-from serve.answering.answering import Answering, Choose, OnlyWay, Pool, make_job
+from serve.answering.answering import Answering, Choose, OnlyWay, Pool
 from serve.answering.cache import CacheMetrics, ResultCache
 from serve.answering.cache_policy import ServedPolicy
-from serve.api import admin, health, stream
+from serve.api import admin, batch, health, predict, stream
 from serve.api import chat as openai_api
-from serve.api.batch import Batches, PredictBody
 from serve.api.errors import install_handlers
 from serve.api.page import page
-from serve.api.quick_body import quicken
 from serve.api.reply import Observer, Replies
 from serve.api.schemas import (
     API_VERSION,
-    BatchReply,
-    BatchRequest,
-    ErrorReply,
     PredictReply,
     PredictRequest,
 )
 from serve.drift import drift
-from serve.edge.context import PREDICT_PATH, BodyLimit, RequestContext
+from serve.edge.context import BodyLimit, RequestContext
 from serve.edge.headers import SafeHeaders, allow_origins
 from serve.edge.keys import KeyGuard, open_keys
 from serve.edge.limits import LocalBuckets, Rate, RateLimit, RedisBuckets, parse_proxies
@@ -54,17 +46,6 @@ from serve.served import Identity, Served
 from serve.settings import Settings
 from serve.variants.router import Router
 from serve.variants.variants import Variants
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorReply, "description": "The body is not JSON in UTF-8"},
-    401: {"model": ErrorReply, "description": "No valid API key"},
-    403: {"model": ErrorReply, "description": "The key is not of the role that is needed"},
-    408: {"model": ErrorReply, "description": "The body took too long to arrive"},
-    413: {"model": ErrorReply, "description": "The body is too large"},
-    422: {"model": ErrorReply, "description": "A field is wrong, or the fact is unusable"},
-    429: {"model": ErrorReply, "description": "Too many requests; see Retry-After"},
-    503: {"model": ErrorReply, "description": "Can't be met now; see Retry-After"},
-}
 
 
 def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
@@ -98,7 +79,6 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         answering.reader_for(classifier, identity.model.manifest)
     tracing = open_tracing(settings.otlp_endpoint, os.environ, __version__)
     replies = Replies(answering, settings, metrics)
-    batches = Batches(answering, replies, settings, metrics.registry)
     memory = Memory.open(settings)
     replies.observers += [memory.observe, _counting(admission)]
 
@@ -138,23 +118,9 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     app.add_middleware(SafeHeaders, hsts_s=settings.hsts_s)
     install_handlers(app)
 
-    @app.post(PREDICT_PATH, response_model=PredictReply | BatchReply, responses=ERRORS)
-    async def predict(body: PredictBody, request: Request) -> Response:
-        """Charges, articles, term, fine and ruling for the facts of one case, or of several."""
-        if isinstance(body, BatchRequest):
-            return _as_json(await batches.serve(request, body))
-        return await predict_one(body, request)
-
-    async def predict_one(body: PredictRequest, request: Request) -> Response:
-        job = make_job(body.fact, request.state.started_s, body.deadline_ms, settings)
-        served = await answering.serve(request, job, body.user)
-        return _as_json(replies.reply_to(request, body, served))
-
-    route = app.router.routes.pop()
-    assert isinstance(route, APIRoute)
-    quicken(route, predict_one)
-    app.router.routes.insert(0, route)  # they are tried in turn, and most requests are for it
-
+    # The framework tries routes in turn, and most requests are for the first.
+    app.include_router(predict.make_router(answering, replies, settings))
+    app.include_router(batch.make_router(answering, replies, settings, metrics.registry))
     app.include_router(stream.make_router(answering.stream, settings, replies.reply_to))
     app.include_router(
         openai_api.make_router(
@@ -178,12 +144,6 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     app.include_router(health.make_router(workers, metrics, identity, by_budget))
     app.include_router(page.make_router())
     return app
-
-
-def _as_json(reply: PredictReply | BatchReply) -> Response:
-    """A reply as it is: returned bare, it would be checked all over again."""
-    data = type(reply).__pydantic_serializer__.to_json(reply)  # bytes, which model_dump_json is not
-    return Response(data, media_type="application/json")
 
 
 def read_budgets(path: Path) -> list[dict[str, float]]:

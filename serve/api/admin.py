@@ -18,24 +18,27 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from serve.api.schemas import ErrorReply
+from serve.api.errors import error_responses
+from serve.api.schemas import RequestBody
 from serve.errors import OverloadedError, RequestError
 from serve.variants.split import Name, Role
 from serve.variants.variants import Variants
 
 audit = logging.getLogger("serve.audit")
 
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorReply, "description": "The body is not JSON in UTF-8"},
-    401: {"model": ErrorReply, "description": "No valid key"},
-    403: {"model": ErrorReply, "description": "Not an administrator's key"},
-    404: {"model": ErrorReply, "description": "No such variant"},
-    409: {"model": ErrorReply, "description": "Not as things stand"},
-    422: {"model": ErrorReply, "description": "A field is wrong, or no such model folder"},
-    503: {"model": ErrorReply, "description": "It can't be written down now; see Retry-After"},
-}
+RESPONSES = error_responses(
+    400,
+    401,
+    own={
+        403: "Not an administrator's key",
+        404: "No such variant",
+        409: "Not as things stand",
+        422: "A field is wrong, or no such model folder",
+        503: "The change can't be saved now; see Retry-After",
+    },
+)
 
 
 class NotAllowedError(RequestError):
@@ -44,13 +47,7 @@ class NotAllowedError(RequestError):
     status = 403
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
-    )
-
-
-class LoadRequest(_Body):
+class LoadRequest(RequestBody):
     """A model to load beside what serves."""
 
     model_config = ConfigDict(
@@ -67,7 +64,7 @@ class LoadRequest(_Body):
     """The hash of its manifest.json, to load that one and no other."""
 
 
-class PromoteRequest(_Body):
+class PromoteRequest(RequestBody):
     """Traffic for a variant that is loaded."""
 
     model_config = ConfigDict(
@@ -88,7 +85,7 @@ class PromoteRequest(_Body):
     """Even if its warm-up answer was no verdict, or it was rolled back."""
 
 
-class UnloadRequest(_Body):
+class UnloadRequest(RequestBody):
     """A variant to end."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"name": "candidate"}]})

@@ -1,9 +1,10 @@
-"""Several cases in one `POST /predict`: each is admitted, cached, counted and degraded by itself.
+"""`POST /predict/batch`: several cases in one request, each answered by itself.
 
-All share one deadline, a little of which is kept back, for all replies go out together. They enter
-the queue in the order given and run earliest-deadline-first among everything else that waits, with
-reasoning shortened as under any other load. What becomes of one case changes nothing for the
-others; when the client leaves, all of them stop.
+Each case is admitted, cached, counted and degraded alone. All share one deadline; a little of it is
+kept back, because all replies leave together. They enter the queue in the order given and run
+earliest-deadline-first among everything else that waits, with reasoning shortened as under any
+other load. What becomes of one case changes nothing for the others; when the client leaves, all of
+them stop.
 """
 
 from __future__ import annotations
@@ -14,54 +15,33 @@ import logging
 import time
 import traceback
 from collections import Counter as Tally
-from typing import Annotated, Any
 
-from fastapi import Body, Request
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
 from prometheus_client import CollectorRegistry, Counter
-from pydantic import Discriminator, Tag
 from starlette.types import Message
 
 from serve.answering.answering import Answering, make_job, wait_for_disconnect
-from serve.api.errors import BATCH, SINGLE
-from serve.api.reply import Replies
+from serve.api.errors import error_responses
+from serve.api.reply import Replies, to_response
 from serve.api.schemas import (
-    BATCH_EXAMPLE,
-    EXAMPLE,
     BatchCase,
     BatchReply,
     BatchRequest,
     CaseError,
     CaseResult,
-    PredictRequest,
 )
-from serve.edge.context import PREDICT_PATH, write_access
+from serve.edge.context import BATCH_PATH, write_access
 from serve.edge.limits import charge
 from serve.errors import ClientGoneError, OverloadedError, RequestError
 from serve.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+RESPONSES = error_responses(400, 401, 403, 408, 413, 422, 429, 503)
 MAX_ID_CHARS = 64
 REPLY_MS = 1.5  # of the deadline kept back for each case: their replies are written one by one
 MAX_KEPT_BACK = 0.1  # of the deadline
-
-
-def _form_of(body: Any) -> str:
-    given = isinstance(body, BatchRequest) or (isinstance(body, dict) and "cases" in body)
-    return BATCH if given else SINGLE
-
-
-PredictBody = Annotated[
-    Annotated[PredictRequest, Tag(SINGLE)] | Annotated[BatchRequest, Tag(BATCH)],
-    Discriminator(_form_of),
-    Body(
-        openapi_examples={
-            "one": {"summary": "One case", "value": EXAMPLE},
-            "several": {"summary": "Several cases", "value": BATCH_EXAMPLE},
-        }
-    ),
-]
-"""A body of /predict: several cases where it says `cases`, else one."""
 
 
 class TooManyCasesError(RequestError):
@@ -159,6 +139,21 @@ class Batches:
         )
 
 
+def make_router(
+    answering: Answering, replies: Replies, settings: Settings, registry: CollectorRegistry
+) -> APIRouter:
+    """The route."""
+    router = APIRouter()
+    batches = Batches(answering, replies, settings, registry)
+
+    @router.post(BATCH_PATH, response_model=BatchReply, responses=RESPONSES)
+    async def predict_batch(body: BatchRequest, request: Request) -> Response:
+        """The same as /predict for several cases by one deadline, each with a status of its own."""
+        return to_response(await batches.serve(request, body))
+
+    return router
+
+
 def case_request_id(request_id: str, index: int) -> str:
     """The id of one case: the request's, or what stands for a long one, and the case's number."""
     own = f"{request_id}.{index}"
@@ -190,10 +185,10 @@ def _log_case(own: Request, status: int, error: CaseError | None) -> None:
     line = {
         "request_id": own.state.request_id,
         "method": "POST",
-        "route": PREDICT_PATH,
+        "route": BATCH_PATH,
         "status": status,
         "ms": round((time.monotonic() - own.state.started_s) * 1e3, 2),
         **({"error": error.code} if error else {}),
         **own.state.log,
     }
-    write_access(logging.INFO, "POST %s case %d", (PREDICT_PATH, status), line)
+    write_access(logging.INFO, "POST %s case %d", (BATCH_PATH, status), line)

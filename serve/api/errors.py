@@ -8,18 +8,21 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from serve.api.schemas import BatchCase, BatchRequest, PredictRequest
+from serve.api.schemas import ErrorReply
 from serve.errors import OverloadedError, RequestError, error_body
 
-SINGLE, BATCH = "single", "batch"  # tags of the two forms of a body of /predict
-FORMS: Mapping[tuple[Any, ...], type[BaseModel]] = {
-    (SINGLE,): PredictRequest,
-    (BATCH,): BatchRequest,
+_DESCRIPTIONS: Mapping[int, str] = {
+    400: "The body is not JSON in UTF-8",
+    401: "No valid API key",
+    403: "The key is not of the role that is needed",
+    408: "The body took too long to arrive",
+    413: "The body is too large",
+    422: "A field is wrong, or the fact is unusable",
+    429: "Too many requests; see Retry-After",
+    503: "Can't be met now; see Retry-After",
 }
-FIRST_FIELDS = ("fact", "cases")
 
 _HTTP_REASONS = {
     400: "invalid_json",
@@ -62,20 +65,22 @@ def install_handlers(app: FastAPI) -> None:
         return _reply(request, error.status_code, reason, message, error.headers)
 
 
+def error_responses(
+    *statuses: int, own: Mapping[int, str] | None = None
+) -> dict[int | str, dict[str, Any]]:
+    """What a route declares of its errors for /docs; `own` describes those special to it."""
+    described = {status: _DESCRIPTIONS[status] for status in statuses} | dict(own or {})
+    return {
+        status: {"model": ErrorReply, "description": text} for status, text in described.items()
+    }
+
+
 def describe_problems(problems: Sequence[Mapping[str, Any]]) -> str:
     """Say what is wrong where, without a word of the input: facts are personal data."""
     lines = []
     for problem in problems[:5]:
-        # The location of an unknown key is the key itself: the client's text, so left out.
-        unknown = problem["type"] == "extra_forbidden"
-        parts = problem["loc"][1 : -1 if unknown else None]
-        form: type[BaseModel] = PredictRequest
-        if parts[:1] in FORMS:  # which of two forms was read, which no client wrote
-            form, parts = FORMS[parts[:1]], parts[1:]
-            form = BatchCase if form is BatchRequest and parts else form
-        place = ".".join(map(str, parts))
-        known = ", ".join(sorted(form.model_fields, key=lambda name: name not in FIRST_FIELDS))
-        message = f"an unknown field: use only {known}" if unknown else str(problem["msg"])
+        place = ".".join(map(str, problem["loc"][1:]))
+        message = str(problem["msg"]).removeprefix("Value error, ")
         lines.append(f"{place}: {message}" if place else message)
     return "; ".join(lines)
 

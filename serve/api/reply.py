@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import cache
 
 from fastapi import Request
+from fastapi.responses import Response
 
 from curt.dialogue import render_ruling, render_term
 from curt.law.numerals import write_article, write_months
@@ -15,7 +16,7 @@ from curt.law.verdict import TERM_NAMES, Verdict
 from serve.answering.answering import Answering, Way
 from serve.answering.checks import fact_warnings, statutory_range, verdict_warnings, warning
 from serve.answering.confidence import UNFAMILIAR, WITHHELD, Confidence
-from serve.api.schemas import Defendant, PredictReply, PredictRequest, Task
+from serve.api.schemas import BatchReply, Defendant, PredictReply, PredictRequest, Task
 from serve.metrics import Metrics
 from serve.served import Identity, Served
 from serve.settings import Settings
@@ -73,6 +74,12 @@ class Replies:
             source=reply.source,
             warnings=[caution.code for caution in reply.warnings],
         )
+
+
+def to_response(reply: PredictReply | BatchReply) -> Response:
+    """The HTTP response of a reply, serialised once: FastAPI would validate the reply again."""
+    data = type(reply).__pydantic_serializer__.to_json(reply)  # bytes, which model_dump_json is not
+    return Response(data, media_type="application/json")
 
 
 def build_reply(

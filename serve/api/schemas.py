@@ -1,4 +1,4 @@
-"""The request and the reply of `POST /predict`."""
+"""The bodies of requests and replies of `POST /predict` and `POST /predict/batch`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serve.settings import MAX_BATCH_CASES, MAX_DEADLINE_MS, MIN_DEADLINE_MS
 
 Task = Literal["charge", "article", "term", "ruling"]
 
-API_VERSION = "1.1"  # of routes and schemas: the first number changes when a client must
+API_VERSION = "2.0"  # of routes and schemas: the first number changes when a client must
 ALL_TASKS: tuple[Task, ...] = ("charge", "article", "term", "ruling")
 NOTICE = "本结果由模型生成，仅供参考，不构成法律意见，不能代替法官裁判。"
 
@@ -34,12 +34,26 @@ BATCH_EXAMPLE: dict[str, Any] = {
 }
 
 
-class Asked(BaseModel):
-    """What is asked of every case: the time an answer may take, and what to tell."""
+class RequestBody(BaseModel):
+    """A body that a client sends. An unknown field is refused with the names of the known ones."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known_fields(cls, data: Any) -> Any:
+        # pydantic's own error would name the unknown field, which is the client's text.
+        fields = cls.model_fields
+        if isinstance(data, dict) and not data.keys() <= fields.keys():
+            required_first = sorted(fields, key=lambda name: not fields[name].is_required())
+            raise ValueError(f"an unknown field: use only {', '.join(required_first)}")
+        return data
+
+
+class Asked(RequestBody):
+    """What is asked of every case: the time an answer may take, and what to tell."""
 
     deadline_ms: int | None = Field(None, ge=MIN_DEADLINE_MS, le=MAX_DEADLINE_MS)
     """Milliseconds within which to answer; the server's default (400) when left out."""
@@ -70,13 +84,16 @@ class PredictRequest(Asked):
     fact: str
     """The facts found, in Chinese."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _only_one_case(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "cases" in data:
+            raise ValueError("one case goes here, as `fact`: send `cases` to POST /predict/batch")
+        return data
 
-class BatchCase(BaseModel):
+
+class BatchCase(RequestBody):
     """One of several cases."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
-    )
 
     id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """The client's own name of the case, no two the same; in a form that names nobody."""

@@ -21,7 +21,8 @@ from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serve.answering.answering import make_job
-from serve.api.schemas import ErrorReply, PredictReply, PredictRequest
+from serve.api.errors import error_responses
+from serve.api.schemas import PredictReply, PredictRequest
 from serve.errors import OverloadedError, RequestError, error_body
 from serve.pool.job import Job, ServedStream
 from serve.served import Served
@@ -38,10 +39,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "Events: reasoning, then verdict (as /predict replies) or error",
         "content": {"text/event-stream": {}},
     },
-    400: {"model": ErrorReply, "description": "The body is not JSON in UTF-8"},
-    413: {"model": ErrorReply, "description": "The body is too large"},
-    422: {"model": ErrorReply, "description": "A field is wrong, or the fact is unusable"},
-    503: {"model": ErrorReply, "description": "Can't be met now; see Retry-After"},
+    **error_responses(400, 401, 403, 408, 413, 422, 429, 503),
 }
 
 ReplyTo = Callable[[Request, PredictRequest, Served], PredictReply]

@@ -22,8 +22,8 @@ access = logging.getLogger("serve.access")
 logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-PREDICT_PATH = "/predict"
-COUNTED_PATHS = frozenset({PREDICT_PATH, "/predict/stream", "/v1/chat/completions"})
+PREDICT_PATH, BATCH_PATH = "/predict", "/predict/batch"
+COUNTED_PATHS = frozenset({PREDICT_PATH, BATCH_PATH, "/predict/stream", "/v1/chat/completions"})
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds by machines
 
 

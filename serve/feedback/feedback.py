@@ -31,7 +31,8 @@ from prometheus_client import CollectorRegistry, Counter
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curt.corpus.redaction import redact
-from serve.api.schemas import ErrorReply
+from serve.api.errors import error_responses
+from serve.api.schemas import RequestBody
 from serve.errors import OverloadedError, RequestError
 from serve.feedback.answers import Answered, AnswerStore
 from serve.feedback.append_log import AppendLog, log_files, read_lines
@@ -47,11 +48,15 @@ MAX_COMMENT_CHARS = 500
 MAX_LINES_AN_ANSWER = 20  # a client that changes its mind more often is a broken one
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The same was said before; nothing was added"},
-    400: {"model": ErrorReply, "description": "The body is not JSON in UTF-8"},
-    404: {"model": ErrorReply, "description": "No answer of that id is known, or no more"},
-    422: {"model": ErrorReply, "description": "A field is wrong, or the correction impossible"},
-    429: {"model": ErrorReply, "description": "Too many changes of mind about one answer"},
-    503: {"model": ErrorReply, "description": "It can't be written now; see Retry-After"},
+    **error_responses(
+        400,
+        own={
+            404: "No answer of that id is known, or no more",
+            422: "A field is wrong, or the correction impossible",
+            429: "Too many changes of mind about one answer",
+            503: "It can't be written now; see Retry-After",
+        },
+    ),
 }
 
 Judgement = Literal["correct", "wrong"]
@@ -69,13 +74,10 @@ class TooManyChangesError(OverloadedError):
     status = 429
 
 
-class FeedbackRequest(BaseModel):
+class FeedbackRequest(RequestBody):
     """What a person says of one answer."""
 
     model_config = ConfigDict(
-        frozen=True,
-        strict=True,
-        use_attribute_docstrings=True,
         json_schema_extra={
             "examples": [
                 {
@@ -101,13 +103,6 @@ class FeedbackRequest(BaseModel):
 
     user: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """An opaque id of who says so."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _only_known_fields(cls, data: Any) -> Any:
-        if isinstance(data, dict) and not data.keys() <= cls.model_fields.keys():
-            raise ValueError(f"an unknown field: use only {', '.join(cls.model_fields)}")
-        return data
 
     @model_validator(mode="after")
     def _a_correction_is_of_something_wrong(self) -> FeedbackRequest:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 UNNAMED = "default"  # the variant of lines from a server that had but one
 QUANTILES = (0.5, 0.95, 0.99)
-ROUTES = frozenset({"/predict", "/predict/stream", "/v1/chat/completions"})
+ROUTES = frozenset({"/predict", "/predict/batch", "/predict/stream", "/v1/chat/completions"})
 
 
 @dataclass(slots=True)

@@ -28,7 +28,7 @@ from deploy.replicas import (
 )
 from serve.api.chat import CHAT_PATH
 from serve.api.stream import STREAM_PATH
-from serve.app import PREDICT_PATH
+from serve.edge.context import BATCH_PATH, PREDICT_PATH
 from serve.feedback.feedback import FEEDBACK_PATH
 from serve.settings import MAX_DEADLINE_MS, Settings
 from tests.micro import FACTS
@@ -102,7 +102,8 @@ def test_only_verdicts_and_feedback_are_asked_again_once_sent() -> None:
     bodies = locations()
     again = {name for name, body in bodies.items() if "non_idempotent" in body}
     streams = f"~ ^({STREAM_PATH}|{CHAT_PATH})$"
-    assert again == {f"= {PREDICT_PATH}", f"= {FEEDBACK_PATH}", streams, "@elsewhere"}
+    whole = f"~ ^{PREDICT_PATH}({BATCH_PATH.removeprefix(PREDICT_PATH)})?$"
+    assert again == {whole, f"= {FEEDBACK_PATH}", streams, "@elsewhere"}
     assert "http_404" in bodies[f"= {FEEDBACK_PATH}"]
     assert "http_503" not in nginx_text().replace("error_page 503", "")
     assert "timeout" not in " ".join(re.findall(r"proxy_next_upstream ([^;]+);", nginx_text()))

@@ -23,6 +23,7 @@ from serve.api.batch import REPLY_MS, Batches, case_request_id
 from serve.api.reply import Replies
 from serve.api.schemas import API_VERSION, BatchReply, BatchRequest, PredictReply
 from serve.app import create_app
+from serve.edge.context import BATCH_PATH, PREDICT_PATH
 from serve.errors import ClientGoneError, OverloadedError
 from serve.metrics import Metrics
 from serve.pool.job import Job
@@ -71,7 +72,7 @@ def client_of(settings: Settings, pool: FakePool | None = None, **changes: Any) 
 
 def ask(client: AsgiClient, *facts: str, **fields: Any) -> Any:
     cases = [{"id": f"c{place}", "fact": fact} for place, fact in enumerate(facts)]
-    return client.post("/predict", json={"cases": cases} | fields)
+    return client.post(BATCH_PATH, json={"cases": cases} | fields)
 
 
 def numbered(count: int) -> list[str]:
@@ -84,7 +85,7 @@ def test_results_come_in_order_with_ids_that_feedback_knows(
     pool = MoodyPool(GOOD)
     client = client_of(settings, pool, feedback=tmp_path / "feedback")
     response = client.post(
-        "/predict",
+        BATCH_PATH,
         json={"cases": [{"fact": fact} for fact in numbered(3)], "tasks": ["charge"], "top_k": 2},
         headers={"X-Request-ID": "batch-1"},
     )
@@ -145,6 +146,23 @@ def test_each_case_is_cached_and_counted_by_itself(settings: Settings) -> None:
     assert "curt_answer_latency_seconds_count 4.0" in metrics
 
 
+def test_cases_sent_to_the_route_of_one_are_told_where_to_go(settings: Settings) -> None:
+    pool = MoodyPool(GOOD)
+    response = client_of(settings, pool).post(PREDICT_PATH, json={"cases": [{"fact": THEFT}]})
+    assert response.status_code == 422
+    assert "send `cases` to POST /predict/batch" in response.json()["error"]["message"]
+    assert not pool.jobs
+
+
+def test_a_case_alone_and_in_a_batch_gets_the_same_reply(settings: Settings) -> None:
+    client = client_of(settings)
+    alone = client.post(PREDICT_PATH, json={"fact": THEFT}).json()
+    in_a_batch = ask(client, THEFT).json()["results"][0]["reply"]
+    for reply in (alone, in_a_batch):
+        del reply["request_id"], reply["timings_ms"]
+    assert alone == in_a_batch
+
+
 def test_a_single_case_is_asked_and_answered_as_ever(settings: Settings) -> None:
     client = client_of(settings)
     reply = client.post("/predict", json={"fact": THEFT}).json()
@@ -171,7 +189,7 @@ def test_a_body_that_is_no_batch_is_refused_whole(
     settings: Settings, body: dict[str, Any], message: str
 ) -> None:
     pool = MoodyPool(GOOD)
-    response = client_of(settings, pool).post("/predict", json=body)
+    response = client_of(settings, pool).post(BATCH_PATH, json=body)
     assert response.status_code == 422
     told = response.json()["error"]["message"]
     assert message in told
@@ -210,7 +228,7 @@ def test_cases_under_way_count_against_the_limit_and_are_given_back(settings: Se
 
     async def both() -> list[int]:
         bodies = [{"cases": [{"fact": f} for f in numbered(n)]} for n in (4, 3)]
-        asked = [client._request("POST", "/predict", json=body) for body in bodies]
+        asked = [client._request("POST", BATCH_PATH, json=body) for body in bodies]
         return sorted(response.status_code for response in await asyncio.gather(*asked))
 
     assert asyncio.run(both()) == [200, 429]
@@ -259,17 +277,16 @@ def test_ids_of_cases_are_ids_and_differ(request_id: str, index: int) -> None:
     assert own != case_request_id(request_id[::-1] + "x", index)
 
 
-def test_the_description_shows_both_forms_with_examples_that_work(settings: Settings) -> None:
+@pytest.mark.parametrize("path", [PREDICT_PATH, BATCH_PATH])
+def test_the_description_shows_an_example_that_works(settings: Settings, path: str) -> None:
     client = client_of(settings)
     described = client.get("/openapi.json").json()
-    schema = described["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
-    forms = [form["$ref"].rpartition("/")[2] for form in schema["schema"]["oneOf"]]
-    assert forms == ["PredictRequest", "BatchRequest"]
-    examples = [schema["examples"][name]["value"] for name in ("one", "several")]
-    for example in examples:
-        checker = Draft202012Validator(schema["schema"] | {"components": described["components"]})
-        checker.validate(example)
-        assert client.post("/predict", json=example).status_code == 200
+    content = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    form = content["schema"]["$ref"].rpartition("/")[2]
+    (example,) = described["components"]["schemas"][form]["examples"]
+    checker = Draft202012Validator(content["schema"] | {"components": described["components"]})
+    checker.validate(example)
+    assert client.post(path, json=example).status_code == 200
     assert client.get("/version").json()["api"] == API_VERSION
     assert API_VERSION in described["info"]["description"]
 
@@ -283,7 +300,7 @@ def test_the_forms_of_admin_show_examples_that_are_valid(form: type[BaseModel]) 
 def test_half_a_character_is_told_by_its_place_and_nothing_else(settings: Settings) -> None:
     body = f'{{"cases": [{{"fact": "{THEFT}"}}, {{"fact": "{THEFT}\\ud800"}}]}}'.encode()
     response = client_of(settings).post(
-        "/predict", content=body, headers={"Content-Type": "application/json"}
+        BATCH_PATH, content=body, headers={"Content-Type": "application/json"}
     )
     told = response.json()
     if response.status_code == 200:
