@@ -20,7 +20,6 @@ from curt.artifact import ArtifactError
 from curt.logs import configure_logging
 from serve.answering.answering import Pool
 from serve.app import create_app
-from serve.edge.one_write import OneWriteProtocol
 from serve.settings import MAX_DEADLINE_MS, Settings, unknown_variables
 
 logger = logging.getLogger(__name__)
@@ -91,7 +90,6 @@ def main() -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        http=OneWriteProtocol,
         proxy_headers=False,  # serve.edge.limits reads them, from trusted proxies alone
         timeout_graceful_shutdown=MAX_DEADLINE_MS // 1000 + 5,
     )
