@@ -160,7 +160,7 @@ bench-before-after: $(ORT)/manifest.json $(ORT)-warm-start/manifest.json ## Long
 
 .PHONY: bench-smoke
 bench-smoke: $(STAMP) ## Ratios against the committed baseline; fails on 20% loss (3 minutes)
-	$(PY) -m benchmarks.smoke --run $(RUN)
+	$(PY) -m benchmarks.guard --run $(RUN)
 
 PEERS ?= .venv-peers
 .PHONY: peers-env

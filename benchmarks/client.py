@@ -1,8 +1,10 @@
-"""Requests sent when they are due, whatever the server does, and what became of each.
+"""The one client of all benchmarks: requests on raw sockets, and what became of each.
 
-A client that waits for one reply before it sends the next hides every stall of the server. Here
-each request leaves at its scheduled instant, on raw sockets, and is timed from it; `lag_ms` says
-how late this program itself was.
+A client that waits for one reply before it sends the next hides every stall of the server. So
+`send_on_time` sends each request at its scheduled instant, whatever the server does, and times it
+from there; `lag_ms` says how late this program itself was. `send_in_turn` waits for each reply: it
+tells what one request costs, and keeps a server busy. Nothing is parsed while the clock runs, since
+the client shares the machine with the server it times.
 """
 
 from __future__ import annotations
@@ -11,16 +13,19 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
-from typing import Any, Literal
+from itertools import count, takewhile
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
-from loadtest._arrivals import arrival_times_s
+from curt.dialogue import ParseFailure
+from curt.law.verdict import Term, Verdict
+from loadtest._arrivals import arrival_times_s, number_fact
 
 PATIENCE_S = 5.0  # beyond the deadline; a request without an answer by then is lost
 LEAD_S = 0.1  # before the first arrival
+LOOK_S = 0.05  # between two looks at whether a run is lost
 
 Failure = Literal["", "not_connected", "not_sent", "cut_off", "silence", "unreadable"]
 """Why there is no reply: no connection; the server closed it before anything was sent, or after;
@@ -40,7 +45,7 @@ class Got:
 class Exchange:
     """One request and its reply, with `time.monotonic()` instants.
 
-    `index` numbers the arrivals of a run from 0; the request was due at `due_s`.
+    `index` numbers the requests of a run from 0; the request was due at `due_s`.
     """
 
     index: int
@@ -69,26 +74,31 @@ class Exchange:
         """The reply's JSON where it is an answer, else empty."""
         return json.loads(self.got.body) if self.got.status == 200 else {}
 
+    def is_good(self, deadline_ms: float) -> bool:
+        """Whether it is a full verdict of the model within the deadline."""
+        answer = self.answer
+        return bool(answer) and not answer["degraded"] and self.latency_ms <= deadline_ms
+
 
 class Client:
-    """Requests over kept-alive connections, as many as are needed at once."""
+    """Requests of one kind to one server, over as many kept-alive connections as are needed."""
 
-    def __init__(self, host: str, port: int, patience_s: float) -> None:
-        self._host, self._port, self._patience_s = host, port, patience_s
+    def __init__(
+        self, url: str, patience_s: float = PATIENCE_S, what: str = "POST /predict"
+    ) -> None:
+        """Raises ValueError for anything but plain HTTP."""
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname:
+            raise ValueError(f"{url} is no plain HTTP address: use http://host:port")
+        self._host, self._port = parts.hostname, parts.port or 80
+        self._patience_s, self._what = patience_s, what
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.opened = 0
         self.under_way = 0
 
-    async def ask(self, body: bytes) -> tuple[int, bytes]:
-        """Status and body of the reply to one request; status 0 when none came."""
-        got = await self.exchange(body)
-        return got.status, got.body
-
-    async def exchange(
-        self, body: bytes, *, what: str = "POST /predict", request_id: str = ""
-    ) -> Got:
+    async def exchange(self, body: bytes, *, request_id: str = "") -> Got:
         """The reply to one request, or why there is none."""
-        head = f"{what} HTTP/1.1\r\nHost: curt\r\nContent-Type: application/json\r\n"
+        head = f"{self._what} HTTP/1.1\r\nHost: curt\r\nContent-Type: application/json\r\n"
         head += f"X-Request-ID: {request_id}\r\n" if request_id else ""
         head += f"Content-Length: {len(body)}\r\n\r\n"
         reader = writer = None
@@ -143,6 +153,16 @@ class Client:
         return await asyncio.open_connection(self._host, self._port)
 
 
+class Sender(Protocol):
+    """What `send_on_time` asks of a client: one to a single server, or a balancer over several."""
+
+    async def exchange(self, body: bytes) -> Got:
+        """The reply to one request, or why there is none."""
+
+    def close(self) -> None:
+        """Close every idle connection."""
+
+
 async def _read_reply(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
     """Status, body (a chunked one as it came) and whether the connection may be used again."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -158,33 +178,67 @@ async def _read_reply(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
 
 
 async def send_on_time(
-    client: Client, offsets_s: Iterable[float], make_body: Callable[[int], bytes]
+    client: Sender,
+    offsets_s: Iterable[float],
+    make_body: Callable[[int], bytes],
+    is_lost: Callable[[Sequence[Exchange]], bool] | None = None,
 ) -> list[Exchange]:
     """Send a request at each offset from now, in order, and wait for every reply.
 
-    `make_body` gives the body of the n-th arrival. The exchanges come in the order of arrival.
+    `make_body` gives the body of the n-th arrival. The exchanges come in the order of arrival. The
+    run stops early, giving up what is under way, once `is_lost` says that no reply matters.
     """
     exchanges: list[Exchange] = []
+    tasks: set[asyncio.Task[None]] = set()
 
-    async def one(index: int, due_s: float) -> None:
-        body = make_body(index)
+    async def one(index: int, due_s: float, body: bytes) -> None:
         sent_s = time.monotonic()
         got = await client.exchange(body)
         exchanges.append(Exchange(index, due_s, sent_s, time.monotonic(), got))
 
-    tasks: list[asyncio.Task[None]] = []
     start_s = time.monotonic() + LEAD_S
     for index, offset_s in enumerate(offsets_s):
-        due_s = start_s + offset_s
+        due_s, body = start_s + offset_s, make_body(index)
         if (wait_s := due_s - time.monotonic()) > 0:
             await asyncio.sleep(wait_s)
-        tasks.append(asyncio.create_task(one(index, due_s)))
-    await asyncio.gather(*tasks)
+        if is_lost and is_lost(exchanges):
+            break
+        task = asyncio.create_task(one(index, due_s, body))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    while tasks and not (is_lost and is_lost(exchanges)):
+        await asyncio.wait(set(tasks), timeout=LOOK_S if is_lost else None)
+    for task in list(tasks):
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     client.close()
+    await asyncio.sleep(0)  # transports end in the loop's next turn
     return sorted(exchanges, key=lambda exchange: exchange.index)
 
 
-def arrivals_for(rate: float, seed: int, seconds: float) -> Iterable[float]:
+async def ask(client: Client, body: bytes, index: int = 0) -> Exchange:
+    """One request, sent now."""
+    sent_s = time.monotonic()
+    got = await client.exchange(body)
+    return Exchange(index, sent_s, sent_s, time.monotonic(), got)
+
+
+async def send_in_turn(client: Client, bodies: Iterable[bytes], at_once: int = 1) -> list[Exchange]:
+    """Send every body, so many at once, each as soon as an earlier reply is there."""
+    exchanges: list[Exchange] = []
+    waiting = iter(enumerate(bodies))
+
+    async def work() -> None:
+        for index, body in waiting:
+            exchanges.append(await ask(client, body, index))
+
+    await asyncio.gather(*(work() for _ in range(at_once)))
+    client.close()
+    await asyncio.sleep(0)  # transports end in the loop's next turn
+    return sorted(exchanges, key=lambda exchange: exchange.index)
+
+
+def arrivals_for(rate: float, seed: int, seconds: float) -> Iterator[float]:
     """Poisson arrivals for so long, as seconds from the start."""
     return takewhile(lambda offset_s: offset_s < seconds, arrival_times_s(rate, seed))
 
@@ -192,6 +246,31 @@ def arrivals_for(rate: float, seed: int, seconds: float) -> Iterable[float]:
 def write_body(fact: str, deadline_ms: int) -> bytes:
     """The body of a request."""
     return json.dumps({"fact": fact, "deadline_ms": deadline_ms}, ensure_ascii=False).encode()
+
+
+def read_verdict(reply: Mapping[str, Any]) -> Verdict | ParseFailure:
+    """The verdict that a reply of `POST /predict` shows, or that it shows none."""
+    if not reply.get("defendants"):
+        return ParseFailure("no verdict")
+    told = reply["defendants"][0]
+    term = told["term"]
+    return Verdict(
+        charges=tuple(charge["name"] for charge in told["charges"]),
+        articles=tuple(article["id"] for article in told["articles"]),
+        term=Term(term["kind"], term["months"], term["probation_months"]),
+        fine_yuan=told["fine_yuan"] or 0,
+    )
+
+
+def new_run() -> int:
+    """A number that no earlier run had, for `number_fact`."""
+    return time.time_ns() // 1_000_000
+
+
+def endless(facts: Sequence[str]) -> Iterator[str]:
+    """The facts again and again, each time under a number of its own: no cache can answer."""
+    run = new_run()
+    return (number_fact(facts[index % len(facts)], run, index) for index in count())
 
 
 def fill_up(fact: str, chars: int) -> str:
@@ -202,14 +281,6 @@ def fill_up(fact: str, chars: int) -> str:
     if len(fact) >= chars:
         return fact[:chars]
     return (fact * (chars // len(fact) + 1))[-chars:]
-
-
-def read_address(url: str) -> tuple[str, int]:
-    """Host and port. Raises ValueError for anything but plain HTTP."""
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
-        raise ValueError(f"{url} is no plain HTTP address: use http://host:port")
-    return parts.hostname, parts.port or 80
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:

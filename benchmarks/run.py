@@ -1,55 +1,61 @@
-"""A server of this checkout in a process of its own, with its log, to be measured or mistreated."""
+"""Servers to be measured or mistreated, their machine, and the files a benchmark leaves."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import gzip
 import http.client
+import io
 import json
 import os
 import platform
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
+from pydantic import Field
+
+from curt.config import Config
+from curt.files import write_atomic, write_json
 
 ROOT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
 READY_S, STOP_S = 120.0, 20.0
+EXPECTED = (OSError, RuntimeError, ValueError)
+"""Errors that a user can mend, for `curt.config.run`."""
 
 
-class Served:
-    """The running server; `log` holds one JSON object a line."""
+class StartError(RuntimeError):
+    """A server that does not come up; the message holds its last words."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-        self.process, self.port, self.log = process, port, log
-        self.url = f"http://{HOST}:{port}"
 
-    def is_ready(self) -> bool:
-        """Whether it says so."""
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=2)
+class RunningServer:
+    """A process that answers HTTP; `log` holds what it prints, for ours one JSON object a line."""
+
+    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+        self.process, self.url, self.log = process, url, log
+
+    def is_ready(self, path: str = "/readyz") -> bool:
+        """Whether it answers 200 there."""
+        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=2)
         try:
-            connection.request("GET", "/readyz")
+            connection.request("GET", path)
             return connection.getresponse().status == 200
         except (OSError, http.client.HTTPException):  # not listening yet, or not any more
             return False
         finally:
             connection.close()
-
-    def wait_until_ready(self) -> None:
-        """Raises RuntimeError with the server's last words when it ends or takes too long."""
-        end_s = time.monotonic() + READY_S
-        while not self.is_ready():
-            if self.process.poll() is not None or time.monotonic() > end_s:
-                words = self.log.read_text(errors="replace").strip().splitlines()
-                raise RuntimeError(f"the server is not ready: {words[-1] if words else 'no word'}")
-            time.sleep(0.1)
 
     def read_log(self) -> list[dict[str, Any]]:
         """Every line so far that is whole, with `at_s`, its Unix time to the millisecond."""
@@ -73,39 +79,113 @@ class Served:
 
 
 @contextlib.contextmanager
-def serve(model: Path, *, port: int = 0, **settings: object) -> Iterator[Served]:
-    """Serve a model folder until the block ends; `settings` are those of `serve.settings`.
+def run_server(
+    command: Sequence[str],
+    url: str,
+    environment: Mapping[str, str],
+    *,
+    ready_path: str = "/readyz",
+    ready_s: float = READY_S,
+) -> Iterator[RunningServer]:
+    """Start a server, wait until it is ready, and end it and all its children after the block.
 
-    None of this process's own CURT_ variables reaches it. The result cache is off unless
-    `cache_ttl_s` says otherwise; a port of 0 takes a free one. Raises RuntimeError when the
-    server does not become ready.
+    Raises StartError when its port is taken, when it ends at once, or takes too long.
     """
-    port = port or _free_port()
-    chosen = {"model": model, "host": HOST, "port": port, "cache_ttl_s": 0, **settings}
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("CURT_")}
-    environment |= {f"CURT_{k.upper()}": str(v) for k, v in chosen.items() if v is not None}
+    port = urlsplit(url).port or 80
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:  # another server would be measured in its stead
+            raise StartError(f"port {port} is taken: end what listens there") from error
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "serve"], cwd=ROOT, env=environment, stdout=file, stderr=file
-            )
-        server = Served(process, port, log)
+                command, cwd=ROOT, env=dict(environment), stdin=subprocess.DEVNULL, stdout=file,
+                stderr=file, start_new_session=True,
+            )  # fmt: skip
+        server = RunningServer(process, url, log)
         try:
-            server.wait_until_ready()
+            end_s = time.monotonic() + ready_s
+            while not server.is_ready(ready_path):
+                if process.poll() is not None or time.monotonic() > end_s:
+                    lines = log.read_text(errors="replace").strip().splitlines()
+                    words = " / ".join(lines[-3:]) or "it said nothing"
+                    raise StartError(f"the server at {url} is not ready: {words}")
+                time.sleep(0.1)
             yield server
         finally:
             _end(process)
 
 
-@contextlib.contextmanager
-def reach(url: str | None, model: Path, *, port: int = 0, **settings: object) -> Iterator[str]:
-    """The address of a running server where one is given, else of one served for this block."""
-    if url is not None:
-        yield url
-        return
-    with serve(model, port=port, **settings) as server:
-        yield server.url
+def serve(
+    model: Path, *, port: int = 0, **settings: object
+) -> AbstractContextManager[RunningServer]:
+    """Serve a model folder until the block ends; `settings` are those of `serve.settings`.
+
+    None of this process's own CURT_ variables reaches the server. Its result cache is off unless
+    `cache_ttl_s` says otherwise; a port of 0 takes a free one. Raises StartError.
+    """
+    port = port or _free_port()
+    chosen = {"model": model, "host": HOST, "port": port, "cache_ttl_s": 0, **settings}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("CURT_")}
+    environment |= {f"CURT_{k.upper()}": str(v) for k, v in chosen.items() if v is not None}
+    return run_server([sys.executable, "-m", "serve"], f"http://{HOST}:{port}", environment)
+
+
+def end_servers_when_told() -> None:
+    """Make SIGTERM unwind this program as Ctrl-C does, so that no server outlives it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+class ServedConfig(Config):
+    """Settings of every benchmark that starts a server."""
+
+    model: Path = Path("artifacts/demo/ort-w8a8")
+    """Model folder to serve."""
+    fallback: Path | None = Path("artifacts/demo/fallback")
+    """Its classifier folder; without one, what can't be met is refused."""
+    port: int = 0
+    """Of the server; 0 takes a free one."""
+    workers: int | None = Field(None, ge=1)
+    """Of the server; one per core when left out."""
+    deadline_ms: int = 400
+    """Of every request."""
+    seed: int = 1
+    """Of the arrivals."""
+    cases: Path = Path("artifacts/demo/corpus/test.jsonl")
+    """JSONL file that the facts come from."""
+
+    def serve(self, **settings: object) -> AbstractContextManager[RunningServer]:
+        """The server of these settings, for a block."""
+        chosen = {"fallback": self.fallback, "workers": self.workers, **settings}
+        return serve(self.model, port=self.port, **chosen)
+
+
+class ReachedConfig(ServedConfig):
+    """Settings of a benchmark that may also measure a server that runs already."""
+
+    url: str | None = None
+    """A running server to use instead, its result cache off; only plain HTTP."""
+
+    @contextlib.contextmanager
+    def reach(self) -> Iterator[str]:
+        """The address of the running server where one is given, else of one for this block."""
+        if self.url is not None:
+            yield self.url
+            return
+        with self.serve() as server:
+            yield server.url
+
+    def describe(self) -> dict[str, Any]:
+        """Machine, model and server, for a report."""
+        return {
+            "machine": describe_machine(),
+            "model": self.model.name if self.url is None else None,
+            "workers": self.workers,
+            "fallback": self.fallback is not None,
+        }
 
 
 def describe_machine() -> dict[str, Any]:
@@ -121,13 +201,45 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def write_results(
+    report: Path,
+    summary: Mapping[str, Any],
+    *,
+    rows: Sequence[Mapping[str, Any]] = (),
+    picture: bytes | None = None,
+) -> None:
+    """Write the summary as JSON and beside it raw rows as .rows.csv.gz and the picture as .png.
+
+    Rows may lack columns that others have. The same rows give the same bytes.
+    """
+    if rows:
+        text = io.StringIO()
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        packed = gzip.compress(text.getvalue().encode(), mtime=0)
+        write_atomic(report.with_suffix(".rows.csv.gz"), packed)
+    if picture is not None:
+        write_atomic(report.with_suffix(".png"), picture)
+    write_json(report, summary)
+
+
+def to_png(figure: Any) -> bytes:
+    """A matplotlib figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
+    """First politely, then the whole group, so that no worker stays behind."""
     process.terminate()
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _is_alive(pid: int) -> bool:

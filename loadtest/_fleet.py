@@ -17,7 +17,7 @@ import gevent
 from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest._driver import Driver
-from loadtest._plan import Plan, Share, make_driver, new_run
+from loadtest._plan import LoadPlan, Share, make_driver, new_run
 from loadtest._reply import Outcome
 
 logger = logging.getLogger("loadtest")
@@ -42,7 +42,7 @@ class Fleet:
         self.problems: list[str] = []
         runner.register_message(OUTCOMES, self._collect)
 
-    def start(self, plan: Plan) -> None:
+    def start(self, plan: LoadPlan) -> None:
         """Give every worker that is connected its share, and forget the run before."""
         ids = [worker.id for worker in self._runner.clients.all]
         self.outcomes, self.problems, self.duration_s = [], [], 0.0
@@ -100,7 +100,7 @@ class Member:
         runner.register_message(STOP, lambda **_: self.stop(), concurrent=True)
 
     def _start(self, msg: Any, **_: Any) -> None:
-        plan, share = Plan(**msg.data["plan"]), Share(**msg.data["share"])
+        plan, share = LoadPlan(**msg.data["plan"]), Share(**msg.data["share"])
         try:
             self._driver = make_driver(plan, share, self._report)
         except ValueError as error:

@@ -19,7 +19,7 @@ from loadtest._shapes import KINDS, SOAK_WINDOW_S, Shape, make_shape
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LoadPlan:
     """A run's settings, as flags gave them; `run_time` in seconds, None for until stopped."""
 
     host: str
@@ -45,7 +45,7 @@ class Plan:
     ca_file: str
 
     @classmethod
-    def of(cls, options: Namespace, host: str | None) -> Plan:
+    def of(cls, options: Namespace, host: str | None) -> LoadPlan:
         """The plan that Locust's parsed options describe."""
         names = [field.name for field in fields(cls) if field.name != "host"]
         return cls(host=host or "", **{name: getattr(options, name) for name in names})
@@ -115,7 +115,7 @@ def new_run() -> int:
     return int(time.time()) * 1000
 
 
-def make_driver(plan: Plan, share: Share, report: Callable[[Outcome], None]) -> Driver:
+def make_driver(plan: LoadPlan, share: Share, report: Callable[[Outcome], None]) -> Driver:
     """The driver of one share. Raises ValueError on settings that can't mean anything."""
     seed = share.seed_of(plan.seed)
     mix = plan.make_mix(seed)

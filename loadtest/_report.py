@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from loadtest._plan import Plan
+from loadtest._plan import LoadPlan
 from loadtest._reply import Outcome
 from loadtest._slo import summarise, summarise_windows
 
 
 def make_report(
-    plan: Plan,
+    plan: LoadPlan,
     outcomes: Sequence[Outcome],
     duration_s: float,
     *,

@@ -52,7 +52,7 @@ from locust.runners import MasterRunner, WorkerRunner
 from curt.files import write_atomic, write_json
 from loadtest._driver import Driver
 from loadtest._fleet import Fleet, Member
-from loadtest._plan import Plan, Share, add_flags, make_driver, new_run
+from loadtest._plan import LoadPlan, Share, add_flags, make_driver, new_run
 from loadtest._reply import Outcome
 from loadtest._report import make_report
 
@@ -170,9 +170,9 @@ def dismiss_workers(options: Namespace) -> None:
         present.fleet.dismiss(options.expect_workers)
 
 
-def plan_of(environment: Environment) -> Plan:
+def plan_of(environment: Environment) -> LoadPlan:
     """What the flags and Locust's page ask for."""
-    return Plan.of(environment.parsed_options, environment.host)
+    return LoadPlan.of(environment.parsed_options, environment.host)
 
 
 def tell_locust(environment: Environment) -> Any:

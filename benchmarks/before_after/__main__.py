@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,22 +25,19 @@ from typing import Any
 
 from pydantic import Field
 
-from benchmarks.asker import Answer, Asker
-from benchmarks.before_after.plot import draw_before_after
-from benchmarks.client import quantiles
-from benchmarks.load.overload import OverloadConfig, Reply, load
-from benchmarks.run import describe_machine, serve
+from benchmarks.client import Client, Exchange, ask, quantiles, read_verdict, write_body
+from benchmarks.load.overload import load
+from benchmarks.run import EXPECTED, describe_machine, serve, write_results
 from curt.artifact import load_manifest
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases
-from curt.dialogue import ParseFailure, render_answer
+from curt.dialogue import render_answer
 from curt.engines.tokenizer import PromptTokenizer
-from curt.files import write_atomic, write_json
-from curt.law.verdict import Term, Verdict
-from curt.logs import configure_logging
+from curt.law.verdict import Verdict
 from curt.scores.metrics import is_exact
 from curt.scores.statistics import bootstrap_mean
+from loadtest.capacity import SearchPlan, find_highest
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +67,8 @@ class BeforeAfterConfig(Config):
     """How long each rate lasts."""
     start_rate: float = Field(8.0, gt=0)
     """First rate of a search."""
-    steps: int = Field(3, ge=0)
-    """Halvings of the interval in which the highest rate lies."""
+    precision: float = Field(0.06, gt=0)
+    """A search ends when the rate that broke is this close above the one that was kept."""
     pause_seconds: float = Field(1.0, ge=0)
     """Between two rates."""
     tpots_ms: list[float] = [0.25, 0.5, 1, 2, 4, 8, 16]
@@ -83,10 +79,8 @@ class BeforeAfterConfig(Config):
     """Of the arrivals."""
     ports: tuple[int, int] = (0, 0)
     """Of the servers; 0 takes a free one."""
-    out: Path = Path("benchmarks/results/before_after.json")
-    """File of results."""
-    plot: Path = Path("benchmarks/results/before_after.png")
-    """Picture of them."""
+    report: Path = Path("benchmarks/results/before_after.json")
+    """File of results; raw rows and a picture go beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +93,37 @@ class Taken:
     cut: bool
 
 
-def measure(config: BeforeAfterConfig) -> dict[str, Any]:
-    """Everything. Raises ArtifactError when a folder must not be loaded, ValueError when both do
-    not have the same recipe, RuntimeError when a server does not come up."""
+Runs = Mapping[str, Mapping[str, Sequence[Taken]]]
+"""Answers by mode ("off" or "deadline") and model."""
+
+
+def work(config: BeforeAfterConfig) -> None:
+    """Measure, write and draw."""
+    from benchmarks.before_after.plot import draw_before_after
+
+    result, runs = asyncio.run(measure(config))
+    rows = [
+        {
+            "mode": mode,
+            "model": name,
+            "latency_ms": round(one.ms, 3),
+            "thinking_tokens": one.thinking_tokens,
+            "exact": int(one.exact),
+        }
+        for mode, models in runs.items()
+        for name, own in models.items()
+        for one in own
+    ]
+    write_results(config.report, result, rows=rows, picture=draw_before_after(result, runs))
+    log.info("%s: %s", config.report, result["penalised_to_warm_start"])
+
+
+async def measure(config: BeforeAfterConfig) -> tuple[dict[str, Any], Runs]:
+    """The result and every answer behind it.
+
+    Raises ArtifactError when a folder must not be loaded, ValueError when both do not have the same
+    recipe, RuntimeError when a server does not come up.
+    """
     folders = {BEFORE: config.warm_start, AFTER: config.penalised}
     check_same_recipe(config.warm_start, config.penalised)
     cases = list(read_cases(config.cases, config.limit))
@@ -113,17 +135,13 @@ def measure(config: BeforeAfterConfig) -> dict[str, Any]:
             for (name, folder), port in zip(folders.items(), config.ports, strict=True)
         }
         runs = {
-            mode: answer_all(urls, cases, deadline_ms)
+            mode: await answer_all(urls, cases, deadline_ms)
             for mode, deadline_ms in (("off", config.off_ms), ("deadline", config.deadline_ms))
         }
         searches: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in urls}
         for turn in range(config.rounds):
             for name in (BEFORE, AFTER) if turn % 2 == 0 else (AFTER, BEFORE):
-                trials = search_rate(
-                    lambda rate, url=urls[name]: try_rate(config, url, rate),  # type: ignore[misc]
-                    config.start_rate,
-                    config.steps,
-                )
+                trials = await search_rate(config, urls[name], [case.fact for case in cases])
                 searches[name].append(trials)
                 log.info("round %d, %s: %.1f/s", turn + 1, name, highest(trials))
     answer_tokens = _answer_tokens(config.penalised, cases)
@@ -135,17 +153,13 @@ def measure(config: BeforeAfterConfig) -> dict[str, Any]:
     return {
         "machine": describe_machine(),
         "settings": config.model_dump(
-            mode="json", exclude={"warm_start", "penalised", "out", "plot", "ports"}
+            mode="json", exclude={"warm_start", "penalised", "report", "ports"}
         ),
         "models": models,
         "penalised_to_warm_start": compare(runs, models),
         "arithmetic": work_out(config, models, answer_tokens),
         "searches": searches,
-        "raw": {
-            mode: {name: [vars_of(one) for one in own] for name, own in both.items()}
-            for mode, both in runs.items()
-        },
-    }
+    }, runs
 
 
 def check_same_recipe(first: Path, second: Path) -> None:
@@ -158,94 +172,78 @@ def check_same_recipe(first: Path, second: Path) -> None:
         )
 
 
-def answer_all(
+async def answer_all(
     urls: Mapping[str, str], cases: Sequence[Case], deadline_ms: int
 ) -> dict[str, list[Taken]]:
     """Every case to every server, one request at a time; who is first alternates."""
     taken: dict[str, list[Taken]] = {name: [] for name in urls}
-    with ExitStack() as stack:
-        askers = {name: stack.enter_context(Asker(url)) for name, url in urls.items()}
-        for case in cases[:3]:  # first requests open connections
-            for asker in askers.values():
-                asker.ask(case.fact, deadline_ms)
-        for index, case in enumerate(cases):
-            for name in list(askers) if index % 2 else list(askers)[::-1]:
-                taken[name].append(take(askers[name].ask(case.fact, deadline_ms), case.verdict))
+    clients = {name: Client(url, patience_s=90.0) for name, url in urls.items()}
+    for case in cases[:3]:  # first requests open connections
+        for client in clients.values():
+            await client.exchange(write_body(case.fact, deadline_ms))
+    for index, case in enumerate(cases):
+        for name in list(clients) if index % 2 else list(clients)[::-1]:
+            exchange = await ask(clients[name], write_body(case.fact, deadline_ms))
+            taken[name].append(take(exchange, case.verdict))
+    for client in clients.values():
+        client.close()
     return taken
 
 
-def take(answer: Answer, reference: Verdict) -> Taken:
-    """What an answer was worth. Raises RuntimeError when there is none."""
-    if answer.status != 200:
-        raise RuntimeError(f"status {answer.status} to a single request: is the machine stuck?")
-    thinking = answer.reply["thinking"]
+def take(exchange: Exchange, reference: Verdict) -> Taken:
+    """What an answer was worth; a degraded one is wrong. Raises RuntimeError when there is none."""
+    if exchange.got.status != 200:
+        raise RuntimeError(
+            f"status {exchange.got.status} to a single request: is the machine stuck?"
+        )
+    reply = exchange.answer
     return Taken(
-        answer.ms,
-        thinking["tokens"],
-        is_exact(read_verdict(answer.reply), reference),
-        thinking["cut"],
+        exchange.service_ms,
+        reply["thinking"]["tokens"],
+        not reply["degraded"] and is_exact(read_verdict(reply), reference),
+        reply["thinking"]["cut"],
     )
 
 
-def read_verdict(reply: Mapping[str, Any]) -> Verdict | ParseFailure:
-    """The verdict in a reply of the server, or a failure where the model gave none."""
-    if reply["degraded"] or not reply["defendants"]:
-        return ParseFailure(str(reply["degraded_reason"]))
-    said = reply["defendants"][0]
-    term = said["term"]
-    return Verdict(
-        tuple(charge["name"] for charge in said["charges"]),
-        tuple(article["id"] for article in said["articles"]),
-        Term(term["kind"], term["months"], term["probation_months"]),
-        said["fine_yuan"] or 0,
+async def search_rate(
+    config: BeforeAfterConfig, url: str, facts: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Trials at one rate after another, for the highest that is kept."""
+    trials: list[dict[str, Any]] = []
+
+    async def keeps(rate: float) -> bool:
+        trials.append(await try_rate(config, url, facts, rate))
+        return bool(trials[-1]["kept"])
+
+    plan = SearchPlan(
+        start_per_s=config.start_rate,
+        factor=1.5,
+        precision=config.precision,
+        min_per_s=config.start_rate / 64,
     )
+    await find_highest(keeps, plan)
+    return trials
 
 
-def try_rate(config: BeforeAfterConfig, url: str, rate: float) -> dict[str, Any]:
-    """Arrivals at a rate with the deadline off: whether all were answered by the model, their
+async def try_rate(
+    config: BeforeAfterConfig, url: str, facts: Sequence[str], rate: float
+) -> dict[str, Any]:
+    """Arrivals at a rate with the deadline off: whether the server answered all of them, their
     99th percentile under the deadline."""
-    asked = OverloadConfig(url=url, deadline_ms=config.off_ms, seed=config.seed, cases=config.cases)
-    facts = [case.fact for case in read_cases(config.cases)]
-
-    async def run() -> list[Reply]:
-        replies = await load(asked, facts, rate, config.seconds)
-        await asyncio.sleep(config.pause_seconds)
-        return replies
-
-    replies = asyncio.run(run())
-    answered = [reply for reply in replies if reply.status == 200]
-    latency_ms = quantiles([reply.latency_ms for reply in answered])
+    exchanges = await load(url, facts, rate, config.seconds, config.off_ms, config.seed)
+    await asyncio.sleep(config.pause_seconds)
+    answered = [each for each in exchanges if each.got.status == 200]
+    latency_ms = quantiles([each.latency_ms for each in answered])
     return {
         "rate_per_s": rate,
-        "requests": len(replies),
-        "unanswered": len(replies) - len(answered),
+        "requests": len(exchanges),
+        "unanswered": len(exchanges) - len(answered),
         "latency_ms": latency_ms,
-        "lag_ms": quantiles([reply.lag_ms for reply in replies]),
+        "lag_ms": quantiles([each.lag_ms for each in exchanges]),
         "kept": bool(answered)
-        and len(answered) == len(replies)
+        and len(answered) == len(exchanges)
         and latency_ms["p99"] < config.deadline_ms,
     }
-
-
-def search_rate(
-    trial: Callable[[float], dict[str, Any]], start: float, steps: int
-) -> list[dict[str, Any]]:
-    """Trials at rising rates, half as much again each, then halvings between kept and not kept.
-
-    When even the first is not kept, the rates fall by half until one is, at most six times.
-    """
-    trials = [trial(start)]
-    while trials[-1]["kept"]:
-        trials.append(trial(trials[-1]["rate_per_s"] * 1.5))
-    while not any(one["kept"] for one in trials) and len(trials) < 7:
-        trials.append(trial(trials[-1]["rate_per_s"] / 2))
-    low = highest(trials)
-    high = min((one["rate_per_s"] for one in trials if not one["kept"]), default=low)
-    for _ in range(steps if low else 0):
-        middle = (low + high) / 2
-        trials.append(trial(middle))
-        low, high = (middle, high) if trials[-1]["kept"] else (low, middle)
-    return trials
 
 
 def highest(trials: Sequence[Mapping[str, Any]]) -> float:
@@ -268,9 +266,7 @@ def summarise(taken: Sequence[Taken]) -> dict[str, Any]:
     }
 
 
-def compare(
-    runs: Mapping[str, Mapping[str, Sequence[Taken]]], models: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
+def compare(runs: Runs, models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The penalised model to the warm start: ratios by case, and the change in accuracy."""
     before, after = runs["off"][BEFORE], runs["off"][AFTER]
     change = [float(b.exact) - float(a.exact) for a, b in zip(before, after, strict=True)]
@@ -311,11 +307,6 @@ def work_out(
     }
 
 
-def vars_of(one: Taken) -> list[float | int | bool]:
-    """A raw row: milliseconds, thinking tokens, exact."""
-    return [round(one.ms, 3), one.thinking_tokens, one.exact]
-
-
 def _answer_tokens(folder: Path, cases: Sequence[Case]) -> float:
     """Of the reference verdicts, in the model's own tokens."""
     tokenizer = PromptTokenizer(folder)
@@ -328,18 +319,5 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
     return {"median": median(values), "low": min(values), "high": max(values)}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure, write and draw; exits with a message on bad input."""
-    config = load_config(BeforeAfterConfig, argv)
-    configure_logging()
-    try:
-        result = measure(config)
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    write_json(config.out, result)
-    write_atomic(config.plot, draw_before_after(result))
-    log.info("%s: %s", config.out, result["penalised_to_warm_start"])
-
-
 if __name__ == "__main__":
-    main()
+    run(BeforeAfterConfig, work, expected=EXPECTED)

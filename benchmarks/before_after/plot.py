@@ -2,63 +2,64 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.run import to_png
+
 NAMES = {"warm_start": "before: long reasoning", "penalised": "after: length-penalised"}
 COLOURS = {"warm_start": "C1", "penalised": "C0"}
 
 
-def draw_before_after(result: Mapping[str, Any]) -> bytes:
-    """A PNG: latencies, thinking tokens with accuracy, rates, and what tokens cost elsewhere."""
+def draw_before_after(result: Mapping[str, Any], runs: Mapping[str, Any]) -> bytes:
+    """A PNG: latencies, thinking tokens with accuracy, rates, and what tokens cost elsewhere.
+
+    `runs` holds the answers by mode and model.
+    """
     figure = Figure(figsize=(12, 8.5), layout="constrained")
     (latency, tokens), (rates, scaled) = figure.subplots(2, 2)
-    _draw_latency(latency, result)
-    _draw_tokens(tokens, result)
+    _draw_latency(latency, runs, result["settings"]["deadline_ms"])
+    _draw_tokens(tokens, runs["off"], result)
     _draw_rates(rates, result)
     _draw_arithmetic(scaled, result)
     for axes in (latency, tokens, rates, scaled):
         axes.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    return to_png(figure)
 
 
-def _draw_latency(axes: Any, result: Mapping[str, Any]) -> None:
-    deadline_ms = result["settings"]["deadline_ms"]
-    base = float(np.median([row[0] for row in result["raw"]["off"]["penalised"]]))
+def _draw_latency(axes: Any, runs: Mapping[str, Any], deadline_ms: float) -> None:
+    base = float(np.median([one.ms for one in runs["off"]["penalised"]]))
     for name, label in NAMES.items():
         for mode, dashes, text in (
             ("off", "-", "deadline off"),
             ("deadline", ":", f"{deadline_ms} ms"),
         ):
-            ms = sorted(row[0] for row in result["raw"][mode][name])
+            ms = sorted(one.ms for one in runs[mode][name])
             share = np.arange(1, len(ms) + 1) / len(ms)
             axes.plot(ms, share, dashes, color=COLOURS[name], label=f"{label}, {text}")
     axes.set_xlabel("milliseconds of one request, measured")
     axes.set_ylabel("share of requests answered by then")
-    axes.set_xlim(left=0, right=_most(result))
+    axes.set_xlim(left=0, right=_most(runs))
     above = axes.secondary_xaxis("top", functions=(lambda x: x / base, lambda x: x * base))
     above.set_xlabel("times the median after")
     axes.legend(fontsize=8, loc="lower right")
     axes.set_title("Latency on the same server")
 
 
-def _most(result: Mapping[str, Any]) -> float:
+def _most(runs: Mapping[str, Any]) -> float:
     """Where the latencies end but for the last hundredth."""
     return 1.15 * max(
-        float(np.quantile([row[0] for row in own], 0.99))
-        for both in result["raw"].values()
+        float(np.quantile([one.ms for one in own], 0.99))
+        for both in runs.values()
         for own in both.values()
     )
 
 
-def _draw_tokens(axes: Any, result: Mapping[str, Any]) -> None:
-    lengths = {name: [row[1] for row in result["raw"]["off"][name]] for name in NAMES}
+def _draw_tokens(axes: Any, off: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    lengths = {name: [one.thinking_tokens for one in off[name]] for name in NAMES}
     bins = np.linspace(0, max(max(own) for own in lengths.values()) + 1, 40)
     for name, label in NAMES.items():
         row = result["models"][name]["off"]

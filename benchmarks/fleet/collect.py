@@ -31,20 +31,16 @@ WARM_UP_PER_S, WARM_UP_S = 10.0, 3.0
 MOSTLY = 0.9  # of the requests
 
 
-class InTurn(Client):
+class InTurn:
     """Requests to several servers, one after the other: a balancer that takes no time."""
 
     def __init__(self, ports: Sequence[int], patience_s: float) -> None:
-        super().__init__(HOST, ports[0], patience_s)
-        self._servers = [Client(HOST, port, patience_s) for port in ports]
+        self._servers = [Client(f"http://{HOST}:{port}", patience_s) for port in ports]
         self._turn = count()
 
-    async def exchange(
-        self, body: bytes, *, what: str = "POST /predict", request_id: str = ""
-    ) -> Got:
+    async def exchange(self, body: bytes) -> Got:
         """The reply of the next server, or why there is none."""
-        server = self._servers[next(self._turn) % len(self._servers)]
-        return await server.exchange(body, what=what, request_id=request_id)
+        return await self._servers[next(self._turn) % len(self._servers)].exchange(body)
 
     def close(self) -> None:
         """Close every idle connection."""

@@ -1,7 +1,6 @@
 """What the HTTP front costs beside the bare engine, and where that time goes.
 
-    python -m benchmarks.load.front --model artifacts/demo/ort-w8a8 \
-        --fallback artifacts/demo/fallback
+    python -m benchmarks.load.front --model artifacts/demo/ort-w8a8
 
 Each case is asked in turn, one request at a time on an otherwise idle machine: of a server without
 confidence, of one with it, of a worker process of our own over its pipe, and of an engine in this
@@ -24,10 +23,9 @@ import asyncio
 import contextlib
 import json
 import logging
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -35,26 +33,30 @@ from typing import Any
 
 from pydantic import Field
 
-from benchmarks.client import PATIENCE_S, Client, quantiles, read_address, write_body
-from benchmarks.run import Served, describe_machine, serve
+from benchmarks.client import PATIENCE_S, Client, endless, quantiles, write_body
+from benchmarks.run import (
+    EXPECTED,
+    RunningServer,
+    ServedConfig,
+    describe_machine,
+    serve,
+    write_results,
+)
 from curt.artifact import load_manifest
 from curt.classifier.model import load_classifier
-from curt.config import Config, load_config
+from curt.config import run
 from curt.dialogue import parse_completion
 from curt.engines.onnx.engine import OrtEngine
 from curt.engines.protocol import Generation, Request
-from curt.files import write_json
 from curt.law.verdict import Verdict
-from curt.logs import configure_logging
-from loadtest._arrivals import load_facts, number_fact
+from loadtest._arrivals import load_facts
 from serve.answering.checks import refuse_unusable
 from serve.answering.confidence import ConfidenceReader
 from serve.api.reply import build_reply
 from serve.api.schemas import ALL_TASKS, PredictRequest
 from serve.pool.process import WorkerProcess
 from serve.pool.worker import open_worker_engine
-from serve.served import Identity
-from serve.served import Served as ServedAnswer
+from serve.served import Identity, Served
 
 logger = logging.getLogger(__name__)
 
@@ -64,42 +66,29 @@ WAIT_FOR_LOG_S = 1.0  # after the last reply its line must come
 PARTS = ("wire", "parse_and_queue", "pipe", "reply")
 
 
-class FrontOverheadConfig(Config):
-    """What to ask, and how often."""
+class FrontConfig(ServedConfig):
+    """What to ask, and how often; without a classifier the server with confidence is left out."""
 
-    model: Path = Path("artifacts/demo/ort-w8a8")
-    """Model folder."""
-    fallback: Path | None = None
-    """Its classifier folder; without it the server with confidence is left out."""
-    port: int = 0
-    """Of the first server, the second takes the next; 0 takes free ones."""
+    deadline_ms: int = 5_000
+    """Of every request; long, so that nothing is shortened."""
     requests: int = Field(1000, ge=1)
     """Of each kind."""
     warm_up: int = Field(30, ge=1)
     """Of each kind before those that count."""
     pause_ms: float = Field(5.0, ge=0)
     """Before each request."""
-    deadline_ms: int = 5_000
-    """Of every request; long, so that nothing is shortened."""
-    cases: Path = Path("artifacts/demo/corpus/test.jsonl")
-    """Where the facts come from."""
     report: Path = Path("benchmarks/results/front_overhead.json")
     """File of results."""
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure and write; exits with a message on bad input."""
-    config = load_config(FrontOverheadConfig, argv)
-    configure_logging()
-    try:
-        results = measure(config)
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-    write_json(config.report, results)
+def work(config: FrontConfig) -> None:
+    """Measure and write."""
+    results = measure(config)
+    write_results(config.report, results)
     logger.info("%s: %s", config.report, results["passed"])
 
 
-def measure(config: FrontOverheadConfig) -> dict[str, Any]:
+def measure(config: FrontConfig) -> dict[str, Any]:
     """Every figure. Raises RuntimeError when a server does not start or does not answer."""
     settings: dict[str, object] = {"workers": 1, "spares": 0}
     with contextlib.ExitStack() as stack:
@@ -175,16 +164,16 @@ def summarise_bare(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str,
 
 
 async def _take_turns(
-    config: FrontOverheadConfig, servers: Mapping[str, Served]
+    config: FrontConfig, servers: Mapping[str, RunningServer]
 ) -> dict[str, list[dict[str, Any]]]:
     """Rows of each way, case by case in the same order; those of the warm-up are left out."""
     patience_s = config.deadline_ms / 1e3 + PATIENCE_S
-    clients = {name: Client(*read_address(s.url), patience_s) for name, s in servers.items()}
+    clients = {name: Client(s.url, patience_s) for name, s in servers.items()}
     engine = OrtEngine(config.model)
     worker = WorkerProcess(config.model, open_worker_engine)
     await worker.start()
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in (*clients, "worker", "engine")}
-    facts = _numbered(load_facts(config.cases))
+    facts = endless(load_facts(config.cases))
     try:
         for turn, fact in enumerate(islice(facts, config.warm_up + config.requests)):
             # A limit that every way keeps: the reply tells it, so a server goes first.
@@ -209,14 +198,7 @@ async def _take_turns(
     return rows
 
 
-def _numbered(facts: Sequence[str]) -> Iterator[str]:
-    run, index = time.time_ns() // 1_000_000, 0
-    while True:
-        yield number_fact(facts[index % len(facts)], run, index)
-        index += 1
-
-
-async def _ask_server(client: Client, fact: str, config: FrontOverheadConfig) -> dict[str, Any]:
+async def _ask_server(client: Client, fact: str, config: FrontConfig) -> dict[str, Any]:
     await asyncio.sleep(config.pause_ms / 1e3)
     body, request_id = write_body(fact, config.deadline_ms), uuid.uuid4().hex
     started_s = time.perf_counter()
@@ -236,7 +218,7 @@ async def _ask_server(client: Client, fact: str, config: FrontOverheadConfig) ->
 
 
 async def _ask_worker(
-    worker: WorkerProcess, fact: str, limits: tuple[int, int], config: FrontOverheadConfig
+    worker: WorkerProcess, fact: str, limits: tuple[int, int], config: FrontConfig
 ) -> dict[str, Any]:
     await asyncio.sleep(config.pause_ms / 1e3)
     message = {
@@ -257,7 +239,7 @@ async def _ask_worker(
 
 
 async def _ask_engine(
-    engine: OrtEngine, fact: str, limits: tuple[int, int], config: FrontOverheadConfig
+    engine: OrtEngine, fact: str, limits: tuple[int, int], config: FrontConfig
 ) -> dict[str, Any]:
     await asyncio.sleep(config.pause_ms / 1e3)
     started_s = time.perf_counter()
@@ -265,13 +247,13 @@ async def _ask_engine(
     return {"client_ms": (time.perf_counter() - started_s) * 1e3}
 
 
-def _add_log_times(rows: Sequence[dict[str, Any]], server: Served) -> None:
+def _add_log_times(rows: Sequence[dict[str, Any]], server: RunningServer) -> None:
     logged = {line["request_id"]: line["ms"] for line in server.read_log() if "ms" in line}
     for row in rows:
         row["log_ms"] = logged[row["id"]]
 
 
-def time_pieces(config: FrontOverheadConfig, facts: Sequence[str]) -> dict[str, dict[str, float]]:
+def time_pieces(config: FrontConfig, facts: Sequence[str]) -> dict[str, dict[str, float]]:
     """Pieces of the front by themselves: quantiles in milliseconds over the facts."""
     manifest = load_manifest(config.model, expect="ort-genai")
     identity = Identity.of(config.model, manifest)
@@ -281,7 +263,7 @@ def time_pieces(config: FrontOverheadConfig, facts: Sequence[str]) -> dict[str, 
         classifier = load_classifier(config.fallback)
         reader = ConfidenceReader(classifier, model_manifest=identity.manifest_sha256)
     bodies = [write_body(fact, config.deadline_ms) for fact in facts]
-    served = ServedAnswer(generation, 128, 128, fact_clipped=False, queue_ms=1.0)
+    served = Served(generation, 128, 128, fact_clipped=False, queue_ms=1.0)
 
     def parse(index: int) -> None:
         refuse_unusable(PredictRequest.model_validate_json(bodies[index]).fact, MAX_FACT_CHARS)
@@ -322,4 +304,4 @@ def _time_each(piece: Callable[[int], object], count: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run(FrontConfig, work, expected=EXPECTED)

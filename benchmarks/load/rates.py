@@ -1,21 +1,17 @@
 """What clients get at fixed rates of arrivals, from quiet to busy.
 
-    python -m benchmarks.load.rates --model artifacts/demo/ort-w8a8 \
-        --fallback artifacts/demo/fallback
+    python -m benchmarks.load.rates --model artifacts/demo/ort-w8a8
 
-Open-loop Poisson arrivals of facts of one length, no two the same, at each rate for so long,
-against a server started for it (result cache off) or a running one (`--url`). A miss is whatever
-is no full verdict of the model within the deadline, counted from the scheduled instant; one whose
-answer could not be read is told apart from those that had no time. Facts that are too short are
-told again up to the length.
+Poisson arrivals of facts of one length, no two the same, at each rate for so long, against a
+server started for it or a running one (`--url`). A miss is whatever is no full verdict of the model
+within the deadline, counted from the scheduled instant; one whose answer could not be read is told
+apart from those that had no time. Facts that are too short are told again up to the length.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,16 +25,13 @@ from benchmarks.client import (
     Exchange,
     arrivals_for,
     fill_up,
+    new_run,
     quantiles,
-    read_address,
     send_on_time,
     write_body,
 )
-from benchmarks.load.plots import draw_rates
-from benchmarks.run import describe_machine, reach
-from curt.config import Config, load_config
-from curt.files import write_atomic, write_json
-from curt.logs import configure_logging
+from benchmarks.run import EXPECTED, ReachedConfig, write_results
+from curt.config import run
 from curt.scores.statistics import wilson
 from loadtest._arrivals import load_facts, number_fact
 
@@ -47,76 +40,54 @@ logger = logging.getLogger(__name__)
 WARM_UP = 20  # requests before the first rate: the server learns how quick it is
 
 
-class RatesConfig(Config):
+class RatesConfig(ReachedConfig):
     """What to ask of what, and how often."""
 
-    model: Path = Path("artifacts/demo/ort-w8a8")
-    """Model folder to serve; not looked at with `url`."""
-    fallback: Path | None = None
-    """Its classifier folder; without one, what can't be met is refused."""
-    url: str | None = None
-    """A running server to use instead; only plain HTTP."""
-    port: int = 0
-    """Of the server started here; 0 takes a free one."""
-    workers: int | None = Field(None, ge=1)
-    """Of the server started here; one per core when left out."""
     rates: list[float] = Field([2.0, 5.0, 8.0, 12.0], min_length=1)
     """Arrivals a second."""
     seconds: float = Field(120.0, gt=0)
     """How long each rate lasts."""
     settle_seconds: float = Field(6.0, ge=0)
     """Between two rates: arrivals of the last few seconds shorten everyone's reasoning."""
-    deadline_ms: int = 400
-    """Of every request."""
     chars: int = Field(300, ge=40)
     """Length of every fact."""
-    seed: int = 1
-    """Of the arrivals."""
-    cases: Path = Path("artifacts/demo/corpus/test.jsonl")
-    """Where the facts come from."""
     report: Path = Path("benchmarks/results/rates.json")
-    """File of results."""
-    figure: Path = Path("benchmarks/results/rates.png")
-    """Picture of them."""
+    """File of results; raw rows and a picture go beside it."""
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure, write and draw; exits with a message on bad input."""
-    config = load_config(RatesConfig, argv)
-    configure_logging()
-    try:
-        settings = {"fallback": config.fallback, "workers": config.workers}
-        with reach(config.url, config.model, port=config.port, **settings) as url:
-            results = asyncio.run(measure(config, url))
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-    write_json(config.report, results)
-    write_atomic(config.figure, draw_rates(results))
-    logger.info("%s and %s are ready", config.report, config.figure)
+def work(config: RatesConfig) -> None:
+    """Measure, write and draw."""
+    from benchmarks.load.plots import draw_rates
+
+    with config.reach() as url:
+        results, rows = asyncio.run(measure(config, url))
+    write_results(config.report, results, rows=rows, picture=draw_rates(results))
+    logger.info("%s is ready", config.report)
 
 
-async def measure(config: RatesConfig, url: str) -> dict[str, Any]:
-    """A row for each rate, with every request's latency."""
-    machine = describe_machine()
+async def measure(config: RatesConfig, url: str) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """A summary of each rate, and the latency of every request."""
     facts = load_facts(config.cases)
-    run = time.time_ns() // 1_000_000
-    await _load(config, url, facts, run, rate=WARM_UP / 2, seconds=2)
-    rows = []
-    for place, rate in enumerate(config.rates, start=1):
+    described = config.describe()
+    await _load(config, url, facts, rate=WARM_UP / 2, seconds=2)
+    summaries, rows = [], []
+    for rate in config.rates:
         await asyncio.sleep(config.settle_seconds)
-        exchanges = await _load(config, url, facts, run + place, rate=rate, seconds=config.seconds)
+        exchanges = await _load(config, url, facts, rate=rate, seconds=config.seconds)
         row = summarise(exchanges, config.deadline_ms)
-        rows.append({"rate_per_s": rate, "seconds": config.seconds, **row})
+        summaries.append({"rate_per_s": rate, "seconds": config.seconds, **row})
+        rows += [
+            {"rate_per_s": rate, "latency_ms": round(each.latency_ms, 2)}
+            for each in exchanges
+            if each.got.status
+        ]
         logger.info("%g/s: %d misses, %s", rate, row["misses"]["all"], row["latency_ms"])
     return {
-        "machine": machine,
-        "model": config.model.name if config.url is None else None,
-        "workers": config.workers,
-        "fallback": config.fallback is not None,
+        **described,
         "deadline_ms": config.deadline_ms,
         "fact_chars": config.chars,
-        "rates": rows,
-    }
+        "rates": summaries,
+    }, rows
 
 
 def summarise(exchanges: Sequence[Exchange], deadline_ms: float) -> dict[str, Any]:
@@ -128,14 +99,13 @@ def summarise(exchanges: Sequence[Exchange], deadline_ms: float) -> dict[str, An
     good = kinds.pop("", 0)
     arrived, missed = len(exchanges), sum(kinds.values())
     thinking = [e.answer["thinking"] for e in exchanges if e.answer.get("source") == "model"]
-    latencies_ms = [e.latency_ms for e in exchanges if e.got.status]
     return {
         "arrived": arrived,
         "good": good,
         "misses": {"all": missed, **kinds},
         "miss_share": missed / arrived if arrived else None,
         "miss_share_interval": wilson(missed / arrived, arrived) if arrived else None,
-        "latency_ms": quantiles(latencies_ms),
+        "latency_ms": quantiles([e.latency_ms for e in exchanges if e.got.status]),
         "thinking_used": quantiles([row["tokens"] for row in thinking]),
         "thinking_allowed": quantiles([row["allowed"] for row in thinking]),
         "thinking_allowed_least": min((row["allowed"] for row in thinking), default=None),
@@ -143,7 +113,6 @@ def summarise(exchanges: Sequence[Exchange], deadline_ms: float) -> dict[str, An
         if thinking
         else None,
         "client_lag_ms": quantiles([e.lag_ms for e in exchanges]),
-        "latencies_ms": [round(ms, 2) for ms in latencies_ms],
     }
 
 
@@ -163,16 +132,18 @@ def why_missed(exchange: Exchange, deadline_ms: float) -> str:
 
 
 async def _load(
-    config: RatesConfig, url: str, facts: Sequence[str], run: int, *, rate: float, seconds: float
+    config: RatesConfig, url: str, facts: Sequence[str], *, rate: float, seconds: float
 ) -> list[Exchange]:
+    run_number = new_run()
+
     def make_body(index: int) -> bytes:
-        number = number_fact("", run, index)
+        number = number_fact("", run_number, index)
         fact = fill_up(facts[index % len(facts)], config.chars - len(number))
         return write_body(number + fact, config.deadline_ms)
 
-    client = Client(*read_address(url), config.deadline_ms / 1e3 + PATIENCE_S)
+    client = Client(url, config.deadline_ms / 1e3 + PATIENCE_S)
     return await send_on_time(client, arrivals_for(rate, config.seed, seconds), make_body)
 
 
 if __name__ == "__main__":
-    main()
+    run(RatesConfig, work, expected=EXPECTED)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -31,49 +30,29 @@ import psutil
 from pydantic import Field
 
 from benchmarks.client import quantiles
-from benchmarks.load.overload import OverloadConfig, Reply, find_capacity, load, summarise
-from benchmarks.load.soak_plot import draw_soak
+from benchmarks.load.overload import RampConfig, find_capacity, load, summarise
 from benchmarks.load.trend import Trend, fit_trend
-from benchmarks.run import describe_machine, serve
-from curt.config import Config, load_config
-from curt.files import write_atomic, write_json
-from curt.logs import configure_logging
-from loadtest._arrivals import load_facts
+from benchmarks.run import EXPECTED, describe_machine, write_results
+from curt.config import run
 
 log = logging.getLogger(__name__)
 
 MEBIBYTE = 1 << 20
 
 
-class SoakConfig(Config):
+Series = dict[str, list[tuple[float, float]]]
+"""(share of the run, value) points by name."""
+
+
+class SoakConfig(RampConfig):
     """How long and how hard."""
 
-    model: Path = Path("artifacts/demo/ort-w8a8")
-    """Model folder to serve."""
-    fallback: Path | None = Path("artifacts/demo/fallback")
-    """Classifier folder, where there is one."""
-    cases: Path = Path("artifacts/demo/corpus/test.jsonl")
-    """Where the facts come from."""
     minutes: float = Field(10.0, gt=0)
     """Length of the soak."""
     parts: int = Field(10, ge=3)
     """Stretches to summarise by: minutes, when there are ten of both."""
     share: float = Field(0.8, gt=0)
     """Of the capacity."""
-    capacity: float | None = Field(None, gt=0)
-    """Good answers a second; measured first when not given."""
-    ramp_start: float = Field(8.0, gt=0)
-    """First rate of the measurement of the capacity."""
-    ramp_seconds: float = Field(6.0, gt=0)
-    """How long each rate lasts."""
-    deadline_ms: int = 400
-    """Of every request."""
-    chars: int = 300
-    """Length facts are cut to."""
-    workers: int | None = None
-    """Of the server; its default when not given."""
-    port: int = 0
-    """Of the server; 0 takes a free one."""
     settle: float = Field(0.1, ge=0, lt=0.9)
     """Share of the run, from its start, that is not judged."""
     growth_mib: float = Field(16.0, gt=0)
@@ -82,50 +61,57 @@ class SoakConfig(Config):
     """Growth of p99 over the run that counts, as a share of its median."""
     growth_misses: float = Field(0.005, gt=0)
     """Growth of the share of misses over the run that counts."""
-    seed: int = 1
-    """Of the arrivals."""
-    out: Path = Path("benchmarks/results/soak.json")
-    """File of results."""
-    plot: Path = Path("benchmarks/results/soak.png")
-    """Picture of them."""
+    report: Path = Path("benchmarks/results/soak.json")
+    """File of results; raw rows and a picture go beside it."""
 
 
-def measure(config: SoakConfig) -> dict[str, Any]:
-    """Serve, find the capacity, soak, judge. Raises RuntimeError when no server comes up."""
-    fallback = config.fallback if config.fallback and config.fallback.is_dir() else None
-    optional = {"fallback": fallback, "workers": config.workers}
-    with serve(config.model, port=config.port, **optional) as server:
+def work(config: SoakConfig) -> int:
+    """Soak, write and draw; 1 where something rises or a process was lost."""
+    from benchmarks.load.plots import draw_soak
+
+    result, series = measure(config)
+    rows = [
+        {"series": name, "share_of_run": round(at, 6), "value": round(value, 4)}
+        for name, points in series.items()
+        for at, value in points
+    ]
+    write_results(config.report, result, rows=rows, picture=draw_soak(result, series))
+    verdicts = {name: row["verdict"] for name, row in result["trends"].items()}
+    log.info(
+        "%s: %s after %d requests, %d misses; %s",
+        config.report,
+        "flat" if result["flat"] else "NOT FLAT",
+        result["requests"],
+        result["misses"],
+        json.dumps(verdicts),
+    )
+    return 1 if result["processes_lost"] or "rising" in verdicts.values() else 0
+
+
+def measure(config: SoakConfig) -> tuple[dict[str, Any], Series]:
+    """Serve, find the capacity, soak, judge: the result, and every point behind it."""
+    with config.serve() as server:
         workers = server.worker_pids()
         return asyncio.run(soak(config, server.url, server.process.pid, workers))
 
 
-async def soak(config: SoakConfig, url: str, pid: int, workers: Sequence[int]) -> dict[str, Any]:
+async def soak(
+    config: SoakConfig, url: str, pid: int, workers: Sequence[int]
+) -> tuple[dict[str, Any], Series]:
     """Load the server at `url`, whose front is the process `pid`, and judge what is seen."""
-    asked = OverloadConfig(
-        url=url,
-        deadline_ms=config.deadline_ms,
-        chars=config.chars,
-        ramp_start=config.ramp_start,
-        ramp_seconds=config.ramp_seconds,
-        seed=config.seed,
-        cases=config.cases,
-    )
-    facts = [fact[: config.chars] for fact in load_facts(config.cases)]
-    ramp: list[dict[str, Any]] = []
-    if config.capacity is None:
-        ramp = await find_capacity(asked, facts)
-    capacity = config.capacity or max(row["goodput_per_s"] for row in ramp)
+    facts = config.load_facts()
+    capacity, ramp = await find_capacity(config, url, facts)
     rate, seconds = capacity * config.share, config.minutes * 60
     log.info("capacity %.1f/s; %.1f/s for %.1f minutes", capacity, rate, config.minutes)
     watching = asyncio.create_task(watch_memory(pid, workers, min(1.0, seconds / 20)))
     started_s = time.monotonic()
-    replies: list[Reply] = []
+    latencies_ms: list[float] = []
     parts: list[dict[str, Any]] = []
+    part_s = seconds / config.parts
     for part in range(config.parts):
-        arrivals = asked.model_copy(update={"seed": config.seed + part})
-        own = await load(arrivals, facts, rate, seconds / config.parts)
-        replies += own
-        parts.append(summarise(own, rate, seconds / config.parts, config.deadline_ms))
+        own = await load(url, facts, rate, part_s, config.deadline_ms, config.seed + part)
+        latencies_ms += [each.latency_ms for each in own]
+        parts.append(summarise(own, rate, part_s, config.deadline_ms))
         log.info("part %d of %d: %d misses", part + 1, config.parts, parts[-1]["misses"])
     took_s = time.monotonic() - started_s
     watching.cancel()
@@ -134,19 +120,18 @@ async def soak(config: SoakConfig, url: str, pid: int, workers: Sequence[int]) -
     trends = judge(config, series)
     return {
         "machine": describe_machine(),
-        "settings": config.model_dump(mode="json", exclude={"out", "plot", "port"}),
+        "settings": config.model_dump(mode="json", exclude={"report", "port"}),
         "ramp": ramp,
         "capacity_per_s": capacity,
         "rate_per_s": rate,
-        "requests": len(replies),
-        "misses": sum(not reply.good for reply in replies),
-        "latency_ms": quantiles([reply.latency_ms for reply in replies]),
+        "requests": len(latencies_ms),
+        "misses": sum(part["misses"] for part in parts),
+        "latency_ms": quantiles(latencies_ms),
         "processes_lost": lost,
         "trends": trends,
         "flat": not lost and all(row["verdict"] == "flat" for row in trends.values()),
-        "series": series,
         "parts": parts,
-    }
+    }, series
 
 
 async def watch_memory(
@@ -181,7 +166,7 @@ def to_series(
     parts: Sequence[Mapping[str, Any]],
     memory: Mapping[str, Sequence[tuple[float, float]]],
     took_s: float,
-) -> dict[str, list[tuple[float, float]]]:
+) -> Series:
     """Everything that may rise, as (share of the run, value): parts at their middles."""
     middles = [(index + 0.5) / len(parts) for index in range(len(parts))]
     series = {
@@ -237,27 +222,5 @@ def _limit(config: SoakConfig, name: str, values: Sequence[float]) -> float:
     return config.growth_misses if name == "miss_share" else config.growth_mib
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Soak, write and draw; exits with status 1 where something rises or a process was lost."""
-    config = load_config(SoakConfig, argv)
-    configure_logging()
-    try:
-        result = measure(config)
-    except (OSError, RuntimeError, ValueError, psutil.Error) as error:
-        sys.exit(f"error: {error}")
-    write_json(config.out, result)
-    write_atomic(config.plot, draw_soak(result))
-    verdicts = {name: row["verdict"] for name, row in result["trends"].items()}
-    log.info(
-        "%s: %s after %d requests, %d misses; %s",
-        config.out,
-        "flat" if result["flat"] else "NOT FLAT",
-        result["requests"],
-        result["misses"],
-        json.dumps(verdicts),
-    )
-    sys.exit(1 if result["processes_lost"] or "rising" in verdicts.values() else 0)
-
-
 if __name__ == "__main__":
-    main()
+    run(SoakConfig, work, expected=(*EXPECTED, psutil.Error))

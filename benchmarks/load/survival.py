@@ -1,7 +1,6 @@
 """What clients notice when workers are killed and when the server is told to end, under load.
 
-    python -m benchmarks.load.survival --model artifacts/demo/ort-w8a8 \
-        --fallback artifacts/demo/fallback
+    python -m benchmarks.load.survival --model artifacts/demo/ort-w8a8
 
 First a random worker is killed (SIGKILL) every few seconds, while a request is under way. Every
 full verdict is then compared, word for word, with what an engine in this process answers to the
@@ -21,7 +20,6 @@ import math
 import os
 import random
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -39,14 +37,18 @@ from benchmarks.client import (
     send_on_time,
     write_body,
 )
-from benchmarks.run import HOST, Served, describe_machine, serve
-from curt.config import Config, load_config
+from benchmarks.run import (
+    EXPECTED,
+    RunningServer,
+    ServedConfig,
+    describe_machine,
+    write_results,
+)
+from curt.config import run
 from curt.dialogue import parse_completion
 from curt.engines.onnx.engine import OrtEngine
 from curt.engines.protocol import Engine, Generation, Request
-from curt.files import write_json
 from curt.law.verdict import Verdict
-from curt.logs import configure_logging
 from loadtest._arrivals import load_facts
 from serve.api.reply import build_defendant
 from serve.api.schemas import ALL_TASKS
@@ -59,21 +61,11 @@ TO_THE_WORKER_S = 0.004  # from the client to the middle of a request's work
 EXIT_S = 30.0  # for the server to end after SIGTERM
 
 
-class SurvivalConfig(Config):
+class SurvivalConfig(ServedConfig):
     """What to mistreat, how and how often."""
 
-    model: Path = Path("artifacts/demo/ort-w8a8")
-    """Model folder."""
-    fallback: Path | None = None
-    """Its classifier folder; without one, what can't be met is refused."""
-    port: int = 0
-    """Of the servers; 0 takes free ones."""
-    workers: int | None = Field(None, ge=1)
-    """One per core when left out."""
     rate: float = Field(10.0, gt=0)
     """Arrivals a second."""
-    deadline_ms: int = 400
-    """Of every request."""
     kill_seconds: float = Field(120.0, ge=0)
     """How long workers are killed."""
     kill_every_s: float = Field(5.0, gt=0)
@@ -84,25 +76,16 @@ class SurvivalConfig(Config):
     """Load before that."""
     after_stop_s: float = Field(3.0, gt=0)
     """Load after that."""
-    seed: int = 1
-    """Of arrivals and kills."""
-    cases: Path = Path("artifacts/demo/corpus/test.jsonl")
-    """Where the facts come from."""
     report: Path = Path("benchmarks/results/survival.json")
     """File of results."""
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure, write, and exit with status 1 when something was lost or wrong."""
-    config = load_config(SurvivalConfig, argv)
-    configure_logging()
-    try:
-        results = measure(config)
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-    write_json(config.report, results)
+def work(config: SurvivalConfig) -> int:
+    """Measure and write; 1 when something was lost or wrong."""
+    results = measure(config)
+    write_results(config.report, results)
     logger.info("%s: %s", config.report, results["passed"])
-    sys.exit(0 if all(results["passed"].values()) else 1)
+    return 0 if all(results["passed"].values()) else 1
 
 
 def measure(config: SurvivalConfig) -> dict[str, Any]:
@@ -140,7 +123,7 @@ def measure(config: SurvivalConfig) -> dict[str, Any]:
 
 def survive_kills(config: SurvivalConfig, facts: Sequence[str]) -> dict[str, Any]:
     """Kill a worker again and again under load, and judge every answer."""
-    with _serve(config) as server:
+    with config.serve() as server:
         exchanges, killed_s = asyncio.run(_kill_under_load(config, facts, server))
         time.sleep(WHOLE_AGAIN_S)
         log = server.read_log()
@@ -175,7 +158,7 @@ def survive_kills(config: SurvivalConfig, facts: Sequence[str]) -> dict[str, Any
 
 def survive_stop(config: SurvivalConfig, facts: Sequence[str], seed: int) -> dict[str, Any]:
     """SIGTERM under load: what became of every request, and how the server ended."""
-    with _serve(config) as server:
+    with config.serve() as server:
         exchanges, times = asyncio.run(_stop_under_load(config, facts, server, seed))
         code = server.process.poll()
     return judge_stop(exchanges, times) | {"exit_code": code}
@@ -273,7 +256,7 @@ def expected_answer(generation: Generation) -> dict[str, object]:
 
 
 async def _kill_under_load(
-    config: SurvivalConfig, facts: Sequence[str], server: Served
+    config: SurvivalConfig, facts: Sequence[str], server: RunningServer
 ) -> tuple[list[Exchange], list[float]]:
     client = _client(config, server)
     killed_s: list[float] = []
@@ -303,7 +286,7 @@ async def _kill_under_load(
 
 
 async def _stop_under_load(
-    config: SurvivalConfig, facts: Sequence[str], server: Served, seed: int
+    config: SurvivalConfig, facts: Sequence[str], server: RunningServer, seed: int
 ) -> tuple[list[Exchange], dict[str, float]]:
     times: dict[str, float] = {}
 
@@ -328,26 +311,21 @@ async def _stop_under_load(
     return exchanges, times
 
 
-async def _ask_ready(server: Served) -> int:
-    client = Client(HOST, server.port, PATIENCE_S)  # a connection of its own each time
+async def _ask_ready(server: RunningServer) -> int:
+    client = Client(server.url, what="GET /readyz")  # a connection of its own each time
     try:
-        return (await client.exchange(b"", what="GET /readyz")).status
+        return (await client.exchange(b"")).status
     finally:
         client.close()
 
 
-def _client(config: SurvivalConfig, server: Served) -> Client:
-    return Client(HOST, server.port, config.deadline_ms / 1e3 + PATIENCE_S)
+def _client(config: SurvivalConfig, server: RunningServer) -> Client:
+    return Client(server.url, config.deadline_ms / 1e3 + PATIENCE_S)
 
 
 def _bodies(config: SurvivalConfig, facts: Sequence[str]) -> Any:
     return lambda index: write_body(facts[index % len(facts)], config.deadline_ms)
 
 
-def _serve(config: SurvivalConfig) -> Any:
-    settings = {"fallback": config.fallback, "workers": config.workers}
-    return serve(config.model, port=config.port, **settings)
-
-
 if __name__ == "__main__":
-    main()
+    run(SurvivalConfig, work, expected=EXPECTED)

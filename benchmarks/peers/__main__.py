@@ -13,7 +13,7 @@ first round searches, the later ones start from where it ended.
 
 This project's server shortens its reasoning under load, so its highest rate is given twice: with
 whatever accuracy it has there, and with an accuracy at most one point below the peers' on the same
-cases. `--mode profile` says where its time goes instead; see `benchmarks.peers.profile`.
+cases.
 """
 
 from __future__ import annotations
@@ -21,45 +21,32 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
+from benchmarks.client import Client, Exchange, ask, new_run, send_in_turn, send_on_time
 from benchmarks.peers.catalogue import Places, Setting, curt_settings, peer_settings
-from benchmarks.peers.client import (
-    Client,
-    Reply,
-    send_in_turn,
-    send_on_schedule,
-)
-from benchmarks.peers.judging import (
-    Bodies,
-    Outcome,
-    judge,
-    keeps_accuracy,
-    summarise,
-)
-from benchmarks.peers.plot import draw_peers
+from benchmarks.peers.judging import Bodies, JudgedReply, judge, keeps_accuracy, summarise
 from benchmarks.peers.report import Turn, raw_rows, summarise_all
-from benchmarks.peers.running import Hall, StartError, end_servers_when_told
-from benchmarks.peers.search import find_highest
-from curt.artifact import ArtifactError, load_manifest
-from curt.config import Config, load_config
+from benchmarks.peers.running import ServerRotation
+from benchmarks.run import EXPECTED, StartError, end_servers_when_told, write_results
+from curt.artifact import load_manifest
+from curt.config import Config, run
 from curt.corpus.store import read_cases
 from curt.engines.tokenizer import PromptTokenizer
-from curt.files import write_atomic, write_json
-from curt.logs import configure_logging
+from loadtest._arrivals import arrival_times_s
+from loadtest.capacity import SearchPlan, find_highest
 
 log = logging.getLogger(__name__)
 
 PLACES = {  # of this machine, no part of a result
-    "py_spy",
     "ort",
     "plain_ort",
     "fallback",
@@ -68,20 +55,20 @@ PLACES = {  # of this machine, no part of a result
     "peers_python",
     "vllm",
     "cases",
-    "out",
+    "report",
     "port",
 }
 EQUAL_WITHIN = 0.01  # of accuracy
 SETTLE_S, SETTLED_MS = 20.0, 150.0
 TUNING_CLIENTS = 8
 MIN_STEP_S = 5.0
+MAX_STEPS = 14  # of one search
+LOWEST = 0.2  # of a search's first rate; further down nothing is worth the time
 
 
 class PeersConfig(Config):
     """Settings of `python -m benchmarks.peers`."""
 
-    mode: Literal["measure", "profile"] = "measure"
-    """Servers side by side, or where this project's server spends its time."""
     model: Path = Path("artifacts/demo/grpo-default")
     """The Hugging Face model folder whose weights all run."""
     ort: Path = Path("artifacts/demo/ort-w8a8")
@@ -122,12 +109,8 @@ class PeersConfig(Config):
     """Tokens that a completion may have: thinking and answer, far more than either takes."""
     chars: int = Field(300, ge=1)
     """Length that facts are cut to."""
-    rate: float | None = None
-    """Arrivals a second of a profile; four fifths of the measured highest when left out."""
-    py_spy: Path | None = None
-    """The py-spy program, for a profile that names functions."""
-    out: Path = Path("benchmarks/results/peers.json")
-    """File of results; raw rows and the picture lie beside it."""
+    report: Path = Path("benchmarks/results/peers.json")
+    """File of results; raw rows and a picture go beside it."""
 
 
 class Bench:
@@ -150,8 +133,8 @@ class Bench:
             manifest.max_thinking_tokens,
             config.chars,
         )
-        self._run = time.time_ns() // 1_000_000
-        self._sent = 0  # so that no two requests of a run are the same
+        self._run = new_run()
+        self.sent = 0  # so that no two requests of a run are the same
 
     def places(self) -> Places:
         """Where everything lies."""
@@ -160,67 +143,75 @@ class Bench:
             c.model, c.ort, tuple(c.plain_ort), c.fallback, c.work, c.peers_python, c.vllm, c.port
         )
 
-    async def ask_in_turn(self, setting: Setting, count: int, clients: int) -> list[Outcome]:
+    async def ask_in_turn(self, setting: Setting, count: int, clients: int) -> list[JudgedReply]:
         """So many requests by so many clients that wait."""
         first, bodies = self.take(setting, count)
-        client = Client(setting.url, setting.path, patience_s=30.0)
-        replies = await send_in_turn(client, bodies, clients)
-        client.close()
-        return self.judge(setting, replies, first)
+        client = Client(setting.url, 30.0, f"POST {setting.path}")
+        return self.judge(setting, await send_in_turn(client, bodies, clients), first)
 
-    async def ask_at(self, setting: Setting, rate: float, seed: int) -> list[Outcome]:
+    async def ask_at(self, setting: Setting, rate: float, seed: int) -> list[JudgedReply]:
         """A step of open-loop arrivals; cut short once it is lost."""
         slo_ms = self.config.slo_ms
         seconds = min(self.config.step_s, max(MIN_STEP_S, self.config.step_requests / rate))
         first, bodies = self.take(setting, max(20, round(rate * seconds)))
         allowed = len(bodies) // 100
 
-        def is_lost(replies: Sequence[Reply]) -> bool:
-            bad = sum(r.status != 200 or r.latency_ms >= slo_ms for r in replies)
+        def is_lost(exchanges: Sequence[Exchange]) -> bool:
+            bad = sum(e.got.status != 200 or e.latency_ms >= slo_ms for e in exchanges)
             return bad > 2 * allowed + 10
 
         await self._settle(setting)
-        client = Client(setting.url, setting.path)
-        replies = await send_on_schedule(client, bodies, rate, seed, is_lost)
-        client.close()
-        return self.judge(setting, replies, first)
+        client = Client(setting.url, what=f"POST {setting.path}")
+        offsets_s = islice(arrival_times_s(rate, seed), len(bodies))
+        exchanges = await send_on_time(client, offsets_s, bodies.__getitem__, is_lost)
+        return self.judge(setting, exchanges, first)
 
     async def _settle(self, setting: Setting) -> None:
         """Wait until what an earlier step left behind is done, and a few requests are quick."""
-        client = Client(setting.url, setting.path, patience_s=SETTLE_S)
+        client = Client(setting.url, SETTLE_S, f"POST {setting.path}")
         started, quick = time.monotonic(), 0
         while quick < 4 and time.monotonic() - started < SETTLE_S:
             _, bodies = self.take(setting, 1)
-            asked = time.monotonic()
-            status, _ = await client.ask(bodies[0])
-            is_quick = status == 200 and (time.monotonic() - asked) * 1e3 < SETTLED_MS
+            exchange = await ask(client, bodies[0])
+            is_quick = exchange.got.status == 200 and exchange.service_ms < SETTLED_MS
             quick = quick + 1 if is_quick else 0
         client.close()
 
     def take(self, setting: Setting, count: int) -> tuple[int, list[bytes]]:
         """The number of the first of so many new requests, and their bodies."""
-        first, self._sent = self._sent, self._sent + count
+        first, self.sent = self.sent, self.sent + count
         return first, self._bodies.make(setting, self._run, first, count)
 
-    def judge(self, setting: Setting, replies: Sequence[Reply], first: int) -> list[Outcome]:
+    def judge(
+        self, setting: Setting, exchanges: Sequence[Exchange], first: int
+    ) -> list[JudgedReply]:
         """What replies to requests taken from `first` on were worth."""
-        outcomes = []
-        for reply in replies:
-            case = (first + reply.index) % len(self.cases)
-            truth = self.cases[case].verdict
-            outcomes.append(
-                judge(reply, setting.protocol, case, truth, self.config.slo_ms, self.tokenizer)
+        start_s = min((exchange.due_s for exchange in exchanges), default=0.0)
+        judged = []
+        for exchange in exchanges:
+            case = (first + exchange.index) % len(self.cases)
+            truth, slo_ms = self.cases[case].verdict, self.config.slo_ms
+            judged.append(
+                judge(exchange, setting.protocol, case, truth, slo_ms, self.tokenizer, start_s)
             )
-        return outcomes
+        return judged
 
 
-async def measure(config: PeersConfig) -> dict[str, Any]:
-    """Tune, then rounds. The report, with its raw rows under `rows`."""
-    with Hall() as hall:
-        return await _measure(config, hall)
+def work(config: PeersConfig) -> None:
+    """Measure, write and draw."""
+    from benchmarks.peers.plot import draw_peers
+
+    end_servers_when_told()
+    with ServerRotation() as rotation:
+        report, rows = asyncio.run(measure(config, rotation))
+    write_results(config.report, report, rows=rows, picture=draw_peers(report, config.slo_ms))
+    log.info("%s: %s", config.report, json.dumps(report["summary"], ensure_ascii=False))
 
 
-async def _measure(config: PeersConfig, hall: Hall) -> dict[str, Any]:
+async def measure(
+    config: PeersConfig, rotation: ServerRotation
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Tune, then rounds: the report and its raw rows."""
     bench = Bench(config)
     places = bench.places()
     ours = curt_settings(places, config.slo_ms)
@@ -231,7 +222,7 @@ async def _measure(config: PeersConfig, hall: Hall) -> dict[str, Any]:
     }
     if config.only:
         ours = [setting for setting in ours if setting.name in config.only]
-    tuning, chosen, failed = await tune(bench, hall, tried)
+    tuning, chosen, failed = await tune(bench, rotation, tried)
     accuracy: dict[str, dict[str, Any]] = {}
     expected = [0.0] * len(bench.cases)  # nothing is expected where there is no peer
     turns: dict[str, list[Turn]] = defaultdict(list)
@@ -240,7 +231,7 @@ async def _measure(config: PeersConfig, hall: Hall) -> dict[str, Any]:
         shift = number % len(servers)
         for setting in servers[shift:] + servers[:shift]:
             try:
-                with hall.run(setting):
+                with rotation.run(setting):
                     await bench.ask_in_turn(setting, 60, 2)  # warm
                     if setting.name not in accuracy:
                         accuracy[setting.name] = await find_accuracy(bench, setting)
@@ -257,12 +248,11 @@ async def _measure(config: PeersConfig, hall: Hall) -> dict[str, Any]:
     servers = [setting for setting in servers if turns[setting.name]]
     settings = config.model_dump(mode="json", exclude=PLACES)
     report = summarise_all(settings, servers, turns, accuracy, expected)
-    rows = raw_rows(turns)
-    return {"report": report | {"tuning": tuning, "failed": failed}, "rows": rows}
+    return report | {"tuning": tuning, "failed": failed}, raw_rows(turns)
 
 
 async def tune(
-    bench: Bench, hall: Hall, tried: Mapping[str, Sequence[Setting]]
+    bench: Bench, rotation: ServerRotation, tried: Mapping[str, Sequence[Setting]]
 ) -> tuple[dict[str, list[dict[str, Any]]], list[Setting], dict[str, str]]:
     """Try every setting; what each did, the best of each peer, and why others are not there."""
     tuning: dict[str, list[dict[str, Any]]] = {}
@@ -272,10 +262,10 @@ async def tune(
         tuning[name] = []
         for setting in settings:
             try:
-                with hall.run(setting):
+                with rotation.run(setting):
                     await bench.ask_in_turn(setting, 2 * TUNING_CLIENTS, TUNING_CLIENTS)
                     started = time.monotonic()
-                    outcomes = await bench.ask_in_turn(
+                    replies = await bench.ask_in_turn(
                         setting, bench.config.tuning_requests, TUNING_CLIENTS
                     )
                     seconds = time.monotonic() - started
@@ -283,8 +273,8 @@ async def tune(
                 failed[f"{name}: {setting.label}"] = str(error)
                 log.warning("%s", error)
                 continue
-            good = sum(o.miss is None for o in outcomes) / seconds
-            every = len(outcomes) / seconds  # decides between those that are never in time
+            good = sum(o.miss is None for o in replies) / seconds
+            every = len(replies) / seconds  # decides between those that are never in time
             rows.append(((good, every), setting))
             tuning[name].append(
                 setting.describe()
@@ -307,18 +297,18 @@ def expect(
 async def find_accuracy(bench: Bench, setting: Setting) -> dict[str, Any]:
     """What a server without load answers to every case once, and a rate to begin a search at."""
     cases = len(bench.cases)
-    await bench.ask_in_turn(setting, -bench._sent % cases, 2)  # begin with the first case
-    outcomes = await bench.ask_in_turn(setting, cases, 2)
-    by_case = {o.case: o.exact for o in outcomes}
+    await bench.ask_in_turn(setting, -bench.sent % cases, 2)  # begin with the first case
+    replies = await bench.ask_in_turn(setting, cases, 2)
+    by_case = {o.case: o.exact for o in replies}
     started = time.monotonic()
     loaded = await bench.ask_in_turn(setting, bench.config.tuning_requests, TUNING_CLIENTS)
     per_s = len(loaded) / (time.monotonic() - started)
-    unread = sum(o.miss not in (None, "late") for o in outcomes)
+    unread = sum(o.miss not in (None, "late") for o in replies)
     return {
-        "exact": fmean(o.exact for o in outcomes),
-        "cases": len(outcomes),
+        "exact": fmean(o.exact for o in replies),
+        "cases": len(replies),
         "without_verdict": unread,
-        "thinking_tokens": fmean(o.thinking_tokens for o in outcomes),
+        "thinking_tokens": fmean(o.thinking_tokens for o in replies),
         "by_case": [float(by_case[case]) for case in range(cases)],
         "start_per_s": 0.7 * per_s,
     }
@@ -335,7 +325,7 @@ async def take_turn(
     """One server's turn: the highest rate it keeps; this project's at equal accuracy too."""
     turn = Turn(number)
 
-    async def outcomes_at(rate: float) -> list[Outcome]:
+    async def replies_at(rate: float) -> list[JudgedReply]:
         rate = round(rate, 2)
         if rate not in turn.steps:
             turn.steps[rate] = await bench.ask_at(setting, rate, seed=1 + number)
@@ -344,42 +334,33 @@ async def take_turn(
         return turn.steps[rate]
 
     async def keeps(rate: float) -> bool:
-        p99 = summarise(await outcomes_at(rate), rate)["p99_ms"]
+        p99 = summarise(await replies_at(rate), rate)["p99_ms"]
         return p99 is not None and p99 < bench.config.slo_ms
 
     async def keeps_both(rate: float) -> bool:
         kept = await keeps(rate)
-        return kept and keeps_accuracy(await outcomes_at(rate), expected, EQUAL_WITHIN)
+        return kept and keeps_accuracy(await replies_at(rate), expected, EQUAL_WITHIN)
 
     found = [before.highest_per_s for before in earlier if before.highest_per_s]
-    how = {"factor": 1.1, "precision": 0.11} if found else {"factor": 1.4, "precision": 0.06}
-    turn.highest_per_s = await find_highest(keeps, median(found) if found else start, **how)
+    factor, precision = (1.1, 0.11) if found else (1.4, 0.06)
+
+    async def search(keeps_rate: Callable[[float], Awaitable[bool]], begin: float) -> float:
+        plan = SearchPlan(
+            start_per_s=begin,
+            factor=factor,
+            precision=precision,
+            min_per_s=LOWEST * begin,
+            max_steps=MAX_STEPS,
+        )
+        return await find_highest(keeps_rate, plan)
+
+    turn.highest_per_s = await search(keeps, median(found) if found else start)
     if setting.protocol != "completions":
         equal = [before.equal_highest_per_s for before in earlier if before.equal_highest_per_s]
         begin = median(equal) if equal else turn.highest_per_s or start
-        turn.equal_highest_per_s = await find_highest(keeps_both, begin, **how)
+        turn.equal_highest_per_s = await search(keeps_both, begin)
     return turn
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure and write the results; exits with a message on bad input."""
-    config = load_config(PeersConfig, argv)
-    configure_logging()
-    end_servers_when_told()
-    try:
-        if config.mode == "profile":
-            from benchmarks.peers.profile import profile
-
-            write_json(config.out.with_suffix(".profile.json"), asyncio.run(profile(config)))
-            return
-        result = asyncio.run(measure(config))
-    except (ArtifactError, OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    write_atomic(config.out.with_suffix(".rows.csv.gz"), result["rows"])
-    write_json(config.out, result["report"])
-    write_atomic(config.out.with_suffix(".png"), draw_peers(result["report"], config.slo_ms))
-    log.info("%s: %s", config.out, json.dumps(result["report"]["summary"], ensure_ascii=False))
-
-
 if __name__ == "__main__":
-    main()
+    run(PeersConfig, work, expected=EXPECTED)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.peers.formats import FACTS
+from benchmarks.peers.formats import DONE
+from benchmarks.run import ROOT
 from curt.artifact import MANIFEST
 from curt.dialogue import MAX_ANSWER_TOKENS
 from curt.files import sha256
@@ -24,7 +25,6 @@ PATHS: Mapping[Protocol, str] = {
 NO_DEADLINE_MS = 60_000  # the longest that the server takes: no budget is ever cut for it
 THINKING_CAP = 32  # tokens; the demo model's reasoning is 31 at its 95th percentile
 MODEL_NAME = "peer"
-ROOT = Path(__file__).parents[2]
 VLLM_SERVER = ROOT / "deploy" / "vllm-cpu" / "serve.sh"
 
 
@@ -250,7 +250,7 @@ def _converted(places: Places, kind: str) -> Path:
     """The weights in a peer's format, made in the peers' environment unless they are there."""
     origin = sha256(places.model / MANIFEST)[:12]
     folder = places.work / f"{places.model.resolve().name}-{origin}-{kind}"
-    if not (folder / FACTS).is_file():
+    if not (folder / DONE).is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         command = [str(places.peers_python), "-m", "benchmarks.peers.formats", kind]
         done = subprocess.run(

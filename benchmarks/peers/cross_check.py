@@ -21,31 +21,29 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from pydantic import Field
 
+from benchmarks.client import Client, Exchange, endless, send_in_turn, send_on_time
 from benchmarks.peers.catalogue import NO_DEADLINE_MS, Places, Setting, curt_settings
-from benchmarks.peers.client import Client, Reply, send_in_turn, send_on_schedule
-from benchmarks.peers.running import end_servers_when_told, run_server
-from benchmarks.run import describe_machine
-from curt.config import Config, load_config
-from curt.files import write_json
-from curt.logs import configure_logging
-from loadtest._arrivals import load_facts, number_fact
+from benchmarks.peers.running import run_setting
+from benchmarks.run import EXPECTED, describe_machine, end_servers_when_told, write_results
+from curt.config import Config, run
+from loadtest._arrivals import arrival_times_s, load_facts
 
 log = logging.getLogger(__name__)
 
 OUTPUT_TOKENS = 192  # thinking and answer; the model's widest budget fits
 PERCENTILES = (50, 90, 99)
-PLACES = {"vllm", "model", "ort", "fallback", "cases", "out", "port"}
+PLACES = {"vllm", "model", "ort", "fallback", "cases", "report", "port"}
 
 
 class CrossCheckConfig(Config):
@@ -71,32 +69,25 @@ class CrossCheckConfig(Config):
     """Turns of each."""
     port: int = Field(8171, ge=1024, le=65535)
     """Where to serve."""
-    out: Path = Path("benchmarks/results/cross_check.json")
+    report: Path = Path("benchmarks/results/cross_check.json")
     """File of results."""
 
 
 async def check(config: CrossCheckConfig) -> dict[str, Any]:
     """Both tools in turns. Raises RuntimeError when vLLM's fails."""
-    facts = [fact[: config.chars] for fact in load_facts(config.cases)]
+    texts = endless([fact[: config.chars] for fact in load_facts(config.cases)])
     nowhere = Path()  # the peers' folders
     places = Places(config.model, config.ort, nowhere, config.fallback, nowhere, nowhere,
                     config.vllm, config.port)  # fmt: skip
     setting = replace(curt_settings(places, 400)[2], extra={})
-    run, sent = time.time_ns() // 1_000_000, 0
     seen: dict[str, list[dict[str, float]]] = {"vllm bench serve": [], "ours": [],
                                                "ours, whole reply": []}  # fmt: skip
-    with run_server(setting):
+    with run_setting(setting):
         for turn in range(config.rounds):
-            texts = [number_fact(facts[(sent + i) % len(facts)], run, sent + i)
-                     for i in range(3 * config.requests + 20)]  # fmt: skip
-            sent += len(texts)
-            own, whole, theirs, warm = (
-                texts[: config.requests],
-                texts[config.requests : 2 * config.requests],
-                texts[2 * config.requests : 3 * config.requests],
-                texts[3 * config.requests :],
+            warm, theirs, own, whole = (
+                list(islice(texts, n)) for n in (20, *[config.requests] * 3)
             )
-            await send_in_turn(Client(setting.url, setting.path), _bodies(warm, False), 2)
+            await send_in_turn(_client(setting), _bodies(warm, False), 2)
             seen["vllm bench serve"].append(
                 await asyncio.to_thread(run_theirs, config, setting, theirs, turn)
             )
@@ -165,24 +156,27 @@ async def run_ours(
     config: CrossCheckConfig, setting: Setting, bodies: Sequence[bytes], turn: int
 ) -> dict[str, float]:
     """One run of our client at the same rate."""
-    client = Client(setting.url, setting.path)
+    offsets_s = islice(arrival_times_s(config.rate, turn), len(bodies))
     started = time.monotonic()
-    replies = await send_on_schedule(client, bodies, config.rate, seed=turn)
+    exchanges = await send_on_time(_client(setting), offsets_s, bodies.__getitem__)
     seconds = time.monotonic() - started
-    client.close()
-    return summarise(replies) | {"achieved_per_s": len(replies) / seconds}
+    return summarise(exchanges) | {"achieved_per_s": len(exchanges) / seconds}
 
 
-def summarise(replies: Sequence[Reply]) -> dict[str, float]:
+def _client(setting: Setting) -> Client:
+    return Client(setting.url, what=f"POST {setting.path}")
+
+
+def summarise(exchanges: Sequence[Exchange]) -> dict[str, float]:
     """Percentiles from the due instant and from sending, over replies with status 200.
 
     Raises ValueError when there is none.
     """
-    good = [reply for reply in replies if reply.status == 200]
+    good = [each for each in exchanges if each.got.status == 200]
     if not good:
         raise ValueError("no reply with status 200: is this server ready, is the rate too high?")
-    due = sorted(reply.latency_ms for reply in good)
-    sent = sorted(reply.latency_ms - reply.lag_ms for reply in good)
+    due = sorted(each.latency_ms for each in good)
+    sent = sorted(each.service_ms for each in good)
 
     def at(values: Sequence[float], percent: int) -> float:
         return values[min(len(values) - 1, len(values) * percent // 100)]
@@ -191,7 +185,7 @@ def summarise(replies: Sequence[Reply]) -> dict[str, float]:
         **{f"p{p}_ms": at(due, p) for p in PERCENTILES},
         "sent_p50_ms": at(sent, 50),
         "answered": len(good),
-        "degraded": sum(b'"degraded":true' in reply.body for reply in good),
+        "degraded": sum(b'"degraded":true' in each.got.body for each in good),
     }
 
 
@@ -213,18 +207,13 @@ def _medians(turns: Sequence[dict[str, float]]) -> dict[str, Any]:
     return {name: median(turn[name] for turn in turns) for name in turns[0]}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Check and write the results; exits with a message on bad input."""
-    config = load_config(CrossCheckConfig, argv)
-    configure_logging()
+def work(config: CrossCheckConfig) -> None:
+    """Check and write the results."""
     end_servers_when_told()
-    try:
-        results = asyncio.run(check(config))
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    write_json(config.out, results)
-    log.info("%s: ours to theirs %s", config.out, results["ours_to_theirs"])
+    results = asyncio.run(check(config))
+    write_results(config.report, results)
+    log.info("%s: ours to theirs %s", config.report, results["ours_to_theirs"])
 
 
 if __name__ == "__main__":
-    main()
+    run(CrossCheckConfig, work, expected=EXPECTED)

@@ -2,10 +2,9 @@
 
     python -m benchmarks.peers.formats q4_0 MODEL_FOLDER TARGET_FOLDER
 
-`benchmarks.decode_peers` calls it and reads `facts.json`, written last, from the target. GGUF files
-are written at float32 by the `gguf` package and quantised by llama.cpp's own routine; OpenVINO's
-come from optimum-intel, weights compressed by NNCF. Imports nothing of this project, whose
-packages that environment lacks.
+`benchmarks.peers.catalogue` calls it. GGUF files are written at float32 by the `gguf` package and
+quantised by llama.cpp's own routine; OpenVINO's come from optimum-intel, weights compressed by
+NNCF. Imports nothing of this project, whose packages that environment lacks.
 """
 
 from __future__ import annotations
@@ -15,32 +14,28 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-FACTS = "facts.json"
+DONE = "done"
+"""The file that says that a folder is whole; written last."""
 GGUF_FILE = "model.gguf"
 # Weights of four bits with blocks of 32 and zero points, and an output layer of eight: what
 # this project's own export makes of a model by default.
-OPENVINO_BITS: dict[str, dict[str, Any] | None] = {
+OPENVINO_BITS: dict[str, dict[str, Any]] = {
     "ov-int4": {"bits": 4, "sym": False, "group_size": 32, "ratio": 1.0},
-    "ov-int4-g128": {"bits": 4, "sym": True, "group_size": 128, "ratio": 1.0},
     "ov-int8": {"bits": 8},
-    "ov-fp32": None,
 }
-GGUF_TYPES = {"q4_0": "Q4_0", "q4_k_m": "Q4_K_M", "q8_0": "Q8_0", "f32": None}
-_READ_WHOLE = ("MatMul", "FullyConnected")
+GGUF_TYPES = {"q4_0": "Q4_0", "q8_0": "Q8_0", "f32": None}
 
 
-def write_gguf(source: Path, target: Path, kind: str) -> dict[str, Any]:
-    """Write `model.gguf` of one of GGUF_TYPES; returns its facts.
+def write_gguf(source: Path, target: Path, kind: str) -> None:
+    """Write `model.gguf` of one of GGUF_TYPES.
 
     Raises ValueError for an architecture that is not Qwen2 or Qwen3, RuntimeError when the
     quantiser fails.
     """
-    import gguf
-
     whole = target / (GGUF_FILE if kind == "f32" else "f32.gguf")
     _write_float_gguf(source, whole)
     if (name := GGUF_TYPES[kind]) is not None:
@@ -52,13 +47,6 @@ def write_gguf(source: Path, target: Path, kind: str) -> dict[str, Any]:
         if status := llama_cpp.llama_model_quantize(*paths, ctypes.byref(options)):
             raise RuntimeError(f"llama.cpp's quantiser failed with status {status}")
         whole.unlink()
-    tensors = gguf.GGUFReader(target / GGUF_FILE).tensors
-    untied = any(t.name == "output.weight" for t in tensors)
-    read = [t for t in tensors if not (untied and t.name == "token_embd.weight")]
-    types: dict[str, int] = {}
-    for tensor in read:
-        types[tensor.tensor_type.name] = types.get(tensor.tensor_type.name, 0) + int(tensor.n_bytes)
-    return {"weight_bytes_per_token": sum(types.values()), "bytes_by_type": types}
 
 
 def _write_float_gguf(source: Path, file: Path) -> None:
@@ -127,49 +115,24 @@ def _add_vocabulary(writer: Any, source: Path, config: dict[str, Any]) -> None:
     writer.add_add_bos_token(False)
 
 
-def write_openvino(source: Path, target: Path, kind: str) -> dict[str, Any]:
-    """Write the model of one of OPENVINO_BITS and its tokenizer; returns its facts."""
+def write_openvino(source: Path, target: Path, kind: str) -> None:
+    """Write the model of one of OPENVINO_BITS and its tokenizer."""
     import openvino
     from openvino_tokenizers import convert_tokenizer
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
     from transformers import AutoTokenizer
 
-    bits = OPENVINO_BITS[kind]
-    how: dict[str, Any] = {"load_in_8bit": False}
-    if bits is not None:
-        how = {"quantization_config": OVWeightQuantizationConfig(**bits)}
-    model = OVModelForCausalLM.from_pretrained(source, export=True, compile=False, **how)
+    quantization = OVWeightQuantizationConfig(**OPENVINO_BITS[kind])
+    model = OVModelForCausalLM.from_pretrained(
+        source, export=True, compile=False, quantization_config=quantization
+    )
     model.save_pretrained(target)
     parts = convert_tokenizer(AutoTokenizer.from_pretrained(source), with_detokenizer=True)
     for name, part in zip(("tokenizer", "detokenizer"), parts, strict=True):
         openvino.save_model(part, target / f"openvino_{name}.xml")
-    graph = openvino.Core().read_model(target / "openvino_model.xml")
-    types: dict[str, int] = {}
-    for constant, size in _read_constants(graph):
-        types[constant] = types.get(constant, 0) + size
-    return {"weight_bytes_per_token": sum(types.values()), "bytes_by_type": types}
 
 
-def _read_constants(graph: Any) -> Iterator[tuple[str, int]]:
-    """(type, bytes) of each constant that a matrix product reads, scales and zero points too."""
-    seen: set[str] = set()
-    stack = [
-        node.input(1).get_source_output().get_node()
-        for node in graph.get_ops()
-        if node.get_type_name() in _READ_WHOLE
-    ]
-    while stack:
-        node = stack.pop()
-        if node.get_friendly_name() in seen:
-            continue
-        seen.add(node.get_friendly_name())
-        if node.get_type_name() == "Constant":
-            yield node.get_element_type().get_type_name(), int(node.get_byte_size())
-        elif node.get_type_name() in ("Convert", "Multiply", "Subtract", "Reshape", "Transpose"):
-            stack += [output.get_node() for output in node.input_values()]
-
-
-WRITERS: dict[str, Callable[[Path, Path, str], dict[str, Any]]] = {
+WRITERS: dict[str, Callable[[Path, Path, str], None]] = {
     **dict.fromkeys(GGUF_TYPES, write_gguf),
     **dict.fromkeys(OPENVINO_BITS, write_openvino),
 }
@@ -180,10 +143,8 @@ def convert(kind: str, source: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
-        facts = WRITERS[kind](source, temporary, kind)
-        sizes = (f.stat().st_size for f in temporary.iterdir() if f.suffix in (".bin", ".gguf"))
-        facts |= {"model_bytes": max(sizes)}  # the tokenizer's .bin is the small one
-        (temporary / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+        WRITERS[kind](source, temporary, kind)
+        (temporary / DONE).touch()
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The environment of llama.cpp and OpenVINO, for benchmarks.peers.__main__ and benchmarks.decode_peers.
+# The environment of llama.cpp and OpenVINO, for `python -m benchmarks.peers`.
 #
 #   benchmarks/peers/install.sh [ENV_DIR]     # .venv-peers
 #

@@ -8,24 +8,20 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from benchmarks.client import Exchange, read_verdict
 from benchmarks.peers.catalogue import MODEL_NAME, Protocol, Setting
-from benchmarks.peers.client import Reply
 from curt.corpus.case import Case
-from curt.dialogue import (
-    THINK_END,
-    ParseFailure,
-    parse_answer,
-    prompt_for,
-)
+from curt.dialogue import THINK_END, ParseFailure, parse_answer, prompt_for
 from curt.engines.tokenizer import PromptTokenizer
-from curt.law.verdict import Term, Verdict
+from curt.law.verdict import Verdict
 from curt.scores.metrics import is_exact
+from loadtest._arrivals import number_fact
 
 _ANSWER_START = "罪名："
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class JudgedReply:
     """One request. `miss` says why it was no full verdict in time; None when it was one.
 
     `case` is the number of the case it asked about, `exact` whether the verdict was the reference.
@@ -55,8 +51,6 @@ class Bodies:
 
     def make(self, setting: Setting, run: int, first: int, count: int) -> list[bytes]:
         """Bodies of requests `first` to `first + count`, each unlike any other of the run."""
-        from loadtest._arrivals import number_fact
-
         bodies = []
         for index in range(first, first + count):
             fact = self.cases[index % len(self.cases)].fact[: self._chars]
@@ -73,40 +67,49 @@ class Bodies:
         return {"prompt": prompt}
 
 
-def judge(reply: Reply, protocol: Protocol, case: int, truth: Verdict, slo_ms: float,
-          tokenizer: PromptTokenizer) -> Outcome:  # fmt: skip
-    """What a reply was worth: in time, not degraded, readable; and whether it was right."""
+def judge(
+    exchange: Exchange,
+    protocol: Protocol,
+    case: int,
+    truth: Verdict,
+    slo_ms: float,
+    tokenizer: PromptTokenizer,
+    start_s: float = 0.0,
+) -> JudgedReply:
+    """What a reply was worth: in time, not degraded, readable; and whether it was right.
+
+    `start_s` is the instant that `at_s` counts from.
+    """
     verdict: Verdict | ParseFailure = ParseFailure("no answer")
-    degraded, thinking = False, 0
-    if reply.status == 200:
-        content = json.loads(reply.body)
+    degraded, thinking, status = False, 0, exchange.got.status
+    if status == 200:
+        content = json.loads(exchange.got.body)
         if protocol == "completions":
             text = content["choices"][0]["text"]
             verdict = parse_answer(answer_of(text))
             thinking = len(tokenizer.encode(text.split(THINK_END, 1)[0]))
         elif protocol == "chat":
             degraded = content["curt"]["degraded"]
-            message = content["choices"][0]["message"]
-            verdict = parse_answer(message["content"] or "")
+            verdict = parse_answer(content["choices"][0]["message"]["content"] or "")
             thinking = content["curt"]["thinking"]["tokens"]
         else:
             degraded = content["degraded"]
             verdict = read_verdict(content)
             thinking = content["thinking"]["tokens"]
     miss = None
-    if reply.status != 200:
-        miss = f"status {reply.status}" if reply.status else "no reply"
+    if status != 200:
+        miss = f"status {status}" if status else "no reply"
     elif degraded:
         miss = "degraded"
     elif isinstance(verdict, ParseFailure):
         miss = "unreadable"
-    elif reply.latency_ms >= slo_ms:
+    elif exchange.latency_ms >= slo_ms:
         miss = "late"
-    return Outcome(
+    return JudgedReply(
         case=case,
-        at_s=reply.at_s,
-        latency_ms=reply.latency_ms,
-        lag_ms=reply.lag_ms,
+        at_s=exchange.due_s - start_s,
+        latency_ms=exchange.latency_ms,
+        lag_ms=exchange.lag_ms,
         miss=miss,
         exact=is_exact(verdict, truth),
         thinking_tokens=thinking,
@@ -121,60 +124,48 @@ def answer_of(text: str) -> str:
     return answer.removesuffix("<|im_end|>")
 
 
-def read_verdict(content: dict[str, Any]) -> Verdict | ParseFailure:
-    """The verdict that a reply of /predict shows."""
-    if not content["defendants"]:
-        return ParseFailure("no defendant")
-    first = content["defendants"][0]
-    term = first["term"]
-    return Verdict(
-        tuple(charge["name"] for charge in first["charges"]),
-        tuple(article["id"] for article in first["articles"]),
-        Term(term["kind"], term["months"], term["probation_months"]),
-        first["fine_yuan"] or 0,
-    )
-
-
-def summarise(outcomes: Sequence[Outcome], rate_per_s: float) -> dict[str, Any]:
+def summarise(replies: Sequence[JudgedReply], rate_per_s: float) -> dict[str, Any]:
     """Figures of one step. A miss counts as an infinite latency in `p99_ms`, None when it is so.
 
-    Raises ValueError without outcomes.
+    Raises ValueError without replies.
     """
-    if not outcomes:
-        raise ValueError("no outcome: nothing was sent")
+    if not replies:
+        raise ValueError("no reply to judge: nothing was sent")
     ordered = sorted(float("inf") if o.miss and o.miss != "late" else o.latency_ms
-                     for o in outcomes)  # fmt: skip
+                     for o in replies)  # fmt: skip
     misses: dict[str, int] = {}
-    for outcome in outcomes:
-        if outcome.miss:
-            misses[outcome.miss] = misses.get(outcome.miss, 0) + 1
+    for reply in replies:
+        if reply.miss:
+            misses[reply.miss] = misses.get(reply.miss, 0) + 1
     p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-    answered = [o for o in outcomes if o.miss in (None, "late")]
+    answered = [o for o in replies if o.miss in (None, "late")]
     return {
         "rate_per_s": round(rate_per_s, 2),
-        "requests": len(outcomes),
+        "requests": len(replies),
         "p50_ms": _finite(ordered[len(ordered) // 2]),
         "p99_ms": _finite(p99),
         "misses": misses,
-        "exact": fmean(o.exact for o in outcomes),
+        "exact": fmean(o.exact for o in replies),
         "thinking_tokens": round(fmean(o.thinking_tokens for o in answered), 2)
         if answered
         else None,
-        "lag_p99_ms": round(sorted(o.lag_ms for o in outcomes)[int(0.99 * len(outcomes))], 2),
+        "lag_p99_ms": round(sorted(o.lag_ms for o in replies)[int(0.99 * len(replies))], 2),
     }
 
 
-def accuracy_change(outcomes: Sequence[Outcome], expected: Sequence[float]) -> float:
+def accuracy_change(replies: Sequence[JudgedReply], expected: Sequence[float]) -> float:
     """Mean of exact minus what was `expected` of the same case: paired, so cases add no noise.
 
-    Every outcome counts; one without a verdict is wrong.
+    Every reply counts; one without a verdict is wrong.
     """
-    return fmean(o.exact - expected[o.case] for o in outcomes)
+    return fmean(o.exact - expected[o.case] for o in replies)
 
 
-def keeps_accuracy(outcomes: Sequence[Outcome], expected: Sequence[float], within: float) -> bool:
+def keeps_accuracy(
+    replies: Sequence[JudgedReply], expected: Sequence[float], within: float
+) -> bool:
     """Whether accuracy is not shown to fall short by more than `within`, at one standard error."""
-    changes = [o.exact - expected[o.case] for o in outcomes]
+    changes = [o.exact - expected[o.case] for o in replies]
     error = stdev(changes) / len(changes) ** 0.5 if len(changes) > 1 else 0.0
     return fmean(changes) + error >= -within
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from benchmarks.run import to_png
 
 
 def draw_peers(report: Mapping[str, Any], slo_ms: float) -> bytes:
@@ -37,6 +38,4 @@ def draw_peers(report: Mapping[str, Any], slo_ms: float) -> bytes:
     right.legend(fontsize=7)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    return to_png(figure)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from benchmarks.peers.catalogue import Setting
-from benchmarks.peers.judging import Outcome, accuracy_change, summarise
+from benchmarks.peers.judging import JudgedReply, accuracy_change, summarise
 from benchmarks.run import describe_machine
 
 
@@ -20,7 +17,7 @@ class Turn:
     """What one server did in one round: steps by rate, and the highest rates."""
 
     round: int
-    steps: dict[float, list[Outcome]] = field(default_factory=dict)
+    steps: dict[float, list[JudgedReply]] = field(default_factory=dict)
     highest_per_s: float = 0.0
     equal_highest_per_s: float | None = None
 
@@ -38,10 +35,10 @@ def summarise_all(
         own = turns[setting.name]
         seen = accuracy[setting.name]
         steps = [
-            summarise(outcomes, rate)
-            | {"round": turn.round + 1, "accuracy_change": accuracy_change(outcomes, expected)}
+            summarise(replies, rate)
+            | {"round": turn.round + 1, "accuracy_change": accuracy_change(replies, expected)}
             for turn in own
-            for rate, outcomes in turn.steps.items()
+            for rate, replies in turn.steps.items()
         ]
         rows[setting.name] = setting.describe() | {
             "highest_per_s": _spread([turn.highest_per_s for turn in own]),
@@ -88,33 +85,35 @@ def compare(rows: Mapping[str, Mapping[str, Any]], peers: Sequence[str]) -> dict
     return summary
 
 
-def raw_rows(turns: Mapping[str, Sequence[Turn]]) -> bytes:
-    """Every request of every step as gzipped CSV, the same bytes for the same rows."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["server", "round", "rate_per_s", "case", "at_s", "latency_ms", "lag_ms", "miss", "exact",
-         "thinking_tokens"]
-    )  # fmt: skip
-    for name, own in turns.items():
-        for turn in own:
-            for rate, outcomes in turn.steps.items():
-                for o in outcomes:
-                    writer.writerow(
-                        [name, turn.round + 1, rate, o.case, f"{o.at_s:.3f}",
-                         f"{o.latency_ms:.2f}", f"{o.lag_ms:.2f}", o.miss or "", int(o.exact),
-                         o.thinking_tokens]
-                    )  # fmt: skip
-    return gzip.compress(text.getvalue().encode(), mtime=0)
+def raw_rows(turns: Mapping[str, Sequence[Turn]]) -> list[dict[str, Any]]:
+    """Every request of every step."""
+    return [
+        {
+            "server": name,
+            "round": turn.round + 1,
+            "rate_per_s": rate,
+            "case": reply.case,
+            "at_s": f"{reply.at_s:.3f}",
+            "latency_ms": f"{reply.latency_ms:.2f}",
+            "lag_ms": f"{reply.lag_ms:.2f}",
+            "miss": reply.miss or "",
+            "exact": int(reply.exact),
+            "thinking_tokens": reply.thinking_tokens,
+        }
+        for name, own in turns.items()
+        for turn in own
+        for rate, replies in turn.steps.items()
+        for reply in replies
+    ]
 
 
 def _at_highest(own: Sequence[Turn], expected: Sequence[float]) -> dict[str, Any]:
     """Accuracy and length over the rounds at each one's highest rate."""
-    outcomes = [o for turn in own for o in turn.steps.get(turn.highest_per_s, [])]
-    if not outcomes:
+    replies = [o for turn in own for o in turn.steps.get(turn.highest_per_s, [])]
+    if not replies:
         return {}
-    row = summarise(outcomes, median(turn.highest_per_s for turn in own))
-    return row | {"accuracy_change": accuracy_change(outcomes, expected)}
+    row = summarise(replies, median(turn.highest_per_s for turn in own))
+    return row | {"accuracy_change": accuracy_change(replies, expected)}
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
     python -m benchmarks.penalties @configs/demo/bench-penalties.toml
 
-Trains and evaluates every method with every seed, then writes `benchmarks/results/penalties.json`
-and a plot beside it. What is already made is kept: stop with Ctrl-C at any time and run it again.
+Trains and evaluates every method with every seed, then writes `benchmarks/results/penalties.json`,
+raw rows and a plot beside it. What is already made is kept: stop with Ctrl-C at any time and run
+it again.
 """
 
 from __future__ import annotations
@@ -20,12 +21,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.penalties.plot import draw_penalties
 from benchmarks.penalties.summary import obedience_rows, summarise_method
+from benchmarks.run import EXPECTED, write_results
 from curt.artifact import MANIFEST, load_manifest
-from curt.config import Config, load_config
-from curt.files import write_atomic, write_json
-from curt.logs import configure_logging
+from curt.config import Config, run
 
 logger = logging.getLogger(__name__)
 
@@ -59,22 +58,17 @@ class PenaltyBenchConfig(Config):
     """Test cases for the budget that is stated and not enforced."""
     folder: Path = Path("artifacts/bench/penalties")
     """Where runs and evaluations are kept."""
-    out: Path = Path("benchmarks/results/penalties.json")
-    """File of results; the plot gets the same name with .png."""
+    report: Path = Path("benchmarks/results/penalties.json")
+    """File of results; raw rows and a picture go beside it."""
 
 
-def main() -> None:
-    """Run what is missing and write the results; exits with a message when a run fails."""
-    config = load_config(PenaltyBenchConfig)
-    configure_logging()
-    try:
-        run_bench(config)
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+def work(config: PenaltyBenchConfig) -> None:
+    """Train and evaluate what is missing, then summarise.
 
+    Raises RuntimeError when a run fails, naming its log.
+    """
+    from benchmarks.penalties.plot import draw_penalties
 
-def run_bench(config: PenaltyBenchConfig) -> dict[str, Any]:
-    """Train, evaluate, summarise. Raises RuntimeError when a run fails, naming its log."""
     config.folder.mkdir(parents=True, exist_ok=True)
     load_manifest(config.model, expect="hf")
     names = [(method, seed) for seed in config.seeds for method in config.methods]
@@ -91,11 +85,10 @@ def run_bench(config: PenaltyBenchConfig) -> dict[str, Any]:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    results = collect(config)
-    write_json(config.out, results)
-    write_atomic(config.out.with_suffix(".png"), draw_penalties(results["summary"]))
-    logger.info("results in %s", config.out)
-    return results
+    results, rows = collect(config)
+    picture = draw_penalties(results["summary"])
+    write_results(config.report, results, rows=rows, picture=picture)
+    logger.info("results in %s", config.report)
 
 
 def evaluate_warm_start(config: PenaltyBenchConfig) -> None:
@@ -168,8 +161,8 @@ def _run(module_and_options: Sequence[str], log: Path) -> None:
         raise RuntimeError(f"{' '.join(module_and_options[:2])} failed: see {log}")
 
 
-def collect(config: PenaltyBenchConfig) -> dict[str, Any]:
-    """All figures of finished runs, raw and summarised."""
+def collect(config: PenaltyBenchConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """All figures of finished runs, and a row for every case of every run."""
     warm = _read(config.folder / "warm_start.json")
     cut = _read(config.folder / "truncation.json")
     warm_obedience = [_read(config.folder / "warm_start.stated.json")]
@@ -180,7 +173,7 @@ def collect(config: PenaltyBenchConfig) -> dict[str, Any]:
         },
         "truncation": summarise_method([cut], warm),
     }
-    runs: dict[str, Any] = {"warm_start": _raw(warm), "truncation": _raw(cut)}
+    runs = {"warm_start": warm, "truncation": cut}
     for method in config.methods:
         names = [f"{method}-{seed}" for seed in config.seeds]
         evaluations = [_read(config.folder / f"{name}.json") for name in names]
@@ -191,10 +184,18 @@ def collect(config: PenaltyBenchConfig) -> dict[str, Any]:
             "by_correctness": [e["by_correctness"] for e in evaluations],
             "by_trait": [e["by_trait"] for e in evaluations],
         }
-        runs |= {name: _raw(e) for name, e in zip(names, evaluations, strict=True)}
+        runs |= dict(zip(names, evaluations, strict=True))
     summary["default"] = {**summary[config.default], "method": config.default}
-    settings = config.model_dump(mode="json", exclude={"folder", "out"})
-    return {"settings": settings, "summary": summary, "runs": runs}
+    settings = config.model_dump(mode="json", exclude={"folder", "report"})
+    told = {name: _in_short(evaluation) for name, evaluation in runs.items()}
+    rows = [
+        {"run": name, "case": case, "exact": int(exact), "thinking_tokens": tokens}
+        for name, each in runs.items()
+        for case, (exact, tokens) in enumerate(
+            zip(each["exact_cases"], each["thinking_lengths"], strict=True)
+        )
+    ]
+    return {"settings": settings, "summary": summary, "runs": told}, rows
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -202,18 +203,15 @@ def _read(path: Path) -> dict[str, Any]:
     return report
 
 
-def _raw(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """What a reader needs to compute everything anew: one flag and one length a case."""
-    kept = ("n", "stated_budget", "thinking_lengths")
+def _in_short(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """A run without its rows."""
+    kept = ("budget", "n", "exact", "mean_thinking", "p95_thinking")
     return {
-        **{key: evaluation[key] for key in kept},
-        "exact_cases": [int(flag) for flag in evaluation["exact_cases"]],
-        "by_budget": [
-            {k: row[k] for k in ("budget", "n", "exact", "mean_thinking", "p95_thinking")}
-            for row in evaluation["by_budget"]
-        ],
+        "n": evaluation["n"],
+        "stated_budget": evaluation["stated_budget"],
+        "by_budget": [{key: row[key] for key in kept} for row in evaluation["by_budget"]],
     }
 
 
 if __name__ == "__main__":
-    main()
+    run(PenaltyBenchConfig, work, expected=EXPECTED)

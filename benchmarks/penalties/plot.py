@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from benchmarks.run import to_png
 
 NAMES = {"warm_start": "warm start", "truncation": "warm start, cut off"}
 
@@ -60,6 +61,4 @@ def draw_penalties(summary: Mapping[str, Mapping[str, Any]]) -> bytes:
     right.legend(fontsize=8)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    return to_png(figure)

@@ -5,18 +5,21 @@ in folders too.
 """
 
 from loadtest.capacity._drawing import draw_capacity
+from loadtest.capacity._rates import SearchPlan, find_highest, next_rate
 from loadtest.capacity._rows import read_rows, write_rows
-from loadtest.capacity._search import Capacity, next_rate, search
-from loadtest.capacity._step import Answer, Ask, Plan, Row, Step, run_step
+from loadtest.capacity._search import Capacity, search
+from loadtest.capacity._step import Ask, AskResult, RateStep, Row, StepPlan, run_step
 
 __all__ = [
-    "Answer",
     "Ask",
+    "AskResult",
     "Capacity",
-    "Plan",
+    "RateStep",
     "Row",
-    "Step",
+    "SearchPlan",
+    "StepPlan",
     "draw_capacity",
+    "find_highest",
     "next_rate",
     "read_rows",
     "run_step",

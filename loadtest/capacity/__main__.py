@@ -34,7 +34,7 @@ from loadtest.capacity._drawing import draw_capacity
 from loadtest.capacity._page import render_page
 from loadtest.capacity._rows import read_rows, write_rows
 from loadtest.capacity._search import Capacity, search
-from loadtest.capacity._step import Plan, Step
+from loadtest.capacity._step import RateStep, StepPlan
 
 logger = logging.getLogger("loadtest.capacity")
 
@@ -139,7 +139,7 @@ async def find(config: CapacityConfig) -> Capacity:
             "the server with `make serve`, or raise --ready_timeout_s"
         )
 
-    def keep(step: Step) -> None:
+    def keep(step: RateStep) -> None:
         steps.append(step)
         save(config.report, settings, Capacity(tuple(steps), finished=False))
 
@@ -150,9 +150,9 @@ async def find(config: CapacityConfig) -> Capacity:
     return found
 
 
-def make_plan(config: CapacityConfig) -> Plan:
+def make_plan(config: CapacityConfig) -> StepPlan:
     """Raises ValueError on settings that can't mean anything."""
-    return Plan(
+    return StepPlan(
         slo_ms=config.slo_p99_ms,
         max_miss_rate=config.max_miss_rate,
         start_per_s=config.start_per_s,
@@ -169,7 +169,7 @@ def make_plan(config: CapacityConfig) -> Plan:
     )
 
 
-def load_known(path: Path, settings: dict[str, Any], plan: Plan) -> list[Step]:
+def load_known(path: Path, settings: dict[str, Any], plan: StepPlan) -> list[RateStep]:
     """Steps of an unfinished search with the same settings; none where there is no such file.
 
     Raises ValueError where the file is damaged.

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from loadtest._cases import CaseMix
 from loadtest._reply import SERVER_PHASES, Slo, judge_reply
-from loadtest.capacity._step import Answer, Ask
+from loadtest.capacity._step import Ask, AskResult
 
 ANY_TIME = Slo(p99_ms=math.inf)  # lateness is judged by the search
 
@@ -82,14 +82,14 @@ class Http:
 def ask_curt(http_client: Http, mix: CaseMix, run: int, deadline_ms: int) -> Ask:
     """Cases to `POST /predict`, each new to the server, every reply checked in full."""
 
-    async def ask(index: int) -> Answer:
+    async def ask(index: int) -> AskResult:
         sent = mix.request_of(index, run, deadline_ms)
         status, body = await http_client.send("POST", "/predict", sent.payload, sent.request_id)
         outcome = judge_reply(status, body, 0.0, ANY_TIME, sent)
         figures = {f"{name}_ms": outcome.phases_ms.get(name, 0.0) for name in SERVER_PHASES}
         if outcome.thinking_tokens is not None:
             figures["thinking_tokens"] = outcome.thinking_tokens
-        return Answer(outcome.miss, figures)
+        return AskResult(outcome.miss, figures)
 
     return ask
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from curt.files import write_atomic
 from loadtest._reply import Slo
-from loadtest.capacity._step import Row, Step
+from loadtest.capacity._step import RateStep, Row
 
 COLUMNS = ("step", "rate_per_s", "at_s", "latency_ms", "lag_ms", "miss", "answered")
 
 
-def write_rows(path: Path, steps: Sequence[Step]) -> None:
+def write_rows(path: Path, steps: Sequence[RateStep]) -> None:
     """Write every request of every step as CSV; an empty `miss` is a good answer in time."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -36,7 +36,7 @@ def write_rows(path: Path, steps: Sequence[Step]) -> None:
     write_atomic(path, text.getvalue())
 
 
-def read_rows(path: Path, summaries: Sequence[Mapping[str, Any]], slo: Slo) -> list[Step]:
+def read_rows(path: Path, summaries: Sequence[Mapping[str, Any]], slo: Slo) -> list[RateStep]:
     """The steps behind `Capacity.to_json()["steps"]`, with the rows `write_rows` kept.
 
     Raises ValueError when the two files are not of one search.
@@ -54,7 +54,7 @@ def read_rows(path: Path, summaries: Sequence[Mapping[str, Any]], slo: Slo) -> l
                 )
                 by_step.setdefault(int(line["step"]), []).append(row)
         steps = [
-            Step(
+            RateStep(
                 told["number"],
                 told["rate_per_s"],
                 slo,

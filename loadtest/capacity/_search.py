@@ -1,16 +1,16 @@
-"""Bracket and bisect the rate for the highest that keeps the promise."""
+"""Load a server at one rate after another for the highest that keeps the promise."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loadtest.capacity._step import Ask, Plan, Step, run_step
+from loadtest.capacity._rates import next_rate
+from loadtest.capacity._step import Ask, RateStep, StepPlan, run_step
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +21,11 @@ KNEE = 2.0  # times the p99 at the lowest rate
 class Capacity:
     """What a search found, or has found so far."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[RateStep, ...]
     finished: bool
 
     @property
-    def best(self) -> Step | None:
+    def best(self) -> RateStep | None:
         """The step at the highest rate that kept the promise."""
         return max((s for s in self.steps if s.kept), key=lambda s: s.rate_per_s, default=None)
 
@@ -96,39 +96,12 @@ class Capacity:
         }
 
 
-def next_rate(plan: Plan, steps: Sequence[Step]) -> float | None:
-    """The rate to try after these steps, None when the search is over.
-
-    Up by `factor` while the promise is kept, down by it while it is broken; between the two,
-    the geometric mean, until they are within `precision` of each other. A rate counts as kept
-    once it was kept, and as broken once it was broken `attempts` times.
-    """
-    if len(steps) >= plan.max_steps:
-        return None
-    if not steps:
-        return plan.start_per_s
-    kept = max((step.rate_per_s for step in steps if step.kept), default=None)
-    tries = Counter(step.rate_per_s for step in steps if kept is None or step.rate_per_s > kept)
-    again = [rate for rate, count in tries.items() if count < plan.attempts]
-    if again:
-        return again[0]
-    broken = min(tries, default=None)
-    if broken is None:
-        assert kept is not None
-        return min(kept * plan.factor, plan.max_per_s) if kept < plan.max_per_s else None
-    if kept is None:
-        return max(broken / plan.factor, plan.min_per_s) if broken > plan.min_per_s else None
-    if broken <= kept * (1 + plan.precision):
-        return None
-    return math.sqrt(kept * broken)
-
-
 async def search(
     ask: Ask,
-    plan: Plan,
+    plan: StepPlan,
     *,
-    known: Sequence[Step] = (),
-    on_step: Callable[[Step], None] | None = None,
+    known: Sequence[RateStep] = (),
+    on_step: Callable[[RateStep], None] | None = None,
 ) -> Capacity:
     """Find the highest rate at which p99 and misses keep `plan`'s promise.
 
@@ -149,7 +122,7 @@ async def search(
     return Capacity(tuple(steps), finished=True)
 
 
-def tell(step: Step) -> str:
+def tell(step: RateStep) -> str:
     """A step in a line of a log."""
     p99_ms = step.quantile_ms(0.99)
     return (

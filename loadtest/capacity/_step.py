@@ -15,13 +15,14 @@ from typing import Any
 from loadtest._arrivals import arrival_times_s
 from loadtest._reply import Slo
 from loadtest._slo import find_breaches, nearest_rank, state_confidence
+from loadtest.capacity._rates import SearchPlan
 
 OVER = "over the SLO"
 LOOK_S = 0.1  # between two looks at whether a step is hopeless
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AskResult:
     """What came of one request, lateness apart.
 
     `miss` is the reason it is no whole, valid answer, None when it is one; `figures` are
@@ -32,57 +33,37 @@ class Answer:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
-Ask = Callable[[int], Awaitable[Answer]]
+Ask = Callable[[int], Awaitable[AskResult]]
 """Send request number `index`, which never repeats within a search, and wait for the reply.
 
 OSError and TimeoutError count as misses; any other exception ends the search.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan(SearchPlan):
     """The promise, and how thoroughly to look for the highest rate that keeps it.
 
     A step makes `min_requests` or lasts `min_s`, whichever is longer, but never longer than
-    `max_s` (0 for no limit), after `warmup_requests` at the same rate that do not count. A rate
-    that broke is tried `attempts` times in all: more than one forgives a hiccup of the machine.
+    `max_s` (0 for no limit), after `warmup_requests` at the same rate that do not count.
     """
 
     slo_ms: float = 400.0
     max_miss_rate: float = 0.01
-    start_per_s: float = 2.0
-    factor: float = 2.0
-    precision: float = 0.05
     min_requests: int = 1000
     min_s: float = 10.0
     max_s: float = 0.0
     warmup_requests: int = 20
     settle_s: float = 1.0
     patience_s: float = 10.0
-    min_per_s: float = 0.05
-    max_per_s: float = 10_000.0
-    max_steps: int = 40
-    attempts: int = 1
     stop_early: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "slo_ms",
-            "start_per_s",
-            "precision",
-            "min_requests",
-            "patience_s",
-            "attempts",
-        ):
+        SearchPlan.__post_init__(self)  # `super()` does not work in a dataclass with slots
+        for name in ("slo_ms", "min_requests", "patience_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} of {getattr(self, name)}: use more than 0")
-        if not self.factor > 1:
-            raise ValueError(f"factor of {self.factor}: use more than 1")
-        if not 0 < self.min_per_s <= self.start_per_s <= self.max_per_s:
-            raise ValueError(
-                f"start_per_s of {self.start_per_s}: use {self.min_per_s} to {self.max_per_s}"
-            )
         if self.patience_s * 1000 < self.slo_ms:
             raise ValueError(f"patience_s of {self.patience_s}: use at least the SLO")
 
@@ -119,7 +100,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RateStep:
     """What one rate led to; `stopped_early` where nothing could rescue it any more."""
 
     number: int
@@ -185,8 +166,8 @@ class Step:
 
 
 async def run_step(
-    ask: Ask, rate_per_s: float, plan: Plan, *, number: int = 0, first_index: int = 0
-) -> Step:
+    ask: Ask, rate_per_s: float, plan: StepPlan, *, number: int = 0, first_index: int = 0
+) -> RateStep:
     """Load at one rate and wait for every reply; `number` picks the schedule's seed.
 
     No more arrive once more requests have missed, or are still unanswered past the SLO, than
@@ -199,13 +180,13 @@ async def run_step(
     finally:
         await running.cancel()
     rows = tuple(sorted(running.rows, key=lambda row: row.at_s))
-    return Step(number, rate_per_s, plan.slo, rows, stopped, running.means(), running.asked)
+    return RateStep(number, rate_per_s, plan.slo, rows, stopped, running.means(), running.asked)
 
 
 class _Running:
     """A step under way."""
 
-    def __init__(self, ask: Ask, plan: Plan, wanted: int, first_index: int) -> None:
+    def __init__(self, ask: Ask, plan: StepPlan, wanted: int, first_index: int) -> None:
         self._ask, self._plan, self._first = ask, plan, first_index
         self._total = plan.warmup_requests + wanted
         self._allowed = plan.misses_allowed(wanted)
@@ -269,9 +250,9 @@ class _Running:
             async with asyncio.timeout(self._plan.patience_s):
                 answer = await self._ask(self._first + number)
         except TimeoutError:
-            answer = Answer("timeout")
+            answer = AskResult("timeout")
         except OSError as error:
-            answer = Answer(f"connection: {type(error).__name__}")
+            answer = AskResult(f"connection: {type(error).__name__}")
         latency_ms = (time.monotonic() - due_s) * 1e3
         if not counts or self._due_s.pop(number, None) is None:
             return

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-Reply = Callable[[dict[str, Any]], bytes | None]
+Reply = Callable[[Any], bytes | None]
 """From a request's body to all that is sent back; None closes the connection without a word."""
 
 

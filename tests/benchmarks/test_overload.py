@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.load.overload import OverloadConfig, Reply, measure, quantiles, summarise
+from benchmarks.client import Exchange, Got, quantiles
+from benchmarks.load.overload import OverloadConfig, measure, summarise
 from tests.micro import FACTS
 
 
@@ -63,7 +64,7 @@ def test_capacity_and_goodput_of_a_server_that_refuses_the_rest(tmp_path: Path) 
 
     async def scenario() -> Any:
         async with server_of(50) as url:
-            return await measure(config.model_copy(update={"url": url}))
+            return await measure(config, url)
 
     results = asyncio.run(scenario())
     row = results["overload"]
@@ -79,23 +80,26 @@ def test_capacity_and_goodput_of_a_server_that_refuses_the_rest(tmp_path: Path) 
 def test_a_server_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     cases = tmp_path / "cases.jsonl"
     cases.write_text(json.dumps({"fact": FACTS[0]}))
-    config = OverloadConfig(
-        url="http://127.0.0.1:9", cases=cases, ramp_start=20, ramp_seconds=0.2, settle_seconds=0
-    )
+    config = OverloadConfig(cases=cases, ramp_start=20, ramp_seconds=0.2, settle_seconds=0)
     with pytest.raises(ValueError, match="is it ready"):
-        asyncio.run(measure(config))
+        asyncio.run(measure(config, "http://127.0.0.1:9"))
+
+
+def exchange(status: int, service_ms: float, degraded: bool = False) -> Exchange:
+    body = json.dumps({"degraded": degraded, "thinking": {"tokens": 7}}).encode()
+    return Exchange(0, 10.0, 10.0001, 10.0001 + service_ms / 1e3, Got(status, body))
 
 
 def test_what_counts_as_a_miss_and_as_late() -> None:
-    replies = [
-        Reply(200, True, False, 0.1, 300, 299.9),
-        Reply(200, False, True, 0.1, 300, 299.9),
-        Reply(200, False, False, 0.1, 405, 404.9),
-        Reply(200, False, False, 0.1, 412, 411.9),
-        Reply(503, False, False, 0.1, 60, 59.9),
-        Reply(0, False, False, 0.1, 5400, 5399.9),
+    exchanges = [
+        exchange(200, 299.9),
+        exchange(200, 299.9, degraded=True),
+        exchange(200, 404.9),
+        exchange(200, 411.9),
+        exchange(503, 59.9),
+        exchange(0, 5399.9),
     ]
-    row = summarise(replies, 10.0, 2.0, 400)
+    row = summarise(exchanges, 10.0, 2.0, 400)
     assert (row["goodput_per_s"], row["misses"], row["degraded"]) == (0.5, 5, 1)
     assert (row["later_than_deadline"], row["later_than_allowed"]) == (2, 1)
     assert row["refusals_of_50_ms_or_more"] == 1

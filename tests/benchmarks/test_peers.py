@@ -1,32 +1,27 @@
-"""The comparison with peers: its search, its yardstick, its client, its servers' plumbing."""
+"""The comparison with peers: its yardstick and its servers' plumbing."""
 
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from benchmarks.client import Client, Exchange, Got
 from benchmarks.peers import server
 from benchmarks.peers.catalogue import Places, Setting, curt_settings, peer_settings
-from benchmarks.peers.client import Client, Reply, send_in_turn, send_on_schedule
 from benchmarks.peers.cross_check import summarise as summarise_check
 from benchmarks.peers.engines import Continuous, Sequence
 from benchmarks.peers.judging import (
     Bodies,
-    Outcome,
+    JudgedReply,
     accuracy_change,
     answer_of,
     judge,
@@ -34,10 +29,9 @@ from benchmarks.peers.judging import (
     summarise,
 )
 from benchmarks.peers.plot import draw_peers
-from benchmarks.peers.profile import phases, rank
 from benchmarks.peers.report import Turn, compare, raw_rows
-from benchmarks.peers.running import Hall, StartError, run_server
-from benchmarks.peers.search import find_highest
+from benchmarks.peers.running import ServerRotation, run_setting
+from benchmarks.run import StartError
 from curt.corpus.case import Case
 from curt.dialogue import THINK_START
 from curt.engines.tokenizer import PromptTokenizer
@@ -54,36 +48,15 @@ def places(folder: Path, port: int = 8172) -> Places:
     )
 
 
-def outcome(latency_ms: float = 10, miss: str | None = None, **more: Any) -> Outcome:
+def reply(latency_ms: float = 10, miss: str | None = None, **more: Any) -> JudgedReply:
     row = {"case": 0, "at_s": 0.0, "lag_ms": 0.1, "exact": miss is None, "thinking_tokens": 20}
-    return Outcome(latency_ms=latency_ms, miss=miss, **(row | more))
+    return JudgedReply(latency_ms=latency_ms, miss=miss, **(row | more))
 
 
-def reply_of(content: object, latency_ms: float = 10, status: int = 200) -> Reply:
-    return Reply(0, 0.0, status, latency_ms, 0.1, json.dumps(content).encode())
-
-
-@given(limit=st.floats(1.0, 200.0), start=st.floats(1.0, 200.0), factor=st.floats(1.05, 2.0))
-def test_the_search_ends_just_below_the_limit(limit: float, start: float, factor: float) -> None:
-    tried: list[float] = []
-
-    async def keeps(rate: float) -> bool:
-        tried.append(rate)
-        return rate <= limit
-
-    found = asyncio.run(find_highest(keeps, start, factor=factor, precision=0.06))
-    assert found == max((rate for rate in tried if rate <= limit), default=0.0)
-    if len(tried) < 14 and found:  # it stopped because it knew, not because it was tired
-        assert limit < found * 1.0601 * 1.0001
-
-
-def test_the_search_gives_up_far_below_its_start() -> None:
-    async def keeps(rate: float) -> bool:
-        return False
-
-    assert asyncio.run(find_highest(keeps, 10.0)) == 0.0
-    with pytest.raises(ValueError, match="factor 1"):
-        asyncio.run(find_highest(keeps, 10.0, factor=1))
+def exchange_of(content: object, latency_ms: float = 10, status: int = 200) -> Exchange:
+    return Exchange(
+        0, 5.0, 5.0001, 5.0 + latency_ms / 1e3, Got(status, json.dumps(content).encode())
+    )
 
 
 def test_every_protocol_is_read_by_one_yardstick(micro_model: Path) -> None:
@@ -106,19 +79,19 @@ def test_every_protocol_is_read_by_one_yardstick(micro_model: Path) -> None:
         ],
     }
     for protocol, content in (("completions", completion), ("chat", chat), ("predict", predict)):
-        read = judge(reply_of(content), protocol, 3, TRUTH, 400, tokenizer)
+        read = judge(exchange_of(content), protocol, 3, TRUTH, 400, tokenizer)
         assert (read.miss, read.exact, read.case) == (None, True, 3), protocol
         assert read.thinking_tokens > 0
-        late = judge(reply_of(content, 400.0), protocol, 3, TRUTH, 400, tokenizer)
+        late = judge(exchange_of(content, 400.1), protocol, 3, TRUTH, 400, tokenizer)
         assert (late.miss, late.exact) == ("late", True)
-    degraded = judge(reply_of(predict | {"degraded": True}), "predict", 0, TRUTH, 400, tokenizer)
+    degraded = judge(exchange_of(predict | {"degraded": True}), "predict", 0, TRUTH, 400, tokenizer)
     assert degraded.miss == "degraded"
     unread = judge(
-        reply_of({"choices": [{"text": "8个月"}]}), "completions", 0, TRUTH, 400, tokenizer
+        exchange_of({"choices": [{"text": "8个月"}]}), "completions", 0, TRUTH, 400, tokenizer
     )
     assert (unread.miss, unread.exact) == ("unreadable", False)
-    assert judge(reply_of({}, status=503), "chat", 0, TRUTH, 400, tokenizer).miss == "status 503"
-    assert judge(reply_of({}, status=0), "chat", 0, TRUTH, 400, tokenizer).miss == "no reply"
+    assert judge(exchange_of({}, status=503), "chat", 0, TRUTH, 400, tokenizer).miss == "status 503"
+    assert judge(exchange_of({}, status=0), "chat", 0, TRUTH, 400, tokenizer).miss == "no reply"
 
 
 def test_an_answer_is_found_where_the_end_of_thinking_was_left_out() -> None:
@@ -128,9 +101,9 @@ def test_an_answer_is_found_where_the_end_of_thinking_was_left_out() -> None:
 
 
 def test_a_miss_counts_as_an_infinite_latency() -> None:
-    good = [outcome(float(ms)) for ms in range(200)]
+    good = [reply(float(ms)) for ms in range(200)]
     assert summarise(good, 10)["p99_ms"] == 198.0
-    spoilt = [*good[:197], *[outcome(5, "degraded")] * 3]
+    spoilt = [*good[:197], *[reply(5, "degraded")] * 3]
     row = summarise(spoilt, 10)
     assert row["p99_ms"] is None
     assert row["misses"] == {"degraded": 3}
@@ -139,7 +112,7 @@ def test_a_miss_counts_as_an_infinite_latency() -> None:
 
 
 def test_accuracy_is_compared_case_by_case() -> None:
-    easy, hard = outcome(exact=True, case=0), outcome(exact=False, case=1)
+    easy, hard = reply(exact=True, case=0), reply(exact=False, case=1)
     assert accuracy_change([easy, easy, hard], [1.0, 0.0]) == 0
     assert keeps_accuracy([easy, hard] * 20, [1.0, 0.0], 0.01)
     assert not keeps_accuracy([hard] * 20 + [easy] * 20, [1.0, 1.0], 0.01)
@@ -187,61 +160,19 @@ def test_the_ratio_is_to_the_best_peer_at_equal_accuracy() -> None:
     assert draw_peers({"servers": rows}, 400).startswith(b"\x89PNG")
 
 
-def test_raw_rows_are_whole_and_the_same_each_time() -> None:
-    turn = Turn(0, {5.0: [outcome(), outcome(miss="late")]})
-    packed = raw_rows({"curt": [turn]})
-    assert packed == raw_rows({"curt": [turn]})
-    assert gzip.decompress(packed).decode().splitlines()[2].split(",")[7] == "late"
-
-
-@asynccontextmanager
-async def echo(delay_s: float) -> AsyncIterator[str]:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                body = await reader.readexactly(
-                    int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-                )
-                await asyncio.sleep(delay_s)
-                writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode())
-                writer.write(body)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client left
-        finally:
-            writer.transport.abort()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
-        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-        await asyncio.sleep(0.05)
-
-
-BODIES = [str(i).encode() for i in range(60)]
-
-
-# The stand-in server's streams end with the loop.
-@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
-def test_every_request_gets_its_own_reply_or_the_step_ends_early() -> None:
-    async def go() -> None:
-        async with echo(0.02) as url:
-            client = Client(url, "/")
-            replies = await send_on_schedule(client, BODIES, 200.0, seed=1)
-            assert {(r.index, r.body) for r in replies} == set(enumerate(BODIES))
-            assert all(r.status == 200 and r.latency_ms >= 20 for r in replies)
-            in_turn = await send_in_turn(client, BODIES[:10], 3)
-            assert {(r.index, r.body) for r in in_turn} == set(enumerate(BODIES[:10]))
-            few = await send_on_schedule(client, BODIES, 200.0, 1, lambda seen: len(seen) > 3)
-            assert 3 < len(few) < 60
-            client.close()
-
-    asyncio.run(go())
+def test_every_request_is_a_raw_row() -> None:
+    rows = raw_rows({"curt": [Turn(0, {5.0: [reply(), reply(miss="late")]})]})
+    assert [(row["server"], row["round"], row["miss"]) for row in rows] == [
+        ("curt", 1, ""),
+        ("curt", 1, "late"),
+    ]
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     dying = (sys.executable, "-c", "raise SystemExit('no such weights')")
     with (
         pytest.raises(StartError, match="no such weights"),
-        run_server(Setting("p", "one", "m", dying, 8172)),
+        run_setting(Setting("p", "one", "m", dying, 8172)),
     ):
         pass
 
@@ -263,23 +194,24 @@ def test_a_slow_starter_is_stopped_between_its_turns_and_gone_after(
     port = free_port()
     command = (sys.executable, "-m", "http.server", str(port), "--directory", str(tmp_path))
     setting = Setting("p", "one", "m", command, port, ready_path="/", slow_to_start=slow)
-    with Hall() as hall:
-        with hall.run(setting) as first:
-            assert state_of(first.pid) in "RS"
-            with pytest.raises(StartError, match="is taken"), run_server(setting):
+    with ServerRotation() as rotation:
+        with rotation.run(setting) as first:
+            assert state_of(first.process.pid) in "RS"
+            with pytest.raises(StartError, match="is taken"), run_setting(setting):
                 pass
         if slow:
             end_s = time.monotonic() + 5
-            while state_of(first.pid) != "T":  # it stops when it next runs
+            while state_of(first.process.pid) != "T":  # it stops when it next runs
                 assert time.monotonic() < end_s
                 time.sleep(0.01)
         else:
-            assert first.returncode is not None
-        with hall.run(setting) as second:
-            assert (second.pid == first.pid) == slow
-            client = Client(setting.url, "/")
-            assert asyncio.run(client.ask(b""))[0] == 501  # it knows no POST, but it answers
-    assert second.returncode is not None
+            assert first.process.returncode is not None
+        with rotation.run(setting) as second:
+            assert (second.process.pid == first.process.pid) == slow
+            client = Client(setting.url, what="POST /")
+            got = asyncio.run(client.exchange(b""))
+            assert got.status == 501  # it knows no POST, but it answers
+    assert second.process.returncode is not None
 
 
 class Counting(Continuous):
@@ -346,21 +278,16 @@ def test_waiting_requests_are_completed_together(monkeypatch: pytest.MonkeyPatch
     assert sizes == [1, 4, 1]
 
 
-def test_a_profile_ranks_functions_and_phases() -> None:
-    ranked = rank(["main (a.py:1);work (b.py:2) 3", "main (a.py:9) 1"])
-    assert ranked["own"] == {"work (b.py)": 0.75, "main (a.py)": 0.25}
-    assert ranked["whole"]["main (a.py)"] == 1
-    with pytest.raises(ValueError, match="no sample"):
-        rank([])
-    timings = {"queue": 1.0, "prefill": 2.0, "decode": 3.0, "total": 7.0}
-    told = phases([reply_of({"timings_ms": timings}, 8.0), reply_of({}, 9.0, status=503)])
-    assert (told["front"], told["network_and_client"]) == (1.0, 1.0)
-
-
 def test_the_cross_check_counts_from_due_and_from_sending() -> None:
-    replies = [Reply(i, 0.0, 200, 10.0 + i, 2.0, b'{"degraded":true}') for i in range(100)]
-    row = summarise_check([*replies, Reply(0, 0.0, 503, 1.0, 0.0, b"")])
-    assert (row["p50_ms"], row["sent_p50_ms"], row["p99_ms"]) == (60.0, 58.0, 109.0)
+    def exchange(latency_ms: float, lag_ms: float, got: Got) -> Exchange:
+        return Exchange(0, 0.0, lag_ms / 1e3, latency_ms / 1e3, got)
+
+    good = Got(200, b'{"degraded":true}')
+    row = summarise_check([*(exchange(10.0 + i, 2.0, good) for i in range(100)),
+                           exchange(1.0, 0.0, Got(503))])  # fmt: skip
+    assert row["p50_ms"] == pytest.approx(60.0)
+    assert row["sent_p50_ms"] == pytest.approx(58.0)
+    assert row["p99_ms"] == pytest.approx(109.0)
     assert (row["answered"], row["degraded"]) == (100, 100)
     with pytest.raises(ValueError, match="no reply with status 200"):
         summarise_check([])

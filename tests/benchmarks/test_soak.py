@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.load.plots import draw_soak
 from benchmarks.load.soak import SoakConfig, judge, measure, to_series, verdict_on, watch_memory
-from benchmarks.load.soak_plot import draw_soak
 from benchmarks.load.trend import Trend
 from tests.micro import FACTS
 
@@ -93,8 +93,8 @@ def test_a_short_soak_of_a_real_server(soak_model: Path, tmp_path: Path) -> None
     config = SoakConfig(
         model=soak_model, fallback=None, cases=cases, minutes=0.05, parts=3, capacity=8, workers=1
     )
-    result = measure(config)
+    result, series = measure(config)
     assert result["processes_lost"] == 0
     assert result["requests"] == sum(part["arrived"] for part in result["parts"]) > 5
-    assert {"p99_ms", "miss_share", "front_mib", "worker 1_mib"} <= set(result["series"])
-    assert draw_soak(result).startswith(PNG)
+    assert {"p99_ms", "miss_share", "front_mib", "worker 1_mib"} <= set(series)
+    assert draw_soak(result, series).startswith(PNG)

@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.capacity import (
-    Answer,
+    AskResult,
     Capacity,
-    Plan,
+    RateStep,
     Row,
-    Step,
+    SearchPlan,
+    StepPlan,
     draw_capacity,
+    find_highest,
     next_rate,
     read_rows,
     run_step,
@@ -26,7 +28,7 @@ from loadtest.capacity import (
 from loadtest.capacity._page import render_page
 
 # Wide enough that a busy machine changes nothing of what is tested.
-QUICK = Plan(
+QUICK = StepPlan(
     slo_ms=1000,
     start_per_s=50,
     min_requests=30,
@@ -39,14 +41,14 @@ QUICK = Plan(
 )
 
 
-def step_at(rate: float, *, kept: bool, number: int = 0, p99_ms: float = 100.0) -> Step:
+def step_at(rate: float, *, kept: bool, number: int = 0, p99_ms: float = 100.0) -> RateStep:
     row = Row(1.0, p99_ms, 0.1, None if kept else "over the SLO")
     rows = tuple(replace(row, at_s=float(at)) for at in range(10))
-    return Step(number, rate, QUICK.slo, rows, asked=12, figures={"tokens": 3.0})
+    return RateStep(number, rate, QUICK.slo, rows, asked=12, figures={"tokens": 3.0})
 
 
-def search_without_load(plan: Plan, limit_per_s: float) -> list[Step]:
-    steps: list[Step] = []
+def search_without_load(plan: StepPlan, limit_per_s: float) -> list[RateStep]:
+    steps: list[RateStep] = []
     while (rate := next_rate(plan, steps)) is not None:
         steps.append(step_at(rate, kept=rate <= limit_per_s, number=len(steps)))
     return steps
@@ -54,7 +56,7 @@ def search_without_load(plan: Plan, limit_per_s: float) -> list[Step]:
 
 @given(st.floats(0.06, 9000), st.floats(0.1, 5000))
 def test_the_bracket_closes_around_the_limit(limit: float, start: float) -> None:
-    plan = Plan(start_per_s=start, precision=0.05)
+    plan = StepPlan(start_per_s=start, precision=0.05)
     found = Capacity(tuple(search_without_load(plan, limit)), finished=True)
     assert found.broken_at_per_s is not None
     assert found.rate_per_s <= limit < found.broken_at_per_s
@@ -63,7 +65,7 @@ def test_the_bracket_closes_around_the_limit(limit: float, start: float) -> None
 
 
 def test_a_search_ends_at_its_bounds() -> None:
-    plan = Plan(start_per_s=2, min_per_s=0.5, max_per_s=10)
+    plan = StepPlan(start_per_s=2, min_per_s=0.5, max_per_s=10)
     endless = Capacity(tuple(search_without_load(plan, 1e9)), finished=True)
     assert (endless.rate_per_s, endless.broken_at_per_s) == (10, None)
     assert "none higher was tried" in endless.note
@@ -75,7 +77,7 @@ def test_a_search_ends_at_its_bounds() -> None:
 
 
 def test_a_rate_that_broke_once_gets_its_other_attempts() -> None:
-    plan = Plan(start_per_s=2, attempts=2)
+    plan = StepPlan(start_per_s=2, attempts=2)
     steps = [step_at(2, kept=True), step_at(4, kept=False)]
     assert next_rate(plan, steps) == 4
     assert next_rate(plan, [*steps, step_at(4, kept=True)]) == 8
@@ -84,7 +86,7 @@ def test_a_rate_that_broke_once_gets_its_other_attempts() -> None:
 
 
 def test_a_going_on_search_asks_what_an_unbroken_one_would_have() -> None:
-    plan = Plan(start_per_s=3)
+    plan = StepPlan(start_per_s=3)
     steps = search_without_load(plan, 77.0)
     for known in range(1, len(steps)):
         assert next_rate(plan, steps[:known]) == steps[known].rate_per_s
@@ -102,16 +104,16 @@ def test_the_knee_is_where_p99_doubles() -> None:
 def test_the_misses_allowed_are_those_a_kept_step_may_have(
     requests: int, max_miss_rate: float, allowed: int
 ) -> None:
-    plan = Plan(max_miss_rate=max_miss_rate)
+    plan = StepPlan(max_miss_rate=max_miss_rate)
     assert plan.misses_allowed(requests) == allowed
     good, bad = Row(0.0, 10.0, 0.0), Row(0.0, 10.0, 0.0, "status 500", answered=False)
     for misses, kept in ((allowed, True), (allowed + 1, False)):
         rows = (good,) * (requests - misses) + (bad,) * misses
-        assert Step(0, 5.0, plan.slo, rows).kept is kept
+        assert RateStep(0, 5.0, plan.slo, rows).kept is kept
 
 
 def test_the_length_of_a_step() -> None:
-    plan = Plan(min_requests=1000, min_s=10)
+    plan = StepPlan(min_requests=1000, min_s=10)
     assert [plan.requests_at(rate) for rate in (1, 100, 500)] == [1000, 1000, 5000]
     assert replace(plan, max_s=20).requests_at(5) == 100
 
@@ -121,17 +123,17 @@ def test_the_length_of_a_step() -> None:
 )
 def test_a_plan_that_means_nothing_is_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="use "):
-        replace(Plan(), **changes)
+        replace(StepPlan(), **changes)
 
 
-async def quick(_: int) -> Answer:
-    return Answer(figures={"tokens": 7.0})
+async def quick(_: int) -> AskResult:
+    return AskResult(figures={"tokens": 7.0})
 
 
 def test_a_step_counts_what_comes_after_the_warm_up() -> None:
     asked: list[int] = []
 
-    async def ask(index: int) -> Answer:
+    async def ask(index: int) -> AskResult:
         asked.append(index)
         return await quick(index)
 
@@ -146,13 +148,13 @@ def test_a_step_counts_what_comes_after_the_warm_up() -> None:
 def test_latency_counts_from_the_schedule_and_not_from_the_reply_before() -> None:
     """One at a time, 30 ms each, at 100 a second: the queue shows in every later latency."""
 
-    async def run() -> Step:
+    async def run() -> RateStep:
         lock = asyncio.Lock()
 
-        async def ask(_: int) -> Answer:
+        async def ask(_: int) -> AskResult:
             async with lock:
                 await asyncio.sleep(0.03)
-            return Answer()
+            return AskResult()
 
         return await run_step(ask, 100, replace(QUICK, warmup_requests=0))
 
@@ -163,14 +165,14 @@ def test_latency_counts_from_the_schedule_and_not_from_the_reply_before() -> Non
 
 
 def test_lateness_failures_and_silence_are_misses_by_name() -> None:
-    async def ask(index: int) -> Answer:
+    async def ask(index: int) -> AskResult:
         if index % 4 == 0:
             await asyncio.sleep(0.35)
         if index % 4 == 1:
             raise ConnectionResetError
         if index % 4 == 2:
             await asyncio.sleep(60)
-        return Answer("shed (503)") if index % 4 == 3 else Answer()
+        return AskResult("shed (503)") if index % 4 == 3 else AskResult()
 
     plan = replace(QUICK, slo_ms=300, patience_s=0.6, stop_early=False)
     step = asyncio.run(run_step(ask, 200, plan))
@@ -183,9 +185,9 @@ def test_lateness_failures_and_silence_are_misses_by_name() -> None:
 
 
 def test_a_hopeless_step_ends_early_even_without_any_reply() -> None:
-    async def silent(_: int) -> Answer:
+    async def silent(_: int) -> AskResult:
         await asyncio.sleep(60)
-        return Answer()
+        return AskResult()
 
     plan = replace(QUICK, slo_ms=200, patience_s=0.5, min_requests=100_000)
     started_s = time.monotonic()
@@ -196,7 +198,7 @@ def test_a_hopeless_step_ends_early_even_without_any_reply() -> None:
 
 
 def test_a_bug_in_ask_is_no_miss() -> None:
-    async def broken(_: int) -> Answer:
+    async def broken(_: int) -> AskResult:
         raise KeyError("defendants")
 
     with pytest.raises(KeyError):
@@ -206,11 +208,11 @@ def test_a_bug_in_ask_is_no_miss() -> None:
 def test_a_search_goes_on_from_what_is_known_with_new_requests() -> None:
     asked: list[int] = []
 
-    async def ask(index: int) -> Answer:
+    async def ask(index: int) -> AskResult:
         asked.append(index)
-        return Answer() if index < 150 else Answer("status 500")
+        return AskResult() if index < 150 else AskResult("status 500")
 
-    heard: list[Step] = []
+    heard: list[RateStep] = []
     known = [step_at(50, kept=True)]
     found = asyncio.run(search(ask, QUICK, known=known, on_step=heard.append))
     assert found.steps[0] is known[0]
@@ -222,7 +224,7 @@ def test_a_search_goes_on_from_what_is_known_with_new_requests() -> None:
 
 
 def test_a_cancelled_search_keeps_every_finished_step() -> None:
-    heard: list[Step] = []
+    heard: list[RateStep] = []
 
     async def run() -> None:
         task = asyncio.create_task(search(quick, QUICK, on_step=heard.append))
@@ -252,7 +254,7 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 def test_the_pictures_and_the_page_take_any_search() -> None:
     silent = Row(0.0, 1.0, 0.0, "timeout", answered=False)
-    broken = Step(2, 200.0, QUICK.slo, (silent,), stopped_early=True)
+    broken = RateStep(2, 200.0, QUICK.slo, (silent,), stopped_early=True)
     found = Capacity((step_at(50, kept=True), step_at(100, kept=True), broken), finished=True)
     assert draw_capacity({"one <b>": found, "other": found}, 400).startswith(b"\x89PNG")
     settings = {"host": "http://here", "plan": {"slo_ms": 400.0}}
@@ -261,3 +263,32 @@ def test_the_pictures_and_the_page_take_any_search() -> None:
     assert page.count("<svg") == 1
     assert "<script" not in page
     assert "<svg" not in render_page(settings, Capacity((), finished=False))
+
+
+@given(limit=st.floats(1.0, 200.0), start=st.floats(1.0, 200.0), factor=st.floats(1.05, 2.0))
+def test_any_search_ends_just_below_the_limit(limit: float, start: float, factor: float) -> None:
+    tried: list[float] = []
+
+    async def keeps(rate: float) -> bool:
+        tried.append(rate)
+        return rate <= limit
+
+    plan = SearchPlan(start_per_s=start, factor=factor, precision=0.06, max_steps=14)
+    found = asyncio.run(find_highest(keeps, plan))
+    assert found == max((rate for rate in tried if rate <= limit), default=0.0)
+    if len(tried) < 14 and found:  # it stopped because it knew, not because it was tired
+        assert limit < found * 1.0601 * 1.0001
+
+
+def test_a_search_gives_up_at_its_lowest_rate_and_forgives_a_hiccup() -> None:
+    tried: list[float] = []
+
+    async def keeps(rate: float) -> bool:
+        tried.append(rate)
+        return False
+
+    plan = SearchPlan(start_per_s=8.0, min_per_s=2.0, attempts=2)
+    assert asyncio.run(find_highest(keeps, plan)) == 0.0
+    assert tried == [8.0, 8.0, 4.0, 4.0, 2.0, 2.0]
+    with pytest.raises(ValueError, match="factor of 1"):
+        SearchPlan(factor=1.0)

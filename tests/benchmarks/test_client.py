@@ -1,4 +1,4 @@
-"""The open-loop client against servers that answer, stall, cut off and refuse."""
+"""The client against servers that answer, stall, cut off and refuse."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ from benchmarks.client import (
     Client,
     Got,
     arrivals_for,
+    endless,
     fill_up,
-    read_address,
+    read_verdict,
+    send_in_turn,
     send_on_time,
     write_body,
 )
+from curt.dialogue import ParseFailure
+from curt.law.verdict import Term, Verdict
+from curt.scores.metrics import is_exact
+from serve.api.reply import build_defendant
+from serve.api.schemas import ALL_TASKS
 from tests.benchmarks.fake_server import answer, http, serving
 from tests.micro import FACTS
 
@@ -38,7 +45,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 async def ask(reply: bytes | None, patience_s: float = 2.0) -> Got:
     async with serving(lambda _: reply) as url:
-        client = Client(*read_address(url), patience_s)
+        client = Client(url, patience_s)
         got = await client.exchange(write_body(FACTS[0], 400))
         client.close()
         return got
@@ -68,14 +75,14 @@ def test_a_port_nobody_listens_on_is_no_connection() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    assert run(Client("127.0.0.1", port, 1).exchange(b"{}")).failure == "not_connected"
+    assert run(Client(f"http://127.0.0.1:{port}", 1).exchange(b"{}")).failure == "not_connected"
 
 
 def test_a_kept_connection_that_was_closed_meanwhile_is_not_used() -> None:
     async def scenario() -> tuple[Got, int]:
         replies = iter([http({}), None, http({})])
         async with serving(lambda _: next(replies)) as url:
-            client = Client(*read_address(url), 2)
+            client = Client(url, 2)
             await client.exchange(b"{}")
             await client.exchange(b"{}")  # the server closes after reading it
             got = await client.exchange(b"{}")
@@ -93,7 +100,7 @@ def test_every_arrival_is_sent_when_due_though_the_first_never_ends() -> None:
             return b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n" if stalled else http(answer())
 
         async with serving(reply) as url:
-            client = Client(*read_address(url), 0.4)
+            client = Client(url, 0.4)
             return await send_on_time(
                 client, [0.0, 0.05, 0.1], lambda index: write_body(str(index), 400)
             )
@@ -122,6 +129,43 @@ def test_a_filled_up_fact_has_the_length_and_the_whole_fact(fact: str, chars: in
 
 
 def test_only_plain_http_is_an_address() -> None:
-    assert read_address("http://127.0.0.1:8140") == ("127.0.0.1", 8140)
+    Client("http://127.0.0.1:8140")
     with pytest.raises(ValueError, match="http://host:port"):
-        read_address("https://127.0.0.1:8140")
+        Client("https://127.0.0.1:8140")
+
+
+BODIES = [str(i).encode() for i in range(60)]
+
+
+def test_every_request_gets_its_own_reply_or_the_run_ends_early() -> None:
+    async def scenario() -> None:
+        async with serving(lambda body: http({"said": body})) as url:
+            client = Client(url)
+            offsets_s = [index / 200 for index in range(60)]
+            exchanges = await send_on_time(client, offsets_s, BODIES.__getitem__)
+            assert [e.answer["said"] for e in exchanges] == list(range(60))
+            in_turn = await send_in_turn(client, BODIES[:10], 3)
+            assert [(e.index, e.answer["said"]) for e in in_turn] == [(n, n) for n in range(10)]
+            assert all(e.lag_ms == 0 for e in in_turn)
+            few = await send_on_time(
+                client, offsets_s, BODIES.__getitem__, lambda seen: len(seen) > 3
+            )
+            assert 3 < len(few) < 60
+
+    run(scenario())
+
+
+def test_facts_without_end_are_all_different() -> None:
+    assert len(set(islice(endless(["甲", "乙"]), 20))) == 20
+
+
+def test_a_verdict_is_read_back_from_its_reply() -> None:
+    theft = Verdict(("盗窃",), ("264",), Term("fixed", 8), 2000)
+    assert read_verdict(answer()) == theft
+    assert read_verdict({}) == ParseFailure("no verdict")
+    suspended = Verdict(("盗窃", "诈骗"), ("264", "266"), Term("fixed", 30, 36))
+    told = build_defendant(suspended, ALL_TASKS).model_dump()
+    told["fine_yuan"] = None  # as a classifier's
+    read = read_verdict({"defendants": [told]})
+    assert isinstance(read, Verdict)
+    assert is_exact(read, suspended)

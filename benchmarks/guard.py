@@ -1,0 +1,231 @@
+"""Has something become slower? Ratios only, so that the answer holds on any machine.
+
+    python -m benchmarks.guard                  # judge against the committed baseline
+    python -m benchmarks.guard --update true    # set the baseline, on a quiet machine
+
+Each ratio sets two things side by side that ran in turn on this machine, on what `make demo` left:
+both halves of a pair meet the machine in the same mood, which of them is first alternates, and the
+value is the median over the pairs. A ratio that lost more than the tolerance is taken once more,
+since a busy neighbour seldom disturbs the same ratio twice; lost again, it fails the run. Setting
+the baseline takes every ratio several times; one whose takes lie too far apart is written down and
+judges nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import takewhile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pydantic import Field
+
+from benchmarks.client import Client, Exchange, endless, send_in_turn, write_body
+from benchmarks.load.overload import load
+from benchmarks.run import EXPECTED, describe_machine, serve, write_results
+from compress.compare.subject import OrtSubject, RunTimes, make_request
+from curt.config import Config, run
+from curt.engines.protocol import Request
+from loadtest._arrivals import load_facts
+
+log = logging.getLogger(__name__)
+
+BETTER = {
+    "engine_over_bare_decode": "higher",  # tokens a second, beside the library's own loop
+    "served_over_fp32_decode": "higher",  # tokens a second of the served format, beside fp32
+    "served_over_engine": "lower",  # milliseconds of a request, beside the bare engine's
+    "two_workers_over_one": "higher",  # answers a second
+    "goodput_kept": "higher",  # good answers a second under a flood, beside what can be answered
+}
+SETTLED = 0.12  # takes of a guarding ratio lie within so much of their median
+PROMPT_TOKENS, DECODE_TOKENS = 200, 64
+UNHURRIED_MS = 10_000  # a deadline that shortens nobody's reasoning
+DEADLINE_MS = 400
+CROWD = 4  # requests under way at once, enough for two workers never to wait
+FLOOD = 3  # times what can be answered
+PAUSE_S = 1.5  # after a flood, whose arrivals shorten reasoning for a while
+
+
+class GuardConfig(Config):
+    """Settings of `python -m benchmarks.guard`."""
+
+    run: Path = Path("artifacts/demo")
+    """What a demo run left."""
+    pairs: int = Field(60, ge=1)
+    """Pairs behind each ratio of single requests."""
+    load_pairs: int = Field(7, ge=1)
+    """Pairs behind each ratio of loads."""
+    seconds: float = Field(1.0, gt=0)
+    """How long one half of a pair loads a server."""
+    tolerance: float = Field(0.2, gt=0, lt=1)
+    """Loss that fails."""
+    update: bool = False
+    """Set the baseline instead of judging by it."""
+    takes: int = Field(5, ge=2)
+    """How often a baseline is taken."""
+    baseline: Path = Path("benchmarks/results/smoke_baseline.json")
+    """What to judge by."""
+    report: Path = Path("artifacts/bench/smoke.json")
+    """File of results."""
+
+
+def measure(config: GuardConfig, wanted: Sequence[str]) -> dict[str, float]:
+    """The wanted ratios, medians over their pairs. Raises RuntimeError where no answer comes."""
+    served, fp32 = (OrtSubject(config.run / name, 1) for name in ("ort-w8a8", "ort-fp32"))
+    facts = endless(load_facts(config.run / "corpus" / "test.jsonl"))
+    request = make_request(served, PROMPT_TOKENS, DECODE_TOKENS)
+    passes = served.run_engine(request).passes
+    with ExitStack() as stack:
+        two, one = (
+            stack.enter_context(serve(config.run / "ort-w8a8", workers=n)).url for n in (2, 1)
+        )
+
+        def answers(url: str) -> float:
+            return asyncio.run(answer_rate(url, facts, config.seconds))
+
+        def flood() -> float:
+            texts, rate = [next(facts) for _ in range(64)], FLOOD * answers(two)
+            sending = load(two, texts, rate, config.seconds, DEADLINE_MS, seed=0)
+            good = sum(each.is_good(DEADLINE_MS) for each in asyncio.run(sending))
+            time.sleep(PAUSE_S)
+            return good / config.seconds
+
+        few, many = config.load_pairs, config.pairs
+        pairs = {
+            "engine_over_bare_decode": lambda: interleave(
+                lambda: decode_rate(served.run_engine(request)),
+                lambda: decode_rate(served.run_bare(request, passes)),
+                many,
+            ),
+            "served_over_fp32_decode": lambda: interleave(
+                lambda: decode_rate(served.run_engine(request)),
+                lambda: decode_rate(fp32.run_engine(request)),
+                many,
+            ),
+            "served_over_engine": lambda: (
+                over_engine(two, served, next(facts)) for _ in range(many)
+            ),
+            "two_workers_over_one": lambda: interleave(
+                lambda: answers(two), lambda: answers(one), few
+            ),
+            "goodput_kept": lambda: interleave(flood, lambda: answers(two), few),
+        }
+        return {name: median(pairs[name]()) for name in wanted}
+
+
+def interleave(
+    first: Callable[[], float], second: Callable[[], float], pairs: int
+) -> Iterator[float]:
+    """`first` over `second` so many times; which of them runs first alternates."""
+    for turn in range(pairs):
+        if turn % 2:
+            below = second()
+            yield first() / below
+        else:
+            above = first()
+            yield above / second()
+
+
+def decode_rate(times: RunTimes) -> float:
+    """Tokens a second after the prefill."""
+    return times.passes / times.decode_s
+
+
+async def answer_rate(url: str, facts: Iterator[str], seconds: float) -> float:
+    """Answers a second to a few clients who wait for each and are in no hurry."""
+    start_s = time.monotonic()
+    open_facts = takewhile(lambda _: time.monotonic() < start_s + seconds, facts)
+    bodies = (write_body(fact, UNHURRIED_MS) for fact in open_facts)
+    exchanges = await send_in_turn(Client(url, patience_s=90.0), bodies, CROWD)
+    return len([answered(each) for each in exchanges]) / (time.monotonic() - start_s)
+
+
+def over_engine(url: str, subject: OrtSubject, fact: str) -> float:
+    """What a request takes, over what the bare engine takes for the same."""
+    (exchange,) = asyncio.run(send_in_turn(Client(url), [write_body(fact, UNHURRIED_MS)]))
+    thinking = answered(exchange).answer["thinking"]
+    started_s = time.perf_counter()
+    subject.engine.generate([Request(fact, thinking["stated_budget"], thinking["allowed"])])
+    return exchange.service_ms / 1e3 / (time.perf_counter() - started_s)
+
+
+def answered(exchange: Exchange) -> Exchange:
+    """The exchange. Raises RuntimeError where nobody hurried the server and no answer came."""
+    if exchange.got.status != 200:
+        raise RuntimeError(
+            f"status {exchange.got.status} to a request in no hurry: is the machine stuck?"
+        )
+    return exchange
+
+
+def loss(value: float, base: float, better: str) -> float:
+    """Share of the baseline that was lost; below 0 where something was won. Twice as much of what
+    is to be low is a loss of one half, as is half as much of what is to be high."""
+    return 1 - value / base if better == "higher" else 1 - base / value
+
+
+def judge(
+    takes: Sequence[Mapping[str, float]], base: Mapping[str, Mapping[str, Any]], tolerance: float
+) -> dict[str, dict[str, Any]]:
+    """For each ratio of the baseline the best of the takes, its loss, and the verdict."""
+    rows = {}
+    for name, expected in base.items():
+        values = [take[name] for take in takes if name in take]
+        best = (max if expected["better"] == "higher" else min)(values)
+        lost = loss(best, expected["value"], expected["better"])
+        verdict = "failed" if lost > tolerance else "passed"
+        rows[name] = {
+            "value": best,
+            "base": expected["value"],
+            "loss": lost,
+            "verdict": verdict if expected["guards"] else "not judged",
+        }
+    return rows
+
+
+def settle(takes: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """The baseline of several takes: medians, how far apart they lay, and which may judge."""
+    rows = {}
+    for name in takes[0]:
+        values = [take[name] for take in takes]
+        middle = median(values)
+        spread = max(max(values) - middle, middle - min(values)) / middle
+        rows[name] = {"value": middle, "better": BETTER[name], "spread": spread,
+                      "guards": spread <= SETTLED, "takes": values}  # fmt: skip
+    return rows
+
+
+def work(config: GuardConfig) -> int:
+    """Judge, or set the baseline; 1 on a loss. Raises ValueError without a baseline."""
+    if config.update:
+        taken = [asyncio.run(measure(config, list(BETTER))) for _ in range(config.takes)]
+        baseline = {"machine": describe_machine(), "ratios": settle(taken)}
+        write_results(config.baseline, baseline)
+        log.info("%s:\n%s", config.baseline, json.dumps(baseline["ratios"], indent=1))
+        return 0
+    if not config.baseline.is_file():
+        raise ValueError(f"no {config.baseline}: set it on a quiet machine with --update true")
+    base = json.loads(config.baseline.read_text(encoding="utf-8"))["ratios"]
+    takes = [asyncio.run(measure(config, list(base)))]
+    rows = judge(takes, base, config.tolerance)
+    if failed := [name for name, row in rows.items() if row["verdict"] == "failed"]:
+        log.warning("lost something, or was disturbed; once more: %s", ", ".join(failed))
+        takes.append(asyncio.run(measure(config, failed)))
+        rows = judge(takes, base, config.tolerance)
+    passed = not any(row["verdict"] == "failed" for row in rows.values())
+    report = {"passed": passed, "tolerance": config.tolerance, "machine": describe_machine()}
+    write_results(config.report, report | {"rows": rows, "takes": takes})
+    log.info(
+        "%s: %s\n%s", config.report, "passed" if passed else "FAILED", json.dumps(rows, indent=1)
+    )
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    run(GuardConfig, work, expected=EXPECTED)
