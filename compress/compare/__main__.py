@@ -11,36 +11,22 @@ was. Speeds are the exception: they are measured for all folders together or not
 from __future__ import annotations
 
 import logging
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import partial
 
 from compress.compare.settings import ReportConfig
-from curt.config import load_config
-from curt.logs import configure_logging
-
-if TYPE_CHECKING:
-    from curt.engines import Engine
+from curt.config import run
 
 log = logging.getLogger(__name__)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure what is missing and write the report; exits with a message on bad input."""
-    config = load_config(ReportConfig, argv)
-    configure_logging()
+def work(config: ReportConfig) -> None:
+    """Measure what is missing and write the report."""
     from compress.compare.compare import write_report
     from curt.evaluate import open_engine
 
-    def open_folder(folder: Path) -> Engine:
-        return open_engine(folder, batch=config.batch)
-
-    try:
-        report = write_report(config, open_folder)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    report = write_report(config, partial(open_engine, batch=config.batch))
     log.info("default: %s; page in %s", report["choice"]["name"], config.out / "report.html")
 
 
 if __name__ == "__main__":
-    main()
+    run(ReportConfig, work)

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
-
-if TYPE_CHECKING:
-    from compress.compare.rows import Row
+from compress.compare.rows import Record, Row
 
 MAX_LOSS = 0.005  # exact accuracy: half a point
-MIN_TIMES_SMALLER = 3.5
 RULE = (
-    "Of the artifacts that lose at most 0.5 points of exact accuracy against the parent and "
-    "whose weights are at least 3.5 times smaller than the parent's at fp32, the one that "
-    "decodes fastest at the fewest threads measured; at equal speed the smaller."
+    "Of the artifacts that lose at most 0.5 points of exact accuracy against the parent, the one "
+    "that takes the least time for a whole request, prompt and answer, at the fewest threads "
+    "measured; at equal time the smaller. The interval says whether the cases can settle it."
 )
 
 
-class Choice(BaseModel):
+class Choice(Record):
     """The default, if any, and why each other artifact is not it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     rule: str = RULE
     name: str | None
     qualified: list[str]
@@ -54,7 +48,7 @@ def choose(rows: Iterable[Row]) -> Choice:
         row.identity.name: reason for row in candidates if (reason := _why_not(row)) is not None
     }
     fit = [row for row in candidates if row.identity.name not in refused]
-    fit.sort(key=lambda row: (-(row.decode_tokens_per_s or 0.0), row.identity.weights_mb))
+    fit.sort(key=lambda row: (row.request_ms or 0.0, row.identity.weights_mb))
     best = fit[0] if fit else None
     return Choice(
         name=best.identity.name if best else None,
@@ -71,9 +65,7 @@ def _why_not(row: Row) -> str | None:
     # An exact half point is within the rule, however the division rounds.
     if row.change.value < -MAX_LOSS - 1e-9:
         reasons.append(f"it loses {-100 * row.change.value:.1f} points of exact accuracy")
-    if row.times_smaller < MIN_TIMES_SMALLER - 1e-9:
-        reasons.append(f"its weights are only {row.times_smaller:.2f} times smaller than fp32")
-    if not row.speeds:
+    if row.request_ms is None:
         reasons.append("its speed was not measured")
     return " and ".join(reasons) or None
 

@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from markupsafe import Markup
+from matplotlib.ticker import PercentFormatter
 
 from compress.compare.choice import Choice, pareto_front
-from compress.compare.figures import draw_front
 from compress.compare.rows import Row
 from compress.compare.speed import Speed, Spread
+from curt.drawing import INK, MARKERS, SERIES, finish_figure, new_figure
 from curt.html import render_html
 from curt.report.claims import SMALL_SAMPLE
 from curt.report.page import Panel
@@ -87,11 +88,11 @@ def summarise(rows: Sequence[Row], choice: Choice, settings: Mapping[str, Any]) 
 
 
 def quality_table(rows: Sequence[Row]) -> Table:
-    """Accuracy, official scores, thinking and closeness."""
+    """Accuracy, official scores, thinking, closeness, and the time of a whole request."""
     heads = (
         "artifact", "exact, 95%", "against parent, points, 95%", "charge score",
         "article score", "term score", "readable", "thinking, mean", "thinking, p95",
-        "same verdict", "KL, nats", "same next token", "exact points per MB",
+        "same verdict", "KL, nats", "same next token", "exact points per MB", "request, ms",
     )  # fmt: skip
     return Table(
         heads,
@@ -110,6 +111,7 @@ def quality_table(rows: Sequence[Row]) -> Table:
                 _number(row.kl, ".2g"),
                 _number(row.argmax_agreement, ".2%"),
                 _number(row.exact_points_per_mb, ".3g"),
+                _number(row.request_ms, ".1f"),
             )
             for row in rows
         ],
@@ -171,6 +173,37 @@ def make_panels(rows: Sequence[Row]) -> list[Panel]:
         svg = Markup(draw_front(points, names, title, label))  # noqa: S704
         panels.append(Panel(title, sentence, svg))
     return panels
+
+
+def draw_front(
+    points: Mapping[str, tuple[float, Span]], front: Sequence[str], title: str, label: str
+) -> str:
+    """Exact accuracy with its interval over a cost or speed, the Pareto front joined by a line.
+
+    `points` maps a name to (x, accuracy); names keep their colour by their place in it.
+    """
+    figure, axes = new_figure(1)
+    panel = axes[0]
+    line = sorted((points[name][0], points[name][1].value) for name in front)
+    if len(line) > 1:
+        panel.plot(*zip(*line, strict=True), color=INK, linewidth=1, linestyle=":", label="front")
+    for index, (name, (x, exact)) in enumerate(points.items()):
+        panel.errorbar(
+            x,
+            exact.value,
+            yerr=[[exact.value - exact.low], [exact.high - exact.value]],
+            color=SERIES[index % len(SERIES)],
+            marker=MARKERS[index // len(SERIES) % len(MARKERS)],
+            markersize=8 if name in front else 5,
+            elinewidth=0.8,
+            linestyle="none",
+            label=name,
+        )
+    panel.set(xlabel=label, ylabel="exact verdicts")
+    panel.set_xlim(left=0)
+    panel.margins(x=0.1)
+    panel.yaxis.set_major_formatter(PercentFormatter(1))
+    return finish_figure(figure, axes, title)
 
 
 def make_recipe(row: Row) -> Recipe:

@@ -11,6 +11,8 @@ from compress.compare.speed import Speed
 from curt.scores.metrics import length_statistics
 from curt.scores.statistics import Span, paired_difference, share
 
+ANSWER_TOKENS = 25  # of the demo's answers, with the end of thinking
+
 
 class Record(BaseModel):
     """Base of everything here: frozen, unknown keys refused."""
@@ -92,11 +94,26 @@ class Row(Record):
     notes: list[str] = []
 
     @property
+    def speed(self) -> Speed | None:
+        """The speed at the fewest threads measured."""
+        return min(self.speeds, key=lambda speed: speed.threads, default=None)
+
+    @property
     def decode_tokens_per_s(self) -> float | None:
         """Median decode speed at the fewest threads measured."""
-        if not self.speeds:
+        return self.speed.decode_tokens_per_s.median if self.speed else None
+
+    @property
+    def request_ms(self) -> float | None:
+        """Time of a whole request at the fewest threads: the prompt, mean thinking and an answer.
+
+        The prompt is as long as that of the speed measurement; tokens are written one a pass.
+        """
+        if self.speed is None or self.thinking_mean is None:
             return None
-        return min(self.speeds, key=lambda speed: speed.threads).decode_tokens_per_s.median
+        prefill_s = self.speed.prompt_tokens / self.speed.prefill_tokens_per_s.median
+        written = self.thinking_mean + ANSWER_TOKENS
+        return 1e3 * (prefill_s + written / self.speed.decode_tokens_per_s.median)
 
 
 def make_rows(measured: Sequence[Measured], fp32_mb: float) -> list[Row]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compress.onnx.parity import MODEL_SUFFIXES
 from curt.artifact import ArtifactError
 from curt.engines.onnx.graph import GENAI_CONFIG
 
@@ -19,11 +18,6 @@ SAFETENSORS_BITS = {
 }  # fmt: skip
 # They look rows up (an embedding, a rotary table) instead of reading the tensor through.
 LOOKUPS = {"Gather", "GatherBlockQuantized", "RotaryEmbedding", "GroupQueryAttention"}
-
-
-def weight_bytes(folder: Path) -> int:
-    """Bytes of the files that hold weights."""
-    return sum(f.stat().st_size for f in folder.iterdir() if f.suffix in MODEL_SUFFIXES)
 
 
 def folder_bytes(folder: Path) -> int:

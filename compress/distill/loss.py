@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from compress.distance import kl_divergence
+
 if TYPE_CHECKING:  # settings are read before a framework is needed
     import random
     from collections.abc import Sequence
@@ -107,9 +109,8 @@ def token_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
             f"logits differ in shape: {tuple(student.shape)} of the student, "
             f"{tuple(teacher.shape)} of the teacher: feed both the same tokens"
         )
-    p = (teacher.float() / temperature).log_softmax(-1)
-    q = (student.float() / temperature).log_softmax(-1)
-    return temperature**2 * (p.exp() * (p - q)).sum(-1)
+    kl = kl_divergence(teacher.float() / temperature, student.float() / temperature)
+    return temperature**2 * kl
 
 
 def token_cross_entropy(student: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:

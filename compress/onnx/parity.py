@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import statistics
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,15 +17,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compress.distance import compare_along_parent
 from compress.prompts import sample_prompts
 from curt.artifact import load_manifest
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.corpus.store import read_cases
 from curt.engines.onnx.graph import open_graph
 from curt.files import write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
     Logits = NDArray[np.float32]
 
@@ -64,29 +65,18 @@ def measure_parity(
     the parent's own continuation; sizes in MB; load time and tokens a second at one and two
     threads. Raises ValueError without prompts.
     """
-    if not prompts:
-        raise ValueError("no prompts to compare on: give at least one")
     runner = _Runner(artifact, threads=1)
-    gaps, agreements, kls, nlls = [], [], [], []
-    for prompt, (continuation, parent) in zip(
-        prompts, _follow_parent(model, prompts, continuation_tokens), strict=True
-    ):
-        child = runner.teacher_force(prompt, continuation)
-        gaps.append(float(np.abs(parent - child).max()))
-        agreements += (parent.argmax(-1) == child.argmax(-1)).tolist()
-        left, right = _log_softmax(parent), _log_softmax(child)
-        kls += (np.exp(left) * (left - right)).sum(-1).tolist()
-        rows = np.arange(len(continuation))
-        nlls += (left[rows, continuation] - right[rows, continuation]).tolist()
-    row = {
-        "max_logit_difference": max(gaps),
-        "argmax_agreement": statistics.fmean(agreements),
-        "kl": statistics.fmean(kls),
-        "nll_difference": statistics.fmean(nlls),
-        "compared_prompts": float(len(prompts)),
-        "compared_positions": float(len(kls)),
-        "size_mb": _model_mb(artifact),
-        "parent_size_mb": _model_mb(model),
+
+    def read_artifact(prompt: list[int], continuation: list[int]) -> Tensor:
+        import torch
+
+        return torch.from_numpy(runner.teacher_force(prompt, continuation))
+
+    row = compare_along_parent(
+        _load_parent(model), read_artifact, prompts, continuation_tokens
+    ).to_full_row() | {
+        "size_mb": weight_bytes(artifact) / 1e6,
+        "parent_size_mb": weight_bytes(model) / 1e6,
         "load_ms": runner.load_ms,
     }
     longest = max(prompts, key=len)
@@ -132,48 +122,21 @@ class _Runner:
         return len(prompt) / min(prefills), decode_tokens / min(decodes)
 
 
-def _follow_parent(
-    model: Path, prompts: Sequence[list[int]], continuation_tokens: int
-) -> list[tuple[list[int], Logits]]:
-    """The parent's greedy continuation of each prompt and its logits along it, in float32."""
+def _load_parent(model: Path) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
-    parent = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    followed = []
-    with torch.inference_mode():
-        for prompt in prompts:
-            ids = torch.tensor([prompt])
-            room = parent.config.max_position_embeddings - len(prompt)
-            if room < 1:
-                raise ValueError(f"a prompt of {len(prompt)} tokens fills the parent's context")
-            whole = parent.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                max_new_tokens=min(continuation_tokens, room),
-                pad_token_id=0,
-            )
-            logits = parent(whole).logits[0, len(prompt) - 1 : -1].float().numpy()
-            followed.append((whole[0, len(prompt) :].tolist(), logits))
-    return followed
+    parent: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    return parent.eval()
 
 
-def _log_softmax(logits: Logits) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    out: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return out
+def weight_bytes(folder: Path) -> int:
+    """Bytes of a model folder's files that hold weights."""
+    return sum(f.stat().st_size for f in folder.iterdir() if f.suffix in MODEL_SUFFIXES)
 
 
-def _model_mb(folder: Path) -> float:
-    files = (f for f in folder.iterdir() if f.suffix in MODEL_SUFFIXES)
-    return sum(f.stat().st_size for f in files) / 1e6
-
-
-def main(argv: list[str] | None = None) -> None:
+def work(config: ParityConfig) -> None:
     """Measure, log and optionally write the parity of one artifact."""
-    config = load_config(ParityConfig, argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     manifest = load_manifest(config.model, expect="hf")
     load_manifest(config.artifact, expect="ort-genai")
     from transformers import AutoTokenizer
@@ -189,4 +152,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(ParityConfig, work)

@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from compress.distance import compare_on
 from compress.prompts import sample_prompts
 from compress.tensorrt.formats import FORMATS, Precision, choose_precision
 from compress.tensorrt.quantise import (
+    COMPARED_EXAMPLES,
     count_parameters,
     hash_examples,
-    measure_distance,
     model_widths,
     quantise,
 )
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERIFICATION = "verification.json"
-_DISTANCE_EXAMPLES = 16
 
 
 class ExportTrtConfig(Config):
@@ -229,7 +229,7 @@ def _compare_models(
     source = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32).eval()
     child = load_dequantised(folder, precision)
     if not distance:  # the quantiser could not simulate this format without a GPU
-        distance = measure_distance(source, child, examples[:_DISTANCE_EXAMPLES])
+        distance = compare_on(source, child, examples[:COMPARED_EXAMPLES]).to_row()
     if not cases:
         return distance
     prompts: list[list[int]] = []

@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 
+from compress.distance import compare_on
 from compress.tensorrt.formats import FORMATS, Precision
 
 log = logging.getLogger(__name__)
 
-_COMPARED_EXAMPLES = 16
+COMPARED_EXAMPLES = 16
 
 
 def hash_examples(examples: Sequence[Sequence[int]]) -> str:
@@ -42,7 +43,7 @@ def quantise(
     """Calibrate on `examples` (token ids), write the unified checkpoint into `folder`.
 
     Returns how far the quantised model, simulated with its rounding of what goes into the
-    layers, is from its source (`measure_distance`); nothing where simulating needs a GPU.
+    layers, is from its source (`compress.distance`); nothing where simulating needs a GPU.
     """
     from transformers import AutoModelForCausalLM
 
@@ -65,25 +66,10 @@ def quantise(
         distance: dict[str, float] = {}
         if not form.needs_cuda:
             parent = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-            distance = measure_distance(parent, model, examples[:_COMPARED_EXAMPLES])
+            distance = compare_on(parent, model, examples[:COMPARED_EXAMPLES]).to_row()
             del parent
         export_hf_checkpoint(model, dtype=torch.bfloat16, export_dir=folder)
     return distance
-
-
-def measure_distance(
-    parent: torch.nn.Module, child: torch.nn.Module, examples: Sequence[list[int]]
-) -> dict[str, float]:
-    """Mean KL(parent ‖ child) in nats a token and argmax agreement over the examples."""
-    kl = agreed = positions = 0.0
-    with torch.inference_mode():
-        for ids in examples:
-            left = parent(torch.tensor([ids])).logits[0].float().log_softmax(-1)
-            right = child(torch.tensor([ids])).logits[0].float().log_softmax(-1)
-            kl += float((left.exp() * (left - right)).sum())
-            agreed += float((left.argmax(-1) == right.argmax(-1)).sum())
-            positions += len(ids)
-    return {"kl": kl / positions, "argmax_agreement": agreed / positions}
 
 
 @contextlib.contextmanager

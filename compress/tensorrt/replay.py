@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from compress.distance import continue_greedily
 from compress.tensorrt.formats import (
     E2M1_MAX,
     E4M3_MAX,
@@ -118,22 +119,16 @@ def _nll(model: torch.nn.Module, prompt: list[int], completion: list[int]) -> fl
     return float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
 
 
-@torch.inference_mode()
 def _write(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: list[int], thinking: int) -> str:
-    ids = torch.tensor([prompt])
-    room = model.config.max_position_embeddings - len(prompt)
-    if room < 1:
-        raise ValueError(f"a prompt of {len(prompt)} tokens fills the model's context")
-    whole = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=min(thinking + 1 + MAX_ANSWER_TOKENS, room),
+    written = continue_greedily(
+        model,
+        prompt,
+        thinking + 1 + MAX_ANSWER_TOKENS,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    written = [t for t in whole[0, len(prompt) :].tolist() if t != tokenizer.eos_token_id]
-    return str(tokenizer.decode(written, skip_special_tokens=False))
+    kept = [token for token in written if token != tokenizer.eos_token_id]
+    return str(tokenizer.decode(kept, skip_special_tokens=False))
 
 
 def _round_inputs(model: torch.nn.Module, found: dict[str, Tensor]) -> None:

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.compare.choice import RULE, choose, pareto_front
 from compress.compare.rows import Measured, Quality, Row, make_rows
+from compress.compare.speed import Spread
+from compress.onnx.recipes import DEFAULT_RECIPE
+from curt.scores.statistics import Span
 from tests.compress.compare.records import measure
 
+ROOT = Path(__file__).parents[3]
 POINTS = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3),
     st.tuples(st.integers(0, 5), st.integers(0, 5)),
@@ -38,27 +45,69 @@ def test_every_point_is_on_the_front_or_beaten_by_one_that_is(
         assert beaten != (name in front)
 
 
-def test_the_default_is_the_fastest_that_is_small_and_good_enough() -> None:
+def test_the_default_is_the_fastest_that_is_good_enough() -> None:
     rows = table(
         measure("fast-but-worse", weights_mb=5, right=150, decode=900.0),
-        measure("big", weights_mb=20, right=160, decode=950.0),
         measure("slow", weights_mb=4, right=160, decode=300.0),
-        measure("taken", weights_mb=8, right=159, decode=600.0),
+        measure("taken", weights_mb=20, right=159, decode=600.0),
     )
     choice = choose(rows)
     assert choice.name == "taken"
     assert choice.qualified == ["taken", "slow"]
-    assert choice.refused == {
-        "fast-but-worse": "it loses 5.0 points of exact accuracy",
-        "big": "its weights are only 2.00 times smaller than fp32",
-    }
+    assert choice.refused == {"fast-but-worse": "it loses 5.0 points of exact accuracy"}
     assert choice.rule == RULE
     assert choice.caveat is not None
     assert "200 cases can't settle half a point" in choice.caveat
 
 
-def test_half_a_point_and_three_and_a_half_times_are_still_within_the_rule() -> None:
-    rows = table(measure("edge", weights_mb=40 / 3.5, right=159, decode=1.0))
+def test_a_request_is_its_prompt_and_its_answer() -> None:
+    (row,) = table(measure("one", weights_mb=4, right=160, decode=100.0))[1:]
+    # 500 tokens read at one a second; 20 of thinking and 25 of the answer written at 100
+    assert row.request_ms == pytest.approx(1e3 * (500 + 45 / 100))
+
+
+def test_a_prompt_read_faster_outweighs_an_answer_written_slower() -> None:
+    reader = measure("reader", weights_mb=4, right=160, decode=90.0)
+    writer = measure("writer", weights_mb=4, right=160, decode=99.0)
+    twice = {"prefill_tokens_per_s": Spread(median=2.0, low=2.0, high=2.0)}
+    speeds = [speed.model_copy(update=twice) for speed in reader.speeds]
+    assert choose(table(reader.model_copy(update={"speeds": speeds}), writer)).name == "reader"
+
+
+def test_the_committed_figures_choose_the_default_recipe() -> None:
+    """With w8a8's of docs/experiments.md (2026-11-21), which benchmarks/results does not hold."""
+    report = json.loads((ROOT / "benchmarks" / "results" / "compression.json").read_text())
+    rows = [Row.model_validate(row) for row in report["rows"]]
+    int4 = next(row for row in rows if row.identity.name == "ort-int4")
+    # a prompt of 67 tokens in 1.3 ms in place of int4's 3.0, a pass over one in .17 in place of .15
+    faster = {"prefill_tokens_per_s": 3.0 / 1.3, "decode_tokens_per_s": 0.15 / 0.17}
+    speeds = [
+        speed.model_copy(
+            update={name: scaled(getattr(speed, name), by) for name, by in faster.items()}
+        )
+        for speed in int4.speeds
+    ]
+    identity = {"name": "ort-w8a8", "precision": "w8a8", "weights_mb": 4.4}
+    w8a8 = int4.model_copy(
+        update={
+            "identity": int4.identity.model_copy(update=identity),
+            "change": Span(value=0.0010, low=-0.0017, high=0.0037),
+            "speeds": speeds,
+        }
+    )
+    choice = choose([*rows, w8a8])
+    assert choice.name == f"ort-{DEFAULT_RECIPE}"
+    assert choice.qualified[1] == "ort-int4"
+    assert set(choice.refused) == {"ort-rtn"}
+    assert choice.caveat is None
+
+
+def scaled(spread: Spread, by: float) -> Spread:
+    return Spread(**{name: value * by for name, value in spread.model_dump().items()})
+
+
+def test_half_a_point_is_still_within_the_rule() -> None:
+    rows = table(measure("edge", weights_mb=30, right=159, decode=1.0))
     assert rows[1].change is not None
     assert rows[1].change.value == pytest.approx(-0.005)
     assert choose(rows).name == "edge"
@@ -68,7 +117,7 @@ def test_one_case_more_lost_is_outside_the_rule() -> None:
     assert choose(table(measure("over", weights_mb=4, right=158, decode=1.0))).name is None
 
 
-def test_at_equal_speed_the_smaller_is_taken() -> None:
+def test_at_equal_time_the_smaller_is_taken() -> None:
     rows = table(
         measure("larger", weights_mb=9, right=160, decode=5.0),
         measure("smaller", weights_mb=4, right=160, decode=5.0),

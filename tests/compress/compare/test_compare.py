@@ -7,19 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from compress.compare.__main__ import main
-from compress.compare.compare import write_report
-from compress.compare.measure import Store, measure_closeness, verdict_key
+from compress.compare.__main__ import work
+from compress.compare.compare import Store, measure_closeness, verdict_key, write_report
 from compress.compare.settings import ReportConfig
 from compress.compare.weights import (
     context_tokens,
     folder_bytes,
     fp32_bytes,
-    weight_bytes,
     weight_bytes_per_token,
 )
+from compress.onnx.parity import weight_bytes
 from curt.artifact import ArtifactError, load_manifest, parent_of, write_artifact
-from curt.config import load_config
+from curt.config import load_config, run
 from curt.dialogue import THINK_END, ParseFailure, render_answer
 from curt.engines import Generation, Request
 from curt.law.verdict import Term, Verdict
@@ -115,8 +114,8 @@ def test_a_stopped_run_goes_on_where_it_was(folders: list[Path], tmp_path: Path)
     assert rows["worse"]["change"]["value"] == -1.0
     assert rows["worse"]["same_verdict"] == 0.0
     assert all(len(row["speeds"]) == 1 for row in rows.values())
-    assert first["choice"]["name"] is None
-    assert "none qualifies" in (config.out / "report.html").read_text()
+    assert first["choice"]["name"] == "same"
+    assert '<p class="value">same</p>' in (config.out / "report.html").read_text()
 
     fewer = Opener()
     write_report(configure(folders, tmp_path, limit=3), fewer)
@@ -166,7 +165,7 @@ def test_the_command_reports_sizes_and_speeds_of_random_weights(
         "prompt_tokens": "100",
         "decode_tokens": "8",
     }
-    main([word for name, value in settings.items() for word in (f"--{name}", value)])
+    run(ReportConfig, work, [f"--{name}={value}" for name, value in settings.items()])
     report = json.loads((out / "report.json").read_text())
     assert report["rows"].pop()["speeds"] == []
     assert "trtllm-hf: no engine on this machine runs it" in (out / "report.html").read_text()

@@ -24,6 +24,7 @@ def page() -> str:
     return render(
         measure("int4", weights_mb=5, right=160, decode=400.0),
         measure("int8", weights_mb=12, right=161, decode=300.0),
+        measure("rtn", weights_mb=3, right=150, decode=500.0),
     )
 
 
@@ -56,12 +57,12 @@ def test_the_page_loads_nothing(page: str) -> None:
 def test_the_default_and_its_rule_are_on_the_page(page: str) -> None:
     assert '<p class="value">int4</p>' in page
     assert "at most 0.5 points" in page
-    assert "int8 does not qualify: its weights are only 3.33 times smaller than fp32" in page
+    assert "rtn does not qualify: it loses 5.0 points of exact accuracy" in page
     assert "prefers-color-scheme: dark" in page
 
 
 def test_a_table_without_a_default_says_so() -> None:
-    page = render(measure("int8", weights_mb=12, right=160, decode=300.0))
+    page = render(measure("int8", weights_mb=12, right=150, decode=300.0))
     assert "none qualifies" in page
     assert "No artifact qualifies: there is no default." in page
 

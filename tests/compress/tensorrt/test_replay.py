@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from compress.distance import compare_on
 from compress.tensorrt.formats import Precision
-from compress.tensorrt.quantise import hash_examples, measure_distance, quantise
+from compress.tensorrt.quantise import hash_examples, quantise
 from compress.tensorrt.readers import write_for_older_readers
 from compress.tensorrt.replay import compare_answers, load_dequantised, round_activations
 from curt.corpus.case import Case
@@ -53,7 +54,7 @@ def test_stored_numbers_say_what_the_parent_says(
     checkpoints: dict[Precision, Path], parent: Path, precision: Precision, most: float
 ) -> None:
     child = load_dequantised(checkpoints[precision], precision)
-    distance = measure_distance(load(parent), child, EXAMPLES)
+    distance = compare_on(load(parent), child, EXAMPLES).to_row()
     assert 0 <= distance["kl"] < most
 
 
@@ -67,10 +68,10 @@ def test_a_lost_rotary_base_shows_in_what_the_model_says(
     config["rope_parameters"]["rope_theta"] = config["rope_theta"] = 100.0
     write_json(folder / "config.json", config)
     try:
-        wrong = measure_distance(load(parent), load_dequantised(folder, "bf16"), EXAMPLES)
+        wrong = compare_on(load(parent), load_dequantised(folder, "bf16"), EXAMPLES).to_row()
     finally:
         (folder / "config.json").write_text(text)
-    right = measure_distance(load(parent), load_dequantised(folder, "bf16"), EXAMPLES)
+    right = compare_on(load(parent), load_dequantised(folder, "bf16"), EXAMPLES).to_row()
     assert wrong["kl"] > 10 * right["kl"]
 
 
