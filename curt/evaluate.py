@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from curt.artifact import ArtifactError
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.corpus.case import AUGMENTATIONS, Case
 from curt.corpus.official import write_predictions
 from curt.corpus.store import read_cases
@@ -24,7 +22,6 @@ from curt.dialogue import parse_completion, render_answer, state_budget
 from curt.engines import Engine, Generation, Request
 from curt.engines.registry import open_engine
 from curt.files import write_json
-from curt.logs import configure_logging
 from curt.scores.metrics import is_exact, length_statistics, score_verdicts
 
 logger = logging.getLogger(__name__)
@@ -60,7 +57,7 @@ class EvaluateConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class EvaluatedCase:
     """One case answered under one budget."""
 
     case: Case
@@ -72,14 +69,9 @@ class Outcome:
         return is_exact(parse_completion(self.generation.text).verdict, self.case.verdict)
 
 
-def main() -> None:
-    """Evaluate as configured; exits with a message on bad input."""
-    config = load_config(EvaluateConfig)
-    configure_logging()
-    try:
-        report = evaluate(config)
-    except (ArtifactError, ValueError) as error:
-        sys.exit(f"error: {error}")
+def main(config: EvaluateConfig) -> None:
+    """Evaluate and write the report."""
+    report = evaluate(config)
     write_json(config.out, report)
     logger.info(
         "%s: exact %.3f, %.1f thinking tokens, on %d cases",
@@ -135,12 +127,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def run_budget(
     engine: Engine, cases: Sequence[Case], budget: int, config: EvaluateConfig
-) -> list[Outcome]:
+) -> list[EvaluatedCase]:
     """Answer all cases under a budget, stated and enforced as configured, behind a progress bar."""
     stated = budget if config.stated_budget is None else config.stated_budget
     limit = budget if config.thinking_limit is None else config.thinking_limit
     batch = config.batch
-    outcomes: list[Outcome] = []
+    outcomes: list[EvaluatedCase] = []
     with tqdm(total=len(cases), desc=f"budget {budget}", unit="case", leave=False) as bar:
         for start in range(0, len(cases), batch):
             part = cases[start : start + batch]
@@ -149,18 +141,18 @@ def run_budget(
                 for c in part
             ]
             generations = engine.generate(requests)
-            outcomes += [Outcome(c, g) for c, g in zip(part, generations, strict=True)]
+            outcomes += [EvaluatedCase(c, g) for c, g in zip(part, generations, strict=True)]
             bar.update(len(part))
     return outcomes
 
 
-def score_outcomes(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def score_outcomes(outcomes: Sequence[EvaluatedCase]) -> dict[str, float]:
     """All scores of `curt.scores.metrics.score_verdicts`."""
     verdicts = [parse_completion(o.generation.text).verdict for o in outcomes]
     return score_verdicts(verdicts, [o.case.verdict for o in outcomes])
 
 
-def summarise(outcomes: Sequence[Outcome], budget: int) -> dict[str, Any]:
+def summarise(outcomes: Sequence[EvaluatedCase], budget: int) -> dict[str, Any]:
     """Scores and thinking tokens of one budget; `within`: the share that ended by it unforced."""
     scores = score_outcomes(outcomes)
     lengths = [o.generation.thinking_tokens for o in outcomes]
@@ -183,9 +175,9 @@ def count_circumstances(case: Case) -> int:
     return len(set(case.traits) - AUGMENTATIONS)
 
 
-def by_trait(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+def by_trait(outcomes: Sequence[EvaluatedCase]) -> dict[str, dict[str, float]]:
     """Exact accuracy and thinking tokens by the number of circumstances in a case."""
-    groups: dict[str, list[Outcome]] = {}
+    groups: dict[str, list[EvaluatedCase]] = {}
     for outcome in outcomes:
         groups.setdefault(f"{count_circumstances(outcome.case)} circumstances", []).append(outcome)
     return {
@@ -198,7 +190,7 @@ def by_trait(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
     }
 
 
-def by_correctness(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+def by_correctness(outcomes: Sequence[EvaluatedCase]) -> dict[str, dict[str, float]]:
     """Thinking tokens of right and of wrong verdicts; a side without cases is left out."""
     sides = {
         "right": [o.generation.thinking_tokens for o in outcomes if o.exact],
@@ -211,7 +203,7 @@ def by_correctness(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
     }
 
 
-def example(outcome: Outcome) -> dict[str, Any]:
+def example(outcome: EvaluatedCase) -> dict[str, Any]:
     """A worked example for the report."""
     completion = parse_completion(outcome.generation.text)
     return {
@@ -225,4 +217,4 @@ def example(outcome: Outcome) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(EvaluateConfig, main)

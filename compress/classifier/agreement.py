@@ -41,7 +41,7 @@ from curt.classifier.model import AGREEMENT, Classifier, Row, is_right, load_cla
 from curt.config import Config, load_config
 from curt.corpus.store import read_cases
 from curt.dialogue import parse_completion
-from curt.evaluate import EvaluateConfig, Outcome, open_engine, run_budget
+from curt.evaluate import EvaluateConfig, EvaluatedCase, open_engine, run_budget
 from curt.files import sha256, whole_folder, write_atomic, write_json
 from curt.law.term_scale import legal_range, severity
 from curt.law.verdict import Verdict
@@ -131,7 +131,7 @@ def answer_cases(config: AgreementConfig, classifier: Classifier, budget: int) -
     return read_trials(run_budget(engine, cases, budget, settings), classifier)
 
 
-def read_trials(outcomes: Sequence[Outcome], classifier: Classifier) -> list[Trial]:
+def read_trials(outcomes: Sequence[EvaluatedCase], classifier: Classifier) -> list[Trial]:
     """The outcomes that hold a whole readable verdict."""
     trials = []
     for place, outcome in enumerate(outcomes):

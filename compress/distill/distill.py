@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from compress.distill.examples import Example, batch_order, read_examples, split_examples
 from compress.distill.loss import TERMS, LossSettings, Models, draw_mix
 from compress.distill.run import (
     STAGE,
@@ -38,7 +39,7 @@ from compress.distill.student import StudentShape, check_vocabulary, make_studen
 from curt.artifact import load_manifest, parent_of, write_artifact
 from curt.config import Config, load_config
 from curt.corpus.generate.generator import VERBOSITIES
-from curt.examples import CUT, NONE, Example, batch_order, read_examples, split_examples
+from curt.corpus.thinking import CUT, NONE
 from curt.files import sha256, write_json
 from curt.logs import configure_logging
 

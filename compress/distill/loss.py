@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # settings are read before a framework is needed
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from curt.examples import Example
+    from compress.distill.examples import Example
 
 
 class LossSettings(BaseModel):

@@ -221,9 +221,3 @@ def term_in_range(charge: str, term: Term) -> bool:
     if known is None:
         return False
     return term.kind == "exempt" or not known.tiers or tier_of(charge, term) is not None
-
-
-def most_severe_tier(charge: str) -> Tier | None:
-    """The heaviest tier of a charge, or None where it has none or is unknown."""
-    known = CHARGES.get(canonical_charge(charge))
-    return known.tiers[-1] if known and known.tiers else None

@@ -12,7 +12,7 @@ from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases
 from curt.dialogue import render_completion
 from curt.engines import Generation
-from curt.evaluate import EvaluateConfig, Outcome, by_trait, evaluate, open_engine, summarise
+from curt.evaluate import EvaluateConfig, EvaluatedCase, by_trait, evaluate, open_engine, summarise
 
 KEYS = {
     "name", "engine", "model", "corpus", "n", "stated_budget", "scores", "thinking_tokens",
@@ -44,9 +44,9 @@ def report(micro_model, corpus):
     )
 
 
-def outcome(case, *, verdict=None, tokens=10, cut=False) -> Outcome:
+def outcome(case, *, verdict=None, tokens=10, cut=False) -> EvaluatedCase:
     text = render_completion("想", verdict or case.verdict)
-    return Outcome(case, Generation(text, 100, tokens, 20, cut, "stop", 0.0, 1.0))
+    return EvaluatedCase(case, Generation(text, 100, tokens, 20, cut, "stop", 0.0, 1.0))
 
 
 def test_a_report_has_every_documented_key(report, micro_model, corpus):

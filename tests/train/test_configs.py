@@ -11,9 +11,9 @@ from compress.tensorrt.export import ExportTrtConfig
 from curt.config import load_config
 from curt.corpus.build.pipeline import CorpusConfig
 from curt.corpus.generate.generator import VERBOSITIES
+from curt.corpus.thinking import CUT, NONE
 from curt.dialogue import BUDGET_LEVELS
 from curt.evaluate import EvaluateConfig
-from curt.examples import CUT, NONE
 from train.grpo import GRPOSettings
 from train.penalties import PENALTIES
 from train.rewards import REWARDS

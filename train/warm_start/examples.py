@@ -14,13 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from curt.corpus.case import Case
 from curt.corpus.generate.generator import draw_drill
+from curt.corpus.thinking import draw_thinking
 from curt.dialogue import (
     encode,
     prepare_fact,
     render_completion,
     render_prompt,
 )
-from curt.examples import draw_thinking
 
 
 @dataclass(frozen=True, slots=True)

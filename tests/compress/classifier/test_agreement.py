@@ -25,7 +25,7 @@ from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases
 from curt.dialogue import render_completion
 from curt.engines.protocol import Generation
-from curt.evaluate import Outcome
+from curt.evaluate import EvaluatedCase
 from curt.files import sha256
 from curt.law.verdict import Term, Verdict
 from tests.compress.classifier.test_train import write_splits
@@ -43,7 +43,7 @@ def classifier(folder: Path) -> Classifier:
     return load_classifier(folder)
 
 
-def answer_as(case: Case, wrong: bool, text: str | None = None) -> Outcome:
+def answer_as(case: Case, wrong: bool, text: str | None = None) -> EvaluatedCase:
     """A model's answer: the truth, or a term four times as long."""
     term = case.verdict.term
     if wrong:
@@ -59,7 +59,7 @@ def answer_as(case: Case, wrong: bool, text: str | None = None) -> Outcome:
         prefill_ms=1.0,
         decode_ms=1.0,
     )
-    return Outcome(case, generation)
+    return EvaluatedCase(case, generation)
 
 
 def make_trials(classifier: Classifier, count: int, seed: str) -> list[Trial]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
+from compress.distill.examples import Example
 from compress.distill.loss import (
     Batch,
     LossSettings,
@@ -23,7 +24,6 @@ from compress.distill.loss import (
     token_cross_entropy,
     token_kl,
 )
-from curt.examples import Example
 
 EXAMPLES = [
     Example("a", [5, 6, 7], [8, 9, 10, 11], 3),

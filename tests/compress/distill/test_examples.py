@@ -11,21 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from curt.corpus.store import read_cases
-from curt.corpus.store import write_cases as write_case_file
-from curt.dialogue import THINK_END, THINK_START, render_answer
-from curt.examples import (
-    CUT,
-    NONE,
+from compress.distill.examples import (
     Example,
     batch_order,
-    draw_thinking,
     from_case,
     from_row,
     is_case_file,
     read_examples,
     split_examples,
 )
+from curt.corpus.store import read_cases
+from curt.corpus.store import write_cases as write_case_file
+from curt.dialogue import THINK_END, THINK_START, render_answer
 from tests.compress.onnx.exports import write_cases
 from train.warm_start.tokenizer import train_tokenizer
 
@@ -68,18 +65,6 @@ def _without_marker(tokenizer: Any) -> Any:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["added_tokens"] = [t for t in state["added_tokens"] if "think" not in t["content"]]
     return Tokenizer.from_str(json.dumps(state))
-
-
-def test_budgets_hold_the_thinking_they_are_stated_with(micro_model: Path, cases: Path):
-    tokenizer, case = AutoTokenizer.from_pretrained(micro_model), next(read_cases(cases))
-    rng = random.Random(0)
-    for name, low in (("full", 1), (NONE, 0), (CUT, 1)):
-        for _ in range(20):
-            ids, budget = draw_thinking(rng, case, tokenizer, {name: 1.0}, 64)
-            assert low <= len(ids) <= 64 if low else ids == []
-            assert len(ids) <= budget
-    with pytest.raises(ValueError, match="give none a weight"):
-        draw_thinking(rng, case, tokenizer, {"terse": 1.0}, 64)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])

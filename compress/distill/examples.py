@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases
+from curt.corpus.thinking import draw_thinking
 from curt.dialogue import (
-    BUDGET_LEVELS,
     THINK_END,
     encode,
     prompt_for,
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NONE, CUT = "none", "cut"
 COMPLETIONS = ("completion", "chosen", "response_1")  # columns of the views, the one to learn
 
 
@@ -134,40 +133,6 @@ def from_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where: 
     if closed and not row.get("truncated"):
         ending = ending.removesuffix(_end_of_turn(tokenizer)) + _end_of_turn(tokenizer)
     return _join(prompt, tokenizer, prompt, encode(tokenizer, thinking), ending)
-
-
-def draw_thinking(
-    rng: random.Random,
-    case: Case,
-    tokenizer: PreTrainedTokenizerBase,
-    weights: Mapping[str, float],
-    max_thinking_tokens: int,
-) -> tuple[list[int], int]:
-    """Thinking token ids and the budget to state with them, an upper bound drawn at random.
-
-    `weights` weighs the keys of `Case.reasonings` and two more: "none" answers at once, "cut"
-    breaks a reasoning off at its stated budget. Verbosities a case lacks are left out.
-    Raises ValueError when that leaves nothing to draw.
-    """
-    levels = [level for level in BUDGET_LEVELS if level <= max_thinking_tokens]
-    names = [n for n in weights if n in case.reasonings or n in (NONE, CUT)]
-    if not any(weights[n] > 0 for n in names):
-        raise ValueError(
-            f"{case.id} has no reasoning at verbosity {', '.join(weights)}: give {NONE} a weight"
-        )
-    name = rng.choices(names, weights=[weights[n] for n in names])[0]
-    if name == NONE or not case.reasonings:
-        return [], rng.choice(levels) if rng.random() < 0.5 else 0
-    if name == CUT:
-        ids = encode(tokenizer, rng.choice(list(case.reasonings.values())))
-        shorter = [level for level in levels if 0 < level < len(ids)]
-        if shorter:
-            budget = rng.choice(shorter)
-            return ids[:budget], budget
-    else:
-        ids = encode(tokenizer, case.reasonings[name])
-    ids = ids[: levels[-1]]
-    return ids, rng.choice([level for level in levels if level >= len(ids)])
 
 
 def split_examples(
