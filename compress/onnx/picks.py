@@ -3,8 +3,9 @@
     python -m compress.onnx.picks --artifact artifacts/demo/ort-int4 --out artifacts/demo/ort-picks
 
 An export gives the logits of the last position alone, so an engine can't check several guessed
-tokens in one pass. With this output it can (`curt.engines.onnx.lookup`): the output layer runs over
-the last 16 tokens of a pass, the logits stay as they were, and only token ids come out beside them.
+tokens in one pass. With this output it can (`curt.engines.onnx.speculation`): the output layer runs
+over the last 16 tokens of a pass, the logits stay as they were, and only token ids come out beside
+them.
 A pass over one token does little more than before: an argmax, 4% on the demo model. How many of
 the last tokens is an optional input of the graph, so that a prefill, which needs the last one's
 pick alone, is spared the others.

@@ -25,7 +25,7 @@ from curt.dialogue import (
 )
 from curt.engines.grammar import AnswerGrammar
 from curt.engines.onnx.graph import TokenSequence, open_graph, read_settings
-from curt.engines.onnx.speculation import AnswerAhead, Speculation
+from curt.engines.onnx.speculation import AnswerAhead, Speculation, common_prefix
 from curt.engines.protocol import Generation, GenerationStep, Request, last_generation
 from curt.engines.tokenizer import PromptTokenizer
 from curt.engines.writing import Writing
@@ -84,7 +84,9 @@ class OrtEngine:
         self._jump = speculate
         self._speculation: Speculation | None = None
         if speculate and self._graph.tells_likeliest:
-            self._speculation = Speculation(folder, self.tokenizer, self._close, self.eos_ids)
+            self._speculation = Speculation(
+                folder, self.tokenizer.encode, self._close, self.eos_ids
+            )
         self._streaming = False
         self._prepare_prefix()
 
@@ -181,9 +183,7 @@ class OrtEngine:
 
     def _begin_answer(self, writing: Writing) -> AnswerAhead:
         return AnswerAhead(
-            writing,
-            self._grammar.begin() if self._grammar else None,
-            self._speculation.begin_answer(writing.thinking) if self._speculation else None,
+            writing, self._grammar.begin() if self._grammar else None, self._speculation
         )
 
     def _choose(
@@ -218,7 +218,7 @@ class OrtEngine:
         whole context, which would take gigabytes on a large one.
         """
         probes = [self._encode_fact(fact, 0) for fact in ("甲", "2")]
-        self._prefix = _common_prefix(*probes)
+        self._prefix = list(common_prefix(*probes))
         bare = [len(self._encode_fact("", b)) for b in BUDGET_LEVELS]
         self._bare_tokens, longest = min(bare), max(bare)
         self._capacity_tokens = min(
@@ -249,12 +249,3 @@ def _split_prompt(ids: list[int]) -> list[list[int]]:
         chunks.append(ids[:CHUNK_TOKENS])
         ids = ids[CHUNK_TOKENS:]
     return [*chunks, ids]
-
-
-def _common_prefix(left: list[int], right: list[int]) -> list[int]:
-    length = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        length += 1
-    return left[:length]

@@ -27,7 +27,7 @@ from compress.onnx.recipes import (
 from curt.artifact import load_manifest
 from curt.engines.onnx.engine import OrtEngine
 from curt.engines.onnx.graph import open_graph
-from curt.engines.onnx.guesses import GUESSES
+from curt.engines.onnx.speculation import GUESSES
 from curt.engines.protocol import Request
 from tests.compress.onnx.exports import export, write_cases
 from tests.micro import FACTS

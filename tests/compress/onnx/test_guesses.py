@@ -6,22 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.onnx.guesses import GuessesConfig, make_artifact
+from compress.onnx.guesses import (
+    LEAST_SEEN,
+    GuessesConfig,
+    count_habits,
+    make_artifact,
+    write_habits,
+)
 from compress.onnx.picks import PicksConfig
 from compress.onnx.picks import make_artifact as tell_picks
 from curt.artifact import load_manifest
 from curt.dialogue import THINK_END, THINK_START
 from curt.engines.onnx.engine import OrtEngine
-from curt.engines.onnx.graph import LIKELIEST_WINDOW
-from curt.engines.onnx.guesses import (
-    GUESSES,
-    LEAST_CHANCE,
-    LEAST_SEEN,
-    GuessTable,
-    learn_guesses,
-    read_guesses,
-    write_guesses,
-)
+from curt.engines.onnx.speculation import GUESSES, HabitTable, read_habits
 from curt.engines.protocol import Request
 from tests.compress.onnx.exports import export, make_untied_model, write_cases
 from tests.curt.engines.onnx.test_engine import chain
@@ -31,8 +28,8 @@ CLOSE, END = 8, 9
 TOKENS = st.lists(st.integers(0, 7), max_size=30)
 
 
-def table(*completions: list[int]) -> GuessTable:
-    return GuessTable(learn_guesses([*completions], CLOSE), [END])
+def table(*completions: list[int]) -> HabitTable:
+    return HabitTable(count_habits([*completions], CLOSE), [END])
 
 
 def test_what_always_came_next_is_guessed_to_the_end_of_the_turn() -> None:
@@ -53,15 +50,6 @@ def test_what_came_as_often_as_not_is_no_guess() -> None:
     assert table(*[[1, 2]] * 20, *[[1, 3]] * 20).after([1], 9) == ()
 
 
-def test_chances_multiply_along_a_guess() -> None:
-    right = 0.8
-    nexts = {(i,): (i + 1, right) for i in range(30)}
-    guesses = GuessTable(nexts, []).after([0], 99)
-    assert right ** len(guesses) >= LEAST_CHANCE > right ** (len(guesses) + 1)
-    certain = GuessTable({(i,): (i + 1, 1.0) for i in range(30)}, []).after([0], 99)
-    assert len(certain) == LIKELIEST_WINDOW - 1
-
-
 def test_a_phrase_of_few_completions_is_forgotten() -> None:
     often = [1, 2] * 50  # again and again, but by few
     assert table(*[often] * (LEAST_SEEN - 1)).after([1], 9) == ()
@@ -69,7 +57,7 @@ def test_a_phrase_of_few_completions_is_forgotten() -> None:
 
 
 def test_an_answer_is_not_tied_to_the_reasoning_before_it() -> None:
-    learnt = learn_guesses([[1, CLOSE, 4, 5]] * 20, CLOSE)
+    learnt = count_habits([[1, CLOSE, 4, 5]] * 20, CLOSE)
     assert (CLOSE,) in learnt
     assert (CLOSE, 4) in learnt
     assert not any(CLOSE in key[1:] and key[-1] != CLOSE for key in learnt)
@@ -85,14 +73,13 @@ def test_guesses_keep_their_bounds(
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
-    learnt = learn_guesses([[1, 2, 3, CLOSE, 4, END]] * 9, CLOSE)
-    assert read_guesses(tmp_path, [END]) is None
-    write_guesses(tmp_path, learnt)
-    read = read_guesses(tmp_path, [END])
-    assert read
+    learnt = count_habits([[1, 2, 3, CLOSE, 4, END]] * 9, CLOSE)
+    assert len(read_habits(tmp_path, [END])) == 0
+    write_habits(tmp_path, learnt)
+    read = read_habits(tmp_path, [END])
     assert len(read) == len(learnt)
     for key in learnt:
-        assert read.after(key, 9) == GuessTable(learnt, [END]).after(key, 9)
+        assert read.after(key, 9) == HabitTable(learnt, [END]).after(key, 9)
 
 
 def many_cases(folder: Path) -> Path:
@@ -160,6 +147,5 @@ def test_nothing_is_learnt_without_picks_or_cases(
         make_artifact(config)
     assert not config.out.exists()
     assert make_artifact(config.model_copy(update={"artifact": folders[0], "count": 2})) == 0
-    table = read_guesses(config.out, ends=())
-    assert table is not None
+    table = read_habits(config.out, ends=())
     assert len(table) == 0

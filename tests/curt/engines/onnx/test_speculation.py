@@ -7,14 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curt.dialogue import THINK_END, parse_answer
-from curt.engines.onnx.lookup import (
+from curt.engines.onnx.graph import LIKELIEST_WINDOW
+from curt.engines.onnx.speculation import (
+    LEAST_CHANCE,
     MOST_GUESSED,
-    AnswerLookup,
+    HabitTable,
     PhraseTable,
+    Speculation,
+    StatutePhrases,
     answer_phrases,
     last_run,
 )
+from curt.engines.protocol import Request
 from curt.engines.tokenizer import PromptTokenizer
+from curt.engines.writing import Writing
 from curt.law.verdict import Verdict
 
 IDS = st.lists(st.integers(0, 5), max_size=12)
@@ -26,15 +32,13 @@ def tokenizer(micro_model: Path) -> PromptTokenizer:
 
 
 @pytest.fixture(scope="module")
-def lookup(tokenizer: PromptTokenizer) -> AnswerLookup:
-    return AnswerLookup(tokenizer.encode)
+def phrases(tokenizer: PromptTokenizer) -> StatutePhrases:
+    return StatutePhrases(tokenizer.encode)
 
 
-def guess(
-    lookup: AnswerLookup, tokenizer: PromptTokenizer, thinking: str, answer: str, most: int = 99
-) -> str:
+def guess(phrases: StatutePhrases, tokenizer: PromptTokenizer, thinking: str, answer: str) -> str:
     ids = tokenizer.encode(THINK_END + answer)
-    return tokenizer.decode(lookup.begin(tokenizer.encode(thinking)).after(ids, most))
+    return tokenizer.decode(list(phrases.after(ids, tokenizer.encode(thinking))))
 
 
 def test_a_phrase_goes_on_as_far_as_all_agree() -> None:
@@ -92,26 +96,45 @@ def test_every_phrase_but_the_last_can_become_an_answer() -> None:
 
 
 def test_an_answer_is_guessed_line_by_line(
-    lookup: AnswerLookup, tokenizer: PromptTokenizer
+    phrases: StatutePhrases, tokenizer: PromptTokenizer
 ) -> None:
-    assert guess(lookup, tokenizer, "", "").startswith("罪名")
-    after_charge = guess(lookup, tokenizer, "", "罪名：盗窃\n")
+    assert guess(phrases, tokenizer, "", "").startswith("罪名")
+    after_charge = guess(phrases, tokenizer, "", "罪名：盗窃\n")
     assert after_charge.startswith("法条：")
     assert "法条：264\n刑期：有期徒刑".startswith(after_charge)
 
 
 def test_the_last_figure_of_the_reasoning_is_the_guess_for_the_months(
-    lookup: AnswerLookup, tokenizer: PromptTokenizer
+    phrases: StatutePhrases, tokenizer: PromptTokenizer
 ) -> None:
     answer = "罪名：盗窃\n法条：264\n刑期：有期徒刑"
-    with_figure = guess(lookup, tokenizer, "5+9=14，取14个月。", answer)
+    with_figure = guess(phrases, tokenizer, "5+9=14，取14个月。", answer)
     assert with_figure.startswith("14")
-    assert guess(lookup, tokenizer, "未见数额。", answer) == ""
+    assert guess(phrases, tokenizer, "未见数额。", answer) == ""
 
 
-def test_a_guess_has_a_bound(lookup: AnswerLookup, tokenizer: PromptTokenizer) -> None:
-    ids = tokenizer.encode(f"{THINK_END}罪名：盗窃\n")
-    answer = lookup.begin([])
-    assert 0 < len(answer.after(ids, 99)) <= MOST_GUESSED
-    assert len(answer.after(ids, 2)) == 2
-    assert answer.after(ids, 0) == []
+@pytest.mark.parametrize("room", [99, 2, 1])
+def test_a_guess_has_a_bound(tokenizer: PromptTokenizer, tmp_path: Path, room: int) -> None:
+    [close] = tokenizer.encode(THINK_END)
+    speculation = Speculation(tmp_path, tokenizer.encode, close, [])
+    charge = tokenizer.encode("罪名：盗窃\n")
+    request = Request("fact", 0, 0, answer_limit=len(charge) + room)
+    writing = Writing(
+        request, tokenizer, prompt_tokens=1, thinking_limit=0, close_ids=[close], eos_ids=[]
+    )
+    writing.close(cut=True)
+    for token in charge:
+        writing.take(token)
+    guess = speculation.after_answer(writing, [])
+    assert 0 < len(guess) <= min(room, MOST_GUESSED)
+    assert len(speculation.after_answer(writing, guess[:1])) <= min(room, MOST_GUESSED) - 1
+    assert speculation.after_answer(writing, [0] * room) == []
+
+
+def test_chances_multiply_along_a_guess() -> None:
+    right = 0.8
+    nexts = {(i,): (i + 1, right) for i in range(30)}
+    guesses = HabitTable(nexts, []).after([0], 99)
+    assert right ** len(guesses) >= LEAST_CHANCE > right ** (len(guesses) + 1)
+    certain = HabitTable({(i,): (i + 1, 1.0) for i in range(30)}, []).after([0], 99)
+    assert len(certain) == LIKELIEST_WINDOW - 1
