@@ -54,6 +54,7 @@ from serve.answering.checks import refuse_unusable
 from serve.answering.confidence import ConfidenceReader
 from serve.api.reply import build_reply
 from serve.api.schemas import ALL_TASKS, PredictRequest
+from serve.pool.messages import Generated
 from serve.pool.process import WorkerProcess
 from serve.pool.worker import open_worker_engine
 from serve.served import Identity, Served
@@ -221,21 +222,14 @@ async def _ask_worker(
     worker: WorkerProcess, fact: str, limits: tuple[int, int], config: FrontConfig
 ) -> dict[str, Any]:
     await asyncio.sleep(config.pause_ms / 1e3)
-    message = {
-        "fact": fact,
-        "stated_budget": limits[0],
-        "thinking_limit": limits[1],
-        "deadline_s": time.monotonic() + config.deadline_ms / 1e3,
-        "tell_reasoning": False,
-    }
+    until_s = time.monotonic() + config.deadline_ms / 1e3
+    request = Request(fact, *limits, deadline_s=until_s, tell_text=False)
     started_s = time.perf_counter()
-    answer = await worker.exchange(message, config.deadline_ms / 1e3)
+    reply = await worker.exchange(request, config.deadline_ms / 1e3)
     client_ms = (time.perf_counter() - started_s) * 1e3
-    generation = answer["generation"]
-    return {
-        "client_ms": client_ms,
-        "work_ms": generation["prefill_ms"] + generation["decode_ms"],
-    }
+    assert isinstance(reply, Generated), reply
+    work_ms = reply.generation.prefill_ms + reply.generation.decode_ms
+    return {"client_ms": client_ms, "work_ms": work_ms}
 
 
 async def _ask_engine(

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from curt.engines.protocol import Request
 from serve.pool.process import Worker
 from serve.pool.schedule import Demand
 from serve.served import Served
@@ -54,15 +55,15 @@ class Ticket:
     attempts: int = 0
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
-    def message(self, stated_budget: int, thinking_limit: int, until_s: float) -> dict[str, object]:
-        """What a worker is sent: see `serve.pool.worker`."""
-        return {
-            "fact": self.job.fact,
-            "stated_budget": stated_budget,
-            "thinking_limit": thinking_limit,
-            "deadline_s": until_s,
-            "tell_reasoning": self.events is not None,
-        }
+    def request(self, stated_budget: int, thinking_limit: int, until_s: float) -> Request:
+        """What a worker is asked."""
+        return Request(
+            self.job.fact,
+            stated_budget,
+            thinking_limit,
+            deadline_s=until_s,
+            tell_text=self.events is not None,
+        )
 
     def tell(self, piece: str) -> None:
         """Pass a piece of reasoning on to the client."""

@@ -15,16 +15,14 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from curt.artifact import Manifest
 from curt.dialogue import state_budget
-from curt.engines.budget import Observation
-from curt.engines.protocol import Generation
 from serve.errors import EngineFailedError, OverloadedError, RequestError
 from serve.metrics import Metrics
 from serve.pool.forecast import Forecast
 from serve.pool.job import Job, Piece, ServedStream, Slot, Ticket
+from serve.pool.messages import Calibrate, Calibrated, EngineRaised, Generated
 from serve.pool.process import Spawn, Worker, WorkerError, WorkerProcess
 from serve.pool.schedule import admits, seconds_until_free
 from serve.pool.spares import Grown, Nursery
@@ -287,13 +285,13 @@ class WorkerPool:
         stated = state_budget(allowed)
         slot.busy, slot.free_at_s = True, now_s + self._forecast.hold_s(demand, allowed, now_s)
         until_s = job.deadline_s - min(self._margin_ms, REPLY_MS) / 1e3
-        message = ticket.message(stated, allowed, until_s)
+        request = ticket.request(stated, allowed, until_s)
         ticket.attempts += 1
         ticket.worker = worker
         self._running.add(ticket)
         patience_s = job.deadline_s - now_s + HANG_TIMEOUT_S
         try:
-            answer = await worker.exchange(message, patience_s, ticket.tell)
+            reply = await worker.exchange(request, patience_s, ticket.tell)
         except WorkerError:
             ticket.worker = None
             self._retry(ticket)
@@ -302,25 +300,23 @@ class WorkerPool:
             slot.busy = False
             ticket.worker = None
             self._running.discard(ticket)
-        if "cancelled" not in answer:
-            self._settle(ticket, answer, allowed, stated, queue_s=now_s - job.arrived_s)
-
-    def _settle(
-        self, ticket: Ticket, answer: dict[str, Any], allowed: int, stated: int, *, queue_s: float
-    ) -> None:
-        if "error" in answer:
-            extra = {"error": answer["error"], "stack": answer["stack"]}
+        if isinstance(reply, EngineRaised):
+            extra = {"error": reply.error, "stack": reply.stack}
             logger.error("the engine raised", extra=extra)
             self._give_up(ticket, EngineFailedError("engine_error", "the engine raised"))
-            return
-        generation = Generation(**answer["generation"])
-        self._estimator.observe(
-            observe(ticket.job.fact, generation, thinking_limit=allowed), time.monotonic()
-        )
+        elif isinstance(reply, Generated):
+            self._settle(ticket, reply, allowed, stated, queue_s=now_s - job.arrived_s)
+
+    def _settle(
+        self, ticket: Ticket, reply: Generated, allowed: int, stated: int, *, queue_s: float
+    ) -> None:
+        """Learn from a generation and give the client its answer."""
+        observation = observe(ticket.job.fact, reply.generation, thinking_limit=allowed)
+        self._estimator.observe(observation, time.monotonic())
         # Made anew in a pause, rather than while the next request waits for it.
         asyncio.get_running_loop().call_later(PAUSE_S, self._forecast.refresh)
         if not ticket.future.done():
-            served = Served(generation, allowed, stated, answer["fact_clipped"], queue_s * 1e3)
+            served = Served(reply.generation, allowed, stated, reply.fact_clipped, queue_s * 1e3)
             served = self._last_rung.complete(ticket.job, served)
             if served.fallback:
                 self._metrics.fallback.labels("no_full_verdict").inc()
@@ -331,10 +327,10 @@ class WorkerPool:
         now_s = time.monotonic()
         slot.busy, slot.free_at_s = True, now_s + PROBE_INTERVAL_S
         try:
-            answer = await worker.exchange({"calibrate": True}, PROBE_TIMEOUT_S)
+            reply = await worker.exchange(Calibrate(), PROBE_TIMEOUT_S)
         finally:
             slot.busy = False
-        timings = [Observation(**observation) for observation in answer.get("calibration", ())]
+        timings = reply.observations if isinstance(reply, Calibrated) else ()
         self._estimator.begin_again(timings, time.monotonic())
 
     def _want_probe(self, now_s: float) -> None:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 from curt.engines.budget import Observation
+from serve.pool.messages import (
+    Calibrated,
+    Cancel,
+    LoadFailed,
+    Message,
+    Order,
+    Reasoning,
+    Reply,
+    decode,
+    encode,
+)
 from serve.pool.worker import OpenEngine, run_worker
 
 START_TIMEOUT_S = 600.0  # a large model on a slow disk
 CLOSE_TIMEOUT_S = 5.0
-_write_message = json.JSONEncoder(ensure_ascii=False).encode
 PIPE_BYTES = 65_536  # that a pipe holds without anybody reading
 
 
@@ -34,17 +43,17 @@ class Worker(Protocol):
         """Its process id, if it is a process of ours that was started."""
         ...
 
-    async def start(self) -> list[Observation]:
+    async def start(self) -> Sequence[Observation]:
         """Be ready, and return the timings of the warm-up. Raises WorkerError."""
         ...
 
     async def exchange(
         self,
-        message: dict[str, Any],
+        order: Order,
         timeout_s: float,
         on_piece: Callable[[str], None] | None = None,
-    ) -> dict[str, Any]:
-        """The answer to a message. Raises WorkerError when there will be none."""
+    ) -> Reply:
+        """The reply to an order. Raises WorkerError when there will be none."""
         ...
 
     def cancel(self) -> None:
@@ -93,7 +102,7 @@ class WorkerProcess:
         self._watched: tuple[asyncio.AbstractEventLoop, int] | None = None
         self._idle = False  # loaded and waiting for a message
         self._listening = False  # to the pipe, from the first message on
-        self._answered: asyncio.Future[dict[str, Any]] | None = None  # what `exchange` waits for
+        self._answered: asyncio.Future[Reply] | None = None  # what `exchange` waits for
         self._on_piece: Callable[[str], None] | None = None
         self._sent = self._cancelled = False
         self.dead = False
@@ -103,28 +112,29 @@ class WorkerProcess:
         """The process id, None before the start."""
         return self._process.pid
 
-    async def start(self) -> list[Observation]:
+    async def start(self) -> Sequence[Observation]:
         """Spawn, wait for the warm-up, and return its timings. Raises WorkerError."""
         await self._in_thread(self._spawn)
         ready = await self._in_thread(self._wait_ready)
-        if "failed" in ready:
-            raise WorkerError(f"could not load the model: {ready['failed']}")
-        return [Observation(**o) for o in ready["calibration"]]
+        if isinstance(ready, LoadFailed):
+            raise WorkerError(f"could not load the model: {ready.reason}")
+        assert isinstance(ready, Calibrated)
+        return ready.observations
 
     async def exchange(
         self,
-        message: dict[str, Any],
+        order: Order,
         timeout_s: float,
         on_piece: Callable[[str], None] | None = None,
-    ) -> dict[str, Any]:
-        """Send a message and wait for its answer. Raises WorkerError when none comes in time.
+    ) -> Reply:
+        """Send an order and wait for its reply. Raises WorkerError when none comes in time.
 
         `on_piece` is called in the running loop with each piece of reasoning, before the answer.
         """
-        data = _write_message(message).encode()
+        data = encode(order)
         self._sent = self._cancelled = self._idle = False
         loop = asyncio.get_running_loop()
-        answered: asyncio.Future[dict[str, Any]] = loop.create_future()
+        answered: asyncio.Future[Reply] = loop.create_future()
         self._answered = answered
         self._on_piece = on_piece
         if not self._listening:  # once for all: each time costs the kernel a call or two
@@ -145,7 +155,7 @@ class WorkerProcess:
             self._answered = self._on_piece = None
 
     def cancel(self) -> None:
-        """Let the worker stop what `exchange` waits for, which then returns `{"cancelled": True}`.
+        """Let the worker stop what `exchange` waits for, which then returns `Cancelled`.
 
         Unless the answer was on its way already. Returns at once.
         """
@@ -185,18 +195,19 @@ class WorkerProcess:
     def _receive(self) -> None:
         answered = self._answered
         try:
-            answer = json.loads(self._connection.recv_bytes())
+            message = decode(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
             self._stop_listening()  # it would be readable for ever
             if answered:
                 _fail(answered, error)
             return
-        if "piece" in answer:
+        if isinstance(message, Reasoning):
             if self._on_piece:
-                self._on_piece(answer["piece"])
+                self._on_piece(message.text)
         elif answered and not answered.done():
+            assert isinstance(message, Reply)
             self._idle = True
-            answered.set_result(answer)
+            answered.set_result(message)
 
     def _stop_listening(self) -> None:
         if self._listening:
@@ -207,14 +218,13 @@ class WorkerProcess:
         self._process.start()
         self._child_connection.close()  # or the worker's death would not read as end of file
 
-    def _wait_ready(self) -> dict[str, Any]:
+    def _wait_ready(self) -> Message:
         try:
             if not self._connection.poll(START_TIMEOUT_S):
                 raise WorkerError(f"not ready within {START_TIMEOUT_S:.0f} s")
-            ready = json.loads(self._connection.recv_bytes())
+            ready = decode(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
             raise WorkerError(f"exit code {self._exit_code()}") from error
-        assert isinstance(ready, dict)
         self._idle = True
         return ready
 
@@ -229,7 +239,7 @@ class WorkerProcess:
 
     def _tell_to_stop(self) -> None:
         with contextlib.suppress(OSError):  # it died; who waits for its answer learns of it
-            self._connection.send_bytes(b'{"cancel": true}')
+            self._connection.send_bytes(encode(Cancel()))
 
     def _exit_code(self) -> int | None:
         self._process.join(CLOSE_TIMEOUT_S)
@@ -259,6 +269,6 @@ class WorkerProcess:
         return await loop.run_in_executor(self._thread, function, *arguments)
 
 
-def _fail(answered: asyncio.Future[dict[str, Any]], error: Exception) -> None:
+def _fail(answered: asyncio.Future[Reply], error: Exception) -> None:
     if not answered.done():
         answered.set_exception(error)

@@ -10,24 +10,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import asdict
-from typing import Any
+from dataclasses import replace
 
 from curt.dialogue import is_clipped
 from curt.engines.budget import Observation
 from curt.engines.protocol import Generation, Request
 from curt.engines.remote import RemoteError, RemoteModel, RemoteUnavailableError, complete
+from serve.pool.messages import (
+    Calibrate,
+    Calibrated,
+    Cancelled,
+    EngineRaised,
+    Generated,
+    Order,
+    Reply,
+)
 from serve.pool.process import WorkerError
 from serve.pool.worker import (
     CALIBRATION_TEXT,
     CALIBRATION_THINKING_TOKENS,
-    PIECE_INTERVAL_S,
+    PieceGatherer,
     calibration_facts,
     observe,
-    read_request,
 )
 
 logger = logging.getLogger(__name__)
@@ -61,7 +67,8 @@ class RemoteServer:
             await self._wait_until_healthy(self._model)
             if not self._calibration:
                 await self._model.open()
-                await complete(self._model, _request(CALIBRATION_TEXT))  # first runs are slow
+                thinking = CALIBRATION_THINKING_TOKENS
+                await complete(self._model, Request(CALIBRATION_TEXT, thinking, thinking))
                 self._calibration = await calibrate(self._model, rounds=2)
             if self._watch is None:
                 self._watch = asyncio.create_task(self._keep_watch(self._model))
@@ -110,7 +117,7 @@ class RemoteWorker:
     def __init__(self, server: RemoteServer) -> None:
         self._server = server
         self._model: RemoteModel | None = None
-        self._task: asyncio.Task[dict[str, Any]] | None = None
+        self._task: asyncio.Task[Reply] | None = None
         self._cancelled = False
         self._on_death: Callable[[], None] | None = None
         self.dead = False
@@ -125,17 +132,17 @@ class RemoteWorker:
 
     async def exchange(
         self,
-        message: dict[str, Any],
+        order: Order,
         timeout_s: float,
         on_piece: Callable[[str], None] | None = None,
-    ) -> dict[str, Any]:
-        """Have a message answered. Raises WorkerError when the server goes or takes too long.
+    ) -> Reply:
+        """Have an order carried out. Raises WorkerError when the server goes or takes too long.
 
         `on_piece` is called with each piece of reasoning, before the answer.
         """
         assert self._model is not None, "start() comes first"
         self._cancelled = False
-        self._task = asyncio.create_task(self._answer(self._model, message, on_piece))
+        self._task = asyncio.create_task(self._carry_out(self._model, order, on_piece))
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._task
@@ -151,12 +158,12 @@ class RemoteWorker:
                 raise
             if self.dead:
                 raise WorkerError("the remote server is gone") from None
-            return {"cancelled": True}
+            return Cancelled()
         finally:
             self._task = None
 
     def cancel(self) -> None:
-        """Abort what `exchange` waits for, which then returns `{"cancelled": True}`.
+        """Abort what `exchange` waits for, which then returns `Cancelled`.
 
         The connection is closed, by which the server knows. Returns at once.
         """
@@ -194,33 +201,28 @@ class RemoteWorker:
         if callback:
             callback()
 
-    async def _answer(
+    async def _carry_out(
         self,
         model: RemoteModel,
-        message: dict[str, Any],
+        order: Order,
         on_piece: Callable[[str], None] | None,
-    ) -> dict[str, Any]:
+    ) -> Reply:
         try:
-            if message.get("calibrate"):
-                return {"calibration": [asdict(o) for o in await calibrate(model, rounds=1)]}
+            if isinstance(order, Calibrate):
+                return Calibrated(tuple(await calibrate(model, rounds=1)))
             started_s = time.monotonic()
-            request = read_request(message)
-            in_place = len(request.fact) <= LONG_FACT_CHARS
-            run = _at_once if in_place else asyncio.to_thread
-            prompt, clipped = await run(_encode, model, request)
+            if len(order.fact) <= LONG_FACT_CHARS:
+                prompt, clipped = _encode(model, order)
+            else:
+                prompt, clipped = await asyncio.to_thread(_encode, model, order)
             encoded_ms = (time.monotonic() - started_s) * 1e3
-            tell = on_piece if message["tell_reasoning"] else None
-            generation = await _tell_steps(model, request, prompt, tell)
-            fields = asdict(generation)
-            fields["prefill_ms"] += encoded_ms
-            return {"generation": fields, "fact_clipped": clipped}
+            generation = await _tell_steps(model, order, prompt, on_piece)
+            generation = replace(generation, prefill_ms=generation.prefill_ms + encoded_ms)
+            return Generated(generation, clipped)
         except RemoteUnavailableError:
             raise
         except Exception as error:  # the worker outlives a request it can't serve
-            # Without the error's message, which may quote the fact.
-            frames = traceback.extract_tb(error.__traceback__)
-            stack = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-            return {"error": type(error).__name__, "stack": stack}
+            return EngineRaised.by(error)
 
 
 async def calibrate(model: RemoteModel, rounds: int) -> list[Observation]:
@@ -242,19 +244,13 @@ async def _tell_steps(
     on_piece: Callable[[str], None] | None,
 ) -> Generation:
     """One generation, telling its reasoning as it comes."""
-    gathered, sent_s = "", 0.0
+    pieces = PieceGatherer()
     async with aclosing(model.stream(request, prompt)) as steps:
         async for step in steps:
             if step.generation:
                 return step.generation
-            if on_piece is None:
-                continue
-            if step.phase == "thinking":
-                gathered += step.text
-            now_s = time.monotonic()
-            if gathered and (step.phase == "close" or now_s >= sent_s + PIECE_INTERVAL_S):
-                on_piece(gathered)
-                gathered, sent_s = "", now_s
+            if on_piece and request.tell_text and (piece := pieces.add(step)):
+                on_piece(piece)
     raise AssertionError("a stream ends with its generation")
 
 
@@ -262,15 +258,3 @@ def _encode(model: RemoteModel, request: Request) -> tuple[list[int], bool]:
     """The prompt, and whether the fact had to be clipped for it."""
     clipped = is_clipped(request.fact, model.manifest.max_fact_tokens, model.tokenizer.count)
     return model.encode(request), clipped
-
-
-async def _at_once(
-    function: Callable[[RemoteModel, Request], tuple[list[int], bool]],
-    model: RemoteModel,
-    request: Request,
-) -> tuple[list[int], bool]:
-    return function(model, request)
-
-
-def _request(fact: str) -> Request:
-    return Request(fact, CALIBRATION_THINKING_TOKENS, CALIBRATION_THINKING_TOKENS)

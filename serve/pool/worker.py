@@ -1,36 +1,43 @@
 """The worker process: one engine, one thread, one request at a time over a pipe.
 
 The front never imports a model: engines hold the interpreter lock for whole prefill chunks, and
-a crash in native code must not take the front with it. Messages are JSON, never pickles: what
-comes back from a process that reads strangers' text is data.
-
-The front sends `{"fact": ...}` and reads `{"piece": ...}` (where it asked for the reasoning as it
-comes) and then one of `{"generation": ...}`, `{"cancelled": true}`, `{"error": ...}`. While a
-request is under way the front may send `{"cancel": true}`, which is looked for between two steps
-of the engine; one that comes too late is dropped.
+a crash in native code must not take the front with it. `serve.pool.messages` says what crosses
+the pipe.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
 import threading
 import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import replace
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
-from curt.dialogue import MAX_ANSWER_TOKENS, is_clipped
+from curt.dialogue import is_clipped
 from curt.engines.budget import Observation
-from curt.engines.protocol import Engine, Generation, Request, StreamingEngine
+from curt.engines.protocol import Engine, Generation, GenerationStep, Request, StreamingEngine
 from curt.engines.registry import open_engine
+from serve.pool.messages import (
+    Calibrate,
+    Calibrated,
+    Cancel,
+    Cancelled,
+    EngineRaised,
+    Generated,
+    LoadFailed,
+    Message,
+    Order,
+    Reasoning,
+    Reply,
+    decode,
+    encode,
+)
 
 CountTokens = Callable[[str], int]
 OpenEngine = Callable[[Path], tuple[Engine, CountTokens]]
@@ -41,7 +48,7 @@ CALIBRATION_TEXT = (
     "后被公安机关抓获，归案后如实供述自己的罪行，自愿认罪认罚，并取得被害人谅解。"
 )
 CALIBRATION_THINKING_TOKENS = 16
-PIECE_INTERVAL_S = 0.02  # pieces of reasoning are gathered this long: a message costs two wake-ups
+PIECE_INTERVAL_S = 0.02
 
 
 def open_worker_engine(folder: Path, *, guided: bool = False) -> tuple[Engine, CountTokens]:
@@ -63,17 +70,17 @@ def run_worker(connection: Connection, folder: Path, open_engine: OpenEngine) ->
         generate_once(engine, CALIBRATION_TEXT, CALIBRATION_THINKING_TOKENS)  # first runs are slow
         observations = calibrate(engine, count_tokens)
     except Exception as error:
-        _send(connection, {"failed": f"{type(error).__name__}: {error}"})
+        _send(connection, LoadFailed(f"{type(error).__name__}: {error}"))
         return
-    _send(connection, {"calibration": [asdict(o) for o in observations]})
+    _send(connection, Calibrated(tuple(observations)))
     front = Front(connection)
     while True:
         try:
-            message = json.loads(connection.recv_bytes())
+            message = decode(connection.recv_bytes())
         except (EOFError, OSError):
             return
-        if "cancel" not in message:  # of a request that was answered already
-            front.send(_answer(engine, count_tokens, message, front))
+        if isinstance(message, Order):  # and no Cancel of a request that was answered already
+            front.send(_carry_out(engine, count_tokens, message, front))
 
 
 class Front:
@@ -89,41 +96,51 @@ class Front:
         if not self._inbox.poll(0):
             return False
         try:
-            message = json.loads(self._connection.recv_bytes())
+            message = decode(self._connection.recv_bytes())
         except (EOFError, OSError):
             return True  # the next read ends the worker
-        assert "cancel" in message, "the front sends one request at a time"
+        assert isinstance(message, Cancel), "the front sends one request at a time"
         return True
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: Message) -> None:
         """Send one message; ends the process when the front is gone."""
         _send(self._connection, message)
 
 
-def complete(
-    engine: Engine, request: Request, front: Front, *, tell_reasoning: bool
-) -> Generation | None:
-    """Complete a request, telling its reasoning as it comes; None when the front cancelled it.
+class PieceGatherer:
+    """Joins the reasoning of many steps to one piece every 20 ms: a message costs two wake-ups."""
+
+    def __init__(self) -> None:
+        self._gathered, self._sent_s = "", 0.0
+
+    def add(self, step: GenerationStep) -> str | None:
+        """The piece that is to be sent after this step, if any."""
+        if step.phase == "thinking":
+            self._gathered += step.text
+        now_s = time.monotonic()
+        is_due = step.phase == "close" or now_s >= self._sent_s + PIECE_INTERVAL_S
+        if not self._gathered or not is_due:
+            return None
+        piece, self._gathered, self._sent_s = self._gathered, "", now_s
+        return piece
+
+
+def complete(engine: Engine, request: Request, front: Front) -> Generation | None:
+    """Complete a request, telling its reasoning where asked; None when the front cancelled it.
 
     An engine that can't stream can't be stopped either: its request is completed.
     """
     if not isinstance(engine, StreamingEngine):
         return engine.generate([request])[0]
-    gathered, sent_s = "", 0.0
+    pieces = PieceGatherer()
     with closing(engine.stream(request)) as steps:
         for step in steps:
             if step.generation:
                 return step.generation
             if front.wants_stop():
                 return None
-            if not tell_reasoning:
-                continue
-            if step.phase == "thinking":
-                gathered += step.text
-            now_s = time.monotonic()
-            if gathered and (step.phase == "close" or now_s >= sent_s + PIECE_INTERVAL_S):
-                front.send({"piece": gathered})
-                gathered, sent_s = "", now_s
+            if request.tell_text and (piece := pieces.add(step)):
+                front.send(Reasoning(piece))
     raise AssertionError("a stream ends with its generation")
 
 
@@ -173,44 +190,25 @@ def observe(fact: str, generation: Generation, *, thinking_limit: int) -> Observ
     )
 
 
-def read_request(message: Mapping[str, Any]) -> Request:
-    """The request that a front's message asks for."""
-    return Request(
-        fact=message["fact"],
-        stated_budget=message["stated_budget"],
-        thinking_limit=message["thinking_limit"],
-        answer_limit=MAX_ANSWER_TOKENS,
-        deadline_s=message["deadline_s"],
-        tell_text=message.get("tell_reasoning", True),
-    )
-
-
-def _answer(
-    engine: Engine, count_tokens: CountTokens, message: dict[str, Any], front: Front
-) -> dict[str, Any]:
+def _carry_out(engine: Engine, count_tokens: CountTokens, order: Order, front: Front) -> Reply:
     try:
-        if message.get("calibrate"):
-            return {"calibration": [asdict(o) for o in calibrate(engine, count_tokens, rounds=1)]}
-        request = read_request(message)
+        if isinstance(order, Calibrate):
+            return Calibrated(tuple(calibrate(engine, count_tokens, rounds=1)))
         started_s = time.monotonic()
-        clipped = is_clipped(request.fact, engine.manifest.max_fact_tokens, count_tokens)
+        clipped = is_clipped(order.fact, engine.manifest.max_fact_tokens, count_tokens)
         counted_ms = (time.monotonic() - started_s) * 1e3
-        generation = complete(engine, request, front, tell_reasoning=message["tell_reasoning"])
+        generation = complete(engine, order, front)
         if generation is None:
-            return {"cancelled": True}
-        fields = asdict(generation)
-        fields["prefill_ms"] += counted_ms
-        return {"generation": fields, "fact_clipped": clipped}
+            return Cancelled()
+        generation = replace(generation, prefill_ms=generation.prefill_ms + counted_ms)
+        return Generated(generation, clipped)
     except Exception as error:  # the worker outlives a request it can't serve; the front logs it
-        # Without the error's message, which may quote the fact.
-        frames = traceback.extract_tb(error.__traceback__)
-        stack = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-        return {"error": type(error).__name__, "stack": stack}
+        return EngineRaised.by(error)
 
 
-def _send(connection: Connection, message: dict[str, Any]) -> None:
+def _send(connection: Connection, message: Message) -> None:
     try:
-        connection.send_bytes(json.dumps(message, ensure_ascii=False).encode())
+        connection.send_bytes(encode(message))
     except OSError:
         os._exit(0)  # the front is gone
 

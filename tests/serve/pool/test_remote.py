@@ -14,6 +14,7 @@ import pytest
 
 from curt.artifact import load_manifest
 from curt.classifier.model import Prediction
+from curt.engines.protocol import Request
 from curt.engines.remote import VllmModel
 from curt.law.verdict import Term, Verdict
 from serve.errors import EngineFailedError, OverloadedError
@@ -241,12 +242,8 @@ def test_a_hung_server_is_given_up(server: CompletionsServer, micro_model: Path)
         worker = RemoteWorker(RemoteServer(functools.partial(VllmModel, micro_model, server.url)))
         assert len(await worker.start()) == 4
         server.pause_s = 2.0
-        message = {
-            "fact": FACTS[0], "stated_budget": 8, "thinking_limit": 8,
-            "deadline_s": None, "tell_reasoning": False,
-        }  # fmt: skip
         with pytest.raises(WorkerError, match=r"no answer within 0\.1 s"):
-            await worker.exchange(message, 0.1)
+            await worker.exchange(Request(FACTS[0], 8, 8, tell_text=False), 0.1)
         assert worker.dead
         await worker.close()
 
