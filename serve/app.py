@@ -18,7 +18,6 @@ from curt.classifier.model import Classifier, load_classifier
 from curt.engines.registry import serving_engine
 from serve.answering.answering import Answering, Choose, OnlyWay, Pool
 from serve.answering.cache import CacheMetrics, ResultCache
-from serve.answering.cache_policy import ServedPolicy
 from serve.api import admin, batch, health, predict, stream
 from serve.api import chat as openai_api
 from serve.api.errors import install_handlers
@@ -211,11 +210,10 @@ def _only_way(pool: Pool, identity: Identity) -> Choose:
 
 def _make_cache(
     settings: Settings, manifest: Manifest, metrics: Metrics, link: RedisLink | None
-) -> ResultCache[Served] | None:
+) -> ResultCache | None:
     if not settings.cache_ttl_s:
         return None
     return ResultCache(
-        ServedPolicy(),
         CacheMetrics(metrics.registry),
         max_thinking_tokens=manifest.max_thinking_tokens,
         max_bytes=settings.cache_bytes,

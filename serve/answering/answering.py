@@ -121,7 +121,7 @@ class Answering:
         settings: Settings,
         metrics: Metrics,
         *,
-        cache: ResultCache[Served] | None = None,
+        cache: ResultCache | None = None,
         classifier: Classifier | None = None,
     ) -> None:
         """`choose` says which way a request goes."""

@@ -1,47 +1,49 @@
-"""Answers given before: found by what was asked, kept for a while, made once.
+"""The result cache: answers given before, and one computation for identical requests.
 
-The name of an entry is a keyed hash of the normalised fact, the model's manifest, the prompt
-version, the tasks and the reply's options; the fact itself is stored nowhere. Beside the name
-stands the thinking budget the answer was made with. A request whose deadline buys `b` tokens
-takes an answer made with `b` or more, never one made with less: a generous answer may serve a
-tight deadline, not the other way round. Only answers whose thinking ended by itself are kept,
-and those don't depend on where the limit stood within a level, so the levels a prompt can
-state are all the classes there are. A client that caps the reasoning gets none that used more
-than its cap, however it was made. What one request shares with another while it is made is held
-to the same rules once it is known what it got.
+An entry is found by a keyed hash of the normalised fact, the model's manifest, the prompt version,
+the tasks and the reply's options; the fact itself is stored nowhere. Beside the hash stands the
+thinking budget that the answer was made with. A request whose deadline allows `b` tokens takes an
+answer made with `b` or more, never one made with less: a generous answer may serve a tight
+deadline, not the other way round. Only answers whose thinking ended by itself are kept. Those
+don't depend on where the limit stood within a budget level, so entries are kept per level. A
+client that caps the reasoning gets no answer that used more than its cap. An answer that several
+requests waited for together is held to the same rules before each of them gets it.
 
-In process: least recently used goes first, with a lifetime and a limit in bytes. Beyond it,
-where configured, Redis: values are sealed (AES-256-GCM) with a key derived from the fact, for a
-reasoning quotes facts; who reads Redis learns nothing, and an answer that was altered, or that
-belongs to another question, is a miss.
+In process, the least recently used entry goes first, within a lifetime and a limit in bytes.
+Behind it, where configured, stands Redis. Values there are sealed (AES-256-GCM) with a key derived
+from the fact, because a reasoning quotes facts: who reads Redis learns nothing, and an answer that
+was altered, or that belongs to another question, is a miss.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 import os
 import struct
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
+from cachetools import TLRUCache
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from pydantic import TypeAdapter
 
 from curt.dialogue import BUDGET_LEVELS, normalise_fact, state_budget
-from serve.answering.cache_policy import Policy
-from serve.answering.lru import Lru
+from curt.engines.protocol import Generation
 from serve.redis_link import RedisLink, RedisMissError
+from serve.served import Served
 
 MAX_VALUE_BYTES = 65_536
+ENTRY_OVERHEAD_BYTES = 600  # of an entry's name, its links and the headers of its objects
 NONCE_BYTES = 12
 PREFIX = "curt:1:"  # raise the number when what is sealed changes
 
 Source = Literal["hit", "shared", "miss"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,63 @@ def _keyed_by(secret: bytes) -> hmac.HMAC:
 _write_question = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What is kept of a served request: all but how long it took and what came of failing."""
+
+    generation: Generation
+    thinking_allowed: int
+    stated_budget: int
+    fact_clipped: bool
+
+
+_KEPT = TypeAdapter(_Kept)
+
+
+def write_served(served: Served) -> bytes:
+    """A whole verdict as JSON, with no time spent on it: a later request costs none."""
+    generation = replace(served.generation, prefill_ms=0.0, decode_ms=0.0)
+    kept = _Kept(generation, served.thinking_allowed, served.stated_budget, served.fact_clipped)
+    return _KEPT.dump_json(kept)
+
+
+def read_served(data: bytes) -> Served:
+    """Inverse of `write_served`. Raises ValueError on anything else."""
+    kept = _KEPT.validate_json(data, strict=True)
+    return Served(
+        kept.generation, kept.thinking_allowed, kept.stated_budget, kept.fact_clipped, 0.0
+    )
+
+
+def level_to_keep(served: Served) -> int | None:
+    """The budget level to keep an answer under.
+
+    None for one that must not be kept: degraded, or its thinking cut.
+    """
+    if served.degraded_reason or served.fallback or served.generation.thinking_cut:
+        return None
+    return served.stated_budget
+
+
+def is_shareable(served: Served) -> bool:
+    """Whether a concurrent request for the same may have this answer too.
+
+    All but what a deadline stopped, for the other request may have longer.
+    """
+    return not served.unserved and served.generation.finish != "deadline"
+
+
+def suits(served: Served, budget_tokens: int, most_tokens: int | None) -> bool:
+    """Whether an answer keeps within a client's cap, and a larger budget made it no better."""
+    if most_tokens is not None and served.generation.thinking_tokens > most_tokens:
+        return False
+    if served.thinking_allowed >= budget_tokens:
+        return True
+    # Within a level the prompt is the same, and thinking that ended by itself would end again.
+    same_prompt = served.stated_budget >= state_budget(budget_tokens)
+    return same_prompt and not served.generation.thinking_cut
+
+
 class CacheMetrics:
     """Counters of the result cache."""
 
@@ -105,10 +164,10 @@ class CacheMetrics:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer(Generic[T]):
-    """A value and whether it was kept, made together with another request, or made now."""
+class CachedAnswer:
+    """An answer and whether it was kept, made together with another request, or made now."""
 
-    value: T
+    value: Served
     source: Source
 
 
@@ -119,22 +178,31 @@ class _Wanted:
     budget_tokens: int
     most_tokens: int | None
 
+    def fits(self, served: Served) -> bool:
+        return suits(served, self.budget_tokens, self.most_tokens)
+
 
 @dataclass(slots=True, eq=False)
-class _Flight(Generic[T]):
-    """A value being made, and how many wait for it."""
+class _Computation:
+    """An answer being made, and how many requests wait for it."""
 
-    task: asyncio.Task[T]
+    task: asyncio.Task[Served]
     deadline_s: float
     waiting: int = 0
 
+    def answer_for(self, wanted: _Wanted) -> Served | None:
+        """The answer once it is there, if another request than its first may have it."""
+        if self.task.cancelled() or self.task.exception() is not None:
+            return None
+        served = self.task.result()
+        return served if is_shareable(served) and wanted.fits(served) else None
 
-class ResultCache(Generic[T]):
-    """Values kept in process and, with a link, in Redis; identical requests made once."""
+
+class ResultCache:
+    """Answers kept in process and, with a link, in Redis; identical requests are made once."""
 
     def __init__(
         self,
-        policy: Policy[T],
         metrics: CacheMetrics,
         *,
         max_thinking_tokens: int,
@@ -144,17 +212,22 @@ class ResultCache(Generic[T]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Raises ValueError without the package that seals what goes to Redis."""
-        self._policy = policy
         self._metrics = metrics
         self._ttl_s = ttl_s
-        self._kept = Lru(max_bytes, clock)
+        self._clock = clock
+        self._kept: TLRUCache[str, tuple[float, bytes]] = TLRUCache(
+            max_bytes,
+            ttu=lambda _, entry, __: entry[0],
+            timer=clock,
+            getsizeof=lambda entry: len(entry[1]) + ENTRY_OVERHEAD_BYTES,
+        )  # (when it expires, the answer as JSON) by name and level
         self._redis = redis
         self._new_cipher = _find_cipher() if redis else None
         top = state_budget(max_thinking_tokens)
         # Most thinking first: of several answers that will do, the best.
         self._levels = tuple(level for level in reversed(BUDGET_LEVELS) if level <= top)
         self._max_thinking_tokens = max_thinking_tokens
-        self._flights: dict[str, _Flight[T]] = {}
+        self._computations: dict[str, _Computation] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def get_or_make(
@@ -163,18 +236,18 @@ class ResultCache(Generic[T]):
         *,
         budget_tokens: int,
         deadline_s: float,
-        make: Callable[[], Awaitable[T]],
+        make: Callable[[], Awaitable[Served]],
         most_tokens: int | None = None,
-    ) -> Answer[T]:
-        """A kept value, one being made right now, or a new one.
+    ) -> CachedAnswer:
+        """A kept answer, one being made right now, or a new one.
 
         Args:
             key: of the question.
             budget_tokens: thinking the deadline would buy now; 0 where it can't be met at all,
                 which a kept answer still can.
-            deadline_s: `time.monotonic()` instant by which `make` ends. A value being made for
+            deadline_s: `time.monotonic()` instant by which `make` ends. An answer being made for
                 an earlier or equal one is waited for; nobody waits for a later one.
-            make: makes the value; what it raises reaches the request that started it and no
+            make: makes the answer; what it raises reaches the request that started it and no
                 other. Of those that waited, one starts anew and the rest wait for that one.
             most_tokens: thinking the client wants at most, whatever was thought for others.
         """
@@ -186,9 +259,9 @@ class ResultCache(Generic[T]):
         if found is None and self._redis and not self._joinable(place, deadline_s):
             found = await self._find_in_redis(self._redis, key, level, wanted)
         answer = (
-            await self._fly(key, place, deadline_s, make, wanted)
+            await self._make_once(key, place, deadline_s, make, wanted)
             if found is None
-            else Answer(found, "hit")
+            else CachedAnswer(found, "hit")
         )
         self._metrics.requests.labels(answer.source).inc()
         return answer
@@ -198,55 +271,52 @@ class ResultCache(Generic[T]):
         if self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    async def _fly(
+    async def _make_once(
         self,
         key: CacheKey,
         place: str,
         deadline_s: float,
-        make: Callable[[], Awaitable[T]],
+        make: Callable[[], Awaitable[Served]],
         wanted: _Wanted,
-    ) -> Answer[T]:
+    ) -> CachedAnswer:
+        """Make an answer, or wait for one that is being made and may be shared."""
         while True:
-            flight = self._joinable(place, deadline_s)
-            leads = flight is None
-            if flight is None:
+            computation = self._joinable(place, deadline_s)
+            is_first = computation is None
+            if computation is None:
                 task = self._spawn(self._make(key, make))
                 task.add_done_callback(_read_failure)  # its waiters may all have gone
-                flight = self._flights[place] = _Flight(task, deadline_s)
-            flight.waiting += 1
+                computation = self._computations[place] = _Computation(task, deadline_s)
+            computation.waiting += 1
             try:
-                await asyncio.wait({flight.task})  # our own cancellation leaves the task running
+                await asyncio.wait({computation.task})  # our own cancellation leaves it running
             finally:
-                flight.waiting -= 1
-                if not flight.waiting:
-                    flight.task.cancel()  # nobody wants it any more; does nothing to a done one
-                if not flight.waiting or flight.task.done():
-                    self._land(place, flight)
-            if leads:
-                return Answer(flight.task.result(), "miss")
-            if (
-                not flight.task.cancelled()
-                and flight.task.exception() is None
-                and self._policy.shareable(flight.task.result())
-                and self._suits(flight.task.result(), wanted)
-            ):
-                return Answer(flight.task.result(), "shared")
+                computation.waiting -= 1
+                if not computation.waiting:
+                    computation.task.cancel()  # nobody wants it any more; nothing to a done one
+                if not computation.waiting or computation.task.done():
+                    self._forget(place, computation)
+            if is_first:
+                return CachedAnswer(computation.task.result(), "miss")
+            shared = computation.answer_for(wanted)
+            if shared is not None:
+                return CachedAnswer(shared, "shared")
 
-    def _joinable(self, place: str, deadline_s: float) -> _Flight[T] | None:
-        flight = self._flights.get(place)
-        if flight is None or flight.task.done() or flight.deadline_s > deadline_s:
+    def _joinable(self, place: str, deadline_s: float) -> _Computation | None:
+        computation = self._computations.get(place)
+        if computation is None or computation.task.done() or computation.deadline_s > deadline_s:
             return None
-        return flight
+        return computation
 
-    def _land(self, place: str, flight: _Flight[T]) -> None:
-        if self._flights.get(place) is flight:
-            del self._flights[place]
+    def _forget(self, place: str, computation: _Computation) -> None:
+        if self._computations.get(place) is computation:
+            del self._computations[place]
 
-    async def _make(self, key: CacheKey, make: Callable[[], Awaitable[T]]) -> T:
+    async def _make(self, key: CacheKey, make: Callable[[], Awaitable[Served]]) -> Served:
         value = await make()
-        level = self._policy.level(value)
+        level = level_to_keep(value)
         if level is not None:
-            data = self._policy.encode(value)
+            data = write_served(value)
             if len(data) <= MAX_VALUE_BYTES:
                 place = f"{key.name}:{level}"
                 self._keep(place, data, self._ttl_s)
@@ -254,19 +324,16 @@ class ResultCache(Generic[T]):
                     self._spawn(self._send_to_redis(self._redis, key, place, data))
         return value
 
-    def _suits(self, value: T, wanted: _Wanted) -> bool:
-        return self._policy.suits(value, wanted.budget_tokens, wanted.most_tokens)
-
-    def _find_kept(self, key: CacheKey, level: int, wanted: _Wanted) -> T | None:
+    def _find_kept(self, key: CacheKey, level: int, wanted: _Wanted) -> Served | None:
         for place in self._places(key, level):
-            data = self._kept.get(place)
-            if data is not None and self._suits(value := self._policy.decode(data), wanted):
+            entry = self._kept.get(place)
+            if entry is not None and wanted.fits(value := read_served(entry[1])):
                 return value
         return None
 
     async def _find_in_redis(
         self, redis: RedisLink, key: CacheKey, level: int, wanted: _Wanted
-    ) -> T | None:
+    ) -> Served | None:
         places = self._places(key, level)
         try:
             answers = await redis.call(lambda client: client.mget([PREFIX + p for p in places]))
@@ -281,13 +348,13 @@ class ResultCache(Generic[T]):
                 continue
             try:
                 data, ttl_s = self._unseal(key, place, sealed)
-                value = self._policy.decode(data)
+                value = read_served(data)
             except ValueError:  # altered, of another question, or of another release
                 self._metrics.errors.labels("garbage").inc()
             else:
                 if ttl_s > 0:
                     self._keep(place, data, min(ttl_s, self._ttl_s))
-                    if self._suits(value, wanted):
+                    if wanted.fits(value):
                         return value
         return None
 
@@ -326,9 +393,11 @@ class ResultCache(Generic[T]):
         return [f"{key.name}:{each}" for each in self._levels if each >= level]
 
     def _keep(self, place: str, data: bytes, ttl_s: float) -> None:
-        self._kept.put(place, data, ttl_s)
+        self._kept.pop(place, None)
+        with contextlib.suppress(ValueError):  # larger than the whole cache
+            self._kept[place] = self._clock() + ttl_s, data
         self._metrics.entries.set(len(self._kept))
-        self._metrics.used_bytes.set(self._kept.used_bytes)
+        self._metrics.used_bytes.set(self._kept.currsize)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)

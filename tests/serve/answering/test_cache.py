@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -20,14 +19,16 @@ from prometheus_client import CollectorRegistry
 
 from curt.dialogue import BUDGET_LEVELS, THINK_END, render_answer
 from serve.answering.cache import (
-    Answer,
+    ENTRY_OVERHEAD_BYTES,
+    CachedAnswer,
     CacheKey,
     CacheMetrics,
     ResultCache,
     cache_key,
+    read_served,
+    suits,
+    write_served,
 )
-from serve.answering.cache_policy import ServedPolicy
-from serve.answering.lru import ENTRY_OVERHEAD_BYTES, Lru
 from serve.api.reply import build_reply
 from serve.api.schemas import PredictReply, PredictRequest
 from serve.edge.context import RequestContext
@@ -86,26 +87,26 @@ class Clock:
         return self.now_s
 
 
-def make_cache(redis: RedisLink | None = None, **changes: Any) -> ResultCache[Served]:
+def make_cache(redis: RedisLink | None = None, **changes: Any) -> ResultCache:
     values: dict[str, Any] = {"max_thinking_tokens": 64, "max_bytes": 1 << 20, "ttl_s": 60.0}
     metrics = CacheMetrics(CollectorRegistry())
-    return ResultCache(ServedPolicy(), metrics, redis=redis, **(values | changes))
+    return ResultCache(metrics, redis=redis, **(values | changes))
 
 
-def counted(cache: ResultCache[Served], name: str, **labels: str) -> float:
+def counted(cache: ResultCache, name: str, **labels: str) -> float:
     registry = cache._metrics.requests, cache._metrics.errors
     metric = dict(zip(("requests", "errors"), registry, strict=True))[name]
     return metric.labels(**labels)._value.get()
 
 
 async def ask(
-    cache: ResultCache[Served],
+    cache: ResultCache,
     make: Callable[[], Awaitable[Served]],
     *,
     asked: CacheKey | None = None,
     budget: int = 48,
     deadline_s: float = 1e9,
-) -> Answer[Served]:
+) -> CachedAnswer:
     return await cache.get_or_make(
         asked or key(), budget_tokens=budget, deadline_s=deadline_s, make=make
     )
@@ -226,9 +227,8 @@ def test_every_field_of_a_served_request_is_kept_or_known_not_to_matter() -> Non
     kept = {"generation", "thinking_allowed", "stated_budget", "fact_clipped"}
     spent_or_failed = {"queue_ms", "fallback", "unserved"}
     assert {each.name for each in fields(Served)} == kept | spent_or_failed
-    policy = ServedPolicy()
     value = Served(generation(GOOD, prefill_ms=0.0, decode_ms=0.0), 50, 48, True, 0.0)
-    assert policy.decode(policy.encode(value)) == value
+    assert read_served(write_served(value)) == value
 
 
 def test_answers_have_a_lifetime() -> None:
@@ -246,52 +246,97 @@ def test_answers_have_a_lifetime() -> None:
 
 # The least recently used go first
 
-NAMES = st.sampled_from("abcdef")
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("get"), NAMES, st.just(0), st.just(0.0)),
-        st.tuples(st.just("put"), NAMES, st.integers(0, 400), st.floats(0, 5)),
-        st.tuples(st.just("wait"), st.just(""), st.just(0), st.floats(0, 3)),
-    ),
-    max_size=60,
-)
+
+def test_the_cache_keeps_its_limit_in_bytes_and_drops_the_least_recently_used() -> None:
+    async def scenario() -> None:
+        entry_bytes = len(write_served(served())) + ENTRY_OVERHEAD_BYTES
+        cache, make = make_cache(max_bytes=2 * entry_bytes + 10), Counted(served())
+        for fact, source in (
+            ("甲", "miss"), ("乙", "miss"), ("甲", "hit"), ("丙", "miss"),
+            ("甲", "hit"), ("丙", "hit"), ("乙", "miss"), ("丙", "hit"),
+        ):  # fmt: skip
+            assert (await ask(cache, make, asked=key(fact))).source == source
+            assert cache._kept.currsize <= 2 * entry_bytes
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("max_bytes", [0, ENTRY_OVERHEAD_BYTES])
+def test_an_answer_larger_than_the_whole_cache_is_not_kept(max_bytes: int) -> None:
+    async def scenario() -> None:
+        cache, make = make_cache(max_bytes=max_bytes), Counted(served())
+        for _ in range(2):
+            assert (await ask(cache, make)).source == "miss"
+        assert cache._kept.currsize == 0
+
+    asyncio.run(scenario())
+
+
+# Caps on the reasoning are kept, and nobody gets an answer cut shorter than their own
+
+
+def test_a_cap_is_kept_even_where_a_longer_answer_is_at_hand() -> None:
+    async def scenario() -> None:
+        cache = make_cache()
+        await ask(cache, Counted(served(64, thinking_tokens=20)), budget=64)
+        for most, source in ((None, "hit"), (20, "hit"), (19, "miss"), (0, "miss")):
+            answer = await cache.get_or_make(
+                key(), budget_tokens=min(64, most if most is not None else 64), deadline_s=1e9,
+                most_tokens=most, make=Counted(served(0, thinking_cut=True, thinking_tokens=0)),
+            )  # fmt: skip
+            assert (most, answer.source) == (most, source)
+            assert most is None or answer.value.generation.thinking_tokens <= most
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_in_the_making_that_got_less_is_not_shared_with_who_gets_more() -> None:
+    async def scenario() -> None:
+        cache = make_cache()
+        short = Counted(served(16, thinking_cut=True), pause_s=0.02)  # the queue took its time
+        long = Counted(served(48), pause_s=0.02)
+        leader = asyncio.create_task(ask(cache, short, budget=48, deadline_s=1e8))
+        await asyncio.sleep(0)
+        follower = await ask(cache, long, budget=48, deadline_s=1e9)
+        assert (await leader).value.thinking_allowed == 16
+        assert (follower.source, follower.value.thinking_allowed) == ("miss", 48)
+        assert (short.calls, long.calls) == (1, 1)
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_in_the_making_that_thinks_too_long_is_not_shared_with_a_cap() -> None:
+    async def scenario() -> None:
+        cache = make_cache()
+        whole, capped = Counted(served(16, thinking_tokens=12), 0.02), Counted(served(8), 0.02)
+        leader = asyncio.create_task(ask(cache, whole, budget=8))
+        await asyncio.sleep(0)
+        answer = await cache.get_or_make(
+            key(), budget_tokens=8, deadline_s=1e9, most_tokens=8, make=capped
+        )
+        assert (await leader).value.generation.thinking_tokens == 12
+        assert answer.value.generation.thinking_tokens <= 8
+
+    asyncio.run(scenario())
 
 
 @hypothesis_settings(deadline=None)
-@given(max_bytes=st.integers(0, 3 * ENTRY_OVERHEAD_BYTES), steps=STEPS)
-def test_the_lru_keeps_its_limit_and_gives_back_only_what_is_fresh(
-    max_bytes: int, steps: list[tuple[str, str, int, float]]
+@given(
+    allowed=st.integers(0, 300), used=st.integers(0, 300), cut=st.booleans(),
+    budget=st.integers(0, 300), most=st.none() | st.integers(0, 300),
+)  # fmt: skip
+def test_what_suits_keeps_the_cap_and_was_not_cut_short(
+    allowed: int, used: int, cut: bool, budget: int, most: int | None
 ) -> None:
-    clock = Clock()
-    lru = Lru(max_bytes, clock)
-    model: OrderedDict[str, tuple[float, bytes]] = OrderedDict()  # the oldest use first
-    for number, (what, name, size, seconds) in enumerate(steps):
-        if what == "wait":
-            clock.now_s += seconds
-        elif what == "put":
-            value = bytes([number]) * size
-            lru.put(name, value, seconds)
-            model.pop(name, None)
-            if seconds > 0 and size + 1 + ENTRY_OVERHEAD_BYTES <= max_bytes:
-                model[name] = (clock.now_s + seconds, value)
-                while sum(len(v) + 1 + ENTRY_OVERHEAD_BYTES for _, v in model.values()) > max_bytes:
-                    model.popitem(last=False)
-                while model and next(iter(model.values()))[0] <= clock.now_s:
-                    model.popitem(last=False)
-        else:
-            expected = model.get(name)
-            if expected and expected[0] <= clock.now_s:
-                del model[name]
-                expected = None
-            if expected:
-                model.move_to_end(name)
-            assert lru.get(name) == (expected[1] if expected else None)
-        assert len(lru) == len(model)
-        assert 0 <= lru.used_bytes <= max_bytes
-        assert lru.used_bytes == sum(len(v) + 1 + ENTRY_OVERHEAD_BYTES for _, v in model.values())
+    stated = max(each for each in BUDGET_LEVELS if each <= allowed)
+    value = Served(generation(GOOD, thinking_tokens=used, thinking_cut=cut), allowed, stated,
+                   False, 0.0)  # fmt: skip
+    if suits(value, budget, most):
+        assert most is None or used <= most
+        assert allowed >= budget or not cut
 
 
-# One flight for all who ask the same
+# Identical requests are made once
 
 
 def test_concurrent_requests_for_the_same_are_made_once() -> None:
@@ -300,7 +345,7 @@ def test_concurrent_requests_for_the_same_are_made_once() -> None:
         answers = await asyncio.gather(*(ask(cache, make) for _ in range(50)))
         assert make.calls == 1
         assert sorted(a.source for a in answers) == ["miss"] + ["shared"] * 49
-        assert not cache._flights
+        assert not cache._computations
 
     asyncio.run(scenario())
 
@@ -331,7 +376,7 @@ def test_work_nobody_waits_for_is_stopped_at_once() -> None:
         await asyncio.gather(*asking, return_exceptions=True)
         await asyncio.sleep(0)
         assert (make.calls, make.cancelled) == (1, 1)
-        assert not cache._flights
+        assert not cache._computations
         assert (await ask(cache, Counted(served()))).source == "miss"
 
     asyncio.run(scenario())
