@@ -1,4 +1,4 @@
-"""One server in virtual time: queue, admission, budget, workers, expiry and the last rung.
+"""One server in virtual time: queue, admission, budget, workers, expiry and stand-in.
 
 The decisions are those of the real server, made by its own functions (`serve.pool.schedule.admits`,
 `serve.pool.forecast.Forecast` over `curt.engines.budget`); what is written anew here is only the

@@ -1,4 +1,4 @@
-"""The last rung of the deadline ladder: charges, articles and term of a linear classifier.
+"""A linear classifier of charges, articles and term, for when the model has no time left.
 
 Answers in about a millisecond on one thread what a language model has no time left to answer. A
 fact becomes hashed runs of characters and rounded quantities, weighed by tf-idf; one ONNX product

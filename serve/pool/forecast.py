@@ -1,4 +1,4 @@
-"""What the pool expects of its workers: how long a job takes and how long it may think."""
+"""Forecasts from the measured speed of the workers: a job's duration and thinking budget."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ class Forecast:
         self._arrivals: deque[float] = deque(maxlen=10_000)
 
     def note_arrival(self, now_s: float) -> None:
-        """Count a request that came, taken or not."""
+        """Count a request, admitted or not."""
         self._arrivals.append(now_s)
 
     def refresh(self) -> None:
-        """Make the estimates that are wanted next."""
+        """Compute the estimates now, so that the next request finds them made."""
         now_s = time.monotonic()
         self.estimator.estimates(now_s)
         self.estimator.average(now_s)
 
     def prompt_tokens(self, fact_chars: int, now_s: float) -> int:
-        """An upper estimate of a prompt's length; the front has no tokenizer."""
+        """A cautious estimate of a prompt's length from its characters: no tokenizer runs here."""
         line = self.estimator.estimates(now_s).tokens_of_chars
         clipped = math.ceil(max(0.0, line.base)) + self._manifest.max_fact_tokens
         return min(math.ceil(line.at(fact_chars)), clipped)
 
     def demand(self, deadline_s: float, prompt_tokens: int, now_s: float) -> Demand:
-        """The least a job takes, to rely on and on average, against its deadline."""
+        """The time a job needs with zero thinking, by a cautious estimate and on average."""
         least_ms = self.estimator.estimates(now_s).zero_thinking_ms(prompt_tokens)
         work_ms = self.estimator.average(now_s).zero_thinking_ms(prompt_tokens)
         return Demand(deadline_s, (least_ms + self._margin_ms) / 1e3, work_ms / 1e3)
@@ -54,7 +54,7 @@ class Forecast:
         workers: int,
         now_s: float,
     ) -> int:
-        """Thinking tokens for a job about to run, given who waits behind it."""
+        """Thinking tokens for a job about to run, given the jobs that wait behind it."""
         estimates = self.estimator.estimates(now_s)
         usual_s = self.hold_s(demand, self._manifest.max_thinking_tokens, now_s)
         arrivals_per_s = self._arrivals_per_s(now_s)
@@ -67,14 +67,15 @@ class Forecast:
             self._margin_ms,
             self._manifest.max_thinking_tokens,
         )
-        if allowed is None:  # the room for zero thinking, missed by rounding
+        if allowed is None:  # admitted with hardly any time to spare
             return 0
         return int(min(allowed, shared_s * 1e3 / self.estimator.average(now_s).tpot_ms))
 
     def hold_s(self, demand: Demand, allowed: int, now_s: float) -> float:
         """How long a job that may think `allowed` tokens is expected to hold a worker.
 
-        The model ends its thinking where it is done: what the others needed is expected of it.
+        The model may end its thinking before the limit, so it is expected to think no longer than
+        it does on average.
         """
         average = self.estimator.average(now_s)
         return demand.work_s + min(allowed, average.thinking_tokens) * average.tpot_ms / 1e3
@@ -82,5 +83,5 @@ class Forecast:
     def _arrivals_per_s(self, now_s: float) -> float:
         while self._arrivals and self._arrivals[0] < now_s - ARRIVAL_WINDOW_S:
             self._arrivals.popleft()
-        # One request alone tells no rate.
+        # n arrivals have n - 1 intervals between them.
         return max(0, len(self._arrivals) - 1) / ARRIVAL_WINDOW_S

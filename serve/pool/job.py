@@ -1,4 +1,4 @@
-"""What waits and runs in a pool: the job, its place in the queue, and what its client gets."""
+"""A job in the pool: what is asked, its place in the queue, and the stream its client reads."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from serve.served import Served
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A fact to judge by a deadline, a `time.monotonic()` instant.
+    """A fact to judge before `deadline_s`, a `time.monotonic()` instant.
 
-    `max_thinking_tokens` is the most the client wants thought, whatever the deadline allows.
+    `max_thinking_tokens` is the client's own limit, however much the deadline allows.
     """
 
     fact: str
@@ -25,16 +25,16 @@ class Job:
     max_thinking_tokens: int | None = None
 
     def cap(self, allowed: int) -> int:
-        """Thinking tokens to grant of those the deadline allows."""
+        """Thinking tokens to grant: those the deadline allows, within the client's limit."""
         limit = self.max_thinking_tokens
         return allowed if limit is None else min(allowed, limit)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some more of the reasoning: whole characters, about one piece every 20 ms.
+    """Some more of the reasoning, as whole characters; about one piece every 20 ms.
 
-    `attempt` grows when a worker died and the reasoning starts again from nothing.
+    `attempt` grows when a worker died and the reasoning starts again from the beginning.
     """
 
     text: str
@@ -43,7 +43,7 @@ class Piece:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A job in the queue or under way. `events` is there where the reasoning is wanted too."""
+    """A job in the queue or under way; `events` receives its reasoning if the client wants it."""
 
     job: Job
     demand: Demand
@@ -51,12 +51,12 @@ class Ticket:
     order: tuple[float, int]
     future: asyncio.Future[Served]
     events: asyncio.Queue[Piece | None] | None = None
-    worker: Worker | None = None  # which runs it now
+    worker: Worker | None = None  # that runs it now
     attempts: int = 0
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
     def request(self, stated_budget: int, thinking_limit: int, until_s: float) -> Request:
-        """What a worker is asked."""
+        """The request a worker is sent."""
         return Request(
             self.job.fact,
             stated_budget,
@@ -118,5 +118,5 @@ class ServedStream:
             return
         self._over = self._closed = True
         if not self._ticket.future.cancel() and not self._ticket.future.cancelled():
-            self._ticket.future.exception()  # looked at, or asyncio would complain of it
+            self._ticket.future.exception()  # read it, or asyncio logs it as never retrieved
         self._leave(self._ticket)

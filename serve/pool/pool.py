@@ -1,8 +1,8 @@
-"""The scheduler: a bounded earliest-deadline-first queue in front of the workers.
+"""The worker pool: a bounded earliest-deadline-first queue in front of the workers.
 
-A request is admitted only when its deadline can be met; its thinking budget is settled when a
-worker takes it, from the time that is left then. Where the model gives no full verdict, a
-classifier's stands in if there is one. Everything here runs in one event loop and never blocks it.
+A request is admitted only if its deadline can be met. Its thinking budget is set when a worker
+takes it, from the time that is left then. Where the model gives no full verdict, a classifier's
+stands in if there is one. Everything here runs in one event loop and never blocks it.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ from serve.pool.job import Job, Piece, ServedStream, Slot, Ticket
 from serve.pool.messages import Calibrate, Calibrated, EngineRaised, Generated
 from serve.pool.process import Spawn, Worker, WorkerError, WorkerProcess
 from serve.pool.schedule import admits, seconds_until_free
-from serve.pool.spares import Grown, Nursery
-from serve.pool.stand_in import LEAST_S, Classifier, LastRung
+from serve.pool.spares import ReadyWorker, Spares
+from serve.pool.stand_in import LEAST_S, Classifier, StandIn
 from serve.pool.worker import OpenEngine, observe, open_worker_engine
 from serve.served import Served
 
 logger = logging.getLogger(__name__)
 
-OVERRUN_GRACE_S = 0.25  # a generation that overran its deadline by more is not waited for
-HANG_TIMEOUT_S = 10.0  # and a worker that overran it by this much is killed
+OVERRUN_GRACE_S = 0.25  # a generation that overruns its deadline by more is given up
+HANG_TIMEOUT_S = 10.0  # a worker that overruns it by this much is killed
 MAX_ATTEMPTS = 2  # a request whose worker died is tried once more
 PROBE_INTERVAL_S = 1.0
 PROBE_TIMEOUT_S = 60.0
-PAUSE_S = 0.005  # after an answer, for what need not delay it
-REPLY_MS = 5.0  # of the margin, kept for writing the reply once the engine has stopped
+PAUSE_S = 0.005  # after an answer, before work that must not delay it
+REPLY_MS = 5.0  # part of the margin kept for writing the reply after the engine has stopped
 
 
 class WorkerPool:
-    """N workers over one model folder, and `spares` more that wait for one of them to die.
+    """`workers` workers over one model folder, and `spares` more in reserve.
 
-    `fallback` answers where the model does not. `spawn` makes workers other than processes.
+    `fallback` answers where the model does not; `spawn` makes workers other than processes of
+    ours; `on_refusal` is called for each request that is refused because of the load.
     """
 
     def __init__(
@@ -66,13 +67,13 @@ class WorkerPool:
         self._on_refusal = on_refusal or (lambda: None)
         self._queue_size = queue_size
         self._margin_ms = margin_ms
-        self._spares = spares
-        self._last_rung = LastRung(fallback)
+        self._spare_count = spares
+        self._stand_in = StandIn(fallback)
         self._forecast = Forecast(manifest, margin_ms)
         self._estimator = self._forecast.estimator
         self._slots = [Slot() for _ in range(workers)]
         spawn = spawn or (lambda: WorkerProcess(folder, open_engine))
-        self._nursery = Nursery(spawn, self._metrics.worker_deaths.inc)
+        self._spares = Spares(spawn, self._metrics.worker_deaths.inc)
         self._queue: list[Ticket] = []  # ordered by deadline
         self._running: set[Ticket] = set()
         self._order = itertools.count()
@@ -94,7 +95,7 @@ class WorkerPool:
         return [slot.worker.pid for slot in self._slots if slot.worker and slot.worker.pid]
 
     async def start(self) -> None:
-        """Begin to spawn the workers; returns before they are ready."""
+        """Start the workers; returns before they are ready."""
         atexit.register(self._kill_all)  # before multiprocessing's own hook, which would wait
         self._tasks = [asyncio.create_task(self._supervise(slot)) for slot in self._slots]
 
@@ -109,11 +110,11 @@ class WorkerPool:
         self.drain()
         pending = [ticket.future for ticket in (*self._queue, *self._running)]
         if pending:
-            await asyncio.wait(pending)  # each ends by its deadline, served or not
+            await asyncio.wait(pending)  # each ends by its deadline at the latest
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._nursery.close()
+        await self._spares.close()
         atexit.unregister(self._kill_all)
 
     async def submit(self, job: Job) -> Served:
@@ -142,7 +143,7 @@ class WorkerPool:
         return job.cap(self._forecast.allow_thinking(demand, prompt_tokens, waiting, alive, now_s))
 
     def stream(self, job: Job) -> ServedStream:
-        """Serve a job and tell its reasoning as it comes. Needs a running event loop.
+        """Serve a job and stream its reasoning. Needs a running event loop.
 
         Raises OverloadedError here, before anything streams, when the deadline can't be met. The
         caller must `close()` the stream.
@@ -156,8 +157,8 @@ class WorkerPool:
         fault = self._why_refused(ticket, now_s)
         if fault:
             if self._queue or not all(slot.free for slot in self._slots):
-                self._on_refusal()  # alone, the deadline is too short however little arrives
-            if job.deadline_s - now_s < LEAST_S:  # too late for the classifier, too
+                self._on_refusal()  # else the deadline is too short even without load
+            if job.deadline_s - now_s < LEAST_S:  # too late for the classifier as well
                 raise self._shed(fault)
             self._give_up(ticket, fault)
             if error := ticket.future.exception():
@@ -165,8 +166,8 @@ class WorkerPool:
             return ticket
         bisect.insort(self._queue, ticket, key=lambda t: t.order)
         self._metrics.queue_depth.set(len(self._queue))
-        # With a classifier at hand a late generation is replaced while there is still time.
-        patience_s = -LEAST_S if self._last_rung.present else OVERRUN_GRACE_S
+        # A late generation is replaced by the classifier while there is still time.
+        patience_s = -LEAST_S if self._stand_in.present else OVERRUN_GRACE_S
         loop = asyncio.get_running_loop()
         ticket.timers = [
             loop.call_later(ticket.demand.latest_start_s - now_s, self._expire, ticket),
@@ -213,7 +214,7 @@ class WorkerPool:
         return None
 
     def _leave(self, ticket: Ticket) -> None:
-        """The client has its answer or is gone: free what it held."""
+        """Free what a job held, once its client has the answer or is gone."""
         if ticket.future.cancelled():
             stage = "running" if ticket.worker else "queued"
             self._metrics.cancelled.labels(stage).inc()
@@ -226,33 +227,35 @@ class WorkerPool:
     async def _supervise(self, slot: Slot) -> None:
         """Keep a worker in a slot: take one, serve until it dies, and again."""
         while True:
-            slot.free_at_s = time.monotonic() + self._nursery.expected_s
-            grown = await self._nursery.take()
+            slot.free_at_s = time.monotonic() + self._spares.expected_s
+            ready = await self._spares.take()
             try:
-                self._place(slot, grown)
-                await self._serve(slot, grown.worker)
+                self._place(slot, ready)
+                await self._serve(slot, ready.worker)
             except WorkerError as death:
                 self._metrics.worker_deaths.inc()
                 logger.error("a worker ended: %s", death)
-            except Exception:  # a bug here must not leave the slot empty for good
+            except Exception:  # so that a bug here does not leave the slot empty for good
                 self._metrics.worker_deaths.inc()
                 logger.exception("serving from a worker failed")
             finally:
                 slot.worker = None
                 self._count_workers()
-                await grown.worker.close()
+                await ready.worker.close()
 
-    def _place(self, slot: Slot, grown: Grown) -> None:
+    def _place(self, slot: Slot, ready: ReadyWorker) -> None:
         if self._warm:
             self._metrics.worker_restarts.inc()
-        self._estimator.calibrate(grown.calibration)
-        grown.worker.on_death(self._wake.set)
-        slot.worker, slot.busy = grown.worker, False
+        self._estimator.calibrate(ready.calibration)
+        ready.worker.on_death(self._wake.set)
+        slot.worker, slot.busy = ready.worker, False
         self._count_workers()
-        logger.info("worker %s ready", grown.worker.pid)
+        logger.info("worker %s ready", ready.worker.pid)
         if not self._warm and all(each.worker for each in self._slots):
             self._warm = True
-            self._nursery.keep_spares(self._spares)  # only now: they would delay the start
+            self._spares.keep(
+                self._spare_count
+            )  # only now: they would slow the start of the others
 
     async def _serve(self, slot: Slot, worker: Worker) -> None:
         """Give one worker its work. Raises WorkerError when it ends."""
@@ -272,7 +275,7 @@ class WorkerPool:
 
     async def _run(self, slot: Slot, worker: Worker, ticket: Ticket) -> None:
         job, now_s = ticket.job, time.monotonic()
-        if ticket.future.done():  # its client left a moment ago
+        if ticket.future.done():  # its client has just left
             return
         demand = self._forecast.demand(job.deadline_s, ticket.prompt_tokens, now_s)
         if demand.latest_start_s < now_s:
@@ -313,17 +316,20 @@ class WorkerPool:
         """Learn from a generation and give the client its answer."""
         observation = observe(ticket.job.fact, reply.generation, thinking_limit=allowed)
         self._estimator.observe(observation, time.monotonic())
-        # Made anew in a pause, rather than while the next request waits for it.
+        # Compute new estimates in a pause, rather than while the next request waits for them.
         asyncio.get_running_loop().call_later(PAUSE_S, self._forecast.refresh)
         if not ticket.future.done():
             served = Served(reply.generation, allowed, stated, reply.fact_clipped, queue_s * 1e3)
-            served = self._last_rung.complete(ticket.job, served)
+            served = self._stand_in.complete(ticket.job, served)
             if served.fallback:
                 self._metrics.fallback.labels("no_full_verdict").inc()
             ticket.future.set_result(served)
 
     async def _probe(self, slot: Slot, worker: Worker) -> None:
-        """Time an idle worker: estimates that refuse everyone would else never be corrected."""
+        """Time an idle worker.
+
+        Estimates so slow that every request is refused would otherwise never be corrected.
+        """
         now_s = time.monotonic()
         slot.busy, slot.free_at_s = True, now_s + PROBE_INTERVAL_S
         try:
@@ -364,7 +370,7 @@ class WorkerPool:
         """End a ticket without the model: by the classifier where that can be, else refused."""
         if ticket.future.done():
             return
-        served = self._last_rung.replace(ticket.job, fault.reason)
+        served = self._stand_in.replace(ticket.job, fault.reason)
         if served:
             self._metrics.fallback.labels(fault.reason).inc()
             ticket.future.set_result(served)
@@ -388,7 +394,7 @@ class WorkerPool:
         self._metrics.workers_ready.set(sum(slot.worker is not None for slot in self._slots))
 
     def _kill_all(self) -> None:
-        self._nursery.kill()
+        self._spares.kill()
         for slot in self._slots:
             if slot.worker:
                 slot.worker.kill()

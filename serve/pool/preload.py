@@ -1,7 +1,7 @@
-"""What workers have in common, imported once in the process they are all forked from.
+"""Imported once, in the process that all workers are forked from (multiprocessing's forkserver).
 
 A worker that imports all of this itself takes a second of a busy core before it loads its model;
-forked from here, a fifth of that. The process runs nothing else: it has one thread, never holds a
+a fork takes a fifth of that. The forkserver runs nothing else: it has one thread, never holds a
 model or a request, and ends with the front.
 """
 
@@ -11,15 +11,15 @@ import importlib.util
 import os
 import signal
 
-# Before the imports below read them: threads must not exist in a process that forks.
+# Set before the imports below read them: a process that forks must not have threads.
 os.environ.update(
     OMP_NUM_THREADS="1",
     OPENBLAS_NUM_THREADS="1",
     MKL_NUM_THREADS="1",
     TOKENIZERS_PARALLELISM="false",
 )
-# A SIGTERM to the whole process group would end this process and with it, for the front, all
-# workers, in the middle of draining. It ends when the front does.
+# A SIGTERM to the whole process group would end this process, and all workers would look dead to
+# the front while it drains. It ends when the front does.
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 import serve.pool.worker  # noqa: E402, F401

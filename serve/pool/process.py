@@ -1,4 +1,4 @@
-"""The front's side of a worker: spawn it, exchange messages with it, end it."""
+"""The front's side of a worker process: spawn it, exchange messages with it, end it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from serve.pool.worker import OpenEngine, run_worker
 
 START_TIMEOUT_S = 600.0  # a large model on a slow disk
 CLOSE_TIMEOUT_S = 5.0
-PIPE_BYTES = 65_536  # that a pipe holds without anybody reading
+PIPE_BYTES = 65_536  # that a pipe takes before a write blocks
 
 
 class WorkerError(Exception):
@@ -34,7 +34,7 @@ class WorkerError(Exception):
 
 
 class Worker(Protocol):
-    """What a pool drives: one request at a time, somewhere else. See `WorkerProcess`."""
+    """Runs one request at a time for the pool, in a process of ours or on a remote server."""
 
     dead: bool
 
@@ -83,14 +83,14 @@ class _LateError(Exception):
 class WorkerProcess:
     """One worker process behind a pipe.
 
-    Messages are small, and a worker reads while it waits for one, so the loop itself sends and
-    receives them: a thread in between would cost every request two wake-ups. What may take its
-    time (the start, the end, a message larger than the pipe) runs in a thread.
+    The event loop itself sends and receives messages, because they are small and a worker always
+    reads: a thread in between would cost every request two wake-ups. What may block (the start,
+    the end, a message larger than the pipe) runs in a thread.
     """
 
     def __init__(self, folder: Path, open_engine: OpenEngine) -> None:
-        # Forked from a process that holds nothing but imports: a fork of the front would copy its
-        # threads, and a fresh process takes five times as long to be ready.
+        # Fork from a process that holds nothing but imports: a fork of the front would inherit
+        # its threads' locks, and a fresh process takes five times as long to be ready.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["serve.pool.preload"])
         self._connection, child = context.Pipe()
@@ -137,7 +137,7 @@ class WorkerProcess:
         answered: asyncio.Future[Reply] = loop.create_future()
         self._answered = answered
         self._on_piece = on_piece
-        if not self._listening:  # once for all: each time costs the kernel a call or two
+        if not self._listening:  # once for all requests: each registration costs system calls
             self._listening = True
             loop.add_reader(self._connection.fileno(), self._receive)
         timer = loop.call_later(timeout_s, _fail, answered, _LateError())
@@ -151,13 +151,13 @@ class WorkerProcess:
         finally:
             timer.cancel()
             if not answered.cancel() and not answered.cancelled():
-                answered.exception()  # looked at, or asyncio would complain of it
+                answered.exception()  # read it, or asyncio logs it as never retrieved
             self._answered = self._on_piece = None
 
     def cancel(self) -> None:
-        """Let the worker stop what `exchange` waits for, which then returns `Cancelled`.
+        """Ask the worker to stop what `exchange` waits for, which then returns `Cancelled`.
 
-        Unless the answer was on its way already. Returns at once.
+        A reply that was on its way already is returned instead. Returns at once.
         """
         if self._cancelled or self._idle:
             return
@@ -197,7 +197,7 @@ class WorkerProcess:
         try:
             message = decode(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
-            self._stop_listening()  # it would be readable for ever
+            self._stop_listening()  # a closed pipe is always readable
             if answered:
                 _fail(answered, error)
             return
@@ -216,7 +216,7 @@ class WorkerProcess:
 
     def _spawn(self) -> None:
         self._process.start()
-        self._child_connection.close()  # or the worker's death would not read as end of file
+        self._child_connection.close()  # or the pipe would not end with the worker
 
     def _wait_ready(self) -> Message:
         try:
@@ -238,7 +238,7 @@ class WorkerProcess:
             self._tell_to_stop()
 
     def _tell_to_stop(self) -> None:
-        with contextlib.suppress(OSError):  # it died; who waits for its answer learns of it
+        with contextlib.suppress(OSError):  # it died, which `exchange` notices itself
             self._connection.send_bytes(encode(Cancel()))
 
     def _exit_code(self) -> int | None:

@@ -1,7 +1,7 @@
-"""Workers that are not ours: requests in flight at a remote engine, behind the worker's interface.
+"""Workers for a remote engine: each stands for one request in flight there.
 
 The pool drives them as it drives a `WorkerProcess`, so queue, admission, learned budgets, retry and
-last rung stay what they are; `CURT_WORKERS` says how many requests the remote server has at once.
+stand-in stay the same; `CURT_WORKERS` is the number of requests the remote server has at once.
 Nothing here computes: all runs in the front's event loop, over one set of connections.
 """
 
@@ -38,8 +38,8 @@ from serve.pool.worker import (
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 0.25  # between two looks at a server that is away
-WATCH_S = 1.0  # between two looks at one that is there
+POLL_S = 0.25  # between two health checks of a server that does not answer
+WATCH_S = 1.0  # and of one that does
 LONG_FACT_CHARS = 2_000  # tokenising more than this would hold up the event loop
 
 
@@ -101,10 +101,10 @@ class RemoteServer:
                 await asyncio.sleep(WATCH_S)
                 continue
             await asyncio.sleep(POLL_S)
-            if not await model.is_healthy():  # twice: a busy one may miss a look
+            if not await model.is_healthy():  # a busy server may miss one check
                 break
         logger.error("the remote %s server is gone", model.name)
-        self._calibration, self._watch = [], None  # it comes back as another machine, perhaps
+        self._calibration, self._watch = [], None  # it may come back on another machine
         for worker in list(self._workers):
             worker.lose()
 
@@ -174,11 +174,11 @@ class RemoteWorker:
     def on_death(self, callback: Callable[[], None]) -> None:
         """Call back when the server is gone; the last callback given counts."""
         self._on_death = callback
-        if self.dead:  # it went between the warm-up and now
+        if self.dead:  # the server went between the warm-up and now
             asyncio.get_running_loop().call_soon(self._tell)
 
     def lose(self) -> None:
-        """The server is gone: end what is under way and say so."""
+        """End what is under way because the server is gone, and call back."""
         if self.dead:
             return
         self.dead = True

@@ -1,7 +1,7 @@
-"""Earliest-deadline-first arithmetic: who is late, and how long one may take. Pure functions.
+"""Earliest-deadline-first scheduling: who can be admitted, and how long one may think.
 
-All instants are `time.monotonic()` seconds. The least a request takes (zero thinking) decides
-who fits: under load everyone's reasoning is shortened before anyone is refused.
+Pure functions; all instants are `time.monotonic()` seconds. Requests are admitted by the time they
+take with zero thinking: under load all reasoning is shortened before any request is refused.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Of the workers, if all thought as long as is usual. The queue shortens thinking by itself: a lower
-# target would cut it while there is room for it, which costs answers and saves nobody.
+# Share of the workers' time that requests may take if all think as long as usual. Above 1, because
+# the queue itself shortens thinking: a lower target would cut it while there is room for it.
 TARGET_UTILISATION = 1.1
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a request needs, with zero thinking.
+    """The time a request needs with zero thinking.
 
-    `least_s` is what to allow for it so that it is in time nearly always, the front's part
-    included; `work_s` how long it is expected to hold a worker. One request is judged by the
-    first, a queue of many by the second.
+    `least_s` is a cautious estimate that nearly always suffices and includes the front's work;
+    it decides whether this request can still be met. `work_s` is how long the request holds a
+    worker on average; it predicts when a queue of many is done.
     """
 
     deadline_s: float
@@ -31,7 +31,7 @@ class Demand:
 
     @property
     def latest_start_s(self) -> float:
-        """After this instant it can't be met any more."""
+        """The last instant at which its work can begin and still meet the deadline."""
         return self.deadline_s - self.least_s
 
 
@@ -50,7 +50,7 @@ def start_times(free_at_s: Sequence[float], demands: Sequence[Demand]) -> list[f
 def admits(free_at_s: Sequence[float], waiting: Sequence[Demand], new: Demand) -> bool:
     """Whether a new demand can be met without making a waiting one late.
 
-    `waiting` must be ordered by deadline. Those that are late anyway don't count against it.
+    `waiting` must be ordered by deadline. Demands that are late in any case are left out.
     """
     if not free_at_s:
         return False
@@ -76,19 +76,20 @@ def shared_room_s(
     arrivals_per_s: float,
     usual_s: float,
 ) -> float:
-    """How long a request about to run may think for the sake of others, whatever its deadline.
+    """Cap thinking so that queued requests meet their deadlines and the workers keep up.
 
-    So that those waiting behind it can still be met: the k-th of them runs in round k // workers
-    after this one, and what time is to spare until it must start is shared evenly by all whose
-    reasoning it pays for. And where requests that hold a worker for `usual_s` each are more, at
-    the present rate of arrivals, than the workers can do: so that they stay at
-    `TARGET_UTILISATION`. Infinite where there are no others, never negative.
+    The queue: the k-th waiting request runs in round k // workers after this one. The time to
+    spare until it must start is shared evenly by this request, one in each round between, and
+    the waiting request itself. The rate: where arrivals that hold a worker for `usual_s` each are
+    more than the workers can serve, each gets the time that keeps them at `TARGET_UTILISATION`.
+
+    Returns seconds of thinking, never negative; infinite where neither cap applies.
     """
     shares = []
     for position, demand in enumerate(waiting):
         rounds_between = position // workers
         spare_s = demand.latest_start_s - now_s - own.work_s - rounds_between * demand.work_s
-        if spare_s >= 0:  # who is lost anyway shortens nobody
+        if spare_s >= 0:  # a request that is late in any case shortens no other
             shares.append(spare_s / (rounds_between + 2))
     if arrivals_per_s * usual_s > TARGET_UTILISATION * workers:
         shares.append(TARGET_UTILISATION * workers / arrivals_per_s - own.work_s)
@@ -98,7 +99,7 @@ def shared_room_s(
 def seconds_until_free(
     now_s: float, free_at_s: Sequence[float], waiting: Sequence[Demand]
 ) -> float:
-    """When a client may try again: once what waits now is done. Whole seconds, at least 1."""
+    """Whole seconds, at least 1, until all that waits now is done and a client may try again."""
     if not free_at_s:
         return 1.0
     starts = start_times(free_at_s, waiting)

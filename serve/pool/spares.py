@@ -1,4 +1,4 @@
-"""Where workers grow up: started, warmed, and kept in reserve until a slot needs one.
+"""Starts workers, warms them up and keeps some in reserve for slots that need one.
 
 A worker needs a second or more to load a model. A spare that has loaded already takes the place of
 one that died within milliseconds, while the next spare starts.
@@ -22,24 +22,24 @@ TAKE_S = 0.05  # to put a spare in its place
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Grown:
+class ReadyWorker:
     """A worker that is ready, with the timings of its warm-up."""
 
     worker: Worker
     calibration: Sequence[Observation]
 
 
-class Nursery:
-    """Starts as many workers as are asked for, and some to spare."""
+class Spares:
+    """Workers in reserve; starts as many as are taken, and some to spare."""
 
     def __init__(self, spawn: Spawn, on_death: Callable[[], None]) -> None:
         """`on_death` is called for each worker that could not load or died while in reserve."""
         self._spawn = spawn
         self._on_death = on_death
-        self._spares = 0
+        self._spare_count = 0
         self._wanted = 0
-        self._ready: list[Grown] = []
-        self._growing: dict[asyncio.Task[None], Worker] = {}
+        self._ready: list[ReadyWorker] = []
+        self._starting: dict[asyncio.Task[None], Worker] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._arrival = asyncio.Event()
         self._failures = 0
@@ -54,14 +54,14 @@ class Nursery:
     @property
     def spare_pids(self) -> list[int]:
         """Process ids of the workers in reserve."""
-        return [grown.worker.pid for grown in self._ready if grown.worker.pid]
+        return [ready.worker.pid for ready in self._ready if ready.worker.pid]
 
-    def keep_spares(self, count: int) -> None:
+    def keep(self, count: int) -> None:
         """Hold this many workers in reserve from now on."""
-        self._spares = count
+        self._spare_count = count
         self._replenish()
 
-    async def take(self) -> Grown:
+    async def take(self) -> ReadyWorker:
         """A worker that is ready: a spare, or the next that gets there."""
         self._wanted += 1
         try:
@@ -75,69 +75,69 @@ class Nursery:
             self._replenish()
 
     def kill(self) -> None:
-        """End every process here at once."""
-        for worker in (*self._growing.values(), *(grown.worker for grown in self._ready)):
+        """End every worker that starts or waits here at once."""
+        for worker in (*self._starting.values(), *(ready.worker for ready in self._ready)):
             worker.kill()
 
     async def close(self) -> None:
-        """End every worker here; those taken are their takers'."""
+        """End the workers that start or wait here; those taken end elsewhere."""
         self._closed = True
-        growing = list(self._growing)
-        for task in growing:
+        starting = list(self._starting)
+        for task in starting:
             task.cancel()
-        await asyncio.gather(*growing, *self._closing, return_exceptions=True)
+        await asyncio.gather(*starting, *self._closing, return_exceptions=True)
         while self._ready:
             await self._ready.pop().worker.close()
 
     def _replenish(self) -> None:
-        missing = self._wanted + self._spares - len(self._ready) - len(self._growing)
+        missing = self._wanted + self._spare_count - len(self._ready) - len(self._starting)
         for _ in range(0 if self._closed else missing):
             worker = self._spawn()
-            task = asyncio.create_task(self._grow(worker, self._delay_s()))
-            self._growing[task] = worker
-            task.add_done_callback(self._grown_up)
+            task = asyncio.create_task(self._start(worker, self._delay_s()))
+            self._starting[task] = worker
+            task.add_done_callback(self._end_start)
 
     def _delay_s(self) -> float:
         if not self._failures:
             return 0.0
         return min(FIRST_DELAY_S * 2.0 ** min(self._failures - 1, 10), MAX_DELAY_S)
 
-    async def _grow(self, worker: Worker, delay_s: float) -> None:
-        grown = False
+    async def _start(self, worker: Worker, delay_s: float) -> None:
+        started = False
         try:
             await asyncio.sleep(delay_s)
             started_s = time.monotonic()
             calibration = await worker.start()
             self._startup_s = time.monotonic() - started_s
-            self._failures, grown = 0, True
+            self._failures, started = 0, True
             logger.info("worker %s loaded in %.1f s", worker.pid, self._startup_s)
-            self._admit(Grown(worker, calibration))
+            self._add(ReadyWorker(worker, calibration))
         except WorkerError as failure:
             self._failures += 1
             self._on_death()
             logger.error("a worker did not start: %s; next try in %.1f s", failure, self._delay_s())
         finally:
-            if not grown:
+            if not started:
                 await worker.close()
 
-    def _admit(self, grown: Grown) -> None:
-        self._ready.append(grown)
-        grown.worker.on_death(lambda: self._lose(grown))
+    def _add(self, ready: ReadyWorker) -> None:
+        self._ready.append(ready)
+        ready.worker.on_death(lambda: self._lose(ready))
         self._arrival.set()
 
-    def _lose(self, grown: Grown) -> None:
+    def _lose(self, ready: ReadyWorker) -> None:
         """A spare died before anyone took it."""
-        self._ready.remove(grown)
+        self._ready.remove(ready)
         self._on_death()
         logger.error("a spare worker ended")
-        task = asyncio.create_task(grown.worker.close())
+        task = asyncio.create_task(ready.worker.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
         self._replenish()
 
-    def _grown_up(self, task: asyncio.Task[None]) -> None:
-        del self._growing[task]
+    def _end_start(self, task: asyncio.Task[None]) -> None:
+        del self._starting[task]
         if not task.cancelled() and (error := task.exception()):
             logger.error("starting a worker failed", exc_info=error)
-            self._failures += 1  # a bug here must not become a busy loop
+            self._failures += 1  # so that a bug here does not become a busy loop
         self._replenish()

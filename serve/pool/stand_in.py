@@ -1,7 +1,7 @@
-"""The last rung of the deadline ladder: a classifier's verdict where the model's does not come.
+"""A classifier's verdict that stands in where the model gives none in time.
 
-It runs in the front, in about half a millisecond, because it is wanted exactly when no worker has
-the time. What it gives is flagged as degraded and counts as a miss.
+It runs in the front, in about half a millisecond, because it is needed exactly when no worker has
+the time. Its answers are flagged as degraded and count as misses.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from serve.served import DegradedReason, Served
 if TYPE_CHECKING:
     from curt.classifier.model import Prediction
 
-LEAST_S = 0.004  # classifier, reply and socket: who comes with less is refused
+LEAST_S = 0.004  # for classifier, reply and socket; requests with less time left are refused
 
-# Why the model did not answer, as clients read it, by the reason of the refusal it replaces.
+# The reason of a refusal, and why the answer that replaces it is degraded, as clients read it.
 REASONS: dict[str, DegradedReason] = {
     "deadline_too_short": "deadline",
     "overrun": "deadline",
@@ -48,8 +48,8 @@ class Classifier(Protocol):
         ...
 
 
-class LastRung:
-    """Answers for the model, where a classifier is at hand."""
+class StandIn:
+    """Answers in the model's place, if there is a classifier."""
 
     def __init__(self, classifier: Classifier | None) -> None:
         self._classifier = classifier
@@ -60,10 +60,9 @@ class LastRung:
         return self._classifier is not None
 
     def replace(self, job: Job, reason: str) -> Served | None:
-        """An answer to a job the model gives none to, or None where there can't be one.
+        """The classifier's answer to a job that would be refused for `reason`.
 
-        There is none without a classifier, nor for a reason that is not about one job (draining,
-        starting).
+        None without a classifier, and for a reason that is not about one job (draining, starting).
         """
         now_s = time.monotonic()
         answer = self._predict(job.fact) if reason in REASONS else None
@@ -80,9 +79,9 @@ class LastRung:
         )
 
     def complete(self, job: Job, served: Served) -> Served:
-        """The same answer, with the classifier's verdict where the model's can't be read.
+        """Add the classifier's verdict to an answer without a full one of the model.
 
-        However late: a reply goes out in any case.
+        However late it is: a reply is sent in any case.
         """
         if served.degraded_reason is None:
             return served
@@ -93,5 +92,5 @@ class LastRung:
             return None
         try:
             return self._classifier.predict(fact)
-        except ValueError:  # a fact without a letter or digit has no verdict from here either
+        except ValueError:  # a fact without a letter or digit
             return None

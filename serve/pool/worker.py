@@ -42,7 +42,7 @@ from serve.pool.messages import (
 CountTokens = Callable[[str], int]
 OpenEngine = Callable[[Path], tuple[Engine, CountTokens]]
 
-# Fictional; only its length matters.
+# A made-up fact; only its length matters.
 CALIBRATION_TEXT = (
     "2021年4月12日，被告人赵某在某市某区某小区内，趁无人之机窃取他人电动车一辆，经鉴定价值3200元，"
     "后被公安机关抓获，归案后如实供述自己的罪行，自愿认罪认罚，并取得被害人谅解。"
@@ -84,11 +84,11 @@ def run_worker(connection: Connection, folder: Path, open_engine: OpenEngine) ->
 
 
 class Front:
-    """What the worker sees of the front: a pipe that may hold a wish to stop."""
+    """The worker's side of the pipe, which may hold a `Cancel` while a request is under way."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._inbox = select.poll()  # a microsecond a look; Connection.poll takes twenty
+        self._inbox = select.poll()  # takes a microsecond; Connection.poll takes twenty
         self._inbox.register(connection.fileno(), select.POLLIN | select.POLLHUP)
 
     def wants_stop(self) -> bool:
@@ -168,11 +168,11 @@ def generate_once(engine: Engine, fact: str, thinking_limit: int) -> Generation:
 
 
 def observe(fact: str, generation: Generation, *, thinking_limit: int) -> Observation:
-    """What a generation teaches about this machine's speed.
+    """The timings of a generation, from which this machine's speed is estimated.
 
-    An answer is counted in passes of the model where one may give several tokens: they cost less
-    than those of the thinking, and would make it look cheap. Thinking is counted in tokens, as it
-    is allowed in tokens.
+    Where a pass of the model may give several tokens, an answer is counted in passes: its tokens
+    are cheaper than those of the thinking and would make thinking look cheap. Thinking is counted
+    in tokens, because budgets are in tokens.
     """
     # With a limit of 0 the end of thinking is part of the prefill and costs no decode step.
     closing = 1 if thinking_limit else 0

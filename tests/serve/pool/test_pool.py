@@ -446,7 +446,7 @@ def test_closing_a_stream_stops_the_worker() -> None:
 def test_a_stream_whose_worker_dies_begins_its_reasoning_again() -> None:
     async def scenario() -> None:
         async with running_pool(spares=1, open_engine=open_streaming_engine) as pool:
-            await until(lambda: len(pool._nursery.spare_pids) == 1)
+            await until(lambda: len(pool._spares.spare_pids) == 1)
             stream = pool.stream(job(8000))
             first = await anext(stream)
             assert isinstance(first, Piece)
@@ -463,14 +463,14 @@ def test_a_stream_whose_worker_dies_begins_its_reasoning_again() -> None:
 def test_a_spare_takes_the_place_of_a_dead_worker_within_two_seconds() -> None:
     async def scenario() -> None:
         async with running_pool(spares=1) as pool:
-            await until(lambda: len(pool._nursery.spare_pids) == 1)
-            (spare,) = pool._nursery.spare_pids
+            await until(lambda: len(pool._spares.spare_pids) == 1)
+            (spare,) = pool._spares.spare_pids
             started_s = time.monotonic()
             os.kill(pool.worker_pids[0], signal.SIGKILL)
             await until(lambda: pool.worker_pids == [spare], 2.0)
             assert time.monotonic() - started_s < 2.0
             assert (await pool.submit(job(2000))).generation.finish == "stop"
-            await until(lambda: len(pool._nursery.spare_pids) == 1)  # and there is a new one
+            await until(lambda: len(pool._spares.spare_pids) == 1)  # and there is a new one
 
     asyncio.run(scenario())
 
@@ -478,10 +478,10 @@ def test_a_spare_takes_the_place_of_a_dead_worker_within_two_seconds() -> None:
 def test_a_spare_that_dies_in_reserve_is_replaced_and_nobody_notices() -> None:
     async def scenario() -> None:
         async with running_pool(spares=1) as pool:
-            await until(lambda: len(pool._nursery.spare_pids) == 1)
-            before = pool._nursery.spare_pids
+            await until(lambda: len(pool._spares.spare_pids) == 1)
+            before = pool._spares.spare_pids
             os.kill(before[0], signal.SIGKILL)
-            await until(lambda: pool._nursery.spare_pids not in (before, []))
+            await until(lambda: pool._spares.spare_pids not in (before, []))
             assert (await pool.submit(job(2000))).generation.finish == "stop"
             assert count(pool, "worker_deaths") == 1
 

@@ -82,7 +82,7 @@ def test_a_kill_every_second_under_load_gives_no_wrong_answer_and_no_hang(ort_mo
         async with running_pool(
             workers=2, spares=1, queue_size=32, folder=ort_model, open_engine=open_worker_engine
         ) as pool:
-            await until(lambda: len(pool._nursery.spare_pids) == 1)
+            await until(lambda: len(pool._spares.spare_pids) == 1)
             end_s = time.monotonic() + 20
 
             async def ask() -> None:
