@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from ray import serve as ray_serve
 
 from curt.logs import configure_logging
-from serve.answering.answering import Pool
+from serve.answering.answering import Startable
 from serve.app import create_app
 from serve.settings import Settings
 
@@ -46,7 +46,7 @@ def refuse_state(settings: Settings) -> None:
             )
 
 
-def wait_until_ready(lifespan: Lifespan, pool: Pool) -> Lifespan:
+def wait_until_ready(lifespan: Lifespan, workers: Startable) -> Lifespan:
     """The same lifespan, which starts only once the workers have warmed up.
 
     Ray sends requests to a replica as soon as its lifespan has started.
@@ -55,7 +55,7 @@ def wait_until_ready(lifespan: Lifespan, pool: Pool) -> Lifespan:
     @asynccontextmanager
     async def ready(app: FastAPI) -> AsyncIterator[Any]:
         async with lifespan(app) as state:
-            while not pool.ready:
+            while not workers.ready:
                 await asyncio.sleep(POLL_S)
             yield state
 
@@ -70,9 +70,9 @@ class Replica:
         refuse_state(settings)
         configure_logging(json=settings.log_json)
         self._curt = create_app(settings)
-        self._pool: Pool = self._curt.state.pool
+        self._workers: Startable = self._curt.state.pool
         self._curt.router.lifespan_context = wait_until_ready(
-            self._curt.router.lifespan_context, self._pool
+            self._curt.router.lifespan_context, self._workers
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -81,7 +81,7 @@ class Replica:
 
     def check_health(self) -> None:
         """Raises NotReadyError where `/readyz` says 503; Ray turns requests away from it then."""
-        if not self._pool.ready:
+        if not self._workers.ready:
             raise NotReadyError("no worker is ready")
 
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from curt.artifact import ArtifactError
 from curt.logs import configure_logging
-from serve.answering.answering import Pool
+from serve.answering.answering import Startable
 from serve.app import create_app
 from serve.settings import MAX_DEADLINE_MS, Settings, unknown_variables
 
@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that goes on answering 503 for a moment before it closes its socket."""
 
-    def __init__(self, config: uvicorn.Config, pool: Pool, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, workers: Startable, drain_s: float) -> None:
         super().__init__(config)
-        self._pool = pool
+        self._workers = workers
         self._drain_s = drain_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signals = 0
@@ -54,7 +54,7 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = True
 
     def _begin_drain(self) -> None:
-        self._pool.drain()
+        self._workers.drain()
         asyncio.get_running_loop().call_later(self._drain_s, self._close)
 
     def _close(self) -> None:

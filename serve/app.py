@@ -16,7 +16,7 @@ from curt import __version__
 from curt.artifact import Manifest
 from curt.classifier.model import Classifier, load_classifier
 from curt.engines.registry import serving_engine
-from serve.answering.answering import Answering, Choose, OnlyWay, Pool
+from serve.answering.answering import Answering, Choose, OnlyWay, Pool, Startable
 from serve.answering.cache import CacheMetrics, ResultCache
 from serve.api import admin, batch, health, predict, stream
 from serve.api import chat as openai_api
@@ -43,8 +43,7 @@ from serve.pool.spawn import make_spawn
 from serve.redis_link import RedisLink
 from serve.served import Identity, Served
 from serve.settings import Settings
-from serve.variants.router import Router
-from serve.variants.variants import Variants
+from serve.variants.lifecycle import Variants
 
 
 def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
@@ -67,8 +66,8 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     variants: Variants | None = None
     if pool is None:
         variants = _make_variants(settings, metrics, classifier, admission.note_refusal)
-        workers: Pool = variants.router
-        choose = _routed(variants.router)
+        workers: Startable = variants
+        choose: Choose = variants.router.choose
     else:
         workers, choose = pool, _only_way(pool, identity)
     link = RedisLink(settings.redis_url.get_secret_value()) if settings.redis_url else None
@@ -89,9 +88,9 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
             asyncio.create_task(memory.drift.keep_saving()),
             asyncio.create_task(admission.keep_updating()),
         ]
-        await (variants or workers).start()
+        await workers.start()
         yield
-        await (variants or workers).stop()
+        await workers.stop()
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
@@ -190,10 +189,6 @@ def _make_variants(
         state=settings.variants_file,
         keep_previous=settings.keep_previous,
     )
-
-
-def _routed(router: Router) -> Choose:
-    return lambda fact, user, request_id: router.choose(fact, user=user, request_id=request_id)
 
 
 def _counting(admission: AdmissionControl) -> Observer:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Z = 1.959964  # two-sided 95%
 
@@ -21,6 +21,7 @@ class Span:
     value: float
     low: float
     high: float
+    n: int = field(default=0, compare=False)  # cases of a share; 0 where that is not one number
 
     def minus(self, other: Span) -> Span:
         """The difference of two independent estimates, from both their intervals.
@@ -49,7 +50,21 @@ def wilson(rate: float, n: int) -> Interval:
 
 def share(rate: float, n: int) -> Span:
     """A proportion seen in n cases with Wilson's interval."""
-    return Span(rate, *wilson(rate, n))
+    return Span(rate, *wilson(rate, n), n)
+
+
+def quantile(values: Sequence[float], q: float) -> Span | None:
+    """A quantile with the interval between two order statistics; None where there are too few.
+
+    The number of values below the quantile is binomial, so that ranks n·q ± Z·sqrt(n·q·(1-q))
+    hold it between them (Conover 1999); outside of 1..n there is no bound.
+    """
+    n, ordered = len(values), sorted(values)
+    reach = Z * math.sqrt(n * q * (1 - q))
+    low, high = math.floor(n * q - reach), math.ceil(n * q + reach) + 1
+    if low < 1 or high > n:
+        return None
+    return Span(ordered[math.ceil(n * q) - 1], ordered[low - 1], ordered[high - 1])
 
 
 def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Span:

@@ -32,8 +32,8 @@ Choose = Callable[[str, str | None, str], "Way"]
 """From fact, user and request id to the way of a request."""
 
 
-class Pool(Protocol):
-    """What the routes need of a worker pool."""
+class Startable(Protocol):
+    """What is started with the server, gets ready, drains and stops."""
 
     @property
     def ready(self) -> bool:
@@ -51,6 +51,10 @@ class Pool(Protocol):
     async def stop(self) -> None:
         """Finish what was taken and end."""
         ...
+
+
+class Pool(Startable, Protocol):
+    """What the routes need of a worker pool."""
 
     async def submit(self, job: Job) -> Served:
         """Serve one job or raise a RequestError."""

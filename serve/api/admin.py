@@ -23,8 +23,8 @@ from pydantic import ConfigDict, Field
 from serve.api.errors import error_responses
 from serve.api.schemas import RequestBody
 from serve.errors import OverloadedError, RequestError
+from serve.variants.lifecycle import Variants
 from serve.variants.split import Name, Role
-from serve.variants.variants import Variants
 
 audit = logging.getLogger("serve.audit")
 

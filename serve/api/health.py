@@ -9,14 +9,14 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from curt import __version__
-from serve.answering.answering import Pool
+from serve.answering.answering import Startable
 from serve.api.schemas import API_VERSION
 from serve.metrics import Metrics
 from serve.served import Identity
 
 
 def make_router(
-    pool: Pool, metrics: Metrics, identity: Identity, by_budget: list[dict[str, float]]
+    workers: Startable, metrics: Metrics, identity: Identity, by_budget: list[dict[str, float]]
 ) -> APIRouter:
     """The routes; `by_budget` is the model's accuracy under each thinking budget, for the page."""
     router = APIRouter()
@@ -30,7 +30,7 @@ def make_router(
     @router.get("/readyz", responses={503: {"description": "Loading or draining"}})
     async def readyz() -> JSONResponse:
         """Whether requests can be served: true after warm-up, false from SIGTERM on."""
-        if pool.ready:
+        if workers.ready:
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "not ready"}, 503, {"Retry-After": "1"})
 

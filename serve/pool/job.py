@@ -112,6 +112,17 @@ class ServedStream:
         self._over = True
         return await self._ticket.future
 
+    def on_end(self, told: Callable[[Served | BaseException], None]) -> None:
+        """Have `told` called with the answer, or with what ended the job without one."""
+
+        def tell(future: asyncio.Future[Served]) -> None:
+            if future.cancelled():
+                told(asyncio.CancelledError())
+            else:
+                told(future.exception() or future.result())
+
+        self._ticket.future.add_done_callback(tell)
+
     def close(self) -> None:
         """Give up what is not done yet; harmless afterwards."""
         if self._closed:

@@ -5,10 +5,10 @@ confidence *sequence*, an interval that holds at all times at once: the values o
 against them, the beta-binomial mixture likelihood ratio, never reached 1/alpha (Ville 1939;
 Robbins 1970). The canary is worse when its whole sequence lies above the baseline's and a margin.
 The level is shared by the three rates and in each by both arms, so that the chance of ever rolling
-back a canary that is no worse than the margin is at most `false_alarm`, however long it runs.
+back a canary that is no worse than the margin is at most FALSE_ALARM, however long it runs.
 
 Three rates: errors, degraded answers, and slow answers. Slow is what takes longer than the
-baseline's p99, for the canary longer than `latency_ratio` times that: where more than one in a
+baseline's p99, for the canary longer than LATENCY_RATIO times that: where more than one in a
 hundred does, the canary's own p99 lies above it.
 """
 
@@ -19,40 +19,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
 Arm = Literal["baseline", "canary"]
 Rate = Literal["errors", "degraded", "latency"]
-RATES: tuple[Rate, ...] = ("errors", "degraded", "latency")
 
+# How much higher the canary's rate may be; slow answers have LATENCY_RATIO as their margin.
+MARGINS: dict[Rate, float] = {"errors": 0.01, "degraded": 0.02, "latency": 0.0}
+LATENCY_RATIO = 1.25
+MIN_REQUESTS = 50  # of the canary, before anything is decided
+FALSE_ALARM = 0.01
+ALPHA = FALSE_ALARM / len(MARGINS) / 2  # of one rate of one arm
 PRIOR = 0.5  # Jeffreys: as good for rates near 0 as in the middle
 LATENCIES_FOR_P99 = 300  # fewer say too little about it
-RENEWED_AT = 1.05  # the baseline's bound is worked out again when it has grown by this
-
-
-class CanaryLimits(BaseModel):
-    """How much worse a canary may be, and how sure one must be that it is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    min_requests: int = Field(default=50, ge=1)
-    """Requests a canary has had before anything is decided."""
-
-    false_alarm: float = Field(default=0.01, gt=0, lt=0.5)
-    """Highest chance of ever rolling back a canary that is within the margins."""
-
-    error_margin: float = Field(default=0.01, ge=0, lt=1)
-    """Points by which its error rate may be higher."""
-
-    degraded_margin: float = Field(default=0.02, ge=0, lt=1)
-    """Points by which its rate of degraded answers may be higher."""
-
-    latency_ratio: float = Field(default=1.25, ge=1)
-    """Times the baseline's p99 that its own may be."""
+RENEWED_AT = 1.05  # the baseline's bound is computed again when its count has grown by this factor
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Observation:
     """How one request went. `seconds` is None where there was no answer to time."""
 
     error: bool = False
@@ -60,45 +42,13 @@ class Outcome:
     seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Alarm:
-    """Why a canary is rolled back."""
-
-    rate: Rate
-    canary: float
-    baseline: float
-    canary_requests: int
-    baseline_requests: int
-
-    def __str__(self) -> str:
-        """In words."""
-        return (
-            f"{self.rate}: {self.canary:.1%} of {self.canary_requests} against "
-            f"{self.baseline:.1%} of {self.baseline_requests} of the baseline"
-        )
-
-
-@dataclass(slots=True)
-class Tally:
-    """How often something happened in so many requests."""
-
-    hits: int = 0
-    total: int = 0
-
-    def add(self, hit: bool) -> None:
-        """Count one request."""
-        self.hits += hit
-        self.total += 1
-
-    @property
-    def share(self) -> float:
-        """Hits by requests; 0 without any."""
-        return self.hits / self.total if self.total else 0.0
-
-
 def log_evidence(hits: int, total: int, rate: float) -> float:
     """Natural log of the mixture likelihood ratio against a rate, 0 < rate < 1."""
-    mixture = _log_beta(PRIOR + hits, PRIOR + total - hits) - _log_beta(PRIOR, PRIOR)
+
+    def log_beta(a: float, b: float) -> float:
+        return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+    mixture = log_beta(PRIOR + hits, PRIOR + total - hits) - log_beta(PRIOR, PRIOR)
     return mixture - hits * math.log(rate) - (total - hits) * math.log1p(-rate)
 
 
@@ -116,100 +66,83 @@ def upper_bound(hits: int, total: int, alpha: float) -> float:
     return high
 
 
-def _log_beta(a: float, b: float) -> float:
-    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-
-
 @dataclass(slots=True)
-class _Comparison:
-    """One rate of both arms, and the lowest bound there has been on the baseline's."""
+class Comparison:
+    """How often something happened in each arm, and the lowest bound yet on the baseline's rate."""
 
-    margin: float
-    alpha: float
-    baseline: Tally = field(default_factory=Tally)
-    canary: Tally = field(default_factory=Tally)
+    rate: Rate
+    hits: dict[Arm, int] = field(default_factory=lambda: {"baseline": 0, "canary": 0})
+    totals: dict[Arm, int] = field(default_factory=lambda: {"baseline": 0, "canary": 0})
     _bound: float = 1.0
     _bound_total: int = 0
 
     def add(self, arm: Arm, hit: bool) -> None:
-        (self.baseline if arm == "baseline" else self.canary).add(hit)
+        """Count one request."""
+        self.hits[arm] += hit
+        self.totals[arm] += 1
+
+    def share(self, arm: Arm) -> float:
+        """Hits by requests; 0 without any."""
+        return self.hits[arm] / (self.totals[arm] or 1)
 
     def is_worse(self) -> bool:
         """Whether the canary's rate lies above the baseline's by more than the margin."""
-        if self.baseline.total and self.baseline.total >= self._bound_total * RENEWED_AT:
-            bound = upper_bound(self.baseline.hits, self.baseline.total, self.alpha / 2)
-            self._bound = min(self._bound, bound)  # it holds at all times, so the least one does
-            self._bound_total = self.baseline.total
-        limit = self._bound + self.margin
-        if limit >= 1.0 or self.canary.share <= limit:
+        hits, total = self.hits["baseline"], self.totals["baseline"]
+        if total and total >= self._bound_total * RENEWED_AT:
+            # Every bound holds at all times, so the lowest one does.
+            self._bound = min(self._bound, upper_bound(hits, total, ALPHA))
+            self._bound_total = total
+        limit = self._bound + MARGINS[self.rate]
+        if limit >= 1.0 or self.share("canary") <= limit:
             return False
-        evidence = log_evidence(self.canary.hits, self.canary.total, limit)
-        return evidence >= -math.log(self.alpha / 2)
+        evidence = log_evidence(self.hits["canary"], self.totals["canary"], limit)
+        return evidence >= -math.log(ALPHA)
 
-
-class Watch:
-    """Holds a canary against the baseline, request by request."""
-
-    def __init__(self, limits: CanaryLimits, earlier_s: Sequence[float] = ()) -> None:
-        """`earlier_s`: latencies of the baseline from before; they set what counts as slow."""
-        self._limits = limits
-        self._earlier_s = list(earlier_s)
-        self._requests = 0
-        self._slow_s: float | None = None
-        alpha = limits.false_alarm / len(RATES)
-        self._rates: dict[Rate, _Comparison] = {
-            "errors": _Comparison(limits.error_margin, alpha),
-            "degraded": _Comparison(limits.degraded_margin, alpha),
-            "latency": _Comparison(0.0, alpha),
+    def figures(self) -> dict[str, float]:
+        """Rate and count of each arm, for people."""
+        return {
+            "canary": round(self.share("canary"), 5),
+            "canary_requests": self.totals["canary"],
+            "baseline": round(self.share("baseline"), 5),
+            "baseline_requests": self.totals["baseline"],
         }
 
-    def observe(self, arm: Arm, outcome: Outcome) -> Alarm | None:
-        """Count one request; the alarm it raises, if it does."""
-        self._rates["errors"].add(arm, outcome.error)
-        self._rates["degraded"].add(arm, outcome.degraded)
-        if outcome.seconds is not None:
-            self._time(arm, outcome.seconds)
-        if arm == "baseline":
-            return None  # it alone never makes a canary worse
-        self._requests += 1
-        if self._requests < self._limits.min_requests:
-            return None
-        for rate, comparison in self._rates.items():
-            if comparison.is_worse():
-                return Alarm(
-                    rate,
-                    comparison.canary.share,
-                    comparison.baseline.share,
-                    comparison.canary.total,
-                    comparison.baseline.total,
-                )
-        return None
+    def __str__(self) -> str:
+        """Why the canary is rolled back, in words."""
+        return (
+            f"{self.rate}: {self.share('canary'):.1%} of {self.totals['canary']} against "
+            f"{self.share('baseline'):.1%} of {self.totals['baseline']} of the baseline"
+        )
+
+
+class CanaryTest:
+    """Compares a canary with the baseline, request by request."""
+
+    def __init__(self, earlier_s: Sequence[float] = ()) -> None:
+        """`earlier_s`: latencies of the baseline from before; they set what counts as slow."""
+        self._earlier_s = list(earlier_s)
+        self._slow_s: float | None = None
+        self._rates = {rate: Comparison(rate) for rate in MARGINS}
+
+    def observe(self, arm: Arm, observation: Observation) -> Comparison | None:
+        """Count one request; the comparison in which the canary is worse now, if there is one."""
+        self._rates["errors"].add(arm, observation.error)
+        self._rates["degraded"].add(arm, observation.degraded)
+        if observation.seconds is not None:
+            self._time(arm, observation.seconds)
+        if arm == "baseline" or self._rates["errors"].totals["canary"] < MIN_REQUESTS:
+            return None  # a request of the baseline alone never makes a canary worse
+        return next((rate for rate in self._rates.values() if rate.is_worse()), None)
 
     def figures(self) -> dict[str, dict[str, float]]:
-        """Both arms' rates and counts, for people."""
-        return {
-            rate: {
-                "canary": round(comparison.canary.share, 5),
-                "canary_requests": comparison.canary.total,
-                "baseline": round(comparison.baseline.share, 5),
-                "baseline_requests": comparison.baseline.total,
-            }
-            for rate, comparison in self._rates.items()
-        }
+        """All rates of both arms, for people."""
+        return {name: rate.figures() for name, rate in self._rates.items()}
 
     def _time(self, arm: Arm, seconds: float) -> None:
-        if self._slow_s is None:
-            # What sets the threshold is not counted against it: it was chosen to fit.
-            if len(self._earlier_s) >= LATENCIES_FOR_P99:
-                self._slow_s = _p99(self._earlier_s)
-            elif arm == "baseline":
-                self._earlier_s.append(seconds)
-                return
-            else:
-                return
-        slow_s = self._slow_s if arm == "baseline" else self._slow_s * self._limits.latency_ratio
-        self._rates["latency"].add(arm, seconds > slow_s)
-
-
-def _p99(values: Sequence[float]) -> float:
-    return sorted(values)[math.ceil(0.99 * len(values)) - 1]
+        if self._slow_s is None and len(self._earlier_s) >= LATENCIES_FOR_P99:
+            self._slow_s = sorted(self._earlier_s)[math.ceil(0.99 * len(self._earlier_s)) - 1]
+        if self._slow_s is not None:
+            limit_s = self._slow_s * (LATENCY_RATIO if arm == "canary" else 1)
+            self._rates["latency"].add(arm, seconds > limit_s)
+        elif arm == "baseline":  # sets the threshold, so it is not counted against it
+            self._earlier_s.append(seconds)

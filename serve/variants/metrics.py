@@ -12,7 +12,7 @@ from typing import Any, Literal, cast, get_args
 from prometheus_client import Counter, Gauge, Histogram
 
 from serve.metrics import LATENCY_BUCKETS_S, Metrics
-from serve.variants.canary import RATES
+from serve.variants.canary import MARGINS
 
 Ending = Literal["full", "degraded", "refused", "failed", "cancelled"]
 ShadowEnding = Literal["agreed", "differed", "failed", "dropped", "preempted"]
@@ -23,50 +23,36 @@ class VariantMetrics:
 
     def __init__(self, metrics: Metrics) -> None:
         """Adds to the registry of a server's metrics."""
-        self._metrics = metrics
-        registry = metrics.registry
-        self.requests = Counter(
-            "curt_variant_requests",
-            "Requests by the variant that had them and how they ended",
-            ["variant", "outcome"],
-            registry=registry,
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"curt_variant_{name}", text, labels, registry=metrics.registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"curt_variant_{name}", text, ["variant"], registry=metrics.registry)
+
+        self.requests = counter(
+            "requests", "Requests by their variant and how they ended", "variant", "outcome"
         )
         self.latency = Histogram(
             "curt_variant_latency_seconds",
             "From the arrival of a request to its variant's answer",
             ["variant"],
             buckets=LATENCY_BUCKETS_S,
-            registry=registry,
+            registry=metrics.registry,
         )
-        self.share = Gauge(
-            "curt_variant_share", "Share of keys a variant answers", ["variant"], registry=registry
+        self.share = gauge("share", "Share of keys a variant answers")
+        self.rerouted = counter(
+            "rerouted", "Requests that the live variant had: theirs was not ready", "variant"
         )
-        self.rerouted = Counter(
-            "curt_variant_rerouted",
-            "Requests that went to the live variant because theirs was not ready",
-            ["variant"],
-            registry=registry,
+        self.shadows = counter(
+            "shadow", "Copies of requests for a shadow by their outcome", "variant", "outcome"
         )
-        self.shadows = Counter(
-            "curt_variant_shadow",
-            "Copies of requests for a shadow and what became of them",
-            ["variant", "outcome"],
-            registry=registry,
-        )
-        self.rollbacks = Counter(
-            "curt_variant_rollbacks",
-            "Canaries rolled back by the test",
-            ["rate"],
-            registry=registry,
-        )
-        self.workers_ready = Gauge(
-            "curt_variant_workers_ready", "Workers of a variant", ["variant"], registry=registry
-        )
-        self.queue_depth = Gauge(
-            "curt_variant_queue_depth", "Waiting for a variant", ["variant"], registry=registry
-        )
-        for rate in RATES:
+        self.rollbacks = counter("rollbacks", "Canaries rolled back by the test", "rate")
+        self.workers_ready = gauge("workers_ready", "Workers of a variant")
+        self.queue_depth = gauge("queue_depth", "Waiting for a variant")
+        for rate in MARGINS:
             self.rollbacks.labels(rate)
+        self._metrics = metrics
         self._quiet: dict[str, Callable[[], bool]] = {}
         metrics.workers_ready.set_function(lambda: self._sum(self.workers_ready))
         metrics.queue_depth.set_function(lambda: self._sum(self.queue_depth))
@@ -81,7 +67,7 @@ class VariantMetrics:
         aside, given = Metrics(), copy.copy(self._metrics)
         for name, metric in vars(given).items():
             if isinstance(metric, Counter):
-                switch = _Switch(metric, vars(aside)[name], is_quiet)
+                switch = _SwitchedCounter(metric, vars(aside)[name], is_quiet)
                 setattr(given, name, cast(Counter, switch))
         given.workers_ready = self.workers_ready.labels(variant)
         given.queue_depth = self.queue_depth.labels(variant)
@@ -99,10 +85,10 @@ class VariantMetrics:
             self.requests.remove(variant, outcome)
         for outcome in get_args(ShadowEnding):
             self.shadows.remove(variant, outcome)
-        for metric in (
-            self.latency, self.share, self.rerouted, self.workers_ready, self.queue_depth,
-        ):  # fmt: skip
-            metric.remove(variant)
+        for gauge in (self.share, self.workers_ready, self.queue_depth):
+            gauge.remove(variant)
+        self.latency.remove(variant)
+        self.rerouted.remove(variant)
         self._quiet.pop(variant, None)
 
     def _sum(self, gauge: Gauge) -> float:
@@ -112,17 +98,11 @@ class VariantMetrics:
         return sum(s.value for s in samples if s.labels["variant"] in answering)
 
 
-class _Switch:
-    """A counter that counts in one of two places."""
+class _SwitchedCounter:
+    """A counter of the server that counts aside instead while `is_quiet()`."""
 
-    def __init__(self, loud: Counter, quiet: Counter, is_quiet: Callable[[], bool]) -> None:
-        self._loud, self._quiet, self._is_quiet = loud, quiet, is_quiet
+    def __init__(self, loud: Counter, aside: Counter, is_quiet: Callable[[], bool]) -> None:
+        self._loud, self._aside, self._is_quiet = loud, aside, is_quiet
 
-    def inc(self, amount: float = 1) -> None:
-        self._place().inc(amount)
-
-    def labels(self, *values: Any) -> Counter:
-        return self._place().labels(*values)
-
-    def _place(self) -> Counter:
-        return self._quiet if self._is_quiet() else self._loud
+    def __getattr__(self, name: str) -> Any:  # `inc` and `labels`
+        return getattr(self._aside if self._is_quiet() else self._loud, name)

@@ -1,4 +1,4 @@
-"""What is served, as it is written down: a restart comes back with the promoted model.
+"""What is served, as it is written to disk: a restart comes back with the promoted model.
 
 The file names folders below the models folder, never others, and the hash of each one's manifest,
 so that a folder that was changed meanwhile is not taken for the model that was promoted.
@@ -24,25 +24,15 @@ CONFIGURED = "default"  # the variant the server was started with
 OWN_FORMATS: tuple[Format, ...] = ("ort-genai",)  # what our own workers load
 
 
-class BadFolderError(RequestError):
-    """A folder that is not a model folder below the models folder."""
+class VariantError(RequestError):
+    """What was asked of variants can't be done; by default because of how things stand now."""
 
-    status = 422
-
-
-class ConflictError(RequestError):
-    """What was asked for can't be done as things stand."""
-
-    status = 409
+    def __init__(self, reason: str, message: str, status: int = 409) -> None:
+        super().__init__(reason, message)
+        self.status = status
 
 
-class UnknownVariantError(RequestError):
-    """There is no variant of that name."""
-
-    status = 404
-
-
-class Placed(BaseModel):
+class Source(BaseModel):
     """Where a variant's model lies: a folder below the models folder, None the configured one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +40,7 @@ class Placed(BaseModel):
     manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Plan(BaseModel):
+class ServingPlan(BaseModel):
     """Which variants there are to be, how traffic is split, and what a rollback goes back to.
 
     `configured` is the hash of the manifest the server was started with: with another one, its
@@ -61,83 +51,77 @@ class Plan(BaseModel):
     version: Literal[1] = 1
     configured: str
     split: Split
-    placed: dict[Name, Placed]
+    placed: dict[Name, Source]
     previous: Name | None = None
 
     @model_validator(mode="after")
-    def _names_are_placed(self) -> Plan:
+    def _names_are_placed(self) -> ServingPlan:
         wanted = self.split.names | ({self.previous} if self.previous else set())
         if missing := wanted - self.placed.keys():
             raise ValueError(f"no folder for {', '.join(sorted(missing))}")
         return self
 
+    @classmethod
+    def first(cls, configured: Path) -> ServingPlan:
+        """The plan of a server that was never told anything: all to the configured model."""
+        digest = sha256(configured / MANIFEST)
+        placed = {CONFIGURED: Source(folder=None, manifest_sha256=digest)}
+        return cls(configured=digest, split=Split(live=CONFIGURED), placed=placed)
 
-def first_plan(configured: Path) -> Plan:
-    """The plan of a server that was never told anything: all to the configured model."""
-    digest = sha256(configured / MANIFEST)
-    placed = {CONFIGURED: Placed(folder=None, manifest_sha256=digest)}
-    return Plan(configured=digest, split=Split(live=CONFIGURED), placed=placed)
+    @classmethod
+    def read(cls, path: Path | None, configured: Path) -> ServingPlan:
+        """The plan that was written last, or the first one where there is none or it is void.
 
+        Raises ValueError on a file that is no plan: serving another model than the one promoted
+        would be worse than not to start.
+        """
+        fresh = cls.first(configured)
+        if path is None or not path.exists():
+            return fresh
+        try:
+            plan = cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            places = [".".join(map(str, each["loc"])) or "the file" for each in error.errors()[:3]]
+            raise ValueError(
+                f"{path} does not say what to serve: see {', '.join(places)}, or delete it to "
+                "serve the configured model"
+            ) from None
+        if plan.configured != fresh.configured:
+            logger.warning("another model is configured than before: what was promoted is void")
+            return fresh
+        return plan
 
-def read_plan(path: Path | None, configured: Path) -> Plan:
-    """The plan that was written last, or the first one where there is none or it is void.
-
-    Raises ValueError on a file that is no plan: serving another model than the one promoted
-    would be worse than not to start.
-    """
-    fresh = first_plan(configured)
-    if path is None or not path.exists():
-        return fresh
-    try:
-        plan = Plan.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        places = [".".join(map(str, each["loc"])) or "the file" for each in error.errors()[:3]]
-        raise ValueError(
-            f"{path} does not say what to serve: see {', '.join(places)}, or delete it to serve "
-            "the configured model"
-        ) from None
-    if plan.configured != fresh.configured:
-        logger.warning("another model is configured than before: what was promoted is void")
-        return fresh
-    return plan
-
-
-def write_plan(path: Path | None, plan: Plan) -> None:
-    """Write a plan down in one step, unless there is to be no file. Raises OSError."""
-    if path is not None:
-        write_json(path, plan.model_dump())
+    def write(self, path: Path | None) -> None:
+        """Write it in one step, unless there is to be no file. Raises OSError."""
+        if path is not None:
+            write_json(path, self.model_dump())
 
 
 def find_folder(models: Path | None, folder: str) -> Path:
     """The model folder of that name below the models folder.
 
-    Raises BadFolderError for whatever lies elsewhere, by `..`, by a link, or as an absolute path.
-    What was asked for is not repeated in the message, nor told whether it exists elsewhere.
+    Raises VariantError for whatever lies elsewhere, by `..`, by a link, or as an absolute path.
+    The message neither repeats what was asked for nor tells whether it exists elsewhere.
     """
     if models is None:
-        raise BadFolderError("no_models_folder", "no models folder is configured on this server")
-    refusal = BadFolderError(
-        "bad_folder", "no such model folder: name one below the models folder, such as qwen/int4"
-    )
+        problem = "no models folder is configured on this server"
+        raise VariantError("no_models_folder", problem, 422)
     try:
         root = models.resolve(strict=True)
         found = (root / folder).resolve(strict=True)
+        inside = found.is_relative_to(root) and found != root and found.is_dir()
     except (OSError, ValueError, RuntimeError):  # missing, a null byte, a loop of links
-        raise refusal from None
-    if not found.is_relative_to(root) or found == root or not found.is_dir():
-        raise refusal
+        inside = False
+    if not inside:
+        problem = "no such model folder: name one below the models folder, such as qwen/int4"
+        raise VariantError("bad_folder", problem, 422)
     return found
-
-
-def relative_name(models: Path, folder: Path) -> str:
-    """A folder below the models folder as the plan names it."""
-    return folder.relative_to(models.resolve()).as_posix()
 
 
 def verify(
     folder: Path, expected_sha256: str | None, formats: Collection[Format] = OWN_FORMATS
 ) -> tuple[Manifest, str]:
-    """The manifest of a folder all of whose files are what it says, and the manifest's hash.
+    """The manifest of a folder, all of whose files are as it says, and the manifest's hash.
 
     Raises ArtifactError where a file is missing, altered or not listed, the hash another, or the
     format none of `formats`.

@@ -61,11 +61,6 @@ class Split(BaseModel):
         others = {each.name for each in (self.canary, self.shadow) if each}
         return {self.live, *self.weights} | others
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the live variant answers everything, whatever the key."""
-        return self.canary is None and not self.weights
-
     def assign(self, key: str) -> str:
         """The variant that answers requests of this key."""
         if self.canary and unit(key, f"canary:{self.canary.name}") < self.canary.share:
@@ -96,32 +91,27 @@ class Split(BaseModel):
             shadow=None if self.shadow and self.shadow.name == name else self.shadow,
         )
 
+    def with_role(self, name: str, role: Role, share: float | None) -> Split:
+        """The split with one variant in a new role.
 
-def with_role(split: Split, name: str, role: Role, share: float | None) -> Split:
-    """The split with one variant in a new role.
-
-    `share` is from 0 to 1; as a weight it is what the variant gets beside the other arms, who keep
-    their proportions. Raises ValueError where the role or the share makes no sense.
-    """
-    if role == "live":
-        if split == Split(live=name):
-            raise ValueError(f"{name} is live already")
-        return Split(live=name)
-    if name == split.live:
-        raise ValueError(f"{name} is live: its share is what others leave")
-    if share is None or not 0 < share < 1:
-        raise ValueError(f"a share of {share} as {role}: use one above 0 and below 1")
-    rest = split.without(name)
-    canary, shadow, weights = rest.canary, rest.shadow, rest.weights
-    if role == "canary":
-        canary = Share(name=name, share=share)
-    elif role == "shadow":
-        shadow = Share(name=name, share=share)
-    else:
-        arms = weights or {split.live: 1.0}
-        scale = (1 - share) / sum(arms.values())
-        weights = {arm: weight * scale for arm, weight in arms.items()} | {name: share}
-    return Split(live=split.live, weights=weights, canary=canary, shadow=shadow)
+        `share` is from 0 to 1; as a weight it is what the variant gets beside the other arms, who
+        keep their proportions. Raises ValueError where the role or the share makes no sense.
+        """
+        if role == "live":
+            if self == Split(live=name):
+                raise ValueError(f"{name} is live already")
+            return Split(live=name)
+        if name == self.live:
+            raise ValueError(f"{name} is live: its share is what others leave")
+        if share is None or not 0 < share < 1:
+            raise ValueError(f"a share of {share} as {role}: use one above 0 and below 1")
+        rest = self.without(name)
+        if role == "weight":
+            arms = rest.weights or {self.live: 1.0}
+            scale = (1 - share) / sum(arms.values())
+            weights = {arm: weight * scale for arm, weight in arms.items()} | {name: share}
+            return Split(**{**dict(rest), "weights": weights})
+        return Split(**{**dict(rest), role: Share(name=name, share=share)})
 
 
 def routing_key(fact: str, user: str | None = None) -> str:

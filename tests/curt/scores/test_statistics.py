@@ -2,11 +2,19 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curt.scores.statistics import bootstrap_mean, paired_difference, share, wilson
+from curt.scores.statistics import (
+    Span,
+    bootstrap_mean,
+    paired_difference,
+    quantile,
+    share,
+    wilson,
+)
 
 CASES = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
@@ -87,3 +95,19 @@ def test_unequal_or_no_cases_are_refused() -> None:
         paired_difference([True, False], [True])
     with pytest.raises(ValueError, match="at least one"):
         paired_difference([], [])
+
+
+@pytest.mark.parametrize("q", [0.5, 0.95])
+def test_intervals_of_quantiles_cover_what_they_promise(q: float) -> None:
+    draw = np.random.default_rng(0)
+    truth = -np.log(1 - q)
+    spans = [quantile(list(draw.exponential(size=400)), q) for _ in range(600)]
+    covered = [span.low <= truth <= span.high for span in spans if span]
+    assert len(covered) == 600
+    assert 0.93 <= np.mean(covered) <= 0.985
+
+
+def test_too_few_values_have_no_p99() -> None:
+    assert quantile([1.0] * 100, 0.99) is None
+    assert quantile([1.0] * 1000, 0.99) == Span(1.0, 1.0, 1.0)
+    assert quantile([], 0.5) is None

@@ -18,9 +18,9 @@ from serve.api.errors import install_handlers
 from serve.edge.context import RequestContext
 from serve.edge.keys import KeyFile, KeyGuard, add_key, make_key
 from serve.metrics import Metrics
-from serve.variants.variants import Variants
-from tests.serve.variants.test_router import job
-from tests.serve.variants.test_variants import Works, make_folder, make_variants
+from serve.variants.lifecycle import Variants
+from tests.serve.variants.test_lifecycle import Works, make_folder, make_variants
+from tests.serve.variants.test_router import submit
 
 SECRET = "let me in"
 
@@ -72,7 +72,7 @@ def test_a_model_goes_from_its_folder_to_all_traffic_and_back(
             reply = await client.post("/admin/promote", json=body)
             assert reply.json()["split"]["canary"] == {"name": "new", "share": 0.1}
             for number in range(30):
-                await variants.router.submit(job(f"案{number}"))
+                await submit(variants.router, f"案{number}")
             shown = (await client.get("/admin/variants")).json()
             assert shown["canary"]["errors"]["baseline_requests"] > 20
             assert {each["name"]: each["share"] for each in shown["variants"]} == {

@@ -20,19 +20,22 @@ from pydantic import ValidationError
 
 from curt.dialogue import THINK_END, render_answer
 from curt.law.verdict import Term, Verdict
-from serve.app import create_app
 from serve.errors import ClientGoneError, EngineFailedError, OverloadedError
 from serve.metrics import Metrics
-from serve.pool.job import Job
+from serve.pool.job import Job, ServedStream
 from serve.served import Identity, Model, Served
-from serve.settings import Settings
-from serve.variants.canary import CanaryLimits, Outcome, Watch, log_evidence, upper_bound
+from serve.variants.canary import (
+    MIN_REQUESTS,
+    CanaryTest,
+    Observation,
+    log_evidence,
+    upper_bound,
+)
 from serve.variants.metrics import VariantMetrics
 from serve.variants.router import Router, Variant
 from serve.variants.shadow import compare
-from serve.variants.split import Share, Split, pick, routing_key, with_role
+from serve.variants.split import Share, Split, pick, routing_key
 from tests.micro import FACTS
-from tests.serve.asgi_client import AsgiClient
 from tests.serve.fake_engine import MANIFEST, VERDICT, open_streaming_engine
 from tests.serve.fake_pool import FakePool, generation
 from tests.serve.pool.test_pool import running_pool
@@ -71,6 +74,10 @@ def variant(name: str, pool: FakePool) -> Variant:
 def job(fact: str = "窃取", deadline_ms: float = 400) -> Job:
     now_s = time.monotonic()
     return Job(fact, now_s, now_s + deadline_ms / 1e3)
+
+
+async def submit(router: Router, fact: str = "窃取") -> Served:
+    return await router.choose(fact).submit(job(fact))
 
 
 def make_router(split: Split, *pools: FakePool, **options: Any) -> tuple[Router, Metrics]:
@@ -158,10 +165,10 @@ def test_a_split_that_makes_no_sense_is_refused(fields: dict[str, Any]) -> None:
 
 
 def test_a_new_arm_takes_its_share_and_leaves_the_others_their_proportions() -> None:
-    split = with_role(with_role(Split(live="a"), "b", "weight", 0.5), "c", "weight", 0.2)
+    split = Split(live="a").with_role("b", "weight", 0.5).with_role("c", "weight", 0.2)
     assert [split.share_of(name) for name in "abc"] == pytest.approx([0.4, 0.4, 0.2])
     with pytest.raises(ValueError, match="share of None"):
-        with_role(split, "c", "canary", None)
+        split.with_role("c", "canary", None)
 
 
 # The test of a canary
@@ -175,19 +182,18 @@ def simulate(
     share: float = 0.1,
     requests: int = 3000,
     slowdown: float = 1.0,
-    limits: CanaryLimits | None = None,
 ) -> int | None:
     """Requests the canary had when it was rolled back; None when it never was."""
     draw = random.Random(seed)
-    watch = Watch(limits or CanaryLimits(), [draw.lognormvariate(-2, 0.4) for _ in range(600)])
+    test = CanaryTest([draw.lognormvariate(-2, 0.4) for _ in range(600)])
     had = 0
     for _ in range(requests):
         is_canary = draw.random() < share
         error = draw.random() < (canary if is_canary else baseline)
         seconds = draw.lognormvariate(-2, 0.4) * (slowdown if is_canary else 1)
         had += is_canary
-        outcome = Outcome(error=error, seconds=None if error else seconds)
-        if watch.observe("canary" if is_canary else "baseline", outcome):
+        seen = Observation(error=error, seconds=None if error else seconds)
+        if test.observe("canary" if is_canary else "baseline", seen):
             return had
     return None
 
@@ -261,11 +267,10 @@ def test_requests_are_counted_by_variant_and_the_route_says_which() -> None:
             assert route.variant == router.choose(fact).variant
             assert route.identity.model.name == f"model-{route.variant}"
             await route.submit(job(fact))
-        await router.submit(job("案0"))  # as a plain pool
 
     run(scenario())
     counts = [len(pool.jobs) for pool in pools]
-    assert sum(counts) == 101
+    assert sum(counts) == 100
     assert min(counts) > 25
     assert value(metrics, "requests_total", variant="a", outcome="full") == counts[0]
     assert value(metrics, "requests_total", variant="b", outcome="degraded") == counts[1]
@@ -279,20 +284,20 @@ def test_a_canary_that_fails_loses_its_traffic_and_the_live_one_keeps_serving() 
         Split(live="a", canary=Share(name="b", share=0.3)),
         FakePool(FULL),
         FakePool(EngineFailedError("engine_error", "no")),
-        on_rollback=lambda name, alarm: told.append(f"{name} {alarm.rate}"),
+        on_rollback=lambda name, why: told.append(f"{name} {why.rate}"),
     )
 
     async def scenario() -> int:
         failed = 0
         for number in range(1000):
             try:
-                await router.submit(job(f"案{number}"))
+                await submit(router, f"案{number}")
             except EngineFailedError:
                 failed += 1
         return failed
 
     failed = asyncio.run(scenario())
-    assert failed == CanaryLimits().min_requests
+    assert failed == MIN_REQUESTS
     assert told == ["b errors"]
     assert router.split == Split(live="a")
     assert value(metrics, "rollbacks_total", rate="errors") == 1
@@ -307,7 +312,7 @@ def test_a_degrading_canary_is_rolled_back_and_a_like_one_is_not() -> None:
             FakePool(answer),  # type: ignore[arg-type]
         )
         for number in range(1000):
-            await router.submit(job(f"案{number}"))
+            await submit(router, f"案{number}")
         return router.split
 
     assert asyncio.run(scenario(UNREADABLE)).canary is None
@@ -324,7 +329,7 @@ def test_what_clients_do_is_not_held_against_a_canary() -> None:
     async def scenario() -> None:
         for number in range(300):
             try:
-                await router.submit(job(f"案{number}"))
+                await submit(router, f"案{number}")
             except ClientGoneError:
                 continue
 
@@ -340,15 +345,15 @@ def test_a_dead_canary_costs_nobody_an_answer_and_is_rolled_back() -> None:
 
     async def scenario() -> None:
         for number in range(300):
-            await router.submit(job(f"案{number}"))
+            await submit(router, f"案{number}")
 
     run(scenario())
     assert dead.jobs == []
     assert router.split.canary is None
-    assert value(metrics, "rerouted_total", variant="b") == CanaryLimits().min_requests
+    assert value(metrics, "rerouted_total", variant="b") == MIN_REQUESTS
 
 
-def test_the_router_is_ready_and_drains_as_a_pool_does() -> None:
+def test_the_router_is_ready_with_its_live_variant_and_drains_all() -> None:
     live, other = FakePool(FULL), FakePool(FULL, ready=False)
     router, _ = make_router(Split(live="a"), live, other)
     assert router.ready
@@ -394,21 +399,6 @@ def test_two_pools_share_the_counters_of_the_server_but_a_shadow_counts_aside() 
     assert sample("curt_variant_workers_ready", {"variant": "b"}) is None
 
 
-def test_the_application_serves_over_a_router_as_over_a_pool(settings: Settings) -> None:
-    router, metrics = make_router(
-        Split(live="a", weights={"a": 0.5, "b": 0.5}), FakePool(FULL), FakePool(FULL)
-    )
-    client = AsgiClient(create_app(settings, router))
-    for number in range(30):
-        reply = client.post("/predict", json={"fact": f"{FACTS[0]}编号{number}"})
-        assert reply.status_code == 200
-        assert reply.json()["defendants"]
-    counts = [value(metrics, "requests_total", variant=v, outcome="full") for v in ("a", "b")]
-    assert sum(counts) == 30
-    assert min(counts) > 3
-    assert client.get("/readyz").status_code == 200
-
-
 # Streams
 
 
@@ -417,17 +407,22 @@ def test_a_stream_is_counted_when_it_ends_however_it_ends() -> None:
         async with running_pool(open_engine=open_streaming_engine) as pool:
             metrics = Metrics()
             router = Router(variant("a", pool), VariantMetrics(metrics))  # type: ignore[arg-type]
-            whole = [event async for event in router.stream(job(FACTS[0], 2000))]
+
+            def stream(deadline_ms: float) -> ServedStream:
+                return router.choose(FACTS[0]).stream(job(FACTS[0], deadline_ms))
+
+            whole = [event async for event in stream(2000)]
             assert isinstance(whole[-1], Served)
             assert len(whole) > 1
-            left = router.stream(job(FACTS[0], 2000))
+            left = stream(2000)
             await anext(left)
             assert router.live.in_flight == 1
             left.close()
             left.close()
+            await asyncio.sleep(0)
             assert router.live.in_flight == 0
             with pytest.raises(OverloadedError):
-                router.stream(job(FACTS[0], 10))
+                stream(10)
             return metrics
 
     metrics = asyncio.run(scenario())
@@ -474,12 +469,12 @@ def test_a_shadow_never_delays_an_answer_and_makes_way() -> None:
 
     async def scenario() -> None:
         started_s = time.monotonic()
-        await router.submit(job("一"))
+        await submit(router, "一")
         assert time.monotonic() - started_s < 0.2
         await asyncio.sleep(0.05)
         assert shadow.started == ["一"]
         started_s = time.monotonic()
-        await router.submit(job("二"))
+        await submit(router, "二")
         assert time.monotonic() - started_s < 0.2
         assert shadow.cancelled == 1
         await router.stop()
@@ -494,7 +489,7 @@ def test_shadows_are_dropped_first_under_load() -> None:
 
     async def client(number: int) -> None:
         for step in range(8):
-            await router.submit(job(f"{number} {step}"))
+            await submit(router, f"{number} {step}")
 
     async def scenario() -> None:
         await asyncio.gather(*(client(number) for number in range(4)))
@@ -510,7 +505,7 @@ def test_a_shadow_that_fails_is_nobodys_trouble() -> None:
     router, metrics = shadowed(FakePool(FULL), FakePool(OverloadedError("overloaded", "no")))
 
     async def scenario() -> None:
-        await router.submit(job())
+        await submit(router)
         await asyncio.sleep(0.05)
 
     run(scenario())
@@ -520,7 +515,7 @@ def test_a_shadow_that_fails_is_nobodys_trouble() -> None:
 def test_only_full_verdicts_of_models_are_compared() -> None:
     full = Served(FULL, 48, 48, False, 1.0)
     unreadable = Served(UNREADABLE, 48, 48, False, 1.0)
-    assert compare(full, full).same_verdict is True
-    assert compare(full, unreadable).same_verdict is None
-    assert compare(full, unreadable).shadow_degraded
-    assert compare(replace(full, unserved="overloaded"), full).live_degraded
+    assert compare(full, full)["same_verdict"] is True
+    assert compare(full, unreadable)["same_verdict"] is None
+    assert compare(full, unreadable)["shadow_degraded"]
+    assert compare(replace(full, unserved="overloaded"), full)["live_degraded"]

@@ -12,30 +12,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from curt.artifact import ArtifactError, Manifest, load_manifest, write_artifact
 from curt.files import sha256, write_json
+from serve.app import create_app
 from serve.errors import EngineFailedError, OverloadedError
 from serve.metrics import Metrics
 from serve.pool.pool import WorkerPool
 from serve.pool.worker import open_worker_engine
-from serve.variants.canary import CanaryLimits
-from serve.variants.plan import (
-    BadFolderError,
-    ConflictError,
-    UnknownVariantError,
-    find_folder,
-    read_plan,
-    verify,
-)
+from serve.settings import Settings
+from serve.variants import lifecycle
+from serve.variants.lifecycle import Variants
+from serve.variants.plan import ServingPlan, VariantError, find_folder, verify
 from serve.variants.split import Share, Split
-from serve.variants.variants import Variants
 from tests.micro import FACTS
 from tests.serve.fake_engine import MANIFEST
 from tests.serve.fake_pool import FakePool
 from tests.serve.pool.test_pool import is_alive, until
-from tests.serve.variants.test_router import FULL, UNREADABLE, job
+from tests.serve.variants.test_router import FULL, UNREADABLE, job, submit
 
 
 @dataclass
@@ -116,9 +112,9 @@ def states(variants: Variants) -> dict[str, str]:
 
 
 async def refused(reason: str, doing: Any) -> None:
-    with pytest.raises(ConflictError) as caught:
+    with pytest.raises(VariantError) as caught:
         await doing
-    assert caught.value.reason == reason
+    assert (caught.value.reason, caught.value.status) == (reason, 409)
 
 
 # Loading
@@ -136,10 +132,10 @@ def test_a_model_is_loaded_beside_the_old_one_and_has_no_traffic_before_promotio
             new = works.of("two")
             assert len(new.jobs) == 1  # the warm-up
             for number in range(20):
-                await variants.router.submit(job(f"案{number}"))
+                await submit(variants.router, f"案{number}")
             assert len(new.jobs) == 1
             await variants.promote("new")
-            await variants.router.submit(job())
+            await submit(variants.router)
             assert len(new.jobs) == 2
             await variants.settled()
             assert works.of("one").life == ["start", "stop"]  # memory of one model again
@@ -149,18 +145,21 @@ def test_a_model_is_loaded_beside_the_old_one_and_has_no_traffic_before_promotio
 
 
 @pytest.mark.parametrize("folder", ["slow", "dying", "three"])
-def test_a_failed_load_keeps_the_old_one_serving(models: Path, folder: str) -> None:
+def test_a_failed_load_keeps_the_old_one_serving(
+    models: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "LOAD_TIMEOUT_S", 0.2)
     works = Works()
     works.answers["three"] = EngineFailedError("engine_error", "no")
     metrics = Metrics()
 
     async def scenario() -> None:
-        async with running(models, works, metrics=metrics, load_timeout_s=0.2) as variants:
+        async with running(models, works, metrics=metrics) as variants:
             await load(variants, "new", folder)
             assert states(variants) == {"default": "ready", "new": "failed"}
             assert works.of(folder).life == ["start", "stop"]
             await refused("not_ready", variants.promote("new"))
-            await variants.router.submit(job())
+            await submit(variants.router)
             await load(variants, "new", "two")  # a failed one's name is free
             assert states(variants)["new"] == "ready"
 
@@ -185,11 +184,14 @@ def test_an_altered_or_unlisted_file_is_refused(models: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_one_loads_at_a_time_and_three_at_most(models: Path) -> None:
+def test_one_loads_at_a_time_and_three_at_most(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "LOAD_TIMEOUT_S", 0.3)
     works = Works()
 
     async def scenario() -> None:
-        async with running(models, works, load_timeout_s=0.3) as variants:
+        async with running(models, works) as variants:
             await variants.load("new", "slow")
             await refused("loading", variants.load("other", "two"))
             await refused("loading", variants.unload("new"))
@@ -216,6 +218,34 @@ def test_a_model_that_says_nothing_readable_is_promoted_by_force_only(models: Pa
     asyncio.run(scenario())
 
 
+def test_the_application_serves_over_variants_as_over_a_pool(
+    models: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        works, metrics = Works(), Metrics()
+        async with running(models, works, metrics=metrics) as variants:
+            await load(variants, "new", "two")
+            await variants.promote("new", "weight", 0.5)
+            monkeypatch.setattr("serve.app._make_variants", lambda *_: variants)
+            transport = httpx.ASGITransport(app=create_app(settings))
+            async with httpx.AsyncClient(transport=transport, base_url="http://curt") as client:
+                for number in range(30):
+                    body = {"fact": f"{FACTS[0]}编号{number}"}
+                    reply = await client.post("/predict", json=body)
+                    assert reply.json()["defendants"]
+                assert (await client.get("/readyz")).status_code == 200
+        counts = [
+            metrics.registry.get_sample_value(
+                "curt_variant_requests_total", {"variant": name, "outcome": "full"}
+            )
+            for name in ("default", "new")
+        ]
+        assert sum(filter(None, counts)) == 30
+        assert min(filter(None, counts)) > 3
+
+    asyncio.run(scenario())
+
+
 # Rolling back and unloading
 
 
@@ -232,7 +262,7 @@ def test_a_rollback_goes_back_to_the_previous_model(models: Path, keep_previous:
             assert await variants.rollback() == "default"
             serving = variants.router.split.live
             assert serving == ("default" if keep_previous else "new")  # while the other loads
-            await variants.router.submit(job())
+            await submit(variants.router)
             await variants.settled()
             assert variants.router.split.live == "default"
             await refused("nothing_before", variants.rollback())
@@ -243,10 +273,9 @@ def test_a_rollback_goes_back_to_the_previous_model(models: Path, keep_previous:
 
 def test_a_canary_is_ended_by_hand_or_by_the_test_and_its_workers_go(models: Path) -> None:
     works = Works()
-    limits = CanaryLimits(min_requests=20)
 
     async def scenario() -> None:
-        async with running(models, works, limits=limits) as variants:
+        async with running(models, works) as variants:
             await load(variants, "new", "two")
             await variants.promote("new", "canary", 0.5)
             assert await variants.rollback() == "default"
@@ -258,7 +287,7 @@ def test_a_canary_is_ended_by_hand_or_by_the_test_and_its_workers_go(models: Pat
             works.of("two").answer = EngineFailedError("engine_error", "no")
             for number in range(200):
                 try:
-                    await variants.router.submit(job(f"案{number}"))
+                    await submit(variants.router, f"案{number}")
                 except EngineFailedError:
                     continue
             await variants.settled()
@@ -279,7 +308,7 @@ def test_an_unloaded_variant_still_serves_what_chose_it(models: Path) -> None:
         async with running(models, works) as variants:
             await load(variants, "new", "two")
             await refused("is_live", variants.unload("default"))
-            with pytest.raises(UnknownVariantError):
+            with pytest.raises(VariantError, match="no such variant"):
                 await variants.unload("nobody")
             await variants.promote("new", "weight", 0.9)
             fact = next(
@@ -344,7 +373,7 @@ def test_another_configured_model_voids_what_was_promoted(models: Path) -> None:
             await variants.promote("new")
 
     asyncio.run(before())
-    plan = read_plan(models.parent / "state.json", models / "three")
+    plan = ServingPlan.read(models.parent / "state.json", models / "three")
     assert plan.split == Split(live="default")
 
 
@@ -352,7 +381,7 @@ def test_a_state_file_that_is_none_is_refused_and_a_folder_outside_not_read(mode
     state = models.parent / "state.json"
     state.write_text("{")
     with pytest.raises(ValueError, match="delete it"):
-        read_plan(state, models / "one")
+        ServingPlan.read(state, models / "one")
     outside = make_folder(models.parent / "outside")
     digest = sha256(models / "one" / "manifest.json")
     write_json(
@@ -403,11 +432,11 @@ def test_a_plan_that_can_not_be_written_changes_nothing(models: Path) -> None:
 def test_nothing_outside_the_models_folder_is_found(models: Path, folder: str) -> None:
     make_folder(models.parent / "outside")
     (models / "link").symlink_to(models.parent / "outside")
-    with pytest.raises(BadFolderError) as caught:
+    with pytest.raises(VariantError) as caught:
         find_folder(models, folder)
     assert str(models.parent) not in str(caught.value)
     assert find_folder(models, "one") == (models / "one").resolve()
-    with pytest.raises(BadFolderError, match="no models folder"):
+    with pytest.raises(VariantError, match="no models folder"):
         find_folder(None, "one")
 
 
