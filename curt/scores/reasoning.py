@@ -1,7 +1,8 @@
-"""Whether reasoning agrees with itself and with the answer that follows it.
+"""Whether reasoning agrees with itself and with the answer that follows it, and its form.
 
-Only what can be checked by rule is: sums, products, a value carried from one step to the next, the
-final figure or penalty, and a charge named as the conclusion. No reference is needed.
+Checked is what a rule can check: sums, products, a value carried from one step to the next, the
+final figure or penalty, a charge named as the conclusion, the number of steps, and repetition. No
+reference is needed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from curt.law.statutes import canonical_charge, is_charge
 from curt.law.verdict import COUNTED_KINDS, Verdict
 
 RATIO_FLOOR = -60  # percent; what circumstances may take from a term at most
+LEAST_STEPS = 3  # of reasoning that is fit to train on
+MOST_REPETITION = 0.7  # likewise
+_GRAM = 8  # characters
 
 _NAME = "[一-鿿]{0,12}"
 # 5+17=22 · 退赔-10从犯-30=-40 · 退赔-10，从犯-30，合计-40%
@@ -77,6 +81,12 @@ def check_conclusions(thinking: str, verdict: Verdict) -> Iterator[bool]:
 def count_steps(thinking: str) -> int:
     """Steps of reasoning: the parts between ；, 。 and line ends that say something."""
     return sum(bool(step.strip()) for step in _STEP.split(thinking))
+
+
+def repetition_ratio(text: str) -> float:
+    """Share of 8-grams (characters) that came before, in [0, 1); 0 for a short text."""
+    grams = [text[i : i + _GRAM] for i in range(len(text) - _GRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def _charge_at_end(text: str) -> str | None:

@@ -25,12 +25,18 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from curt.corpus.build.clean import LEAST_STEPS, MOST_REPETITION, repetition_ratio
 from curt.dialogue import Completion, ParseFailure
 from curt.law.legality import cited_articles, has_basis, is_in_tier
 from curt.law.verdict import Verdict
 from curt.scores.metrics import cail_term_score, judge_term_score, set_f1
-from curt.scores.reasoning import check_arithmetic, check_conclusions, count_steps
+from curt.scores.reasoning import (
+    LEAST_STEPS,
+    MOST_REPETITION,
+    check_arithmetic,
+    check_conclusions,
+    count_steps,
+    repetition_ratio,
+)
 from train.judge import Grade, Task
 
 CheckName = Literal[

@@ -7,10 +7,10 @@ import re
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from curt.corpus.build.clean import repetition_ratio
 from curt.dialogue import Completion, ParseFailure, render_answer
 from curt.dialogue.answer import LINES
 from curt.law.verdict import Verdict
+from curt.scores.reasoning import repetition_ratio
 
 _HEADING = re.compile(r"^#{1,6} +\S")
 _SECTIONS = tuple(line.name for line in LINES if line.required)

@@ -7,13 +7,10 @@ from collections.abc import Callable, Mapping
 
 from curt.corpus.case import Case
 from curt.law.numerals import article_number
-from curt.scores.reasoning import count_steps
+from curt.scores.reasoning import LEAST_STEPS, MOST_REPETITION, count_steps, repetition_ratio
 
 LEAST_CHARACTERS = 30
 LEAST_HAN_SHARE = 0.5
-LEAST_STEPS = 3
-MOST_REPETITION = 0.7
-_GRAM = 8  # characters
 
 _APPEAL = re.compile(r"二审|原审(?:判决|被告人|法院)|上诉人|抗诉|再审|终审")
 _HAN = re.compile(r"[一-鿿]")
@@ -43,12 +40,6 @@ def reasons_in_few_steps(case: Case) -> bool:
 def repeats_itself(case: Case) -> bool:
     """Some reasoning repeats more than 70% of its 8-grams."""
     return any(repetition_ratio(text) > MOST_REPETITION for text in case.reasonings.values())
-
-
-def repetition_ratio(text: str) -> float:
-    """Share of 8-grams (characters) that came before, in [0, 1); 0 for a short text."""
-    grams = [text[i : i + _GRAM] for i in range(len(text) - _GRAM + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def has_no_term(case: Case) -> bool:

@@ -9,14 +9,7 @@ from curt.corpus.generate.generator import generate_cases
 from curt.corpus.read.cail import read_row
 from curt.corpus.read.records import RecordError
 from curt.dialogue import Completion, parse_completion, render_completion
-from curt.law.legality import article_exists, cited_articles, has_basis
 from curt.law.verdict import Term, Verdict
-from curt.scores.reasoning import (
-    check_arithmetic,
-    check_conclusions,
-    check_reasoning,
-    count_steps,
-)
 from tests.curt.corpus.test_tasks import VERDICTS
 from train.data.verification import (
     CHECKS,
@@ -192,45 +185,3 @@ def test_conclude_is_by_the_first_required_failure():
     assert conclude(checks).reason == REASONS["term"]
     assert conclude(checks, ["steps"]).reason == REASONS["steps"]
     assert conclude(checks, ["charge", "tier"]).accepted
-
-
-def test_reasoning_is_checked_in_two_parts():
-    assert list(check_arithmetic(RIGHT)) == [True, True, True]
-    assert list(check_conclusions(RIGHT, THEFT)) == [False]
-    assert list(check_reasoning(RIGHT, THEFT)) == [True, True, True, False]
-
-
-@pytest.mark.parametrize(("text", "steps"), [("", 0), ("；。\n ", 0), ("一；二。三\n四;五", 5)])
-def test_steps_are_what_stands_between_marks(text, steps):
-    assert count_steps(text) == steps
-
-
-@pytest.mark.parametrize(
-    ("text", "articles"),
-    [
-        ("依照第二百六十四条、第67条", ["264", "67"]),
-        ("《中华人民共和国刑法》第一百三十三条之一", ["133之一"]),
-        ("《刑法》第五百条", [None]),
-        ("第264条之五", [None]),
-        ("《中华人民共和国刑事诉讼法》第二百条。第六百条", [None]),
-        ("没有条文", []),
-    ],
-)
-def test_citations_are_found_and_those_of_other_laws_passed_over(text, articles):
-    assert list(cited_articles(text)) == articles
-
-
-@pytest.mark.parametrize(
-    ("article", "exists"),
-    [("264", True), ("133之一", True), ("17之一", True), ("133之九", False), ("453", False)],
-)
-def test_which_articles_exist(article, exists):
-    assert article_exists(article) is exists
-
-
-@pytest.mark.parametrize(
-    ("articles", "holds"),
-    [(("264",), True), (("264", "67"), True), (("67",), False), (("264", "266"), False)],
-)
-def test_articles_are_a_basis_when_they_carry_the_charges_and_no_other(articles, holds):
-    assert has_basis(Verdict(("盗窃",), articles, Term("fixed", 9))) is holds

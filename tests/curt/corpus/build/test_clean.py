@@ -3,10 +3,8 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from curt.corpus.build.clean import RULES, domains_of, repetition_ratio
+from curt.corpus.build.clean import RULES, domains_of
 from curt.corpus.build.pipeline import Rule
 from curt.corpus.case import Case
 from curt.corpus.generate.generator import generate_cases
@@ -42,11 +40,6 @@ def test_rules(rule, dropped, kept):
 def test_generated_cases_pass_every_rule_for_facts():
     for generated in generate_cases(200, seed=4):
         assert not any(RULES[name](generated) for name in ("too short", "appeal", "language"))
-
-
-@given(text=st.text(max_size=50))
-def test_the_ratio_of_repetition_is_a_share(text):
-    assert 0 <= repetition_ratio(text) < 1
 
 
 def test_domains_follow_the_chapters():
