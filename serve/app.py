@@ -19,7 +19,7 @@ from curt.engines.registry import serving_engine
 from serve.answering.answering import Answering, Choose, OnlyWay, Pool, Startable
 from serve.answering.cache import CacheMetrics, ResultCache
 from serve.api import admin, batch, health, predict, stream
-from serve.api import chat as openai_api
+from serve.api.chat import chat
 from serve.api.errors import install_handlers
 from serve.api.page import page
 from serve.api.reply import Observer, Replies
@@ -119,16 +119,8 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     # The framework tries routes in turn, and most requests are for the first.
     app.include_router(predict.make_router(answering, replies, settings))
     app.include_router(batch.make_router(answering, replies, settings, metrics.registry))
-    app.include_router(stream.make_router(answering.stream, settings, replies.reply_to))
-    app.include_router(
-        openai_api.make_router(
-            answering.stream,
-            settings,
-            identity,
-            answer=answering.serve,
-            reply_to=replies.reply_to,
-        )
-    )
+    app.include_router(stream.make_router(answering, replies, settings))
+    app.include_router(chat.make_router(answering, replies, settings, identity))
     if variants:
         app.include_router(admin.make_router(variants))
     app.include_router(drift.make_router(memory.drift, metrics.registry))

@@ -16,6 +16,11 @@ class RequestError(Exception):
         self.reason = reason
         self.message = message
 
+    @property
+    def public_message(self) -> str:
+        """What a client is told: of a failure inside the server, nothing."""
+        return "internal error" if self.status == 500 else self.message
+
 
 class UnusableFactError(RequestError):
     """A fact no verdict can be given on: empty, not Chinese, too long."""

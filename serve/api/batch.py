@@ -176,9 +176,8 @@ async def _never() -> Message:
 
 
 def _describe(fault: RequestError) -> CaseError:
-    message = "internal error" if fault.status == 500 else fault.message
     wait_s = fault.retry_after_s if isinstance(fault, OverloadedError) else None
-    return CaseError(code=fault.reason, message=message, retry_after_s=wait_s)
+    return CaseError(code=fault.reason, message=fault.public_message, retry_after_s=wait_s)
 
 
 def _log_case(own: Request, status: int, error: CaseError | None) -> None:

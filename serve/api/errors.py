@@ -48,8 +48,7 @@ def install_handlers(app: FastAPI) -> None:
         headers = {}
         if isinstance(fault, OverloadedError):
             headers["Retry-After"] = str(fault.retry_after_s)
-        message = "internal error" if fault.status == 500 else fault.message
-        return _reply(request, fault.status, fault.reason, message, headers)
+        return _reply(request, fault.status, fault.reason, fault.public_message, headers)
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -26,7 +26,7 @@ from deploy.replicas import (
     work,
     write_replicas_conf,
 )
-from serve.api.chat import CHAT_PATH
+from serve.api.chat.chat import CHAT_PATH
 from serve.api.stream import STREAM_PATH
 from serve.edge.context import BATCH_PATH, PREDICT_PATH
 from serve.feedback.feedback import FEEDBACK_PATH

@@ -10,10 +10,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from sse_starlette import ServerSentEvent
 
 from serve.api.page.page import build_page
 from serve.api.reply import build_reply
-from serve.api.stream import format_event
 from serve.served import Identity, Served
 from serve.settings import Settings
 from tests.serve.fake_pool import generation
@@ -93,6 +93,11 @@ class Backend:
         except asyncio.CancelledError:
             self.hung_up = True
             raise
+
+
+def format_event(name: str, data: str) -> bytes:
+    """One event as it stands in a stream."""
+    return ServerSentEvent(data, event=name, sep="\n").encode()
 
 
 def reply(settings: Settings, **changes: Any) -> dict[str, Any]:

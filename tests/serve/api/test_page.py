@@ -21,12 +21,19 @@ from curt.dialogue import parse_answer
 from curt.law.verdict import TERM_NAMES, Term, Verdict
 from serve.answering.checks import MESSAGES
 from serve.api.page.page import build_page
-from serve.api.stream import format_event
 from serve.app import create_app
 from serve.feedback.corrections import complete
 from serve.feedback.feedback import FeedbackRequest
 from serve.settings import Settings
-from tests.serve.api.page_visitor import ANSWER, FACT, THOUGHTS, Backend, Visitor, reply
+from tests.serve.api.page_visitor import (
+    ANSWER,
+    FACT,
+    THOUGHTS,
+    Backend,
+    Visitor,
+    format_event,
+    reply,
+)
 from tests.serve.asgi_client import AsgiClient
 from tests.serve.fake_pool import FakePool, generation
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 
 from curt.artifact import load_manifest
+from serve.answering.answering import Answering, OnlyWay
 from serve.api.errors import install_handlers
-from serve.api.reply import build_reply
-from serve.api.schemas import PredictReply, PredictRequest
+from serve.api.reply import Replies
+from serve.api.schemas import PredictReply
 from serve.api.stream import STREAM_PATH, make_router
 from serve.edge.context import RequestContext
 from serve.metrics import Metrics
 from serve.pool.pool import WorkerPool
-from serve.served import Identity, Served
+from serve.served import Identity
 from serve.settings import Settings
 from tests.micro import FACTS
 from tests.serve.fake_engine import open_streaming_engine
@@ -34,22 +34,13 @@ FACT = FACTS[0]
 def make_app(pool: WorkerPool, settings: Settings) -> FastAPI:
     identity = Identity.of(settings.model, load_manifest(settings.model))
 
-    def reply_to(request: Request, body: PredictRequest, served: Served) -> PredictReply:
-        return build_reply(
-            served,
-            fact=body.fact,
-            tasks=body.tasks,
-            include_reasoning=body.include_reasoning,
-            identity=identity,
-            request_id=request.state.request_id,
-            deadline_ms=settings.deadline_ms(body.deadline_ms),
-            total_ms=(time.monotonic() - request.state.started_s) * 1e3,
-        )
-
+    metrics = Metrics()
+    answering = Answering(lambda *_: OnlyWay(pool, identity), settings, metrics)
+    replies = Replies(answering, settings, metrics)
     app = FastAPI()
-    app.add_middleware(RequestContext, metrics=Metrics())
+    app.add_middleware(RequestContext, metrics=metrics)
     install_handlers(app)
-    app.include_router(make_router(lambda request, job, user: pool.stream(job), settings, reply_to))
+    app.include_router(make_router(answering, replies, settings))
     return app
 
 
@@ -78,6 +69,8 @@ def test_reasoning_comes_first_and_the_verdict_is_what_predict_replies(settings:
             response = await client.post(STREAM_PATH, json={"fact": FACT, "deadline_ms": 2000})
             assert response.headers["content-type"].startswith("text/event-stream")
             assert response.headers["cache-control"] == "no-store"
+            assert response.headers["x-accel-buffering"] == "no"
+            assert response.text.startswith(": begun\n\n")
             *pieces, (last, body) = read_events(response.text)
             assert {name for name, _ in pieces} == {"reasoning"}
             assert len(pieces) > 3
@@ -87,6 +80,22 @@ def test_reasoning_comes_first_and_the_verdict_is_what_predict_replies(settings:
             assert reply.defendants[0].charges
             assert reply.timings_ms.decode > 0
             assert reply.request_id == response.headers["x-request-id"]
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_under_way_at_a_shutdown_is_finished(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse_starlette.sse.AppStatus.should_exit", True)
+
+    async def scenario() -> None:
+        async with (
+            running_pool(open_engine=open_streaming_engine) as pool,
+            client_of(make_app(pool, settings)) as client,
+        ):
+            response = await client.post(STREAM_PATH, json={"fact": FACT, "deadline_ms": 2000})
+            assert read_events(response.text)[-1][0] == "verdict"
 
     asyncio.run(scenario())
 

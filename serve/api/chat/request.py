@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from curt.dialogue import MAX_ANSWER_TOKENS
-from serve.api.verdict_schema import SchemaError, check_schema
+from serve.api.chat.verdict_schema import SchemaError, check_schema
 from serve.settings import MAX_DEADLINE_MS, MIN_DEADLINE_MS
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]

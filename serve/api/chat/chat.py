@@ -7,30 +7,27 @@
 
 The answer's `content` is the verdict in the answer grammar of `curt.dialogue` or as JSON,
 `reasoning_content` the reasoning, and `curt` what /predict tells beside the verdict: request id,
-whether it is degraded and why, warnings, timings, notice. `serve.api.chat_shapes` says what each
+whether it is degraded and why, warnings, timings, notice. `serve.api.chat.request` says what each
 parameter does.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
 
 from curt.dialogue import render_answer
-from serve.answering.answering import make_job
-from serve.api.chat_shapes import (
+from serve.answering.answering import Answering, make_job
+from serve.api.chat.request import (
     ApiError,
     ChatRequest,
     fact_of,
@@ -38,14 +35,14 @@ from serve.api.chat_shapes import (
     schema_of,
     thinking_bound,
 )
+from serve.api.chat.verdict_schema import SchemaError, project
+from serve.api.events import Event, JobEvents, to_json
+from serve.api.reply import Replies
 from serve.api.schemas import ALL_TASKS, PredictReply, PredictRequest
-from serve.api.verdict_schema import SchemaError, project
 from serve.errors import ClientGoneError, OverloadedError, RequestError
-from serve.pool.job import Job, Piece
+from serve.pool.job import Piece
 from serve.served import Identity, Served
 from serve.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 CHAT_PATH, MODELS_PATH = "/v1/chat/completions", "/v1/models"
 ALIAS = "curt"  # whatever model is served
@@ -61,26 +58,6 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     413: {"description": "The body is too large"},
     503: {"description": "Can't be met now; see Retry-After"},
 }
-_OPENAI_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-
-Answer = Callable[[Request, Job], Awaitable[Served]]
-ReplyTo = Callable[[Request, PredictRequest, Served], PredictReply]
-
-
-class Told(Protocol):
-    """A job under way: pieces of its reasoning, last the answer."""
-
-    def __aiter__(self) -> AsyncIterator[Piece | Served]:
-        """The pieces and the answer; iteration raises the job's RequestError."""
-        ...
-
-    def close(self) -> None:
-        """Give up what is not done yet."""
-        ...
-
-
-OpenStream = Callable[[Request, Job], Told]
-"""Serves a job of a request, telling its reasoning; raises a RequestError where it refuses it."""
 
 
 class OpenAIRoute(APIRoute):
@@ -107,18 +84,9 @@ class OpenAIRoute(APIRoute):
 
 
 def make_router(
-    open_stream: OpenStream,
-    settings: Settings,
-    identity: Identity,
-    *,
-    answer: Answer,
-    reply_to: ReplyTo,
+    answering: Answering, replies: Replies, settings: Settings, identity: Identity
 ) -> APIRouter:
-    """The routes.
-
-    `answer(request, job)` serves a job whole, gives up when its client leaves;
-    `reply_to(request, body, served)` builds and records the reply, as for /predict.
-    """
+    """The routes."""
     router = APIRouter(route_class=OpenAIRoute)
     created = _unix_time(identity.manifest.created)
     names = (identity.model.name, ALIAS)
@@ -140,18 +108,24 @@ def make_router(
         )
         asked = PredictRequest(fact=fact, deadline_ms=body.deadline_ms, tasks=list(ALL_TASKS))
 
-        def reply(served: Served) -> PredictReply:
-            return reply_to(request, asked, served)
+        def reply_to(served: Served) -> PredictReply:
+            return replies.reply_to(request, asked, served)
 
-        chat = Chat(request.state.request_id, identity, schema, int(time.time()))
+        completion = Completion(request.state.request_id, identity, schema, int(time.time()))
         headers = {IGNORED_HEADER: ", ".join(ignored)} if ignored else {}
         if not body.stream:
-            served = await answer(request, job)
-            return JSONResponse(chat.whole(served, reply(served)), headers=headers)
-        told = open_stream(request, job)
+            served = await answering.serve(request, job)
+            return JSONResponse(completion.whole(served, reply_to(served)), headers=headers)
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        chunks = _chunks(told, chat, reply, request.state.log, include_usage=usage)
-        return ChunkStream(chunks, told, headers)
+        chunks = Chunks(completion, reply_to, include_usage=usage)
+        return JobEvents(
+            answering.stream(request, job),
+            request,
+            first=chunks.first(),
+            tell=chunks.tell,
+            fail=lambda fault: _event(to_api_error(fault).body()),
+            headers=headers,
+        )
 
     @router.get(MODELS_PATH)
     async def list_models() -> dict[str, Any]:
@@ -169,8 +143,8 @@ def make_router(
 
 
 @dataclass(frozen=True, slots=True)
-class Chat:
-    """One completion in the making. `schema` is None for text, {} for any JSON."""
+class Completion:
+    """One chat completion in OpenAI's shape. `schema` is None for text, {} for any JSON."""
 
     request_id: str
     identity: Identity
@@ -179,14 +153,13 @@ class Chat:
 
     def whole(self, served: Served, reply: PredictReply) -> dict[str, Any]:
         """The completion as one object."""
-        message = {
-            "role": "assistant",
-            **self.said(served),
-            "reasoning_content": reply.reasoning or None,
-        }
         choice = {
             "index": 0,
-            "message": message,
+            "message": {
+                "role": "assistant",
+                **self.message(served),
+                "reasoning_content": reply.reasoning or None,
+            },
             "logprobs": None,
             "finish_reason": finish_reason(served),
         }
@@ -210,7 +183,7 @@ class Chat:
             "usage": usage_of(served),
         }
 
-    def said(self, served: Served) -> dict[str, str | None]:
+    def message(self, served: Served) -> dict[str, str | None]:
         """The verdict as `content`, or a `refusal` that says why there is none.
 
         An answer that was cut is not told: 罚金：2000 may be the beginning of 20000元.
@@ -229,7 +202,7 @@ class Chat:
             value = project(value, self.schema)
         except SchemaError as error:
             return {"content": None, "refusal": str(error)}
-        return {"content": json.dumps(value, ensure_ascii=False), "refusal": None}
+        return {"content": to_json(value), "refusal": None}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -239,6 +212,42 @@ class Chat:
             "model": self.identity.model.name,
             "system_fingerprint": f"fp_{self.identity.model.manifest}",
         }
+
+
+@dataclass
+class Chunks:
+    """The chunks of one streamed completion."""
+
+    completion: Completion
+    reply_to: Callable[[Served], PredictReply]
+    include_usage: bool
+    attempt: int = 1
+    has_reasoned: bool = False
+
+    def first(self) -> Event:
+        """The chunk that goes out at once."""
+        return _event(self.completion.chunk({"role": "assistant", "content": ""}))
+
+    def tell(self, item: Piece | Served) -> Iterator[Event]:
+        """The chunks of some more reasoning, or those of the answer, which end the stream."""
+        chunk = self.completion.chunk
+        if isinstance(item, Piece):
+            # What was sent of an attempt that died can't be taken back; a new line parts them.
+            starts_again = item.attempt != self.attempt and self.has_reasoned
+            self.attempt, self.has_reasoned = item.attempt, True
+            text = f"\n{item.text}" if starts_again else item.text
+            yield _event(chunk({"reasoning_content": text}))
+            return
+        reply = self.reply_to(item)
+        if reply.reasoning and not self.has_reasoned:  # an answer that was there at once
+            yield _event(chunk({"reasoning_content": reply.reasoning}))
+        message = {name: text for name, text in self.completion.message(item).items() if text}
+        if message:
+            yield _event(chunk(message))
+        yield _event(chunk({}, finish_reason(item)) | {"curt": aside(reply)})
+        if self.include_usage:
+            yield _event(self.completion.usage_chunk(item))
+        yield {"data": "[DONE]"}
 
 
 def finish_reason(served: Served) -> str:
@@ -274,10 +283,9 @@ def to_api_error(error: Exception) -> ApiError:
             error.status, error.reason, error.message, retry_after_s=error.retry_after_s
         )
     if isinstance(error, RequestError):
-        if error.status >= 500:
-            return ApiError(error.status, error.reason, "internal error")
         status = 400 if error.status == 422 else error.status
-        return ApiError(status, error.reason, error.message, param="messages")
+        param = "messages" if status < 500 else None
+        return ApiError(status, error.reason, error.public_message, param=param)
     if isinstance(error, RequestValidationError):
         problem = error.errors()[0]
         if problem["type"] == "json_invalid":
@@ -291,62 +299,8 @@ def to_api_error(error: Exception) -> ApiError:
     return ApiError(500, "internal", "internal error")
 
 
-class ChunkStream(StreamingResponse):
-    """Events until the end, or until the client hangs up, which stops the worker."""
-
-    def __init__(self, chunks: AsyncIterator[bytes], told: Told, headers: dict[str, str]) -> None:
-        super().__init__(chunks, media_type="text/event-stream", headers=_OPENAI_HEADERS | headers)
-        self._told = told
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI response."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._told.close()
-
-
-async def _chunks(
-    told: Told,
-    chat: Chat,
-    reply_to: Callable[[Served], PredictReply],
-    log: dict[str, Any],
-    *,
-    include_usage: bool,
-) -> AsyncIterator[bytes]:
-    yield _event(chat.chunk({"role": "assistant", "content": ""}))
-    attempt, reasoning = 1, ""
-    try:
-        async for item in told:
-            if isinstance(item, Piece):
-                # What was told of an attempt that died can't be taken back; a new line parts them.
-                text = item.text if item.attempt == attempt or not reasoning else f"\n{item.text}"
-                attempt, reasoning = item.attempt, reasoning + text
-                yield _event(chat.chunk({"reasoning_content": text}))
-                continue
-            reply = reply_to(item)
-            if reply.reasoning and not reasoning:  # an answer that was there at once
-                yield _event(chat.chunk({"reasoning_content": reply.reasoning}))
-            said = {name: text for name, text in chat.said(item).items() if text}
-            if said:
-                yield _event(chat.chunk(said))
-            yield _event(chat.chunk({}, finish_reason(item)) | {"curt": aside(reply)})
-            if include_usage:
-                yield _event(chat.usage_chunk(item))
-    except RequestError as fault:
-        log["error"] = fault.reason
-        yield _event(to_api_error(fault).body())
-    except Exception as error:  # the status line is out: the client must still be told
-        # Type only: the message of an error may quote the fact it failed on.
-        logger.error("unexpected failure", extra={"error": type(error).__name__})
-        log["error"] = "internal"
-        yield _event(to_api_error(error).body())
-    else:
-        yield b"data: [DONE]\n\n"
-
-
-def _event(fields: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(fields, ensure_ascii=False)}\n\n".encode()
+def _event(fields: dict[str, Any]) -> Event:
+    return {"data": to_json(fields)}
 
 
 def _model(name: str, created: int) -> dict[str, Any]:

@@ -18,24 +18,24 @@ import httpx
 import openai
 import pytest
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from openai import OpenAI
 from pydantic import BaseModel
 
 from curt.classifier.model import Prediction
 from curt.dialogue import THINK_END, parse_answer, render_answer
 from curt.law.verdict import Term, Verdict
-from serve.api.chat import IGNORED_HEADER, make_router
-from serve.api.chat_shapes import ChatRequest, thinking_bound
-from serve.api.errors import install_handlers
-from serve.api.reply import build_reply
-from serve.api.schemas import PredictReply, PredictRequest
-from serve.api.verdict_schema import (
+from serve.answering.answering import Answering, OnlyWay
+from serve.api.chat.chat import IGNORED_HEADER, make_router
+from serve.api.chat.request import ChatRequest, thinking_bound
+from serve.api.chat.verdict_schema import (
     VERDICT_SCHEMA,
     SchemaError,
     check_schema,
     project,
 )
+from serve.api.errors import install_handlers
+from serve.api.reply import Replies
 from serve.edge.context import BodyLimit, RequestContext
 from serve.errors import EngineFailedError, OverloadedError
 from serve.metrics import Metrics
@@ -99,32 +99,14 @@ class FakePool:
 
 def make_app(pool: Any, settings: Settings) -> FastAPI:
     identity = Identity.of(settings.model, settings.manifest())
+    metrics = Metrics()
     app = FastAPI()
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestContext, metrics=Metrics())
+    app.add_middleware(RequestContext, metrics=metrics)
     install_handlers(app)
-
-    async def answer(_: Request, job: Job) -> Served:
-        return await pool.submit(job)
-
-    def reply_to(request: Request, body: PredictRequest, served: Served) -> PredictReply:
-        return build_reply(
-            served, fact=body.fact, tasks=body.tasks, include_reasoning=body.include_reasoning,
-            identity=identity, request_id=request.state.request_id,
-            deadline_ms=settings.deadline_ms(body.deadline_ms),
-            total_ms=(time.monotonic() - request.state.started_s) * 1e3,
-        )  # fmt: skip
-
-    streaming: Any = pool
-    app.include_router(
-        make_router(
-            lambda request, job: streaming.stream(job),
-            settings,
-            identity,
-            answer=answer,
-            reply_to=reply_to,
-        )
-    )
+    answering = Answering(lambda *_: OnlyWay(pool, identity), settings, metrics)
+    replies = Replies(answering, settings, metrics)
+    app.include_router(make_router(answering, replies, settings, identity))
     return app
 
 

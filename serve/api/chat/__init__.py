@@ -1,0 +1,1 @@
+"""OpenAI's protocol over the same answers: requests, replies and structured output."""
