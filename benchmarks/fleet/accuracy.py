@@ -8,49 +8,38 @@ servers met, several times with other draws.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 from benchmarks.client import quantiles
-from benchmarks.fleet.collect import (
-    SETTLE_S,
-    Asked,
-    Replicas,
-    ask,
-    read_facts,
-    read_samples,
-    warm_up,
-)
-from benchmarks.fleet.fleet import Fleet, simulate, summarise
-from benchmarks.fleet.replica import Shape
+from benchmarks.fleet.replicas import Asked, ask, fit_replies, read_samples, running
 from benchmarks.fleet.service import Service
-from benchmarks.run import describe_machine
-from curt.config import Config
+from benchmarks.fleet.simulation import Fleet, Shape, simulate, summarise
+from benchmarks.run import ServedConfig, describe_machine
+from loadtest._arrivals import load_facts
 
 logger = logging.getLogger(__name__)
 
 TARGET_ERROR = 0.15
 PAUSE_S = 1.0  # between the rounds of one rate, as the simulation sees them
+SETTLE_S = 1.0
+WARM_UP_PER_S, WARM_UP_S = 10.0, 3.0
 RESAMPLES = 1_000
 
 
-class ValidateConfig(Config):
+class ValidateConfig(ServedConfig):
     """What is run for real and how long."""
 
-    model: Path = Path("artifacts/demo/ort-w8a8")
-    """Model folder to serve."""
-    fallback: Path | None = Path("artifacts/demo/fallback")
-    """Its classifier."""
+    workers: int = 1
+    """Of each server."""
     replicas: int = 2
-    """Servers of one worker each, all on this machine."""
-    first_port: int = 8310
-    """Port of the first; the others follow."""
+    """Servers, all on this machine."""
     rates: list[float] = [5.0, 10.0, 20.0]
     """Arrivals a second to compare at."""
     requests: int = 900
@@ -63,97 +52,91 @@ class ValidateConfig(Config):
     """Of each of them in each round."""
     fit_deadlines_ms: tuple[int, int] = (25, 1_000)
     """Between which deadlines are drawn for the fit; half have the longer."""
-    deadline_ms: int = 400
-    """Of the requests compared."""
     chars: int = 300
     """Length facts are cut to."""
-    cases: Path = Path("artifacts/demo/corpus/test.jsonl")
-    """Facts of the requests compared."""
     fit_cases: Path = Path("artifacts/demo/corpus/dev.jsonl")
     """Facts for the fit."""
     repeats: int = 10
     """Simulations of each rate."""
-    seed: int = 1
-    """Of arrivals and draws."""
     report: Path = Path("benchmarks/results/simulation.json")
-    """File of results, raw rows included."""
+    """File of results; raw rows and a picture go beside it."""
     service: Path = Path("artifacts/simulation/service.json")
     """Where the fitted service times are kept, for `size`."""
-    figure: Path = Path("benchmarks/results/simulation.png")
-    """Picture of them."""
 
 
-def measure(
-    config: ValidateConfig,
-) -> tuple[dict[float, list[list[Asked]]], list[Asked], Service]:
-    """Ask real replicas: at each rate by round, for the fit, and the fit."""
-    facts = read_facts(config.cases, config.chars)
-    fit_facts = read_facts(config.fit_cases, config.chars)
-    asked: dict[float, list[list[Asked]]] = {rate: [] for rate in config.rates}
+Rounds = dict[float, list[list[Asked]]]
+"""Requests compared, by rate and round."""
+
+
+async def measure(config: ValidateConfig, urls: Sequence[str]) -> tuple[Rounds, list[Asked]]:
+    """Ask real replicas: at each rate by round, and for the fit."""
+    facts, fit_facts = (
+        [fact[: config.chars] for fact in load_facts(path)]
+        for path in (config.cases, config.fit_cases)
+    )
+    asked: Rounds = {rate: [] for rate in config.rates}
     to_fit: list[Asked] = []
-    settings = {"workers": 1, "spares": 0, "fallback": config.fallback}
-    running = Replicas.running(
-        config.model,
-        replicas=config.replicas,
-        first_port=config.first_port,
-        facts=fit_facts,
-        **settings,
-    )
-    with running as replicas:
-        warm_up(replicas, fit_facts)
-        for turn in range(config.rounds):
-            for index, rate in enumerate(config.rates):
-                fit_rate = config.fit_rates[(index + turn) % len(config.fit_rates)]
-                to_fit += ask(
-                    replicas,
-                    fit_facts,
-                    rate_per_s=fit_rate,
-                    seconds=config.fit_seconds,
-                    seed=config.seed + 1_000 + 10 * turn + index,
-                    deadlines_ms=config.fit_deadlines_ms,
-                )
-                time.sleep(SETTLE_S)
-                got = ask(
-                    replicas,
-                    facts,
-                    rate_per_s=rate,
-                    seconds=config.requests / config.rounds / rate,
-                    seed=config.seed + 10 * turn + index,
-                    deadlines_ms=(config.deadline_ms, config.deadline_ms),
-                )
-                asked[rate].append(got)
-                time.sleep(SETTLE_S)
-                latencies = quantiles([each.latency_ms for each in got])
-                logger.info("round %d, %g/s: %s", turn + 1, rate, latencies)
-        return asked, to_fit, replicas.fit(to_fit)
+
+    async def ask_and_settle(
+        about: Sequence[str], rate: float, seconds: float, seed: int, deadlines_ms: tuple[int, int]
+    ) -> list[Asked]:
+        got = await ask(
+            urls, about, rate_per_s=rate, seconds=seconds, seed=seed, deadlines_ms=deadlines_ms
+        )
+        await asyncio.sleep(SETTLE_S)
+        return got
+
+    own_ms = (config.deadline_ms, config.deadline_ms)
+    await ask_and_settle(fit_facts, WARM_UP_PER_S, WARM_UP_S, 0, own_ms)
+    for turn in range(config.rounds):
+        for index, rate in enumerate(config.rates):
+            seed = config.seed + 10 * turn + index
+            fit_rate = config.fit_rates[(index + turn) % len(config.fit_rates)]
+            to_fit += await ask_and_settle(
+                fit_facts, fit_rate, config.fit_seconds, seed + 1_000, config.fit_deadlines_ms
+            )
+            seconds = config.requests / config.rounds / rate
+            got = await ask_and_settle(facts, rate, seconds, seed, own_ms)
+            asked[rate].append(got)
+            latency_ms = quantiles([each.exchange.latency_ms for each in got])
+            logger.info("round %d, %g/s: %s", turn + 1, rate, latency_ms)
+    return asked, to_fit
 
 
-def validate(config: ValidateConfig) -> tuple[dict[str, Any], Service]:
-    """Measure, simulate the same, and say how far apart they are."""
+def validate(config: ValidateConfig) -> tuple[dict[str, Any], Service, list[dict[str, Any]]]:
+    """Measure, simulate the same, and say how far apart they are: report, fit and raw rows."""
     machine = describe_machine()
-    asked, to_fit, service = measure(config)
-    fleet = Fleet(
-        config.replicas,
-        Shape(fallback=config.fallback is not None),
-        one_machine=True,
-        deadline_ms=config.deadline_ms,
-    )
-    rows = [
-        compare(service, fleet, rate, rounds, repeats=config.repeats, seed=config.seed)
-        for rate, rounds in asked.items()
+    settings = {"workers": config.workers, "spares": 0, "fallback": config.fallback}
+    with running(config.model, config.replicas, **settings) as urls:
+        asked, to_fit = asyncio.run(measure(config, urls))
+    service = fit_replies(config.model, load_facts(config.fit_cases), to_fit)
+    shape = Shape(config.workers, fallback=config.fallback is not None)
+    fleet = Fleet(config.replicas, shape, one_machine=True, deadline_ms=config.deadline_ms)
+    raw: list[dict[str, Any]] = [
+        {"kind": "fitted_from", **sample.model_dump()} for sample in read_samples(to_fit)
     ]
-    worst = max(abs(row["error"]["p99"]) for row in rows)
+    rates = []
+    for rate, rounds in asked.items():
+        row, latencies_ms = compare(
+            service, fleet, rate, rounds, repeats=config.repeats, seed=config.seed
+        )
+        rates.append(row)
+        raw += [
+            {"kind": kind, "rate_per_s": rate, "latency_ms": round(ms, 2)}
+            for kind, values in latencies_ms.items()
+            for ms in values
+        ]
+    worst = max(abs(row["error"]["p99"]) for row in rates)
     results = {
         "machine": machine,
         "replicas": config.replicas,
         "deadline_ms": config.deadline_ms,
         "service": describe(service),
-        "fitted_from": [sample.model_dump() for sample in read_samples(to_fit)],
-        "rates": rows,
+        "rates": rates,
         "worst_p99_error": worst,
         "passed": {f"p99_within_{TARGET_ERROR:.0%}": worst <= TARGET_ERROR},
     }
-    return results, service
+    return results, service, raw
 
 
 def compare(
@@ -164,10 +147,14 @@ def compare(
     *,
     repeats: int,
     seed: int,
-) -> dict[str, Any]:
-    """Real and simulated figures of one rate; errors are simulated / real - 1."""
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Real and simulated figures of one rate, and the latencies behind them.
+
+    Errors are simulated / real - 1.
+    """
     arrivals_s = join_rounds(rounds)
-    real_ms = [each.latency_ms for part in rounds for each in part]
+    every = [each for part in rounds for each in part]
+    real_ms = [each.exchange.latency_ms for each in every]
     source = random.Random(seed)
     simulated = []
     simulated_ms: list[float] = []
@@ -178,54 +165,44 @@ def compare(
     real = quantiles(real_ms)
     # The median of repeats: what one run as long as the real one would typically show.
     told = {name: median(row["latency_ms"][name] for row in simulated) for name in real}
-    every = [each for part in rounds for each in part]
-    answered = [each for each in every if each.answered]
-    return {
+    p99s_ms = [row["latency_ms"]["p99"] for row in simulated]
+    drawn = sorted(
+        quantiles(source.choices(real_ms, k=len(real_ms)))["p99"] for _ in range(RESAMPLES)
+    )
+    thinking = [each.reply["thinking"] for each in every if each.answered]
+    in_time = [each.full and each.exchange.latency_ms <= fleet.deadline_ms for each in every]
+    row = {
         "rate_per_s": rate_per_s,
         "requests": len(real_ms),
         "real_ms": real,
-        "real_p99_interval_ms": resampled(real_ms, lambda ms: quantiles(ms)["p99"], source),
+        "real_p99_interval_ms": [drawn[int(0.025 * RESAMPLES)], drawn[int(0.975 * RESAMPLES)]],
         "simulated_ms": told,
-        "simulated_p99_range_ms": [
-            min(row["latency_ms"]["p99"] for row in simulated),
-            max(row["latency_ms"]["p99"] for row in simulated),
-        ],
+        "simulated_p99_range_ms": [min(p99s_ms), max(p99s_ms)],
         "error": {name: told[name] / real[name] - 1 for name in ("p50", "p95", "p99")},
         "full_share": {
-            "real": fmean(each.full and each.latency_ms <= fleet.deadline_ms for each in every),
+            "real": fmean(in_time),
             "simulated": fmean(row["full_share"] for row in simulated),
         },
         "thinking_used": {
-            "real": quantiles([each.reply["thinking"]["tokens"] for each in answered]),
+            "real": quantiles([each["tokens"] for each in thinking]),
             "simulated": simulated[0]["thinking_used"],
         },
         "thinking_allowed": {
-            "real": quantiles([each.reply["thinking"]["allowed"] for each in answered]),
+            "real": quantiles([each["allowed"] for each in thinking]),
             "simulated": simulated[0]["thinking_allowed"],
         },
         "workers_busy_simulated": fmean(row["workers_busy"] for row in simulated),
-        "real_latencies_ms": [round(ms, 2) for ms in real_ms],
-        "simulated_latencies_ms": [round(ms, 2) for ms in sorted(simulated_ms)[:: max(1, repeats)]],
     }
+    return row, {"real": real_ms, "simulated": sorted(simulated_ms)[::repeats]}
 
 
 def join_rounds(rounds: Sequence[Sequence[Asked]]) -> list[float]:
     """Arrivals of all rounds one after the other, in seconds from the first."""
-    ends = [part[-1].due_s - part[0].due_s + PAUSE_S for part in rounds]
-    starts = [0.0, *accumulate(ends)]
+    due_s = [[each.exchange.due_s for each in part] for part in rounds]
+    starts = accumulate((part[-1] - part[0] + PAUSE_S for part in due_s), initial=0.0)
     return [
-        start + each.due_s - part[0].due_s
-        for start, part in zip(starts, rounds, strict=False)
-        for each in part
+        start + at_s - part[0] for start, part in zip(starts, due_s, strict=False) for at_s in part
     ]
-
-
-def resampled(
-    values: Sequence[float], figure: Callable[[Sequence[float]], float], source: random.Random
-) -> list[float]:
-    """A 95% interval of a figure, by drawing the values again with replacement."""
-    figures = sorted(figure(source.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    return [figures[int(0.025 * RESAMPLES)], figures[int(0.975 * RESAMPLES)]]
 
 
 def describe(service: Service) -> dict[str, Any]:

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from benchmarks.fleet.fleet import (
-    BURST_EVERY_S,
-    Fleet,
-    bursts,
-    poisson,
-    simulate,
-    slice_of,
-    summarise,
-)
+from benchmarks.client import arrivals_for
 from benchmarks.fleet.service import Service
+from benchmarks.fleet.simulation import Fleet, simulate, summarise
 
 logger = logging.getLogger(__name__)
 
@@ -62,22 +54,21 @@ class Effort(BaseModel):
     """Simulated for each trial."""
     cell: int = Field(default=8, ge=1)
     """Servers simulated at most; a larger fleet is judged by so large a part of it."""
-    burst_factor: float = Field(default=1.0, ge=1)
-    """A second in ten so many times as busy as the rest; 1 for none."""
     seed: int = 0
     """Of arrivals and draws."""
 
 
 def try_fleet(service: Service, fleet: Fleet, rate_per_s: float, effort: Effort) -> dict[str, Any]:
-    """What clients get of a fleet, or of a part of a large one, at a rate of arrivals."""
-    part, part_rate = slice_of(fleet, rate_per_s, effort.cell)
+    """What clients get of a fleet at a rate of arrivals.
+
+    A large fleet is judged by a part of it with its share of the arrivals: cells of that size, each
+    with a balancer of its own, which is a little worse than one balancer over all.
+    """
+    part = replace(fleet, replicas=min(fleet.replicas, effort.cell))
+    part_rate = rate_per_s * part.replicas / fleet.replicas
     seconds = effort.requests / part_rate
     filling_s = WARM_UP_SHARE * seconds
-    if effort.burst_factor > 1:  # each period has one burst, at its beginning
-        seconds, filling_s = (
-            BURST_EVERY_S * math.ceil(each_s / BURST_EVERY_S) for each_s in (seconds, filling_s)
-        )
-    arrivals = _arrivals(part_rate, filling_s + seconds, effort)
+    arrivals = arrivals_for(part_rate, effort.seed, filling_s + seconds)
     requests, busy = simulate(service, part, arrivals, seed=effort.seed)
     # Servers that start empty look better than they are: queues of a busy fleet fill slowly.
     row = summarise([each for each in requests if each.at_s >= filling_s], seconds, busy)
@@ -98,11 +89,11 @@ def size(
     `fleet.replicas` is not looked at. Raises ValueError when no number of servers would do:
     when a request alone misses the target too.
     """
-    tried: list[dict[str, Any]] = []
+    tried: dict[int, dict[str, Any]] = {}
 
     def meets(replicas: int) -> bool:
         row = try_fleet(service, replace(fleet, replicas=replicas), rate_per_s, effort)
-        tried.append(row | {"met": target.met_by(row)})
+        tried[replicas] = row | {"met": target.met_by(row)}
         logger.info(
             "%g/s, %d servers: p99 %.0f ms, answered %.2f%%, uncut %.2f%%",
             rate_per_s,
@@ -111,9 +102,13 @@ def size(
             100 * row["answered_share"],
             100 * row["uncut_share"],
         )
-        return bool(tried[-1]["met"])
+        return bool(tried[replicas]["met"])
 
-    alone = summarise_alone(service, fleet, effort)
+    apart_s = 2 * fleet.deadline_ms / 1e3  # no request ever meets another
+    count = min(effort.requests, 2_000)
+    arrivals = (apart_s * number for number in range(count))
+    requests, busy = simulate(service, replace(fleet, replicas=1), arrivals, effort.seed)
+    alone = summarise(requests, apart_s * count, busy)
     if not target.met_by(alone):
         raise ValueError(
             "requests that come one at a time miss the target "
@@ -131,28 +126,10 @@ def size(
     while high - low > max(1, high // 50):  # to 2%
         middle = (low + high) // 2
         low, high = (low, middle) if meets(middle) else (middle, high)
-    best = next(row for row in tried if row["replicas"] == high)
-    return {**best, "workers": high * fleet.shape.workers, "tried": _in_short(tried)}
-
-
-def summarise_alone(service: Service, fleet: Fleet, effort: Effort) -> dict[str, Any]:
-    """What clients get where no request ever meets another."""
-    apart_s = 2 * fleet.deadline_ms / 1e3
-    count = min(effort.requests, 2_000)
-    alone = replace(fleet, replicas=1)
-    requests, busy = simulate(service, alone, (apart_s * n for n in range(count)), effort.seed)
-    return summarise(requests, apart_s * count, busy)
-
-
-def _arrivals(rate_per_s: float, seconds: float, effort: Effort) -> Iterator[float]:
-    if effort.burst_factor > 1:
-        return bursts(rate_per_s, seconds, effort.seed, effort.burst_factor)
-    return poisson(rate_per_s, seconds, effort.seed)
-
-
-def _in_short(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     kept = ("replicas", "met", "answered_share", "uncut_share", "workers_busy")
-    return [
-        {**{name: row[name] for name in kept}, "p99_ms": row["latency_ms"]["p99"]}
-        for row in sorted(rows, key=lambda row: int(row["replicas"]))
+    in_short = [
+        {name: tried[replicas][name] for name in kept}
+        | {"p99_ms": tried[replicas]["latency_ms"]["p99"]}
+        for replicas in sorted(tried)
     ]
+    return {**tried[high], "workers": high * fleet.shape.workers, "tried": in_short}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import urllib.request
@@ -12,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.client import Exchange, Got
 from benchmarks.fleet.__main__ import main
 from benchmarks.fleet.accuracy import compare, describe, join_rounds
-from benchmarks.fleet.collect import Asked, Replicas, ask, read_samples, warm_up
-from benchmarks.fleet.fleet import Fleet
+from benchmarks.fleet.replicas import Asked, ask, read_samples, running
 from benchmarks.fleet.service import ENOUGH, Sample, Service, fit_service, share_beside
+from benchmarks.fleet.simulation import Fleet
 
 LIMITS = {"tokens_per_char": 0.5, "max_fact_tokens": 200, "max_thinking_tokens": 128}
 
@@ -45,7 +47,7 @@ def make_samples(count: int, contention: float = 0.0, noise_ms: float = 0.3) -> 
     return samples
 
 
-def asked(at_s: float, **reply: Any) -> Asked:
+def asked(at_s: float, took_ms: float = 30.0, status: int = 200, **reply: Any) -> Asked:
     """A request answered within 30 ms: 1 outside, 4 in the front, 25 with a worker."""
     told = {
         "degraded": False,
@@ -54,14 +56,8 @@ def asked(at_s: float, **reply: Any) -> Asked:
         "thinking": {"tokens": 20, "allowed": 128, "stated_budget": 128, "cut": False},
         "timings_ms": {"queue": 0.0, "prefill": 10.0, "decode": 15.0, "total": 29.0},
     }
-    return Asked(
-        due_s=at_s,
-        sent_s=at_s,
-        done_s=at_s + 0.030,
-        chars=100,
-        status=200,
-        reply=told | reply,
-    )
+    got = Got(status, json.dumps(told | reply).encode())
+    return Asked.of(Exchange(0, at_s, at_s, at_s + took_ms / 1e3, got), chars=100)
 
 
 @pytest.mark.parametrize("contention", [0.0, 0.35])
@@ -127,7 +123,7 @@ def test_the_share_beside_others_is_that_of_a_fine_grid(
 def test_only_whole_answers_of_the_model_teach() -> None:
     late = asked(1.0, degraded=True, degraded_reason="deadline", source="fallback")
     unreadable = asked(2.0, degraded=True, degraded_reason="unreadable_answer", source="fallback")
-    refused = asked(3.0).model_copy(update={"status": 503, "reply": {}})
+    refused = asked(3.0, status=503)
     samples = read_samples([asked(0.0), late, unreadable, refused])
     assert [each.readable for each in samples] == [True, False]
     assert samples[0].front_ms == pytest.approx(4.0)
@@ -142,8 +138,7 @@ def test_who_was_beside_is_told_from_the_times_with_a_worker() -> None:
 def test_handing_a_request_to_a_free_worker_is_the_front_s_and_waiting_is_not() -> None:
     def queued(at_s: float, queue_ms: float) -> Asked:
         times = {"queue": queue_ms, "prefill": 10.0, "decode": 15.0, "total": 29.0 + queue_ms}
-        reply = asked(at_s, timings_ms=times)
-        return reply.model_copy(update={"done_s": at_s + (30 + queue_ms) / 1e3})
+        return asked(at_s, 30 + queue_ms, timings_ms=times)
 
     alone = [queued(float(second), 1.0) for second in range(20)]
     samples = read_samples([*alone, queued(30.0, 1.0), queued(30.0, 21.0)])
@@ -164,18 +159,13 @@ def test_the_simulation_of_what_made_the_replies_is_close_to_them() -> None:
         tokens = source.choice([10, 20, 30])
         times = {"queue": 0.0, "prefill": 10.0, "decode": 5 + 0.5 * tokens}
         thinking = {"tokens": tokens, "allowed": 128, "stated_budget": 128, "cut": False}
-        one = asked(
-            at_s,
-            thinking=thinking,
-            timings_ms=times | {"total": 4.0 + sum(times.values())},
-        )
-        end_s = at_s + (5.0 + sum(times.values())) / 1e3
-        replies.append(one.model_copy(update={"done_s": end_s}))
+        times["total"] = 4.0 + sum(times.values())
+        replies.append(asked(at_s, 1.0 + times["total"], thinking=thinking, timings_ms=times))
     service = fit_service(read_samples(replies), **LIMITS)
-    row = compare(
+    row, latencies_ms = compare(
         service, Fleet(2, one_machine=True), 10.0, [replies[:150], replies[150:]], repeats=3, seed=1
     )
-    assert row["requests"] == 300
+    assert row["requests"] == len(latencies_ms["real"]) == len(latencies_ms["simulated"]) == 300
     assert abs(row["error"]["p50"]) < 0.02
     assert abs(row["error"]["p99"]) < 0.02
     assert row["full_share"] == {"real": 1.0, "simulated": 1.0}
@@ -184,10 +174,10 @@ def test_the_simulation_of_what_made_the_replies_is_close_to_them() -> None:
 def test_the_command_sizes_a_fleet_from_a_fit(tmp_path: Path) -> None:
     service = tmp_path / "service.json"
     service.write_text(fit_service(make_samples(100), **LIMITS).model_dump_json())
-    report, figure = tmp_path / "sizes.json", tmp_path / "sizes.png"
+    report = tmp_path / "sizes.json"
     main(
         [
-            "size", "--service", str(service), "--report", str(report), "--figure", str(figure),
+            "size", "--service", str(service), "--report", str(report),
             "--rates", "[1, 300]", "--effort.requests", "300", "--effort.cell", "2",
         ]
     )  # fmt: skip
@@ -195,7 +185,7 @@ def test_the_command_sizes_a_fleet_from_a_fit(tmp_path: Path) -> None:
     small, large = results["sizes"]
     assert small["replicas"] == 1 < large["replicas"]
     assert len(results["one_server"]) == 7
-    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert report.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -217,22 +207,20 @@ def test_real_replicas_are_asked_in_turn_and_their_replies_read(
 ) -> None:
     fact = "被告人赵某在某市某小区秘密窃取他人现金8000元，归案后如实供述自己的罪行。"
     facts = [fact * times for times in (1, 2, 3)]
-    running = Replicas.running(
-        soak_model, replicas=2, first_port=8320, facts=facts, workers=1, spares=0
-    )
-    with running as replicas:
-        warm_up(replicas, facts)
-        asked = ask(replicas, facts, rate_per_s=20, seconds=3, seed=1, deadlines_ms=(1_000, 3_000))
-        counts = [count_requests(port) for port in replicas.ports]
+    with running(soak_model, 2, workers=1, spares=0) as urls:
+        asked = asyncio.run(
+            ask(urls, facts, rate_per_s=20, seconds=3, seed=1, deadlines_ms=(1_000, 3_000))
+        )
+        counts = [count_requests(url) for url in urls]
     assert len(asked) > 30
-    assert abs(counts[0] - counts[1]) <= 1  # the warm-up included
+    assert abs(counts[0] - counts[1]) <= 1
     samples = read_samples(asked)
     assert len(samples) == sum(each.answered for each in asked) > 0.8 * len(asked)
     assert all(each.prefill_ms > 0 and each.decode_ms > 0 for each in samples)
     assert len({each.chars for each in samples}) >= 3
 
 
-def count_requests(port: int) -> float:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
+def count_requests(url: str) -> float:
+    with urllib.request.urlopen(f"{url}/metrics") as reply:
         lines = reply.read().decode().splitlines()
     return sum(float(row.split()[-1]) for row in lines if row.startswith("curt_requests_total"))

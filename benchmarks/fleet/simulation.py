@@ -1,38 +1,40 @@
-"""One server in virtual time: queue, admission, budget, workers, expiry and stand-in.
+"""Servers in virtual time: queue, admission, budget, workers, expiry and the classifier stand-in.
 
 The decisions are those of the real server, made by its own functions (`serve.pool.schedule.admits`,
 `serve.pool.forecast.Forecast` over `curt.engines.budget`); what is written anew here is only the
 order of events of `serve.pool.pool`, with SimPy's clock instead of asyncio's. Workers don't die
-here.
+here, and a server that refuses everything does not measure its speed anew.
 """
 
 from __future__ import annotations
 
 import bisect
 import random
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Literal
 
 import simpy
 
+from benchmarks.client import quantiles
 from benchmarks.fleet.service import Noise, Service
 from curt.artifact import Manifest
 from curt.dialogue import state_budget
 from curt.engines.budget import Observation
 from serve.pool.forecast import Forecast
-from serve.pool.pool import OVERRUN_GRACE_S, PROBE_INTERVAL_S, REPLY_MS
+from serve.pool.pool import OVERRUN_GRACE_S, REPLY_MS
 from serve.pool.schedule import Demand, admits
 from serve.pool.stand_in import LEAST_S
 from serve.pool.worker import CALIBRATION_THINKING_TOKENS
 
-Steps = Generator[simpy.Event, Any, None]
+Events = Generator[simpy.Event, Any, None]
 
 MEAN_SPELL = 20  # requests drawn as they followed each other
 TICK_S = 1e-9  # less work than that is none
 FALLBACK_MS = 0.5  # the classifier, in the front
 NO_NOISE = Noise(prefill_ms=0.0, decode_ms=0.0, front_ms=0.0, outside_ms=0.0)
-CALIBRATION_ROUNDS = 2  # of a short and a long prompt, at a worker's start
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,20 @@ class Shape:
     queue_size: int = 64
     margin_ms: float = 15.0
     fallback: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Servers and the balancer before them.
+
+    With `one_machine` all workers share its cores; else each server has a machine of its own.
+    """
+
+    replicas: int
+    shape: Shape = field(default_factory=Shape)
+    balancer: Literal["round_robin", "least_outstanding"] = "round_robin"
+    one_machine: bool = False
+    deadline_ms: float = 400.0
 
 
 @dataclass(slots=True, eq=False)
@@ -161,11 +177,10 @@ class Replica:
         )
         self._forecast = Forecast(manifest, shape.margin_ms)
         for _ in range(shape.workers):
-            self._forecast.estimator.calibrate(self._calibration(CALIBRATION_ROUNDS))
+            self._forecast.estimator.calibrate(self._calibration())
         self._queue: list[_Ticket] = []  # ordered by deadline
         self._slots = [_Slot() for _ in range(shape.workers)]
         self._wake = self._env.event()
-        self._probe_wanted, self._last_probe_s = False, 0.0
         self.under_way = 0
         self.busy_s = 0.0
         for slot in self._slots:
@@ -190,13 +205,13 @@ class Replica:
             return
         bisect.insort(self._queue, ticket, key=lambda each: each.deadline_s)
         patience_s = -LEAST_S if self._shape.fallback else OVERRUN_GRACE_S
-        self._after(demand.latest_start_s - now_s, lambda: self._expire(ticket))
-        self._after(deadline_s + patience_s - now_s, lambda: self._abandon(ticket))
-        self._rouse()
+        self._after(demand.latest_start_s - now_s, lambda: self._leave(ticket, "expired"))
+        self._after(deadline_s + patience_s - now_s, lambda: self._leave(ticket, "overrun"))
+        self._wake.succeed()
+        self._wake = self._env.event()
 
     def _why_refused(self, ticket: _Ticket, now_s: float) -> str:
         if ticket.demand.latest_start_s < now_s:
-            self._want_probe(now_s)
             return "deadline_too_short"
         if len(self._queue) >= self._shape.queue_size:
             return "queue_full"
@@ -204,21 +219,18 @@ class Replica:
         fits = admits(free_at_s, [other.demand for other in self._queue], ticket.demand)
         return "" if fits else "overloaded"
 
-    def _serve(self, slot: _Slot) -> Steps:
+    def _serve(self, slot: _Slot) -> Events:
         while True:
             if self._queue:
                 yield from self._run(slot, self._queue.pop(0))
-            elif self._probe_wanted:
-                self._probe_wanted = False
-                yield from self._probe(slot)
             else:
                 yield self._wake
 
-    def _run(self, slot: _Slot, ticket: _Ticket) -> Steps:
+    def _run(self, slot: _Slot, ticket: _Ticket) -> Events:
         now_s, request, forecast = self._env.now, ticket.request, self._forecast
         demand = forecast.demand(ticket.deadline_s, ticket.prompt_tokens, now_s)
         if demand.latest_start_s < now_s:
-            self._expire(ticket)
+            self._leave(ticket, "expired")
             return
         waiting = [other.demand for other in self._queue]
         allowed = forecast.allow_thinking(
@@ -232,15 +244,17 @@ class Replica:
         request.shortened = wanted > allowed
         request.thinking_tokens = min(wanted, allowed)
         stop_s = ticket.deadline_s - min(self._shape.margin_ms, REPLY_MS) / 1e3
-        readable = yield from self._generate(request, stop_s)
+        finished = yield from self._generate(request, stop_s)
         slot.busy = False
         self.busy_s += self._env.now - now_s
         if ticket.over:
             return
-        if not readable:
+        if not finished:
             self._give_up(ticket, "deadline")
         else:
-            self._finish(ticket, "full" if thought.readable else "unreadable")
+            noise = request.noise
+            delay_s = (noise.front_ms + noise.outside_ms / 2) / 1e3
+            self._end(ticket, "full" if thought.readable else "unreadable", delay_s)
 
     def _generate(self, request: Request, stop_s: float) -> Generator[simpy.Event, Any, bool]:
         """Hold the worker; whether the answer was finished by `stop_s`. Teaches the estimator."""
@@ -267,12 +281,8 @@ class Replica:
         self._forecast.estimator.observe(observation, self._env.now)
         return left_s == 0
 
-    def _finish(self, ticket: _Ticket, how: str) -> None:
-        noise = ticket.request.noise
-        self._end(ticket, how, (noise.front_ms + noise.outside_ms / 2) / 1e3)
-
     def _give_up(self, ticket: _Ticket, fault: str) -> None:
-        """By the classifier where there is one and time for it, else refused."""
+        """Answer by the classifier where there is one and time for it, else refuse."""
         in_time = ticket.deadline_s - self._env.now >= LEAST_S or fault not in (
             "deadline_too_short",
             "queue_full",
@@ -293,37 +303,21 @@ class Replica:
 
         self._after(delay_s, close)
 
-    def _expire(self, ticket: _Ticket) -> None:
-        if not ticket.running and not ticket.over:
-            self._leave_queue(ticket)
-            self._give_up(ticket, "expired")
+    def _leave(self, ticket: _Ticket, fault: str) -> None:
+        """Give up a request that still waits ("expired") or runs for too long ("overrun")."""
+        if ticket.over or (fault == "expired" and ticket.running):
+            return
+        if ticket in self._queue:
+            self._queue.remove(ticket)
+        self._give_up(ticket, fault)
 
-    def _abandon(self, ticket: _Ticket) -> None:
-        if not ticket.over:
-            self._leave_queue(ticket)
-            self._give_up(ticket, "overrun")
-
-    def _probe(self, slot: _Slot) -> Steps:
-        slot.busy, slot.free_at_s = True, self._env.now + PROBE_INTERVAL_S
-        timings = self._calibration(1)
-        took_s = sum(each.prefill_ms + each.decode_ms for each in timings) / 1e3
-        yield self._env.timeout(took_s)
-        slot.busy = False
-        self._forecast.estimator.begin_again(timings, self._env.now)
-
-    def _want_probe(self, now_s: float) -> None:
-        quiet_s = min(self._forecast.estimator.quiet_s(now_s), now_s - self._last_probe_s)
-        if quiet_s > PROBE_INTERVAL_S:
-            self._last_probe_s, self._probe_wanted = now_s, True
-            self._rouse()
-
-    def _calibration(self, rounds: int) -> list[Observation]:
-        """Timings as a worker takes them at its start, of a short and a long prompt."""
+    def _calibration(self) -> list[Observation]:
+        """Timings as a worker takes them at its start: a short and a long prompt, twice."""
         service = self._service
         longest = max(2, int(service.max_fact_tokens / service.tokens_per_char))
         thinking = min(CALIBRATION_THINKING_TOKENS, service.max_thinking_tokens)
         timings = []
-        for chars in [max(1, longest // 5), longest] * rounds:
+        for chars in [max(1, longest // 5), longest] * 2:
             noise = self._machine.draw_noise()
             timings.append(
                 Observation(
@@ -337,15 +331,83 @@ class Replica:
             )
         return timings
 
-    def _leave_queue(self, ticket: _Ticket) -> None:
-        if ticket in self._queue:
-            self._queue.remove(ticket)
-
-    def _rouse(self) -> None:
-        self._wake.succeed()
-        self._wake = self._env.event()
-
     def _after(self, delay_s: float, act: Callable[[], None]) -> None:
         timer = self._env.timeout(max(0.0, delay_s))
         assert timer.callbacks is not None, "a timer that has just been made"
         timer.callbacks.append(lambda _: act())
+
+
+def simulate(
+    service: Service, fleet: Fleet, arrivals_s: Iterable[float], seed: int = 0
+) -> tuple[list[Request], float]:
+    """What became of a request at each arrival, and the busy share of the workers.
+
+    The same seed gives the same run.
+    """
+    source = random.Random(seed)
+    env = simpy.Environment()
+    done: list[Request] = []
+
+    def new_machine() -> Machine:
+        return Machine(env, service, random.Random(source.getrandbits(64)))
+
+    together = new_machine() if fleet.one_machine else None
+    replicas = [
+        Replica(
+            together or new_machine(),
+            service,
+            fleet.shape,
+            random.Random(source.getrandbits(64)),
+            done.append,
+        )
+        for _ in range(fleet.replicas)
+    ]
+    turn = count()
+
+    def choose() -> Replica:
+        start = next(turn) % len(replicas)
+        if fleet.balancer == "round_robin":
+            return replicas[start]
+        ordered = replicas[start:] + replicas[:start]  # among equals in turn, as nginx does
+        return min(ordered, key=lambda each: each.under_way)
+
+    def arrive() -> Events:
+        for at_s in arrivals_s:
+            yield env.timeout(max(0.0, at_s - env.now))
+            chars = source.choice(service.chars)
+            choose().submit(Request(env.now, fleet.deadline_ms, chars))
+
+    env.process(arrive())
+    env.run()
+    workers = fleet.replicas * fleet.shape.workers
+    busy = sum(each.busy_s for each in replicas) / workers / env.now if env.now else 0.0
+    return sorted(done, key=lambda request: request.at_s), busy
+
+
+def summarise(requests: Sequence[Request], seconds: float, busy: float) -> dict[str, Any]:
+    """What clients got. A miss is whatever is no full verdict of the model within the deadline.
+
+    `answered_share` counts unreadable answers in too: they are the model's fault and no server's;
+    `uncut_share` those whose thinking no want of time ended. Raises ValueError without requests.
+    """
+    if not requests:
+        raise ValueError("no request arrived: simulate longer or at a higher rate")
+    good = [each for each in requests if each.full]
+    thought = [each for each in requests if each.how in ("full", "unreadable")]
+    total = len(requests)
+    return {
+        "arrived": total,
+        "latency_ms": quantiles([each.latency_ms for each in requests]),
+        "queue_ms": quantiles([each.queue_ms for each in thought]),
+        "goodput_per_s": len(good) / seconds,
+        "misses": total - len(good),
+        "full_share": len(good) / total,
+        "answered_share": sum(each.latency_ms <= each.deadline_ms for each in thought) / total,
+        "how": dict(Counter(each.how for each in requests)),
+        "refused": sum(each.how == "refused" for each in requests),
+        "degraded": sum(each.how not in ("full", "refused") for each in requests),
+        "thinking_allowed": quantiles([float(each.allowed) for each in thought]),
+        "thinking_used": quantiles([float(each.thinking_tokens) for each in thought]),
+        "uncut_share": sum(not each.shortened for each in thought) / total,
+        "workers_busy": busy,
+    }
