@@ -74,11 +74,6 @@ class Exchange:
         """The reply's JSON where it is an answer, else empty."""
         return json.loads(self.got.body) if self.got.status == 200 else {}
 
-    def is_good(self, deadline_ms: float) -> bool:
-        """Whether it is a full verdict of the model within the deadline."""
-        answer = self.answer
-        return bool(answer) and not answer["degraded"] and self.latency_ms <= deadline_ms
-
 
 class Client:
     """Requests of one kind to one server, over as many kept-alive connections as are needed."""
