@@ -1,24 +1,20 @@
-"""Is what comes in still what the model was trained on? Rolling figures and their distance.
+"""Rolling figures of what the server answers, and how far its charges lie from the training mix.
 
-An hour and a day each have a tally (`serve.drift.tally`): charges answered, length of facts,
-thinking tokens, latency, degraded replies, feedback. Forty-eight hours and sixty days are kept, in
-about a megabyte, and written to a file now and then. The charges are those the model answered, the
-reference those of its training corpus: a shift means other cases, or a model that leans.
-
-    python -m serve.drift mix artifacts/demo/corpus/train.jsonl mix.json    # the reference
-    python -m serve.drift page feedback/drift.json > drift.html             # the page, off line
+Each hour and each day is counted (`serve.drift.tally`): charges answered, length of facts, thinking
+tokens, latency, degraded replies, feedback. Forty-eight hours and sixty days are kept, in about a
+megabyte, and saved to a file every minute. Charges that shift away from those of the training
+corpus mean other cases than before, or a model that has become biased.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,14 +27,13 @@ from prometheus_client.registry import Collector
 from curt.files import write_json
 from curt.law.verdict import Verdict
 from serve.drift.divergence import Comparison, compare
-from serve.drift.tally import Mix, Tally, read_corpus_mix, read_mix
+from serve.drift.tally import DAY_S, HOUR_S, DriftTally, Mix
 from serve.errors import OverloadedError
 from serve.served import Served
 
 logger = logging.getLogger(__name__)
 
 DRIFT_PATH = "/drift"
-HOUR_S, DAY_S = 3_600, 86_400
 HOURS_KEPT, DAYS_KEPT = 48, 60
 SAVE_INTERVAL_S = 60.0
 PAGE_TTL_S = 30.0
@@ -53,7 +48,7 @@ WINDOWS: dict[Window, int] = {"hour": HOUR_S, "day": DAY_S, "week": 7 * DAY_S}
 
 
 class Drift:
-    """The tallies of one server. Safe to use from several threads."""
+    """The counts of one server, by hour and by day. Safe to use from several threads."""
 
     def __init__(
         self,
@@ -61,12 +56,12 @@ class Drift:
         reference: Mix | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`path`: where the tallies outlive a restart; a file that can't be read is set aside."""
+        """`path`: where the counts outlive a restart; a file that can't be read is set aside."""
         self.reference = reference
         self._path, self._clock = path, clock
         self._lock = threading.Lock()
-        self._hours: dict[int, Tally] = {}
-        self._days: dict[int, Tally] = {}
+        self._hours: dict[int, DriftTally] = {}
+        self._days: dict[int, DriftTally] = {}
         self._saved_s = clock()
         if path and path.exists():
             self._load(path)
@@ -91,20 +86,20 @@ class Drift:
         total_ms: float,
         degraded: bool,
     ) -> None:
-        """Count an answer; charges of a degraded one are left out, they are another model's."""
+        """Count an answer; a degraded one's charges are left out, as another model gave them."""
         charges = verdict.charges if verdict and not degraded else ()
         with self._lock:
             for tally in self._current():
                 tally.add_answer(charges, fact_chars, thinking_tokens, total_ms, degraded=degraded)
 
     def observe_feedback(self, verdict: str) -> None:
-        """Count a word of feedback, at the time it came in."""
+        """Count one piece of feedback in the hour and day it came in."""
         with self._lock:
             for tally in self._current():
                 tally.add_feedback(is_wrong=verdict == "wrong")
 
-    def total(self, window: Window) -> Tally:
-        """The last hour, day or week together; whole hours or days and the one under way."""
+    def total(self, window: Window) -> DriftTally:
+        """The sum over the last hour, day or week: whole hours or days and the one under way."""
         now_s = self._clock()
         with self._lock:
             if window == "week":
@@ -112,10 +107,10 @@ class Drift:
             else:
                 wanted, step_s = self._hours, HOUR_S
             first = int(now_s - WINDOWS[window]) // step_s
-            return Tally.sum(tally for key, tally in wanted.items() if key > first)
+            return DriftTally.sum(tally for key, tally in wanted.items() if key > first)
 
     def compare(self, window: Window) -> Comparison | None:
-        """The charge mix of a window against the training corpus; None without a reference."""
+        """Compare a window's charges with the training corpus; None without a reference."""
         if self.reference is None:
             return None
         return compare(self.total(window).charges, self.reference.charges)
@@ -151,7 +146,7 @@ class Drift:
         except OSError as error:
             logger.error("drift figures can't be written: %s", error.strerror)
 
-    def _current(self) -> Iterator[Tally]:
+    def _current(self) -> Iterator[DriftTally]:
         now = int(self._clock())
         for kept, step_s, limit in (
             (self._hours, HOUR_S, HOURS_KEPT),
@@ -159,7 +154,7 @@ class Drift:
         ):
             key = now // step_s
             if key not in kept:
-                kept[key] = Tally()
+                kept[key] = DriftTally()
                 for old in [other for other in kept if other <= key - limit]:
                     del kept[old]
             yield kept[key]
@@ -169,8 +164,8 @@ class Drift:
             saved = json.loads(path.read_bytes())
             if saved["schema"] != 1:
                 raise ValueError("another schema")
-            hours = {int(key): Tally.from_json(row) for key, row in saved["hours"].items()}
-            days = {int(key): Tally.from_json(row) for key, row in saved["days"].items()}
+            hours = {int(key): DriftTally.from_json(row) for key, row in saved["hours"].items()}
+            days = {int(key): DriftTally.from_json(row) for key, row in saved["days"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             aside = path.with_suffix(".unreadable")
             path.replace(aside)
@@ -182,13 +177,13 @@ class Drift:
 
 
 class DriftCollector(Collector):
-    """Prometheus' view, made when it is asked for."""
+    """Gauges that are computed when Prometheus asks for them."""
 
     def __init__(self, drift: Drift) -> None:
         self._drift = drift
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        """Nothing: names are those of `collect`, and registering must not compute them."""
+        """Nothing: registering must not compute the gauges to learn their names."""
         return iter(())
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
@@ -233,7 +228,7 @@ def make_router(drift: Drift, registry: CollectorRegistry) -> APIRouter:
     @router.get(DRIFT_PATH, include_in_schema=False)
     async def show_drift() -> HTMLResponse:
         nonlocal rendered
-        async with lock:  # one picture at a time, for all who look
+        async with lock:  # drawn once for all who ask at the same time
             if rendered is None or time.monotonic() - rendered[0] > PAGE_TTL_S:
                 rendered = (0.0, await _render_apart(drift))
                 rendered = (time.monotonic(), rendered[1])
@@ -267,33 +262,3 @@ async def _render_apart(drift: Drift) -> str:
         logger.error("drawing failed: %s", complaint.decode(errors="replace")[-500:])
         raise OverloadedError("drawing_failed", "the page can't be drawn now", 30.0)
     return page.decode()
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Make a reference, or draw the page of a saved file; exits with a message on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m serve.drift", description="Drift figures.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    mix = commands.add_parser("mix", help="count the charges of a corpus, for CURT_DRIFT_REFERENCE")
-    mix.add_argument("corpus", type=Path, help="case file: train.jsonl or .parquet")
-    mix.add_argument("out", type=Path, help="file to write")
-    page = commands.add_parser("page", help="draw saved figures as HTML on standard output")
-    page.add_argument("figures", help="drift.json of a server, or - for standard input")
-    page.add_argument("--reference", type=Path, help="file made by mix")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.command == "mix":
-            write_json(arguments.out, read_corpus_mix(arguments.corpus).to_json())
-            return
-        text = sys.stdin.read() if arguments.figures == "-" else Path(arguments.figures).read_text()
-        figures = json.loads(text)
-        if arguments.reference:
-            figures["reference"] = read_mix(arguments.reference).to_json()
-        from serve.drift.page import render_page
-
-        sys.stdout.write(render_page(figures))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -12,13 +12,12 @@ from markupsafe import Markup
 from curt.drawing import LINES, MARKERS, SERIES, finish_figure, new_figure
 from curt.html import render_html
 from serve.drift.divergence import MIN_DISTANCE, Comparison, compare
-from serve.drift.drift import DAY_S, HOUR_S
-from serve.drift.tally import Mix, Tally
+from serve.drift.tally import DAY_S, HOUR_S, DriftTally, Mix
 
 MAX_CHARGES = 20
 
-Series = Sequence[tuple[str, Callable[[Tally], float | None]]]
-Points = list[tuple[int, Tally]]  # (hours or days before now, what was counted)
+Series = Sequence[tuple[str, Callable[[DriftTally], float | None]]]
+Points = list[tuple[int, DriftTally]]  # (hours or days before now, what was counted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class WindowRow:
     """One span's figures, as the table shows them."""
 
     name: str
-    tally: Tally
+    tally: DriftTally
     figures: Mapping[str, float | None]
     comparison: Comparison | None
 
@@ -82,7 +81,7 @@ def render_page(figures: Mapping[str, Any]) -> str:
     )
 
 
-def charge_rows(tally: Tally, reference: Mix | None) -> list[ChargeRow]:
+def charge_rows(tally: DriftTally, reference: Mix | None) -> list[ChargeRow]:
     """Charges by how far their share moved from the reference, or by share without one."""
     seen = sum(tally.charges.values())
     known = sum(reference.charges.values()) if reference else 0
@@ -126,8 +125,8 @@ _MIX_CAPTION = (
 
 
 def _distances(reference: Mix | None) -> Series:
-    def read(part: str) -> Callable[[Tally], float | None]:
-        def value(tally: Tally) -> float | None:
+    def read(part: str) -> Callable[[DriftTally], float | None]:
+        def value(tally: DriftTally) -> float | None:
             comparison = compare(tally.charges, reference.charges) if reference else None
             return None if comparison is None else float(getattr(comparison, part))
 
@@ -138,12 +137,12 @@ def _distances(reference: Mix | None) -> Series:
 
 def _points(rows: Mapping[str, Any], now: int) -> Points:
     return sorted(
-        ((now - int(key), Tally.from_json(row)) for key, row in rows.items()), reverse=True
+        ((now - int(key), DriftTally.from_json(row)) for key, row in rows.items()), reverse=True
     )
 
 
-def _window(name: str, tallies: Sequence[Tally], reference: Mix | None) -> WindowRow:
-    tally = Tally.sum(tallies)
+def _window(name: str, tallies: Sequence[DriftTally], reference: Mix | None) -> WindowRow:
+    tally = DriftTally.sum(tallies)
     comparison = compare(tally.charges, reference.charges) if reference else None
     return WindowRow(name, tally, tally.shares(), comparison)
 

@@ -1,4 +1,4 @@
-"""Counts of one hour or day in bounded memory, and the mix of a training corpus."""
+"""What is counted in an hour or a day, in bounded memory, and the mix of a training corpus."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import bisect
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from curt.corpus.store import read_cases
 from curt.law.statutes import CHARGES
 
-OTHER = "其他"  # what is no known charge, so that nothing a client wrote becomes a label
+HOUR_S, DAY_S = 3_600, 86_400
+OTHER = "其他"  # stands for unknown charges, so that no text of a client becomes a label
 
 # Upper bounds; a value beyond the last falls into one more bin.
 FACT_CHARS = (50, 100, 150, 200, 300, 400, 500, 700, 1000, 1500, 2000, 3000, 5000, 10_000)
@@ -64,7 +65,7 @@ class Spread:
 
 
 @dataclass(slots=True)
-class Tally:
+class DriftTally:
     """What is counted of the answers and the feedback of some span of time."""
 
     answers: int = 0
@@ -95,7 +96,7 @@ class Tally:
         self.latency_ms.add(total_ms)
 
     def add_feedback(self, *, is_wrong: bool) -> None:
-        """Count a word of feedback."""
+        """Count one piece of feedback."""
         self.feedback += 1
         self.wrong += is_wrong
 
@@ -113,7 +114,7 @@ class Tally:
         }
 
     @classmethod
-    def sum(cls, tallies: Iterable[Tally]) -> Tally:
+    def sum(cls, tallies: Iterable[DriftTally]) -> DriftTally:
         """Several spans as one."""
         whole = cls()
         for tally in tallies:
@@ -134,7 +135,7 @@ class Tally:
         return row
 
     @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Tally:
+    def from_json(cls, row: dict[str, Any]) -> DriftTally:
         """Inverse of `to_json`. Raises KeyError, TypeError or ValueError on a malformed row."""
         tally = cls(charges=Counter({str(k): int(count) for k, count in row["charges"].items()}))
         for name in _NUMBERS:
@@ -163,15 +164,11 @@ class Mix:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable form; see `from_json`."""
-        return {
-            "cases": self.cases,
-            "charges": self.charges,
-            "fact_chars_median": self.fact_chars_median,
-        }
+        return asdict(self)
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Mix:
-        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError on anything else."""
+        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError on a malformed row."""
         charges = {str(name): int(count) for name, count in row["charges"].items()}
         if not charges or min(charges.values()) < 0:
             raise ValueError("a mix needs charges with their counts")
@@ -190,7 +187,7 @@ def read_mix(path: Path) -> Mix:
 
 def read_corpus_mix(path: Path) -> Mix:
     """The mix of a case file. Raises ValueError when it is none, or empty."""
-    tally = Tally()
+    tally = DriftTally()
     for case in read_cases(path):
         tally.add_answer(case.verdict.charges, len(case.fact), 0, 0.0, degraded=False)
     if not tally.answers:

@@ -16,15 +16,16 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from curt.config import run
 from curt.corpus.case import Case
 from curt.corpus.store import write_cases
 from curt.dialogue import THINK_END, render_answer
 from curt.law.verdict import Term, Verdict
 from serve.api.errors import install_handlers
-from serve.drift import drift as drift_module
+from serve.drift.__main__ import DriftConfig, work
 from serve.drift.divergence import compare, jensen_shannon_distance
-from serve.drift.drift import DAY_S, DAYS_KEPT, HOUR_S, HOURS_KEPT, Drift, make_router
-from serve.drift.tally import OTHER, Mix, Spread, Tally, read_mix
+from serve.drift.drift import DAYS_KEPT, HOURS_KEPT, Drift, make_router
+from serve.drift.tally import DAY_S, HOUR_S, OTHER, DriftTally, Mix, Spread, read_mix
 from serve.edge.context import RequestContext
 from serve.metrics import Metrics
 from serve.served import Served
@@ -84,7 +85,7 @@ def test_the_distance_of_a_known_pair() -> None:
 def test_the_training_mix_itself_alarms_hardly_ever(count: int) -> None:
     alarms = 0
     for seed in range(100):
-        tally = Tally()
+        tally = DriftTally()
         for charge in draw(TRAINING, count, seed):
             tally.charges[charge] += 1
         comparison = compare(tally.charges, TRAINING)
@@ -261,7 +262,7 @@ def test_the_page_loads_nothing_and_says_what_moved() -> None:
 def test_a_page_of_nothing_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "drift.json"
     Drift(path, clock=Clock()).save()
-    drift_module.main(["page", str(path)])
+    run(DriftConfig, work, ["page", str(path)])
     page = capsys.readouterr().out
     assert "no reference" in page
     assert "Nothing counted yet" in page
@@ -273,7 +274,7 @@ def test_a_reference_is_made_from_a_corpus(tmp_path: Path) -> None:
         for n, charge in enumerate(["盗窃", "盗窃", "诈骗"])
     ]
     write_cases(tmp_path / "train.jsonl", cases)
-    drift_module.main(["mix", str(tmp_path / "train.jsonl"), str(tmp_path / "mix.json")])
+    run(DriftConfig, work, ["mix", str(tmp_path / "train.jsonl"), str(tmp_path / "mix.json")])
     mix = read_mix(tmp_path / "mix.json")
     assert (mix.cases, mix.charges) == (3, {"盗窃": 2, "诈骗": 1})
     with pytest.raises(ValueError, match=r"serve\.drift mix"):
