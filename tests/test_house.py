@@ -137,6 +137,44 @@ def test_every_make_target_of_the_readme_exists() -> None:
     assert named - known == set()
 
 
+def defined_in(file: Path) -> set[str]:
+    """Dotted names of what a module defines: functions, classes, what is in them, constants."""
+    names: set[str] = set()
+
+    def collect(nodes: list[ast.stmt], prefix: str) -> None:
+        for node in nodes:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names.add(prefix + node.name)
+                collect(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names.update(prefix + t.id for t in targets if isinstance(t, ast.Name))
+
+    collect(ast.parse(file.read_bytes()).body, "")
+    return names
+
+
+def test_every_place_in_the_code_that_the_docs_name_is_there() -> None:
+    named = re.compile(r"`([\w/-]+(?:/[\w.-]+)*\.(?:py|html|css|js|sh|toml))(?::([\w.]+))?`")
+    files = set(tracked_files())
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    checked, missing = 0, []
+    for page in pages:
+        if page.name == "experiments.md":  # a log: it speaks of the code as it was
+            continue
+        for path, name in named.findall(page.read_text(encoding="utf-8")):
+            # a bare file name: its page says whose folder it means
+            if "/" not in path or path.startswith("artifacts/"):
+                continue
+            checked += 1
+            if path not in files:
+                missing.append(f"{page.name}: {path}")
+            elif name and name not in defined_in(ROOT / path):
+                missing.append(f"{page.name}: {path}:{name}")
+    assert checked > 20
+    assert missing == []
+
+
 def test_no_tracked_file_is_over_a_mebibyte() -> None:
     files = [ROOT / name for name in tracked_files()]
     assert ROOT / "pyproject.toml" in files

@@ -1,4 +1,4 @@
-"""Figures as inline SVG that takes its colours from the page, so that dark mode reaches them."""
+"""The figures of the report: lengths, training, loss, budgets, artifacts, latency."""
 
 from __future__ import annotations
 
