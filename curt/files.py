@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+ROWS_AT_ONCE = 1000  # of a Parquet table that is read as a stream
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -69,6 +72,49 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise ValueError(f"{path}:{number} is no JSON object: give one a line")
             yield row
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet table (`.parquet`) or else of a JSON Lines file.
+
+    Raises ValueError naming the file where it is neither.
+    """
+    if path.suffix != ".parquet":
+        yield from read_json_lines(path)
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(ROWS_AT_ONCE):
+            yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} can't be read ({error}): give a whole file") from error
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], **options: Any) -> None:
+    """Write rows so that `read_rows` reads them, atomically.
+
+    In a Parquet table, columns that some rows lack are empty there; `options` are as in
+    `write_parquet`.
+    """
+    if path.suffix != ".parquet":
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return
+    import pyarrow as pa
+
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    write_parquet(path, pa.table(columns), **options)
+
+
+def write_parquet(path: Path, table: Any, **options: Any) -> None:
+    """Write a pyarrow table atomically; `options` are those of `pyarrow.parquet.write_table`."""
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, **options)
+    write_atomic(path, buffer.getvalue())
 
 
 def fsync_folder(folder: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from curt.dialogue import (
     prompt_for,
     render_completion,
 )
-from curt.files import read_json_lines
+from curt.files import read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,12 +60,10 @@ def is_case_file(path: Path) -> bool:
         raise ValueError(
             f"no data file {path}: make cases with `python -m curt.corpus build`, or a view"
         )
-    if path.suffix == ".parquet":
-        return "case" in _open_parquet(path).schema_arrow.names
-    first = next(read_json_lines(path), None)
+    first = next(read_rows(path), None)
     if first is None:
         raise ValueError(f"{path} is empty: make it again")
-    return "fact" in first and "verdict" in first
+    return "case" in first or ("fact" in first and "verdict" in first)
 
 
 def read_examples(
@@ -177,24 +175,6 @@ def batch_order(lengths: Sequence[int], batch: int, seed: int) -> Iterator[list[
         rng.shuffle(batches)
         yield from batches
         epoch += 1
-
-
-def read_rows(path: Path) -> Iterable[dict[str, Any]]:
-    """Rows of a view, from JSON Lines or Parquet. Raises ValueError when it can't be read."""
-    if path.suffix == ".jsonl":
-        return read_json_lines(path)
-    rows: list[dict[str, Any]] = _open_parquet(path).read().to_pylist()
-    return rows
-
-
-def _open_parquet(path: Path) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is no Parquet file: make it again") from error
 
 
 def _join(

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import io
-import json
 import logging
 import random
 from collections import Counter
@@ -34,7 +32,7 @@ from curt.dialogue import (
     render_ruling,
 )
 from curt.dialogue.answer import ARTICLES_LINE, CHARGES_LINE, PROBATION_LINE, TERM_LINE
-from curt.files import sha256, whole_folder, write_atomic, write_json
+from curt.files import sha256, whole_folder, write_json, write_rows
 from curt.law.verdict import COUNTED_KINDS, Term, Verdict
 
 logger = logging.getLogger(__name__)
@@ -135,7 +133,7 @@ def build_tasks(config: TasksConfig) -> dict[str, Any]:
             cases = list(_pick(files[name], chosen[name]))
             rows = list(_to_rows(cases, config, name))
             path = folder / f"{name}.{config.format}"
-            write_rows(path, rows)
+            write_rows(path, rows, compression="zstd")
             manifest["sets"][name] = _count(rows, cases)
             manifest["files"][path.name] = sha256(path)
         write_json(folder / "manifest.json", manifest)
@@ -184,20 +182,6 @@ def draw_stratified(
     """Draw `count` members without repeats, shared out over the strata by `share_seats`."""
     shares = share_seats({name: len(members) for name, members in strata.items()}, count)
     return [m for name in sorted(strata) for m in rng.sample(strata[name], shares[name])]
-
-
-def write_rows(path: Path, rows: Sequence[TaskRow]) -> None:
-    """Write rows as JSON lines, or as a Parquet table where the name ends so."""
-    if path.suffix != ".parquet":
-        write_atomic(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-        return
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema([(name, pa.string()) for name in COLUMNS])
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema), buffer, compression="zstd")
-    write_atomic(path, buffer.getvalue())
 
 
 def _sizes(config: TasksConfig) -> dict[str, int]:

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from curt.files import sha256, whole_folder, write_atomic, write_json
+from curt.files import read_rows, sha256, whole_folder, write_atomic, write_json, write_rows
 
 
 def test_a_write_replaces_the_file_and_leaves_nothing_else(tmp_path):
@@ -66,3 +66,12 @@ def test_hashes_are_those_of_the_bytes(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"abc")
     assert sha256(path) == hashlib.sha256(b"abc").hexdigest()
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_rows_are_read_as_they_were_written(tmp_path, name):
+    rows = [{"a": "甲", "n": 1}, {"a": "乙", "n": 2, "more": True}]
+    write_rows(tmp_path / name, rows)
+    first, second = read_rows(tmp_path / name)
+    assert (first["a"], first.get("more")) == ("甲", None)
+    assert second == rows[1]

@@ -45,10 +45,9 @@ from curt.dialogue import (
     render_completion,
     render_prompt,
 )
-from curt.files import sha256, whole_folder, write_json
+from curt.files import sha256, whole_folder, write_json, write_rows
 from curt.law.verdict import Verdict
 from train.data.candidates import Candidate
-from train.data.tables import write_rows
 from train.data.views import pairs
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ The token is read where the hub's client finds it (`HF_TOKEN`); it is never logg
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import re
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 
 from curt.config import Config, run
 from curt.corpus.redaction import redact
-from curt.files import whole_folder
+from curt.files import whole_folder, write_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +80,8 @@ def prepare(config: PublishConfig) -> Path:
     if not table.num_rows:
         raise ValueError(f"{config.view_file} has no rows: make it with wider filters")
     table, redactions = redact_table(table)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
     with whole_folder(config.out) as folder:
-        (folder / "data").mkdir()
-        (folder / "data" / "train.parquet").write_bytes(buffer.getvalue())
+        write_parquet(folder / "data" / "train.parquet", table)
         (folder / "README.md").write_text(
             render_card(table, redactions, title=config.title, license_id=config.license),
             encoding="utf-8",

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Self
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import model_validator
 
 from curt.config import Config
-from curt.files import read_json_lines, write_atomic
+from curt.files import read_rows
 from train.data.candidates import Candidate
 from train.data.public_datasets import read_public
 from train.data.trajectories import Rollout, iterate_groups
@@ -49,7 +45,7 @@ class TableConfig(Config):
 def read_source(config: TableConfig) -> Iterator[list[Candidate]]:
     """Groups of the configured dataset or runs.
 
-    A file of rows that `write_rows` wrote keeps all of its columns.
+    A file of rows that `curt.files.write_rows` wrote keeps all of its columns.
     """
     if config.dataset is not None:
         own = read_own(Path(config.dataset))
@@ -104,28 +100,8 @@ def read_own(path: Path) -> Iterator[list[Candidate]] | None:
     """Groups of a file of such rows (.jsonl or .parquet); None when it is no such file."""
     if not path.is_file() or path.suffix not in (".jsonl", ".parquet"):
         return None
-    rows = _read_table(path) if path.suffix == ".parquet" else read_json_lines(path)
+    rows = read_rows(path)
     first = next(rows, None)
     if first is None or not set(FIELDS) <= first.keys():
         return None
     return from_rows(chain([first], rows))
-
-
-def _read_table(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(ROWS_AT_ONCE):
-            yield from batch.to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} can't be read ({error}): give a whole file") from error
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a table in one go; columns that some rows lack are empty there."""
-    if path.suffix == ".jsonl":
-        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        return
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    table = pa.table({name: [row.get(name) for row in rows] for name in names})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    write_atomic(path, buffer.getvalue())

@@ -6,7 +6,6 @@ later steps are dropped and made again, so no finished step is lost and none is 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from itertools import groupby
@@ -16,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curt.files import write_atomic
+from curt.files import write_parquet
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +98,10 @@ class TrajectoryWriter:
 
     def write(self, step: int, rollouts: Sequence[Rollout]) -> Path:
         """Write the step's file in one go; replaces an earlier file of the same step."""
-        buffer = io.BytesIO()
         table = _table([asdict(rollout) for rollout in rollouts])
-        # without checksums a flipped bit in a reward is read as another reward
-        pq.write_table(table, buffer, write_page_checksum=True)
         path = self.folder / f"step-{step:06d}-rank{self.rank}.parquet"
-        write_atomic(path, buffer.getvalue())
+        # without checksums a flipped bit in a reward is read as another reward
+        write_parquet(path, table, write_page_checksum=True)
         return path
 
 

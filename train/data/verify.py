@@ -35,11 +35,11 @@ from curt.dialogue import (
     parse_completion,
     render_answer,
 )
-from curt.files import write_json
+from curt.files import write_json, write_rows
 from curt.law.verdict import Verdict
 from curt.scores.metrics import is_exact
 from train.data.candidates import Candidate, CandidateGroup
-from train.data.tables import TableConfig, read_source, write_rows
+from train.data.tables import TableConfig, read_source
 from train.data.verification import (
     CHECKS,
     JUDGE_PREFIX,

@@ -9,7 +9,6 @@ chat template itself; `TEMPLATE` is the one that ends in the opening of thinking
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import random
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from curt.config import Config, run
 from curt.corpus.case import Case
@@ -29,7 +27,7 @@ from curt.dialogue import (
     build_messages,
     prepare_fact,
 )
-from curt.files import whole_folder
+from curt.files import whole_folder, write_parquet
 from train.grpo import GRPOSettings, describe_start
 from train.loop.curriculum import draw_budget
 from train.verl.group_scores import read_settings
@@ -76,9 +74,7 @@ def export(config: VerlExportConfig) -> None:
             ("val", val_rows(val, settings, tokenizer, max_fact_tokens)),
         ):
             table = pa.Table.from_pylist(list(rows))
-            buffer = io.BytesIO()
-            pq.write_table(table, buffer)
-            (folder / f"{split}.parquet").write_bytes(buffer.getvalue())
+            write_parquet(folder / f"{split}.parquet", table)
             logger.info("%d cases in %s", table.num_rows, config.out / f"{split}.parquet")
 
 

@@ -102,7 +102,7 @@ def test_views_are_read_whatever_their_shape(micro_model: Path, tmp_path: Path, 
         ("x.jsonl", b"{", "x.jsonl:1 is no JSON"),
         ("x.jsonl", b"[1]\n", "no JSON object"),
         ("x.jsonl", b'{"prompt": "a", "reward": 1}\n', "row 1 lacks a prompt or a completion"),
-        ("x.parquet", b"PAR0", "no Parquet file"),
+        ("x.parquet", b"PAR0", "can't be read"),
     ],
 )
 def test_data_that_cannot_be_read_is_refused_by_name(

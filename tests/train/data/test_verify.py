@@ -12,12 +12,13 @@ from curt.config import run
 from curt.corpus.case import Case
 from curt.corpus.store import write_cases
 from curt.dialogue import ELLIPSIS, parse_answer, render_completion
+from curt.files import write_rows
 from curt.law.verdict import Term, Verdict
 from tests.train.judge.judge_server import Reply, judge_server
 from tests.train.rollouts import make_rollout
 from train.data import verify, views
 from train.data.candidates import Candidate
-from train.data.tables import from_rows, read_own, write_rows
+from train.data.tables import from_rows, read_own
 from train.data.trajectories import TrajectoryWriter
 from train.data.verification import (
     CHECKS,
