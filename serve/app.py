@@ -29,10 +29,10 @@ from serve.api.schemas import (
     PredictRequest,
 )
 from serve.drift import drift
-from serve.edge.context import BodyLimit, RequestContext
+from serve.edge.context import RequestContext
 from serve.edge.headers import SafeHeaders, allow_origins
 from serve.edge.keys import KeyGuard, open_keys
-from serve.edge.limits import LocalBuckets, Rate, RateLimit, RedisBuckets, parse_proxies
+from serve.edge.limits import BodyLimit, LocalBuckets, Rate, RateLimit, RedisBuckets, parse_proxies
 from serve.edge.shedding import AdmissionControl, LoadShedder
 from serve.edge.tracing import TraceRequests, Tracing, open_tracing
 from serve.feedback import feedback

@@ -1,8 +1,7 @@
-"""Around every request: an id, a clock, a log line, a size limit, no leak when code fails."""
+"""Around every request: its id, its start time, its log line, and a plain 500 when code fails."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import re
@@ -12,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import error_body
@@ -94,56 +92,6 @@ def write_access(
         access.handle(
             access.makeRecord(name, level, place, 0, message, arguments, None, None, fields)
         )
-
-
-class BodyLimit:
-    """ASGI middleware that refuses bodies that are too large, as announced or counted, or slow."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int, max_s: float = 10.0) -> None:
-        self.app = app
-        self.max_bytes = max_bytes
-        self.max_s = max_s
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        announced = _length_announced(scope)
-        if announced.isdigit() and int(announced) > self.max_bytes:
-            message = f"the body is larger than {self.max_bytes} bytes"
-            # The rest of the body is never read, so the connection can't be used again.
-            headers = {"Connection": "close"}
-            await refuse(scope, receive, send, 413, "too_large", message, headers)
-            return
-        received = 0
-        whole = False
-        until_s = asyncio.get_running_loop().time() + self.max_s
-
-        async def receive_counted() -> Message:
-            nonlocal received, whole
-            if whole:  # what comes after the body is the client's leaving, which has no limit
-                return await receive()
-            try:
-                async with asyncio.timeout_at(until_s):
-                    message = await receive()
-            except TimeoutError:
-                raise HTTPException(408, headers={"Connection": "close"}) from None
-            whole = whole or not message.get("more_body", False)
-            received += len(message.get("body", b""))
-            if received > self.max_bytes:
-                raise HTTPException(413)
-            return message
-
-        await self.app(scope, receive_counted, send)
-
-
-def _length_announced(scope: Scope) -> bytes:
-    announced = b"0"
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            announced = value
-    return announced
 
 
 def request_id_of(scope: Scope) -> str:

@@ -1,9 +1,9 @@
 """API keys: `python -m serve.edge.keys new --name clerk-app` prints one, once.
 
-The key file holds a salted hash of each key. A key is 256 random bits, so nobody can find one
-by trying, however fast the hash: a slow one (scrypt) would only tax every request. What salt
-and hash must prevent is that the file gives a key away, and HMAC-SHA256 does. The file is read
-again when it changes; a broken one leaves the keys that were read last.
+The key file holds a salted HMAC-SHA256 of each key, so that the file gives no key away. A key is
+256 random bits, which nobody finds by trying however fast the hash is; a slow hash (scrypt) would
+only cost every request. The file is read again when it changes; if it is broken then, the keys read
+before stay valid.
 
     python -m serve.edge.keys new --name ops --role admin --days 90
     python -m serve.edge.keys list
@@ -21,7 +21,7 @@ import secrets
 import stat
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -47,13 +47,13 @@ ADMIN_PREFIX = "/admin"
 DEFAULT_FILE = "keys.json"
 FILE_VARIABLE = "CURT_KEYS_FILE"
 
-CHECK_S = 1.0  # how soon a change of the file is seen
+CHECK_S = 1.0  # how often the file is checked for changes
 MAX_KEY_BYTES = 200
 ID_BYTES, SECRET_BYTES, SALT_BYTES = 4, 32, 16
 
 
 class KeyRecord(BaseModel):
-    """What is kept of a key: enough to recognise it, not to make it."""
+    """What the file keeps of a key: enough to recognise it, not to reconstruct it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -82,7 +82,7 @@ _NOBODY = KeyRecord(
 
 
 def make_key(name: str, role: Role, expires: datetime | None = None) -> tuple[str, KeyRecord]:
-    """A new key and what to keep of it. The key can't be had again from the record."""
+    """A new key and the record to keep of it, from which the key can't be recovered."""
     identity, salt = secrets.token_hex(ID_BYTES), secrets.token_bytes(SALT_BYTES)
     key = f"curt_{identity}_{secrets.token_urlsafe(SECRET_BYTES)}"
     record = KeyRecord(
@@ -135,7 +135,7 @@ def revoke_key(path: Path, identity: str) -> KeyRecord:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One writer at a time: two keys made at once must both be in the file."""
+    """Hold the file's lock: of two keys made at once, neither may overwrite the other."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f".{path.name}.lock"), "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -146,7 +146,7 @@ def _write(path: Path, table: KeyTable) -> None:
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
     write_atomic(path, table.model_dump_json(indent=2) + "\n")
     if mode is not None:
-        path.chmod(mode)  # who may read it stays as its owner set it
+        path.chmod(mode)  # as the file's owner had set it
 
 
 class KeyFile:
@@ -205,9 +205,9 @@ def _stamp_of(path: Path) -> tuple[int, int, int] | None:
 
 
 def open_keys(path: Path | None) -> KeyFile | None:
-    """The key file to check against; None, and a log line, where there is to be none.
+    """The key file at `path`; None with a warning in the log where no path is given.
 
-    Raises ValueError when a file is named that is not a key file.
+    Raises ValueError when the file is not a key file.
     """
     if path is not None:
         return KeyFile(path)
@@ -217,31 +217,31 @@ def open_keys(path: Path | None) -> KeyFile | None:
     return None
 
 
-class KeyGuard:
-    """ASGI middleware that lets in who has a key of the role a path needs.
+def is_open(path: str) -> bool:
+    """Whether a path needs no key and counts against no rate limit."""
+    return path in OPEN_PATHS or path.startswith(STATIC_PREFIX)
 
-    Everything but `open_paths` and the documentation's files needs a key: a new route is shut
-    until someone opens it. `state.api_key` is the record of who came in. Without a key file
-    all may come in, but to `/admin`, which is then shut.
+
+class KeyGuard:
+    """ASGI middleware that admits requests with a key of the role that their path needs.
+
+    Every path but the open ones needs a key, so a new route is closed until someone opens it.
+    `state.api_key` is the record of the key. Without a key file every request is admitted, except
+    to `/admin`, which is then closed.
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        keys: KeyFile | None,
-        registry: CollectorRegistry | None = None,
-        open_paths: Collection[str] = OPEN_PATHS,
+        self, app: ASGIApp, keys: KeyFile | None, registry: CollectorRegistry | None = None
     ) -> None:
         self.app = app
         self._keys = keys
-        self._open_paths = frozenset(open_paths)
         self._refused = Counter(
             "curt_auth_refused", "Requests refused for their key", ["reason"], registry=registry
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        role = self._role_for(scope["path"]) if scope["type"] in ("http", "websocket") else None
+        role = _needed_role(scope["path"]) if scope["type"] in ("http", "websocket") else None
         if role is None or (self._keys is None and role != "admin"):
             await self.app(scope, receive, send)
             return
@@ -271,12 +271,11 @@ class KeyGuard:
             return
         await self.app(scope, receive, send)
 
-    def _role_for(self, path: str) -> Role | None:
-        if path == ADMIN_PREFIX or path.startswith(ADMIN_PREFIX + "/"):
-            return "admin"
-        if path in self._open_paths or path.startswith(STATIC_PREFIX):
-            return None
-        return "predict"
+
+def _needed_role(path: str) -> Role | None:
+    if path == ADMIN_PREFIX or path.startswith(ADMIN_PREFIX + "/"):
+        return "admin"
+    return None if is_open(path) else "predict"
 
 
 def _presented(scope: Scope) -> bytes | None:

@@ -1,35 +1,35 @@
-"""How much one client may ask: a rate with bursts, and how many requests at once.
+"""How much one client may ask: a rate with bursts, requests at once, and the size of a body.
 
 A client is an API key, or without keys a network address. Its bucket holds `burst` tokens and
-gains `per_s` a second; a case takes one, and a request of several cases as many. All there is to
-know of a bucket is the instant at which it will be full again, so one number is kept a client, in
-process or, so that several servers share one limit, in Redis. Where Redis does not answer in
-time, this process's own buckets decide.
+gains `per_s` a second; each case takes one. The state of a bucket is one number, the instant at
+which it will be full again. It is kept in this process or, so that several servers share one limit,
+in Redis. Where Redis does not answer in time, this process's own buckets decide.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import ipaddress
 import math
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
+from cachetools import TLRUCache
 from fastapi import Request
 from prometheus_client import CollectorRegistry, Counter
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.edge.context import refuse
-from serve.edge.headers import STATIC_PREFIX
-from serve.edge.keys import OPEN_PATHS
+from serve.edge.keys import is_open
 from serve.errors import OverloadedError
 from serve.redis_link import RedisLink, RedisMissError
 
-MAX_CLIENTS = 10_000  # about 2 MB; beyond it who was away longest starts with a full bucket
+MAX_CLIENTS = 10_000  # about 2 MB; beyond it the client that was away longest gets a full bucket
 PREFIX = "curt:rate:"
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -51,7 +51,7 @@ return '0'
 
 
 class RateLimitedError(OverloadedError):
-    """A client asked more than its share; `retry_after_s` says when it may again."""
+    """A client asked more than its limit; `retry_after_s` says when it may ask again."""
 
     status = 429
 
@@ -105,25 +105,21 @@ class LocalBuckets:
     def __init__(
         self, max_clients: int = MAX_CLIENTS, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._max_clients = max_clients
         self._clock = clock
-        self._full_at_s: OrderedDict[str, float] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._full_at_s)
+        # A bucket is kept until it is full again: then it is like that of an unknown client.
+        self._full_at_s: TLRUCache[str, float] = TLRUCache(
+            max_clients, ttu=lambda _client, full_at_s, _now_s: full_at_s, timer=clock
+        )
 
     async def take(self, client: str, rate: Rate, cost: int = 1) -> float:
         """Take tokens: 0.0 when there were enough, otherwise the seconds until there are."""
         now_s = self._clock()
         full_at_s, wait_s = take(self._full_at_s.get(client, now_s), now_s, rate, cost)
         self._full_at_s[client] = full_at_s
-        self._full_at_s.move_to_end(client)
-        while len(self._full_at_s) > self._max_clients or self._oldest_is_full(now_s):
-            self._full_at_s.popitem(last=False)
         return wait_s
 
-    def _oldest_is_full(self, now_s: float) -> bool:
-        return bool(self._full_at_s) and next(iter(self._full_at_s.values())) <= now_s
+    def __len__(self) -> int:
+        return len(self._full_at_s)
 
 
 class RedisBuckets:
@@ -149,11 +145,11 @@ class RedisBuckets:
 
 
 class RateLimit:
-    """ASGI middleware that answers 429 and Retry-After to who asks too much.
+    """ASGI middleware that answers 429 and Retry-After to a client over its limit.
 
-    Stands inside `KeyGuard`, whose `state.api_key` tells clients apart. `free_paths` and the
-    documentation's files cost nothing. A route that does the work of several requests charges
-    the rest with `charge`; until it is answered they count as under way, too.
+    Stands inside `KeyGuard`, whose `state.api_key` tells clients apart. Open paths cost nothing.
+    A route that serves several cases takes the tokens of the others with `charge`; until it is
+    answered they count as under way, too.
     """
 
     def __init__(
@@ -164,7 +160,6 @@ class RateLimit:
         rate: Rate,
         max_concurrent: int,
         trusted_proxies: Sequence[Network] = (),
-        free_paths: Collection[str] = OPEN_PATHS,
         registry: CollectorRegistry | None = None,
     ) -> None:
         """`max_concurrent`: cases of one client under way at once in this process."""
@@ -175,7 +170,6 @@ class RateLimit:
         self._rate = rate
         self._max_concurrent = max_concurrent
         self._trusted = tuple(trusted_proxies)
-        self._free_paths = frozenset(free_paths)
         self._under_way: dict[str, int] = {}
         self._limited = Counter(
             "curt_rate_limited", "Requests refused with 429", ["reason"], registry=registry
@@ -183,7 +177,7 @@ class RateLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        if scope["type"] != "http" or self._is_free(scope["path"]):
+        if scope["type"] != "http" or is_open(scope["path"]):
             await self.app(scope, receive, send)
             return
         client = client_of(scope, self._trusted)
@@ -191,7 +185,7 @@ class RateLimit:
             fault = self._limit("too_many_concurrent", "too many requests are under way", 1.0)
             await _answer(scope, receive, send, fault)
             return
-        held = 0  # by this request, of what its client may have under way
+        held = 0  # cases of this request that count as under way
 
         async def charge_more(cost: int) -> None:
             nonlocal held
@@ -232,14 +226,11 @@ class RateLimit:
         fault.message = f"{what}: try again in {fault.retry_after_s} s"
         return fault
 
-    def _is_free(self, path: str) -> bool:
-        return path in self._free_paths or path.startswith(STATIC_PREFIX)
-
 
 async def charge(request: Request, cost: int) -> None:
-    """Take more tokens for a request that does the work of several; nothing where limits are off.
+    """Take `cost` more tokens for a request of several cases; none where limits are off.
 
-    Raises RateLimitedError when its client's bucket does not hold them.
+    Raises RateLimitedError when the client's bucket does not hold them.
     """
     take_more = getattr(request.state, "charge", None)
     if take_more is not None and cost > 0:
@@ -252,7 +243,7 @@ async def _answer(scope: Scope, receive: Receive, send: Send, fault: RateLimited
 
 
 def client_of(scope: Scope, trusted_proxies: Sequence[Network] = ()) -> str:
-    """Who asks: the id of the API key, or the address the request came from."""
+    """The client of a request: the id of its API key, or the address it came from."""
     record = scope.get("state", {}).get("api_key")
     if record is not None:
         return f"key:{record.id}"
@@ -271,10 +262,10 @@ def client_of(scope: Scope, trusted_proxies: Sequence[Network] = ()) -> str:
 def client_address(peer: str, forwarded: Sequence[str], trusted_proxies: Sequence[Network]) -> str:
     """The nearest address that is not one of our proxies.
 
-    `forwarded` are the parts of X-Forwarded-For in order. Each proxy appends whom it heard, so
-    they are read from the right, and only as far as those who appended them are trusted:
-    anything further left a client may have made up. Addresses of IPv6 count by their /64, which
-    is what one subscriber has.
+    `forwarded` are the parts of X-Forwarded-For in order. Each proxy appends the address it was
+    asked from, so the parts are read from the right, and only while the proxy that appended them
+    is trusted: a client may have made up anything further left. IPv6 addresses count by their
+    /64, which is what one subscriber has.
     """
     address = _parse_address(peer)
     if address is None:
@@ -317,3 +308,56 @@ def _parse_address(text: str) -> Address | None:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         return address.ipv4_mapped
     return address
+
+
+class BodyLimit:
+    """ASGI middleware that refuses bodies that are too large or arrive too slowly.
+
+    Both the announced length and the bytes that arrive are held against the limit.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, max_s: float = 10.0) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+        self.max_s = max_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        announced = _length_announced(scope)
+        if announced.isdigit() and int(announced) > self.max_bytes:
+            message = f"the body is larger than {self.max_bytes} bytes"
+            # The rest of the body is never read, so the connection can't be used again.
+            headers = {"Connection": "close"}
+            await refuse(scope, receive, send, 413, "too_large", message, headers)
+            return
+        received = 0
+        is_complete = False
+        until_s = asyncio.get_running_loop().time() + self.max_s
+
+        async def receive_counted() -> Message:
+            nonlocal received, is_complete
+            if is_complete:  # what follows the body is the disconnect, which may take any time
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until_s):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, headers={"Connection": "close"}) from None
+            is_complete = not message.get("more_body", False)
+            received += len(message.get("body", b""))
+            if received > self.max_bytes:
+                raise HTTPException(413)
+            return message
+
+        await self.app(scope, receive_counted, send)
+
+
+def _length_announced(scope: Scope) -> bytes:
+    announced = b"0"
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            announced = value
+    return announced

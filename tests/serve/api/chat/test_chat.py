@@ -36,7 +36,8 @@ from serve.api.chat.verdict_schema import (
 )
 from serve.api.errors import install_handlers
 from serve.api.reply import Replies
-from serve.edge.context import BodyLimit, RequestContext
+from serve.edge.context import RequestContext
+from serve.edge.limits import BodyLimit
 from serve.errors import EngineFailedError, OverloadedError
 from serve.metrics import Metrics
 from serve.pool.job import Job, Piece
