@@ -2,24 +2,25 @@
 
 The speed is learned while serving. A calibration at worker start gives the shape (milliseconds
 per prompt token, per decoded token); every request then updates an upper quantile of how much
-slower than that the machine really is. Upper quantiles, because a mean promises a deadline it
-misses half of the time; means beside them, because a queue of many takes the mean of each.
+slower than that the machine really is. A promise to one request needs upper quantiles, as one
+made on the mean is broken half of the time; the time that a queue of many takes needs means.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
+from typing import NamedTuple
 
 from curt.dialogue import MAX_ANSWER_TOKENS
 
 QUANTILE = 0.95
 WINDOW = 200  # observations
 MAX_AGE_S = 30.0  # older observations tell of another load
-FRESH_S = 0.05  # estimates this young are not made anew: at 100 requests a second it would add up
+FRESH_S = 0.05  # younger estimates are not made anew: at 100 requests a second it would add up
 ENOUGH = 8  # observations from which the calibration is no longer needed
 MIN_DECODED_TOKENS = 8  # below this a time per token is mostly noise
 
@@ -49,14 +50,27 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """`base + slope · x`, never below zero and never falling."""
+    """`base + slope · x`, never below zero and never falling.
+
+    `least` is what it counts as at least when something is compared with it: where it says almost
+    nothing, a millisecond of noise would read as "ten times slower".
+    """
 
     base: float
     slope: float
+    least: float = 0.0
 
     def at(self, x: float) -> float:
         """The value at `x`."""
         return max(0.0, self.base + self.slope * x)
+
+    def ratio(self, x: float, y: float) -> float:
+        """How many times the line's value `y` is."""
+        return y / max(self.at(x), self.least) if self.least > 0 else 1.0
+
+    def times(self, scale: float) -> Line:
+        """The line, that many times higher."""
+        return Line(self.base * scale, self.slope * scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +125,16 @@ def allowed_thinking_tokens(
     return int(min(cap, spare_ms // estimates.tpot_ms))
 
 
+class _Measured(NamedTuple):
+    """An observation beside the calibration: None where it tells nothing of a figure."""
+
+    tokens_ratio: float
+    prefill_ratio: float
+    tpot_ms: float | None
+    answer_tokens: int | None
+    thinking_tokens: int | None
+
+
 class SpeedEstimator:
     """Learns `Estimates` from a calibration and from every request after it."""
 
@@ -124,15 +148,14 @@ class SpeedEstimator:
         """Start from calibration runs of at least two prompt lengths."""
         if not 0 < quantile <= 1:
             raise ValueError(f"quantile {quantile}: use above 0, up to 1")
-        self._quantile = quantile
-        self._max_age_s = max_age_s
+        self._quantile, self._max_age_s = quantile, max_age_s
         self._calibration: deque[Observation] = deque(maxlen=32)
-        self._shape: _Shape | None = None  # of the calibration
+        self._tokens_of_chars = self._prefill_ms_of_tokens = Line(0.0, 0.0)  # as calibrated
         self._recent: deque[tuple[float, Observation]] = deque(maxlen=WINDOW)
-        self._measured: deque[_Measured] = deque(maxlen=WINDOW)  # of each of `_recent`
-        self._cached: dict[float | None, Estimates] = {}
-        self._cached_until_s = -math.inf
-        self._fresh_until_s = -math.inf
+        # Measured once, not anew for each of the estimates they are part of.
+        self._recent_measured: deque[_Measured] = deque(maxlen=WINDOW)
+        self._cached: tuple[Estimates, Estimates] | None = None  # upper quantile and mean
+        self._cached_until_s = self._fresh_until_s = -math.inf
         self._learned = False  # something since the cached were made
         self.calibrate(calibration)
 
@@ -144,8 +167,7 @@ class SpeedEstimator:
     def observe(self, observation: Observation, now_s: float) -> None:
         """Learn from a completed generation at the monotonic instant `now_s`."""
         self._recent.append((now_s, observation))
-        if self._shape is not None:
-            self._measured.append(self._shape.measure(observation))
+        self._recent_measured.append(self._measure(observation))
         self._learned = True
 
     def begin_again(self, observations: Iterable[Observation], now_s: float) -> None:
@@ -159,133 +181,92 @@ class SpeedEstimator:
 
     def estimates(self, now_s: float) -> Estimates:
         """The estimates to rely on at `now_s`. Raises ValueError before any calibration."""
-        return self._at(self._quantile, now_s)
+        return self._at(now_s)[0]
 
     def average(self, now_s: float) -> Estimates:
         """What is to be expected of many at `now_s`. Raises ValueError before any calibration."""
-        return self._at(None, now_s)
+        return self._at(now_s)[1]
 
     def _measure_anew(self) -> None:
-        self._cached.clear()
-        self._measured.clear()
+        self._cached = None
         if self._calibration:
-            self._shape = _Shape.of(self._calibration)
-            self._measured.extend(self._shape.measure(each) for _, each in self._recent)
-
-    def _at(self, quantile: float | None, now_s: float) -> Estimates:
-        if not self._calibration:
-            raise ValueError("no estimate without a calibration: call calibrate() first")
-        if now_s >= self._cached_until_s or (self._learned and now_s >= self._fresh_until_s):
-            self._cached.clear()
-        if not self._cached:  # both at once: who wants one wants the other
-            self._learned, self._fresh_until_s = False, now_s + FRESH_S
-            self._cached = self._estimate(now_s)
-            oldest = self._recent[0][0] if self._recent else math.inf
-            self._cached_until_s = oldest + self._max_age_s
-        return self._cached[quantile]
-
-    def _estimate(self, now_s: float) -> dict[float | None, Estimates]:
-        while self._recent and now_s - self._recent[0][0] >= self._max_age_s:
-            self._recent.popleft()
-            self._measured.popleft()
-        shape = self._shape
-        assert shape is not None  # `_at` has seen to it
-        seen: Sequence[_Measured] = self._measured
-        if len(seen) < ENOUGH:
-            seen = [*shape.own, *seen]
-        chars, prefills, tpots, answers, thoughts = zip(*seen, strict=True)
-        decoded = [tpot for tpot in tpots if tpot is not None] or shape.tpots
-        ended = [tokens for tokens in answers if tokens is not None] or [MAX_ANSWER_TOKENS]
-        thought = [tokens for tokens in thoughts if tokens is not None] or [0]
-        return {
-            quantile: Estimates(
-                tokens_of_chars=shape.tokens_of_chars.times(mean_or_upper(chars, quantile)),
-                prefill_ms_of_tokens=shape.prefill_ms.times(mean_or_upper(prefills, quantile)),
-                tpot_ms=mean_or_upper(decoded, quantile),
-                answer_tokens=min(MAX_ANSWER_TOKENS, math.ceil(mean_or_upper(ended, quantile))),
-                thinking_tokens=mean_or_upper(thought, quantile),
+            self._tokens_of_chars = fit_line(
+                [(each.fact_chars, each.prompt_tokens) for each in self._calibration]
             )
-            for quantile in (self._quantile, None)
-        }
+            self._prefill_ms_of_tokens = fit_line(
+                [(each.prompt_tokens, each.prefill_ms) for each in self._calibration]
+            )
+        self._recent_measured.clear()
+        self._recent_measured.extend(self._measure(each) for _, each in self._recent)
 
-
-_Measured = tuple[float, float, float | None, int | None, int | None]
-"""Of an observation: how far its prompt and its prefill are from the calibration's lines, and its
-time per token, answer and thinking tokens where they tell anything."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """A calibration's lines, its own observations and their times per token.
-
-    An observation is measured against it once, and not at each of the estimates it is part of.
-    """
-
-    tokens_of_chars: ScaledLine
-    prefill_ms: ScaledLine
-    own: tuple[_Measured, ...]
-    tpots: tuple[float, ...]
-
-    @classmethod
-    def of(cls, calibration: Sequence[Observation]) -> _Shape:
-        tokens = ScaledLine.through([(o.fact_chars, o.prompt_tokens) for o in calibration])
-        prefill = ScaledLine.through([(o.prompt_tokens, o.prefill_ms) for o in calibration])
-        tpots = [o.decode_ms / o.decoded_tokens for o in calibration if o.decoded_tokens > 0]
-        bare = cls(tokens, prefill, (), tuple(tpots))
-        return replace(bare, own=tuple(bare.measure(each) for each in calibration))
-
-    def measure(self, seen: Observation) -> _Measured:
+    def _measure(self, seen: Observation) -> _Measured:
         told = seen.decoded_tokens >= MIN_DECODED_TOKENS
-        return (
-            self.tokens_of_chars.ratio(seen.fact_chars, seen.prompt_tokens),
-            self.prefill_ms.ratio(seen.prompt_tokens, seen.prefill_ms),
+        return _Measured(
+            self._tokens_of_chars.ratio(seen.fact_chars, seen.prompt_tokens),
+            self._prefill_ms_of_tokens.ratio(seen.prompt_tokens, seen.prefill_ms),
             seen.decode_ms / seen.decoded_tokens if told else None,
             seen.answer_tokens,
             seen.thinking_tokens,
         )
 
+    def _at(self, now_s: float) -> tuple[Estimates, Estimates]:
+        if not self._calibration:
+            raise ValueError("no estimate without a calibration: call calibrate() first")
+        stale = now_s >= self._cached_until_s or (self._learned and now_s >= self._fresh_until_s)
+        if self._cached is None or stale:
+            while self._recent and now_s - self._recent[0][0] >= self._max_age_s:
+                self._recent.popleft()
+                self._recent_measured.popleft()
+            seen = list(self._recent_measured)
+            if len(seen) < ENOUGH:
+                seen = [*map(self._measure, self._calibration), *seen]
+            upper = self._summarise(seen, lambda values: upper_quantile(values, self._quantile))
+            self._cached = upper, self._summarise(seen, fmean)
+            self._learned, self._fresh_until_s = False, now_s + FRESH_S
+            oldest_s = self._recent[0][0] if self._recent else math.inf
+            self._cached_until_s = oldest_s + self._max_age_s
+        return self._cached
 
-@dataclass(frozen=True, slots=True)
-class ScaledLine:
-    """A line, and how much more than it tells was seen: `floor` is the least it counts as."""
-
-    line: Line
-    floor: float
-
-    @classmethod
-    def through(cls, shape: Sequence[tuple[float, float]]) -> ScaledLine:
-        """The line through some points."""
-        # Where the line says almost nothing, a millisecond of noise would read as "ten times
-        # slower" and scale the long prompts too: never divide by less than half the usual.
-        return cls(fit_line(shape), sum(y for _, y in shape) / len(shape) / 2)
-
-    def ratio(self, x: float, y: float) -> float:
-        """How much more than the line's is `y`."""
-        return y / max(self.line.at(x), self.floor) if self.floor > 0 else 1.0
-
-    def times(self, scale: float) -> Line:
-        """The line, that much higher."""
-        return Line(self.line.base * scale, self.line.slope * scale)
-
-
-def mean_or_upper(values: Sequence[float], quantile: float | None) -> float:
-    """The mean of `values` where `quantile` is None, else that upper quantile."""
-    return fmean(values) if quantile is None else upper_quantile(values, quantile)
+    def _summarise(
+        self, seen: Sequence[_Measured], summary: Callable[[Sequence[float]], float]
+    ) -> Estimates:
+        """Estimates from each figure's `summary` over what was seen."""
+        tpots = [each.tpot_ms for each in seen if each.tpot_ms is not None]
+        # Where all were too short to tell, the calibration has to do.
+        tpots = tpots or [
+            each.decode_ms / each.decoded_tokens
+            for each in self._calibration
+            if each.decoded_tokens > 0
+        ]
+        answers = [each.answer_tokens for each in seen if each.answer_tokens is not None]
+        thoughts = [each.thinking_tokens for each in seen if each.thinking_tokens is not None]
+        answer_tokens = math.ceil(summary(answers or [MAX_ANSWER_TOKENS]))
+        return Estimates(
+            tokens_of_chars=self._tokens_of_chars.times(summary([e.tokens_ratio for e in seen])),
+            prefill_ms_of_tokens=self._prefill_ms_of_tokens.times(
+                summary([each.prefill_ratio for each in seen])
+            ),
+            tpot_ms=summary(tpots),
+            answer_tokens=min(MAX_ANSWER_TOKENS, answer_tokens),
+            thinking_tokens=summary(thoughts or [0]),
+        )
 
 
 def fit_line(points: Sequence[tuple[float, float]]) -> Line:
     """Least squares through `points`, with a slope of at least zero.
 
     Where all x are the same, a line through the origin: a guess that errs on long prompts' side.
+    It counts as half the mean of the points at least.
     """
     count = len(points)
     mean_x = sum(x for x, _ in points) / count
     mean_y = sum(y for _, y in points) / count
+    least = mean_y / 2
     spread = sum((x - mean_x) ** 2 for x, _ in points)
     if spread == 0:
-        return Line(0.0, mean_y / mean_x) if mean_x else Line(mean_y, 0.0)
+        return Line(0.0, mean_y / mean_x, least) if mean_x else Line(mean_y, 0.0, least)
     slope = max(0.0, sum((x - mean_x) * (y - mean_y) for x, y in points) / spread)
-    return Line(mean_y - slope * mean_x, slope)
+    return Line(mean_y - slope * mean_x, slope, least)
 
 
 def upper_quantile(values: Sequence[float], quantile: float) -> float:
