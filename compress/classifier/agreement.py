@@ -4,7 +4,7 @@
         --dev artifacts/demo/corpus/dev.jsonl --fallback artifacts/demo/fallback
 
 The model answers the development cases under several thinking budgets, so that cut thinking is
-among the answers; probabilities and intervals fitted on them go into the fallback folder as
+among the answers; probabilities and intervals fitted on them go into the classifier folder as
 `agreement.json`. Cases, not answers, are split into folds: two answers to one case are no two
 cases. Answers without a readable verdict are left out, since their reply is degraded anyway.
 """
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def add_agreement(config: AgreementConfig) -> Row:
-    """Fit on a model's answers and put the fit into the fallback folder; returns its figures.
+    """Fit on a model's answers and put the fit into the classifier folder; returns its figures.
 
     Raises ValueError when a folder can't be loaded, the classifier was made before there were
     probabilities, or there are too few readable answers.

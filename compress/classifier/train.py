@@ -98,7 +98,7 @@ class ClassifierConfig(Config):
 
 
 def train_classifier(config: ClassifierConfig) -> dict[str, float]:
-    """Train, export, compare, measure and publish one fallback folder; returns its evaluation.
+    """Train, export, compare, measure and publish one classifier folder; returns its evaluation.
 
     Raises ValueError when a case file is missing, empty or damaged, when there are too few dev
     cases, or when the ONNX model's scores are not scikit-learn's.

@@ -4,16 +4,16 @@ Everything here reads the scores that `curt.classifier.model` computes anyway, w
 on cases the classifier was not trained on (`compress.classifier.confidence`):
 
 - the probability that a charge is in the verdict, Platt-scaled from its score and its lead over
-  the best other charge, then mended by isotonic regression; a charge that scores higher never
-  gets the lower probability;
+  the best other charge, then corrected by isotonic regression, so that a charge that scores higher
+  never gets the lower probability;
 - a term interval by conformalised quantile regression (Romano et al., 2019): quantiles of the
   tempered shares of the bins, widened by what the development cases of the same predicted charge
   needed (Mondrian where there are enough of them) and clipped to the statutory tiers;
 - the probability that another model's verdict is right, given what the classifier thinks of it,
   and an interval around that model's term.
 
-A term outside the tiers (article 63, exemption) counts against a clipped interval when margins are
-fitted, so the stated coverage includes what clipping loses.
+Some true terms lie outside the tiers (article 63, exemption). They count as missed by a clipped
+interval when margins are fitted, so that the stated coverage holds with clipping.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ Doubles = npt.NDArray[np.float64]
 
 COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 DEFAULT_COVERAGE = 0.8
-MAX_GAP = 4.0  # further apart, in the scores' own unit, a rival says nothing more
+MAX_GAP = 4.0  # bounds a charge's lead over the best other one, in the scores' own unit
 MAX_LOGIT = 6.0  # bounds the evidence of a fit: a probability of 0.0025 or 0.9975
-POOL = ""  # the group of every charge that has none of its own
+POOL = ""  # the group of all charges with too few cases for one of their own
 _FULL_SCORE = CAIL_TERM_STEPS[0][0]  # largest distance that earns the full CAIL2018 term score
 
 
@@ -61,10 +61,10 @@ class Calibration(BaseModel):
 
 
 class Group(BaseModel):
-    """Margins of a group of cases, one a coverage; None where only the whole scale is enough.
+    """How much intervals of a group of cases are widened, for each coverage.
 
-    `clip` says, for each coverage, whether intervals are held to the statutory tiers: not where
-    too many of the group's terms lie outside them.
+    A margin is None where only the whole scale is wide enough. `clip` says whether intervals are
+    cut to the statutory tiers, which is wrong where too many of the group's terms lie outside.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,11 +74,12 @@ class Group(BaseModel):
 
 
 class Uncertainty(BaseModel):
-    """What is fitted with the classifier: see the module.
+    """What is fitted with the classifier, on its development cases.
 
-    `charge` reads the score of a charge and its lead; what it says is mended by interpolation
-    between `knots` of (logit, probability), which rise. `verdict` reads the logits of the
-    classifier's own confidences for charge and term. `groups` go by the charge that scores best.
+    `charge` calibrates the score of a charge and its lead; the result is corrected by interpolation
+    between rising `knots` of (logit, probability). `verdict` calibrates the logits of the
+    classifier's own confidences for charge and term. `temperature` softens the shares of the bins
+    of terms, each `bin_width` wide in severity. `groups` go by the charge that scores best.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,12 +93,12 @@ class Uncertainty(BaseModel):
 
 
 class Agreement(BaseModel):
-    """What is fitted with one language model's answers: see `compress.classifier.agreement`.
+    """What is fitted on one language model's answers (`compress.classifier.agreement`).
 
-    `charge` reads the logit of the classifier's probability of the model's charges and
-    `thought_evidence`, `term` the same of the term, `verdict` both logits and the evidence.
-    `groups` hold margins around the model's term, as the probability of the term rises past each
-    of `edges`.
+    `charge` calibrates the logit of the classifier's probability of the model's charges together
+    with `thought_evidence`, `term` the same for the term, `verdict` both logits together. `groups`
+    hold margins around the model's term: the first for terms whose probability is below the first
+    of `edges`, and one more from each edge on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -149,8 +150,8 @@ class Assessor:
         logits = evidence @ self._weights + self.fit.charge.bias
         if not self._knots.size:
             return _sigmoid(logits)
-        mended: Doubles = np.interp(logits, *self._knots)
-        return mended
+        corrected: Doubles = np.interp(logits, *self._knots)
+        return corrected
 
     def top_charges(
         self, scores: Floats, top_k: int, *, sure: Doubles | None = None
@@ -243,7 +244,7 @@ class Assessor:
 
 
 def thought_evidence(thinking_cut: bool, thinking_tokens: int) -> tuple[float, float]:
-    """Whether thinking was cut, and the logarithm of how far it came until then."""
+    """Whether thinking was cut, and if so the logarithm of its tokens."""
     return float(thinking_cut), math.log1p(thinking_tokens) if thinking_cut else 0.0
 
 
@@ -277,7 +278,7 @@ def widen(
 
 
 def around(term: Term, charges: Sequence[str], group: Group, coverage_place: int) -> TermInterval:
-    """An interval around a model's own term; it holds that term even outside the tiers."""
+    """An interval around a model's own term, which it contains even where clipping cut it off."""
     place = severity(term)
     found = widen(place, place, group, coverage_place, charges)
     if found.contains(term):
@@ -286,7 +287,7 @@ def around(term: Term, charges: Sequence[str], group: Group, coverage_place: int
 
 
 def coverage_index(coverages: Sequence[float], coverage: float) -> int:
-    """The least fitted coverage that is not below the one asked for.
+    """The place of the least fitted coverage that is not below the one asked for.
 
     Raises ValueError when there is none, or when it is not above 0.
     """

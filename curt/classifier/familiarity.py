@@ -1,15 +1,15 @@
 """Whether a fact reads like those a classifier was trained on: a small model of its characters.
 
-Probabilities that were fitted on some kind of text say nothing of another. A classifier that saw
-generated cases alone calls a real theft something else and is as sure of it as of its own; no
-score of its own tells. What does is how surprising the characters are: the mean negative log
+Probabilities that were fitted on one kind of text do not hold for another: a classifier that was
+trained on generated cases alone misreads a real theft and is as sure of it as of a generated one.
+None of its own scores shows that. How surprising the characters are does: the mean negative log
 likelihood of each character after the one before it,
 
     p(b | a) = (count(ab) + PRIOR · p(b)) / (count(a) + PRIOR)
 
-over the training facts, p(b) being smoothed by half a count for each of `ALPHABET` characters. A
-fact above the threshold, a high quantile of the development facts' own, is unfamiliar. The reverse
-does not hold: generated text may be made of common phrases throughout.
+with counts over the training facts, p(b) being smoothed by half a count for each of `ALPHABET`
+characters. A fact is unfamiliar above a threshold, a high quantile of the development facts. A fact
+below it need not be familiar: other text may consist of common phrases too.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from curt.corpus.build.fingerprint import (
     normalise_for_comparison,
 )
 
-PRIOR = 5.0  # how many sightings of a character its general frequency weighs against
-MAX_CHARACTERS = 3000  # bounds the time of a request; sentences stand at the ends of a fact
-ALPHABET = 8000  # characters there may be, for those never seen
+PRIOR = 5.0  # weight of a character's general frequency, in sightings
+MAX_CHARACTERS = 3000  # bounds the time of a request; what matters stands at a fact's ends
+ALPHABET = 8000  # characters that are possible, so that unseen ones have a probability
 
-# Runs of digits are noise, their length is not; what a number counts is read apart.
+# Which digits stand in a number is noise, how many is not; amounts are features of their own.
 _FIGURES = re.compile("[1-9]")
 
 LONGEST_GRAM = 3  # characters
@@ -45,10 +45,10 @@ _HIGH_HALF = np.uint64(32)
 
 @dataclass(frozen=True, slots=True)
 class ReadFact:
-    """A fact as everything here and in `curt.classifier.model` looks at it, worked out once.
+    """A fact prepared once for this module and `curt.classifier.model`.
 
-    `text` is from `read_text`, `plain` its letters and digits, and `grams` the hashes of the runs
-    of one character, of two and so on up to `LONGEST_GRAM`, as far as there are so many.
+    `text` is from `read_text`, `plain` its letters and digits, and `grams` the hashes of its runs
+    of one character, of two and so on up to `LONGEST_GRAM` or the length of the fact.
     """
 
     text: str
@@ -110,7 +110,7 @@ class Familiarity:
 
 
 def read_fact(fact: str | ReadFact) -> ReadFact:
-    """A raw fact as classifiers look at it; one that was read before as it is."""
+    """Prepare a raw fact; one that is prepared already is returned as it is."""
     if isinstance(fact, ReadFact):
         return fact
     text = read_text(fact)
@@ -119,22 +119,22 @@ def read_fact(fact: str | ReadFact) -> ReadFact:
 
 
 def read_text(fact: str) -> str:
-    """A fact in one width; of a very long one the two ends."""
+    """A fact with full-width characters made half-width; of a very long one only the two ends."""
     return _clip(unicodedata.normalize("NFKC", _clip(fact)))
 
 
 def read_letters(text: str) -> str:
-    """The letters and digits of a text from `read_text`; every figure but 0 is a 0."""
+    """The letters and digits of a text from `read_text`, with every digit replaced by 0."""
     return _FIGURES.sub("0", normalise_for_comparison(text))
 
 
 def read_plain(fact: str) -> str:
-    """A fact's letters and digits, as grams are taken of them."""
+    """The `plain` text of a raw fact, whose grams are counted."""
     return read_letters(read_text(fact))
 
 
 def name_grams(plain: str, size: int) -> Names:
-    """32 bits that stand for each run of `size` characters; two share one by a rare accident."""
+    """A 32-bit name for each run of `size` characters; collisions are rare."""
     return _name(hash_grams(plain, size))
 
 

@@ -1,10 +1,10 @@
-"""A linear classifier of charges, articles and term, for when the model has no time left.
+"""A linear classifier of facts: charges, articles and term in about half a millisecond.
 
-Answers in about a millisecond on one thread what a language model has no time left to answer. A
-fact becomes hashed runs of characters and rounded quantities, weighed by tf-idf; one ONNX product
-scores charges, articles and bins of terms, and `decide` turns the scores into a verdict.
-`python -m compress.classifier.train` makes the folder read here and measures it through this same
-code.
+A fact becomes hashed runs of characters and rounded quantities, weighed by tf-idf; one ONNX product
+scores charges, articles and bins of terms, and `Decider` turns the scores into a verdict. The
+server reads every fact with it, to say how probable a verdict is, and gives its verdict where the
+language model has no time left. `python -m compress.classifier.train` makes the folder read here
+and measures it through this same code.
 
 Fine and probation are not predicted: a verdict from here has neither.
 """
@@ -58,7 +58,7 @@ _PROBE = "被告人王某窃得现金3万余元、手机2部，Ａ轻伤二级�
 class ArticleHabit(BaseModel):
     """Which articles a charge brings, as training cases had it.
 
-    `always` need no classifier, `sometimes` are what the classifier decides on; `usual` is the
+    `always` are added whatever the scores, `sometimes` where their score is above 0; `usual` is the
     commonest set, the answer where neither gives any.
     """
 
@@ -71,9 +71,9 @@ class ArticleHabit(BaseModel):
 class Labels(BaseModel):
     """What the columns of the model mean and how an answer is read off them.
 
-    The columns are a score a charge, then one an article, then a logit a bin of terms.
-    `terms[i]` stands for bin i, and `payoff[i][j]` is what answering it earns when the truth is
-    in bin j. Charges that score above 0 are answered, the best one in any case.
+    The columns are a score for each charge, then one for each article, then a logit for each bin
+    of terms. `terms[i]` stands for bin i, and `payoff[i][j]` is what answering it earns when the
+    truth is in bin j. Charges that score above 0 are answered, and always the best one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -86,11 +86,11 @@ class Labels(BaseModel):
 
 
 class ClassifierManifest(BaseModel):
-    """What a fallback folder is, how well it did, and the hash of every file in it.
+    """What a classifier folder is, how well it did, and the hash of every file in it.
 
-    `features` stands for how facts are read: a folder made by other code is refused.
-    `reliability` holds, for each set of cases, what charges that were given a probability within
-    a bin turned out to be.
+    `features` is a digest of how facts are read: a folder made by other code is refused.
+    `reliability` says, for each set of cases and each bin of probabilities, how often charges that
+    were given such a probability were right.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,29 +107,27 @@ class ClassifierManifest(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A verdict and what speaks for each part of it.
+    """A verdict and, for each part of it, the evidence that calibration looks at.
 
-    `margins` say how far each part is from another answer, 0 being a tie: for charges and, given
-    the charges, for articles the least change of a score that would give one; for the term the
-    expected payoff that it has over the next best. `evidence` is what calibration looks at.
+    For charges the best score and the margin, which is the least change of a score that would give
+    other charges; for articles the same and their own margin, given the charges; for the term its
+    expected payoff, how much that is above the next best, and the largest share of a bin.
     """
 
     verdict: Verdict
-    margins: Mapping[Part, float]
     evidence: Mapping[Part, tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A verdict with, for each part, how sure and how far from another answer it is.
+    """A verdict and how sure each part of it is.
 
     A confidence is the calibrated probability that the charges are exactly right, the articles
-    are, or the term earns the full CAIL2018 score. Margins are those of `Decision`.
+    are, or the term earns the full CAIL2018 score.
     """
 
     verdict: Verdict
     confidences: Mapping[Part, float]
-    margins: Mapping[Part, float]
 
 
 def extract_features(fact: str | ReadFact) -> tuple[Hashes, Integers]:
@@ -149,7 +147,7 @@ def extract_features(fact: str | ReadFact) -> tuple[Hashes, Integers]:
 
 
 def digest_features() -> str:
-    """What stands for the way `extract_features` reads a fact; kept in every manifest."""
+    """A digest of what `extract_features` does with a fixed fact; kept in every manifest."""
     hashes, counts = extract_features(_PROBE)
     return hashlib.sha256(hashes.tobytes() + counts.astype(np.int64).tobytes()).hexdigest()[:16]
 
@@ -227,13 +225,12 @@ class Decider:
 
     def decide(self, scores: Floats) -> Decision:
         """The verdict for scores of shape (charges + articles + bins,)."""
-        chosen, charge_margin, charge_evidence = self._choose_charges(scores)
+        chosen, charge_evidence = self._choose_charges(scores)
         charges = tuple(self.labels.charges[i] for i in chosen)
         articles, article_margin = self._choose_articles(charges, scores)
-        term, term_margin, term_evidence = self._choose_term(chosen, scores)
+        term, term_evidence = self._choose_term(chosen, scores)
         return Decision(
             Verdict(charges, articles, term),
-            {"charge": charge_margin, "article": article_margin, "term": term_margin},
             {
                 "charge": charge_evidence,
                 "article": (*charge_evidence, article_margin),
@@ -241,7 +238,7 @@ class Decider:
             },
         )
 
-    def _choose_charges(self, scores: Floats) -> tuple[list[int], float, tuple[float, ...]]:
+    def _choose_charges(self, scores: Floats) -> tuple[list[int], tuple[float, ...]]:
         charges = scores[: len(self.labels.charges)].astype(np.float64)
         order = np.argsort(-charges, kind="stable")
         best = float(charges[order[0]])
@@ -251,7 +248,7 @@ class Decider:
             margin = float(np.abs(charges).min())
         else:  # the best one stays in any case: only another can change the answer
             margin = -rival if best > 0 else best - rival
-        return chosen, margin, (min(best, NO_RIVAL), min(margin, NO_RIVAL))
+        return chosen, (min(best, NO_RIVAL), min(margin, NO_RIVAL))
 
     def _choose_articles(
         self, charges: tuple[str, ...], scores: Floats
@@ -266,9 +263,7 @@ class Decider:
             articles = set(habits[0].usual) or set(charge_articles(charges[0])[:1])
         return tuple(sorted(articles, key=article_order)), min(margin, NO_RIVAL)
 
-    def _choose_term(
-        self, chosen: list[int], scores: Floats
-    ) -> tuple[Term, float, tuple[float, ...]]:
+    def _choose_term(self, chosen: list[int], scores: Floats) -> tuple[Term, tuple[float, ...]]:
         logits = scores[self._first_term :].astype(np.float64)
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
@@ -279,15 +274,15 @@ class Decider:
         order = np.argsort(-payoffs, kind="stable")
         best = float(payoffs[order[0]])
         margin = best - float(payoffs[order[1]]) if len(order) > 1 else 1.0
-        return self.labels.terms[int(order[0])], margin, (best, margin, float(shares.max()))
+        return self.labels.terms[int(order[0])], (best, margin, float(shares.max()))
 
 
 class Classifier:
     """A loaded classifier.
 
-    `manifest` is None for one that has not been published yet, `assessor` (probabilities and
-    intervals) and `familiarity` (which facts are unlike those trained on) for a folder made before
-    there was one, and `agreement` where no language model's answers were compared.
+    What is optional: `manifest`, until the folder is published; `assessor` (probabilities and
+    intervals) and `familiarity` (which facts are unlike those trained on), which older folders
+    lack; and `agreement`, where no language model's answers were compared.
     """
 
     def __init__(
@@ -335,7 +330,7 @@ class Classifier:
             part: self.labels.calibration[part].confidence(decision.evidence[part])
             for part in PARTS
         }
-        return Prediction(decision.verdict, confidences, decision.margins)
+        return Prediction(decision.verdict, confidences)
 
 
 def load_classifier(folder: Path | str) -> Classifier:
@@ -347,11 +342,11 @@ def load_classifier(folder: Path | str) -> Classifier:
     folder = Path(folder)
     remedy = "make it again with `python -m compress.classifier.train`"
     if not (folder / MANIFEST).is_file():
-        raise ArtifactError(f"{folder} has no {MANIFEST}, so it is no fallback folder: {remedy}")
+        raise ArtifactError(f"{folder} has no {MANIFEST}, so it is no classifier folder: {remedy}")
     try:
         manifest = ClassifierManifest.model_validate_json((folder / MANIFEST).read_bytes())
     except ValidationError as error:
-        raise ArtifactError(f"{folder} holds no fallback classifier: {error}") from error
+        raise ArtifactError(f"{folder} holds no classifier: {error}") from error
     if manifest.features != digest_features():
         raise ArtifactError(f"{folder} was made by code that reads facts in another way: {remedy}")
     content = {}

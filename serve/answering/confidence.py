@@ -166,7 +166,7 @@ class ConfidenceReader:
         """
         if classifier.assessor is None:
             raise ValueError(
-                "the fallback folder has no probabilities: make it again with "
+                "the classifier folder has no probabilities: make it again with "
                 "`python -m compress.classifier.train`"
             )
         if not 0 <= abstain_below <= 1:
@@ -266,7 +266,7 @@ def _agreement_for(fit: Agreement | None, model_manifest: str | None) -> Agreeme
     if model_manifest and fit.manifest_sha256.startswith(model_manifest):
         return fit
     logger.warning(
-        "the fallback folder judges %s (manifest %s), not the served model (manifest %s): "
+        "the classifier folder judges %s (manifest %s), not the served model (manifest %s): "
         "run `python -m compress.classifier.agreement` for it",
         fit.model,
         fit.manifest_sha256[:12],

@@ -65,17 +65,17 @@ def decide(*scores: float):
 def test_the_best_charge_is_answered_even_below_the_threshold():
     decision = decide(-0.9, -0.5, -1, 0, 1, 0)
     assert decision.verdict.charges == ("诈骗",)
-    assert decision.margins["charge"] == pytest.approx(0.4)
+    assert decision.evidence["charge"][1] == pytest.approx(0.4)
 
 
 def test_every_charge_above_the_threshold_is_answered_best_first():
     decision = decide(0.2, 0.7, -1, 0, 1, 0)
     assert decision.verdict.charges == ("诈骗", "盗窃")
-    assert decision.margins["charge"] == pytest.approx(0.2)
+    assert decision.evidence["charge"][1] == pytest.approx(0.2)
 
 
 def test_a_sure_charge_is_as_far_as_its_rival_is_from_the_threshold():
-    assert decide(3.0, -0.3, -1, 0, 1, 0).margins["charge"] == pytest.approx(0.3)
+    assert decide(3.0, -0.3, -1, 0, 1, 0).evidence["charge"][1] == pytest.approx(0.3)
 
 
 def test_articles_a_charge_always_brings_need_no_classifier():
@@ -93,7 +93,7 @@ def test_the_term_is_the_one_of_the_largest_expected_score():
     scores = np.array([1, -1, -1, 0.2, 0, -9], np.float32)  # bin 0 is the likeliest
     decision = Decider(labels(payoff=payoff)).decide(scores)
     assert decision.verdict.term == Term("fixed", 12)
-    assert 0 < decision.margins["term"] < 1
+    assert 0 < decision.evidence["term"][1] < 1
 
 
 def test_a_term_the_law_does_not_know_for_the_charge_is_not_answered():
@@ -112,8 +112,9 @@ def test_any_scores_give_a_verdict_and_finite_evidence(scores):
     decision = Decider(labels()).decide(np.array(scores, np.float32))
     assert decision.verdict.charges
     assert decision.verdict.articles
-    assert set(decision.margins) == set(decision.evidence) == set(PARTS)
-    assert all(margin >= 0 for margin in decision.margins.values())
+    assert set(decision.evidence) == set(PARTS)
+    margins = {"charge": 1, "article": 2, "term": 1}
+    assert all(decision.evidence[part][place] >= 0 for part, place in margins.items())
     assert all(np.isfinite(decision.evidence[part]).all() for part in PARTS)
 
 
@@ -189,13 +190,13 @@ def test_known_features_have_unit_length(classifier):
     assert np.linalg.norm(weights[1:]) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_fact_gets_a_verdict_with_confidences_and_margins(classifier):
+def test_a_fact_gets_a_verdict_with_confidences(classifier):
     answer = classifier.predict(THEFT)
     assert isinstance(answer.verdict, Verdict)
     assert answer.verdict.charges == ("盗窃",)
     assert answer.verdict.articles == ("264",)
     assert answer.verdict.fine_yuan == answer.verdict.term.probation_months == 0
-    assert set(answer.confidences) == set(answer.margins) == set(PARTS)
+    assert set(answer.confidences) == set(PARTS)
     assert all(0 < c < 1 for c in answer.confidences.values())
 
 
@@ -270,7 +271,7 @@ def test_labels_of_other_code_are_refused(folder, tmp_path):
 def test_a_folder_without_a_manifest_is_refused(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / MANIFEST).unlink()
-    with pytest.raises(ArtifactError, match="no fallback folder"):
+    with pytest.raises(ArtifactError, match="no classifier folder"):
         load_classifier(copy)
 
 
@@ -278,7 +279,7 @@ def test_a_folder_without_a_manifest_is_refused(folder, tmp_path):
     ("change", "message"),
     [
         ({"features": "0" * 16}, "reads facts in another way"),
-        ({"format": "hf"}, "holds no fallback classifier"),
+        ({"format": "hf"}, "holds no classifier"),
         ({"files": {}}, "lacks model.onnx"),
     ],
 )
@@ -291,7 +292,7 @@ def test_a_manifest_of_something_else_is_refused(folder, tmp_path, change, messa
 
 
 def test_a_model_folder_is_no_fallback_and_a_fallback_no_model(folder, micro_model):
-    with pytest.raises(ArtifactError, match="holds no fallback classifier"):
+    with pytest.raises(ArtifactError, match="holds no classifier"):
         load_classifier(micro_model)
     with pytest.raises(ArtifactError, match="not a valid manifest"):
         load_manifest(folder)

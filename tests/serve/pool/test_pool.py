@@ -336,7 +336,7 @@ class FakeClassifier:
     def predict(self, fact: str) -> Prediction:
         self.facts.append(fact)
         verdict = Verdict(("诈骗",), ("266",), Term("fixed", 36))
-        return Prediction(verdict, {"charge": 0.8, "article": 0.7, "term": 0.4}, {"charge": 0.3})
+        return Prediction(verdict, {"charge": 0.8, "article": 0.7, "term": 0.4})
 
 
 async def idle_after(pool: WorkerPool) -> float:

@@ -182,7 +182,7 @@ class FakeClassifier:
 
     def predict(self, fact: str) -> Prediction:
         verdict = Verdict(("诈骗",), ("266",), Term("fixed", 36))
-        return Prediction(verdict, {"charge": 0.8, "article": 0.7, "term": 0.4}, {"charge": 0.3})
+        return Prediction(verdict, {"charge": 0.8, "article": 0.7, "term": 0.4})
 
 
 def test_a_server_killed_under_way_ends_in_the_classifiers_verdict_by_the_deadline(

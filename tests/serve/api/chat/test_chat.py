@@ -414,7 +414,7 @@ def test_a_stand_in_says_that_it_is_one_and_nothing_of_fines(
     verdict = Verdict(("诈骗",), ("266",), Term("fixed", 7))
     confidences: Any = {"charge": 0.9, "article": 0.8, "term": 0.5}
     cut = replace(SERVED.generation, finish="deadline")
-    pool.served = replace(SERVED, generation=cut, fallback=Prediction(verdict, confidences, 1.0))
+    pool.served = replace(SERVED, generation=cut, fallback=Prediction(verdict, confidences))
     completion = ask(client, response_format={"type": "json_object"})
     told = json.loads(completion.choices[0].message.content)
     assert told["charges"] == ["诈骗"]
