@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ast
+import graphlib
 import shutil
 import subprocess
 import sys
@@ -8,6 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("benchmarks", "compress", "curt", "loadtest", "serve", "train")
+# Pairs of modules that still import each other; to be emptied.
+CYCLES_LEFT = {
+    ("train.judge.endpoint", "train.judge.settings"),
+}
 HEAVY = ("torch", "transformers", "trl", "datasets", "tokenizers", "onnxruntime_genai", "pyarrow")
 
 
@@ -16,6 +23,38 @@ def test_every_layer_imports_only_what_stands_below_it():
     assert linter, "import-linter is part of the dev group: make setup"
     result = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path, modules: set[str]) -> set[str]:
+    """Our own modules that a file imports anywhere: in functions and for type checkers, too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names} & modules
+            found |= names or {str(node.module)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return (found & modules) - {module_name(path)}
+
+
+def test_no_module_imports_itself_through_others():
+    """Imports inside functions and for type checkers count: they are dependencies as well."""
+    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    modules = {module_name(path) for path in paths}
+    graph = {module_name(path): imports_of(path, modules) for path in paths}
+    for one, other in CYCLES_LEFT:
+        assert {one, other} <= graph[one] | graph[other], f"{one} and {other}: strike them out"
+        graph[one].discard(other)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail("import cycle: " + " <- ".join(error.args[1]))
 
 
 @pytest.mark.parametrize(

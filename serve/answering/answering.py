@@ -1,4 +1,4 @@
-"""From a job to a reply: the result cache, the pool, confidence and the counts, for every route."""
+"""From a fact to a served answer, for every route: job, variant, cache, pool and confidence."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Startable(Protocol):
         ...
 
     async def start(self) -> None:
-        """Begin to make ready."""
+        """Begin to get ready."""
         ...
 
     def drain(self) -> None:
-        """Take nothing new."""
+        """Take no new requests."""
         ...
 
     async def stop(self) -> None:
@@ -53,15 +53,15 @@ class Startable(Protocol):
         ...
 
 
-class Pool(Startable, Protocol):
-    """What the routes need of a worker pool."""
+class JobServer(Protocol):
+    """What serves jobs: a pool, or a variant of the model with its pool."""
 
     async def submit(self, job: Job) -> Served:
         """Serve one job or raise a RequestError."""
         ...
 
     def stream(self, job: Job) -> ServedStream:
-        """Serve one job and tell its reasoning, or raise a RequestError."""
+        """Serve one job and stream its reasoning, or raise a RequestError."""
         ...
 
     def expected_thinking(self, job: Job) -> int | None:
@@ -69,8 +69,12 @@ class Pool(Startable, Protocol):
         ...
 
 
-class Way(Protocol):
-    """How one request goes: to which variant of the model."""
+class Pool(Startable, JobServer, Protocol):
+    """A worker pool, as the routes need it."""
+
+
+class Way(JobServer, Protocol):
+    """The way of one request: to which variant of the model."""
 
     @property
     def variant(self) -> str:
@@ -82,22 +86,10 @@ class Way(Protocol):
         """The model behind it."""
         ...
 
-    async def submit(self, job: Job) -> Served:
-        """Serve the job there or raise a RequestError."""
-        ...
-
-    def stream(self, job: Job) -> ServedStream:
-        """Serve the job there and tell its reasoning."""
-        ...
-
-    def expected_thinking(self, job: Job) -> int | None:
-        """Thinking tokens it would be granted there now."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class OnlyWay:
-    """Every request's way to a single pool."""
+    """The way of every request where there is a single pool."""
 
     pool: Pool
     identity: Identity
@@ -108,7 +100,7 @@ class OnlyWay:
         return await self.pool.submit(job)
 
     def stream(self, job: Job) -> ServedStream:
-        """Serve the job and tell its reasoning."""
+        """Serve the job and stream its reasoning."""
         return self.pool.stream(job)
 
     def expected_thinking(self, job: Job) -> int | None:
@@ -117,7 +109,7 @@ class OnlyWay:
 
 
 class Answering:
-    """What the routes of one application share."""
+    """Serves the jobs of all routes and says how sure their verdicts are."""
 
     def __init__(
         self,
@@ -128,27 +120,27 @@ class Answering:
         cache: ResultCache | None = None,
         classifier: Classifier | None = None,
     ) -> None:
-        """`choose` says which way a request goes."""
+        """`choose` picks the variant for a request; without `cache` every job goes to a pool."""
         self._choose, self._settings, self._metrics = choose, settings, metrics
         self._cache, self._classifier = cache, classifier
         self._readers: dict[str, ConfidenceReader] = {}
         self._secret = settings.secret_bytes()
 
     def choose(self, request: Request, fact: str, user: str | None) -> Way:
-        """The way of a request, remembered with it."""
+        """Choose the way of a request and note it in the request's state and log."""
         way = self._choose(fact, user, request.state.request_id)
         request.state.way = way
         request.state.log["variant"] = way.variant
         return way
 
     def stream(self, request: Request, job: Job, user: str | None = None) -> ServedStream:
-        """Serve a job and tell its reasoning. Raises RequestError where it is refused."""
+        """Serve a job and stream its reasoning. Raises RequestError where it is refused."""
         return self.choose(request, job.fact, user).stream(job)
 
     async def serve(self, request: Request, job: Job, user: str | None = None) -> Served:
-        """Serve a job, from the cache where it can; stop when its client leaves.
+        """Serve a job, from the cache if possible; stop when its client leaves.
 
-        Raises RequestError, ClientGoneError among them.
+        Raises RequestError, and ClientGoneError (a RequestError) when the client leaves.
         """
         way = self.choose(request, job.fact, user)
         reading = self._read_later(request, job.fact)
@@ -179,7 +171,7 @@ class Answering:
         return answer.value
 
     def _read_later(self, request: Request, fact: str) -> asyncio.TimerHandle | None:
-        """Let the classifier read the fact while a worker has it, not when its answer is there."""
+        """Let the classifier read the fact while a worker is busy, rather than after its answer."""
         if self._classifier is None:
             return None
         reading = request.state.reading = Reading(self._classifier, fact)
@@ -188,7 +180,7 @@ class Answering:
     def assess(
         self, request: Request, fact: str, served: Served, *, top_k: int
     ) -> tuple[Confidence | None, str | None]:
-        """How sure the verdict is, and the code of the warning where nobody can vouch for it."""
+        """How sure the verdict is, and the code of a warning where it is doubtful or unknown."""
         verdict = served.fallback.verdict if served.fallback else served.completion.verdict
         if self._classifier is None or not isinstance(verdict, Verdict):
             return None, None
@@ -209,7 +201,7 @@ class Answering:
         return confidence, LOW_CONFIDENCE if doubtful else None
 
     def reader_for(self, classifier: Classifier, manifest: str) -> ConfidenceReader:
-        """The classifier's view of one model's answers. Raises ValueError where it has none."""
+        """The reader for one model's answers. Raises ValueError on a classifier that can't tell."""
         if manifest not in self._readers:
             self._readers[manifest] = ConfidenceReader(
                 classifier,
@@ -240,10 +232,11 @@ def make_job(
 
 
 class Attended:
-    """Around work in the running task: cancels it when the request's client leaves.
+    """A context that cancels the running task when the request's client leaves.
 
-    Raises ClientGoneError then. The work is no task of its own, which would cost every request
-    two more turns of the event loop; only who listens for the client is one.
+    It then raises ClientGoneError. The work stays in the running task, because a task of its own
+    would cost every request two more turns of the event loop; only listening for the client is
+    one.
     """
 
     def __init__(self, request: Request) -> None:

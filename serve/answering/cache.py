@@ -1,8 +1,8 @@
 """The result cache: answers given before, and one computation for identical requests.
 
-An entry is found by a keyed hash of the normalised fact, the model's manifest, the prompt version,
-the tasks and the reply's options; the fact itself is stored nowhere. Beside the hash stands the
-thinking budget that the answer was made with. A request whose deadline allows `b` tokens takes an
+An entry is found by a keyed hash of the normalised fact, the model's manifest and the prompt
+version; the fact itself is stored nowhere. Beside the hash stands the thinking budget that the
+answer was made with. A request whose deadline allows `b` tokens takes an
 answer made with `b` or more, never one made with less: a generous answer may serve a tight
 deadline, not the other way round. Only answers whose thinking ended by itself are kept. Those
 don't depend on where the limit stood within a budget level, so entries are kept per level. A
@@ -24,7 +24,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -59,8 +59,6 @@ def cache_key(
     *,
     manifest_sha256: str,
     prompt_version: str,
-    tasks: Sequence[str] = (),
-    options: Mapping[str, Any] | None = None,
     secret: bytes = b"",
 ) -> CacheKey:
     """The key of a question.
@@ -69,25 +67,22 @@ def cache_key(
         fact: as the client sent it; facts that are the same once normalised share a key.
         manifest_sha256: hash of the model folder's manifest, so that no model answers for another.
         prompt_version: of the prompt texts.
-        tasks: in any order; repeats don't count.
-        options: anything else that changes the stored value; JSON values.
-        secret: makes names unguessable, so that who sees them can't test for a known fact. All
-            servers on one Redis need the same.
+        secret: makes names unguessable, so that nobody who sees them can test for a known fact.
+            All servers on one Redis need the same.
     """
-    question = [normalise_fact(fact), manifest_sha256, prompt_version, sorted(set(tasks))]
     keyed = _keyed_by(secret).copy()
-    keyed.update(_write_question([*question, options or {}]).encode())
+    keyed.update(_write_question([normalise_fact(fact), manifest_sha256, prompt_version]).encode())
     digest = keyed.digest()
     return CacheKey(digest[:32].hex(), digest[32:])
 
 
 @lru_cache(maxsize=4)
 def _keyed_by(secret: bytes) -> hmac.HMAC:
-    """A hash that has taken the secret in already, to copy: that is most of a short one's time."""
+    """A hash with the secret already in it, to copy: making one takes most of a key's time."""
     return hmac.new(secret, digestmod="sha512")
 
 
-_write_question = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+_write_question = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
