@@ -29,7 +29,7 @@ class UnusableFactError(RequestError):
 
 
 class OverloadedError(RequestError):
-    """The deadline can't be met now; nothing was spent on the request."""
+    """The deadline can't be met now."""
 
     status = 503
 
@@ -39,7 +39,7 @@ class OverloadedError(RequestError):
 
 
 class ClientGoneError(RequestError):
-    """The client hung up; the status only ever reaches the log."""
+    """The client hung up; only the log sees the status."""
 
     status = 499
 

@@ -1,7 +1,7 @@
 """Prometheus metrics of one server. Names and units follow Prometheus' conventions.
 
-No label holds anything a client chose: their values are status codes and the reasons of our own
-faults, and a cap keeps a mistake there from growing without end.
+No label holds anything a client chose: label values are status codes and our own error codes. The
+number of error codes is capped, so that a mistake there can't create series without end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prometheus_client import (
 
 from serve.served import DegradedReason, Served
 
-# Dense around 0.4 s, where the promise is.
+# Dense around 0.4 s, the default deadline.
 LATENCY_BUCKETS_S = (
     0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.325, 0.35, 0.375, 0.39, 0.4,
     0.41, 0.425, 0.45, 0.5, 0.6, 0.8, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
@@ -36,7 +36,7 @@ TOKEN_TIME_BUCKETS_S = (
 )  # fmt: skip
 TOKEN_BUCKETS = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
 
-# Why the pool refuses or gives up; a test holds them against its code.
+# Why the pool refuses a request or gives it up; a test compares them with its code.
 SHED_REASONS = (
     "draining", "starting", "deadline_too_short", "queue_full", "overloaded", "expired",
     "overrun", "worker_died", "front_busy",
@@ -128,8 +128,8 @@ class Metrics:
     def record_answer(self, served: Served, *, total_ms: float, deadline_ms: float) -> None:
         """Count one answer: its times, its tokens and whether it was a good one.
 
-        An answer that took no time of a worker (a cached one, the classifier's alone) counts in
-        the end-to-end figures only.
+        An answer that no worker made (from the cache, or the classifier's) counts in the
+        end-to-end figures only.
         """
         generation = served.generation
         self.answer_latency.observe(total_ms / 1e3)
@@ -152,7 +152,7 @@ class Metrics:
             self.good.inc()
 
     def record_end(self, status: int, reason: object, seconds: float) -> None:
-        """Count the end of a request to /predict; `reason` is the code of its error, if any."""
+        """Count a request to /predict that ended; `reason` is the code of its error, if any."""
         self.requests.labels(str(status)).inc()
         self.latency.observe(seconds)
         if 400 <= status < 500:

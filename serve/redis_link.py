@@ -1,9 +1,9 @@
-"""Redis within a time budget: a neighbour that may be slow, down or wrong, never in the way.
+"""Redis within a time budget, so that a slow, broken or absent Redis delays no request.
 
-A call either answers within the budget or raises `RedisMissError`. A command that takes longer
-is left to end by itself: cancelling it half-way would cost its connection and could cost more
-than the budget. After a few failures in a row Redis is left alone for a moment, so that an
-outage costs nothing per request.
+A call either returns within the budget or raises `RedisMissError`. A command that takes longer is
+left to end by itself: cancelling it half-way would close its connection and could take longer than
+the budget. After a few failures in a row no call is tried for a moment, so that an outage costs
+requests nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BUDGET_S = 0.005  # what one call may cost a request
-STRAGGLER_S = 0.25  # after this a slow command is given up, and its connection with it
+STRAGGLER_S = 0.25  # after this a slow command is given up and its connection closed
 CONNECT_S = 1.0
-MAX_PENDING = 64  # commands under way, stragglers included
+MAX_PENDING = 64  # commands under way, late ones included
 FAILURES_TO_PAUSE = 3
 PAUSE_S = 1.0
 
@@ -84,8 +84,8 @@ class RedisLink:
         if not task.done():
             self._count_failure("timeout")
             raise RedisMissError("timeout")
-        # Whatever a broken server makes the client raise (garbage raises more than RedisError)
-        # is a miss; it is counted and its type logged.
+        # Any exception is a miss, counted and its type logged: a broken server makes the client
+        # raise more than RedisError.
         error = task.exception() if not task.cancelled() else None
         if error is not None or task.cancelled():
             self._count_failure(type(error).__name__)
@@ -111,7 +111,7 @@ class RedisLink:
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._pending.discard(task)
         if not task.cancelled():
-            task.exception()  # a straggler's failure was counted as its timeout
+            task.exception()  # read it; the failure of a late command was counted as a timeout
 
 
 async def _await(command: Callable[[Redis], Awaitable[T]], client: Redis) -> T:
@@ -127,7 +127,7 @@ def _make_client(url: str) -> Redis:
         raise ValueError("a Redis address needs the package redis: install it") from error
     return Redis.from_url(
         url,
-        protocol=2,  # one round trip less on connecting
+        protocol=2,  # saves a round trip on connecting
         driver_info=None,
         socket_timeout=STRAGGLER_S,
         socket_connect_timeout=CONNECT_S,

@@ -36,11 +36,10 @@ class Model(BaseModel):
 
 @dataclass(frozen=True)
 class Served:
-    """A generation with what the scheduler granted it.
+    """A generation with what the pool granted it.
 
     `fallback` is the classifier's answer where the model gave no full verdict. `unserved` says
-    why the model never ran at all; the generation is then empty. What is read off the text is
-    read once, whoever asks.
+    why the model never ran at all; the generation is then empty. The text is parsed once.
     """
 
     generation: Generation
@@ -63,7 +62,7 @@ class Served:
 
     @cached_property
     def degraded_reason(self) -> DegradedReason | None:
-        """Why there is no full verdict of the model, or None where there is one."""
+        """Why the model gave no full verdict, or None if it did."""
         return self.unserved or why_degraded(self.generation, self.completion)
 
     @property
@@ -76,7 +75,7 @@ class Served:
 
     @property
     def verdict(self) -> Verdict | None:
-        """The whole verdict that a reply tells: the model's, else the classifier's, else none."""
+        """The verdict to reply with: the model's if full, else the classifier's, else none."""
         if self.degraded_reason is None:
             return self.model_verdict
         return self.fallback.verdict if self.fallback else None
@@ -106,7 +105,7 @@ class Identity:
 def why_degraded(generation: Generation, completion: Completion) -> DegradedReason | None:
     """Why a generation holds no full verdict, or None when it does.
 
-    An answer that was cut is not read, even where its first lines parse: 罚金：2000 may be the
+    An answer that was cut counts as none even if its first lines parse: 罚金：2000 may be the
     beginning of 20000元.
     """
     if generation.finish == "deadline":

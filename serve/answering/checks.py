@@ -1,4 +1,4 @@
-"""What a reader must be told before relying on a verdict. Pure rules over text and verdict."""
+"""Facts to refuse and warnings to give: pure rules over a fact's text and a verdict."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MESSAGES = {
     "fallback": "模型未能在时限内给出完整结果，以下为分类器的估计。",
 }
 
-# Half a character, which JSON can say and no tokenizer can read.
+# Half a character, which JSON can express and no tokenizer can read.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]+")
 _COMMON_CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+")
@@ -43,8 +43,8 @@ _CRIME_WORDS = (
 )
 _CRIME = re.compile(_CRIME_WORDS)
 
-# The commonest family names; a rule that reads any two characters after 被告人 as a name would
-# find 归案, 供述 and 驾驶 among them.
+# The commonest family names: a rule that took any two characters after 被告人 for a name would
+# take 归案, 供述 and 驾驶 as well.
 _FAMILY = (
     "王李张刘陈杨黄赵吴周徐孙马朱胡郭何林高罗郑梁谢宋唐许韩冯邓曹彭曾肖田董潘袁蔡蒋余于杜叶程魏苏吕"
     "丁任卢姚沈钟姜崔谭陆范汪廖石金韦贾夏付方邹熊白孟秦邱侯江尹薛闫段雷龙黎史陶贺毛郝顾龚邵万覃武钱"
@@ -82,7 +82,7 @@ def refuse_unusable(fact: str, max_chars: int) -> None:
 
 
 def fact_warnings(fact: str) -> list[Caution]:
-    """What the text of a fact gives reason to warn of."""
+    """The warnings that the text of a fact calls for."""
     codes = []
     if len(set(defendant_names(fact))) > 1:
         codes.append("multi_defendant")
@@ -99,7 +99,7 @@ def fact_warnings(fact: str) -> list[Caution]:
 
 
 def verdict_warnings(verdict: Verdict) -> list[Caution]:
-    """What a verdict gives reason to warn of."""
+    """The warnings that a verdict calls for."""
     codes = []
     if not all(is_charge(charge) for charge in verdict.charges):
         codes.append("unknown_charge")
@@ -113,8 +113,8 @@ def verdict_warnings(verdict: Verdict) -> list[Caution]:
 def statutory_range(verdict: Verdict) -> bool | None:
     """Whether the charge's statute allows the term.
 
-    None for several charges: their terms are combined (article 69), and the sum belongs to no
-    one charge's tiers.
+    None for several charges: their terms are combined (article 69), and no single charge's tiers
+    apply to the sum.
     """
     if len(verdict.charges) > 1:
         return None
@@ -138,7 +138,7 @@ def _count_common(text: str) -> int:
 
 def _is_chinese(text: str, common: int, share: float) -> bool:
     """Whether at least that share of the letters is Chinese; `common` is `_count_common`."""
-    if 0 < common >= share * len(text):  # whatever the others are: no need to look
+    if 0 < common >= share * len(text):  # enough already, whatever the other characters are
         return True
     letters = sum(map(str.isalpha, text))
     return letters > 0 and sum(map(len, _CHINESE.findall(text))) / letters >= share

@@ -1,13 +1,13 @@
-"""How sure the server is of a verdict: what a reply says about it, from the fallback classifier.
+"""How sure the server is of a verdict, by the fallback classifier.
 
-`Reading` costs one pass of the classifier, a fraction of a millisecond, and so runs
-in the front. It reads probabilities that `python -m compress.classifier.train` fitted for charges
-and terms, and those that `python -m compress.classifier.agreement` fitted for one language model's
-verdicts; the latter are used for that very model folder alone.
+A `Reading` is one pass of the classifier over a fact; it takes a fraction of a millisecond and so
+runs in the front. From it come the probabilities that `python -m compress.classifier.train` fitted
+for charges and terms, and those that `python -m compress.classifier.agreement` fitted for the
+verdicts of one language model, which are used for that very model folder only.
 
-All of them hold for cases like those they were fitted on. Of a fact that reads otherwise
-(`Reading.unfamiliar`) nothing is claimed: a number that is known not to hold is worse
-than none, for programs act on numbers and not on the warning beside them.
+All of them hold for cases like those they were fitted on. For a fact unlike those
+(`Reading.unfamiliar`) none is given: programs act on a number even where a warning beside it says
+that it does not hold.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ UNFAMILIAR = "unfamiliar_text"  # code of the warning where probabilities don't 
 UNFAMILIAR_MESSAGE = "事实的文字与统计所依据的案件差别较大，概率与刑期区间不适用，故不给出。"
 DEFAULT_TOP_K, MAX_TOP_K = 3, 20
 DEFAULT_ABSTAIN_BELOW = 0.5
-# Parts of a defendant that go where a client asked for no point where confidence is low.
+# Parts of a defendant to leave out where confidence is low and the client asked for intervals.
 WITHHELD: dict[str, None] = {"term": None, "fine_yuan": None, "ruling": None}
 
 Source = Literal["model", "fallback"]
@@ -99,8 +99,8 @@ class Probabilities(_Part):
 class Confidence(_Part):
     """How sure a verdict is.
 
-    `probabilities` is null, and nothing is abstained from, where this model's answers were never
-    compared with the truth.
+    Where this model's answers were never compared with the truth, `probabilities` is null and
+    `abstain` false.
     """
 
     charges: list[LikelyCharge]
@@ -111,7 +111,7 @@ class Confidence(_Part):
 
 
 class Reading:
-    """What the classifier makes of a fact, whatever the verdict: each part worked out once."""
+    """The classifier's output for a fact, whatever the verdict; each part is computed once."""
 
     def __init__(self, classifier: Classifier, fact: str) -> None:
         self._classifier, self._fact = classifier, fact
@@ -133,14 +133,14 @@ class Reading:
 
     @cached_property
     def unfamiliar(self) -> bool:
-        """Whether the fact is unlike those fitted on, so that nothing can be said of a verdict.
+        """Whether the fact is unlike those fitted on, so that no probability holds.
 
-        False with a classifier folder made before there was a way to tell.
+        False with a classifier folder that can't tell.
         """
         return self._classifier.is_unfamiliar(self._read)
 
     def look(self) -> None:
-        """Work it all out now."""
+        """Compute every part now."""
         _ = self.sure, self.unfamiliar
 
     @cached_property
@@ -188,20 +188,18 @@ class ConfidenceReader:
         thinking_tokens: int = 0,
         source: Source = "model",
         top_k: int = DEFAULT_TOP_K,
-        coverage: float | None = None,
         reading: Reading | None = None,
     ) -> Confidence | None:
         """How sure a verdict on a raw fact is; None where the fact holds no letter or digit.
 
-        `thinking_tokens` is how far cut thinking came; 0, the cautious guess, where it isn't known.
-        `source` says whose verdict it is, `reading` what was read of the fact before. Raises
-        ValueError on a `top_k` below 1 and a coverage that was not fitted.
+        `thinking_tokens` is how far cut thinking came, or 0, the cautious guess, if unknown.
+        `source` says whose verdict it is; `reading` is that of the fact, if there is one already.
+        Raises ValueError on a `top_k` below 1.
         """
         reading = reading or Reading(self._classifier, fact)
         scores, sure = reading.scores, reading.sure
         if scores is None or sure is None:
             return None
-        asked = self._coverage if coverage is None else coverage
         thought = thought_evidence(thinking_cut, thinking_tokens)
         odds = self._odds(scores, sure, verdict, thought, source)
         likely = self._assessor.top_charges(scores, min(top_k, MAX_TOP_K), sure=sure)
@@ -210,7 +208,7 @@ class ConfidenceReader:
                 {"name": name, "title": f"{name}罪", "probability": _rounded(probability)}
                 for name, probability in likely
             ],
-            "term_interval": self._interval(scores, verdict, source, odds, asked),
+            "term_interval": self._interval(scores, verdict, source, odds),
             "probabilities": None,
             "abstain": False,
         }
@@ -221,7 +219,7 @@ class ConfidenceReader:
                 "verdict": _rounded(odds.verdict),
             }
             told["abstain"] = odds.verdict < self._abstain_below
-        return Confidence.model_validate(told)  # at one go: the parts one by one cost ten times it
+        return Confidence.model_validate(told)  # in one call: part by part takes ten times as long
 
     def _odds(
         self,
@@ -246,21 +244,20 @@ class ConfidenceReader:
         verdict: Verdict,
         source: Source,
         odds: Odds | None,
-        coverage: float,
     ) -> dict[str, object]:
         if source == "model" and self._agreement is not None and odds is not None:
             fitted = self._agreement.coverages
-            place = coverage_index(fitted, coverage)
+            place = coverage_index(fitted, self._coverage)
             group = self._agreement.group_of(odds.term)
             found = around(verdict.term, verdict.charges, group, place)
             return _describe(found, fitted[place], "model")
         fitted = self._assessor.fit.coverages
-        found = self._assessor.interval(scores, verdict.charges, coverage)
-        return _describe(found, fitted[coverage_index(fitted, coverage)], "classifier")
+        found = self._assessor.interval(scores, verdict.charges, self._coverage)
+        return _describe(found, fitted[coverage_index(fitted, self._coverage)], "classifier")
 
 
 def _agreement_for(fit: Agreement | None, model_manifest: str | None) -> Agreement | None:
-    """The fit where it is of the served model, else None: another model errs in other ways."""
+    """The fit if it is of the served model, else None: another model errs in other ways."""
     if fit is None or model_manifest is None:
         return None
     if model_manifest and fit.manifest_sha256.startswith(model_manifest):

@@ -105,9 +105,8 @@ def test_the_threshold_is_settable(classifier):
     assert (abstains(0.0), abstains(1.0)) == (False, True)
 
 
-def test_the_coverage_is_settable_for_all_and_for_one(classifier):
-    reader = ConfidenceReader(classifier, coverage=0.5)
-    narrow, wide = assess(reader), assess(reader, coverage=0.9)
+def test_the_coverage_is_settable(classifier):
+    narrow, wide = (assess(ConfidenceReader(classifier, coverage=share)) for share in (0.5, 0.9))
     assert (narrow.term_interval.coverage, wide.term_interval.coverage) == (0.5, 0.9)
     assert ends(wide.term_interval)[1] >= ends(narrow.term_interval)[1]
     assert ends(wide.term_interval)[0] <= ends(narrow.term_interval)[0]
