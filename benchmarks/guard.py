@@ -3,12 +3,11 @@
     python -m benchmarks.guard                  # judge against the committed baseline
     python -m benchmarks.guard --update true    # set the baseline, on a quiet machine
 
-Each ratio sets two things side by side that ran in turn on this machine, on what `make demo` left:
-both halves of a pair meet the machine in the same mood, which of them is first alternates, and the
-value is the median over the pairs. A ratio that lost more than the tolerance is taken once more,
-since a busy neighbour seldom disturbs the same ratio twice; lost again, it fails the run. Setting
-the baseline takes every ratio several times; one whose takes lie too far apart is written down and
-judges nothing.
+Each ratio sets two things side by side that ran in turn on what `make demo` left: both halves of a
+pair meet the machine in the same mood, and the value is the median over the pairs. A ratio that
+lost more than the tolerance is taken once more, since a busy neighbour seldom disturbs the same
+ratio twice; lost again, it fails the run. A baseline ratio whose takes lie too far apart is written
+down and judges nothing.
 """
 
 from __future__ import annotations
@@ -48,12 +47,12 @@ UNHURRIED_MS = 10_000  # a deadline that shortens nobody's reasoning
 DEADLINE_MS = 400
 CROWD = 4  # requests under way at once, enough for two workers never to wait
 FLOOD = 3  # times what can be answered
-NOT_THE_MODELS = {"deadline", "overloaded", "worker_failed"}  # reasons of another's answer
+NOT_THE_MODELS = {"no answer", "deadline", "overloaded", "worker_failed"}
 PAUSE_S = 1.5  # after a flood, whose arrivals shorten reasoning for a while
 
 
 class GuardConfig(Config):
-    """Settings of `python -m benchmarks.guard`."""
+    """What is measured, how often, and what it is judged by."""
 
     run: Path = Path("artifacts/demo")
     """What a demo run left."""
@@ -96,20 +95,19 @@ def measure(config: GuardConfig, wanted: Sequence[str]) -> dict[str, float]:
             time.sleep(PAUSE_S)
             return good / config.seconds
 
-        few, many = config.load_pairs, config.pairs
         pairs = {
             "engine_over_bare_decode": lambda: interleave(
                 lambda: decode_rate(served.run_engine(request)),
                 lambda: decode_rate(served.run_bare(request, passes)),
-                many,
+                config.pairs,
             ),
             "served_over_engine": lambda: (
-                over_engine(two, served, next(facts)) for _ in range(many)
+                over_engine(two, served, next(facts)) for _ in range(config.pairs)
             ),
             "two_workers_over_one": lambda: interleave(
-                lambda: answers(two), lambda: answers(one), few
+                lambda: answers(two), lambda: answers(one), config.load_pairs
             ),
-            "goodput_kept": lambda: interleave(flood, lambda: answers(two), few),
+            "goodput_kept": lambda: interleave(flood, lambda: answers(two), config.load_pairs),
         }
         return {name: median(pairs[name]()) for name in wanted}
 
@@ -161,12 +159,8 @@ def answered(exchange: Exchange) -> Exchange:
 
 def is_in_time(exchange: Exchange) -> bool:
     """Whether the model answered within the deadline, readable or not."""
-    answer = exchange.answer
-    return (
-        bool(answer)
-        and answer["degraded_reason"] not in NOT_THE_MODELS
-        and exchange.latency_ms <= DEADLINE_MS
-    )
+    reason = exchange.answer.get("degraded_reason", "no answer")
+    return reason not in NOT_THE_MODELS and exchange.latency_ms <= DEADLINE_MS
 
 
 def loss(value: float, base: float, better: str) -> float:
@@ -180,17 +174,13 @@ def judge(
 ) -> dict[str, dict[str, Any]]:
     """For each ratio of the baseline the best of the takes, its loss, and the verdict."""
     rows = {}
-    for name, expected in base.items():
+    for name, told in base.items():
         values = [take[name] for take in takes if name in take]
-        best = (max if expected["better"] == "higher" else min)(values)
-        lost = loss(best, expected["value"], expected["better"])
+        best = (max if told["better"] == "higher" else min)(values)
+        lost = loss(best, told["value"], told["better"])
         verdict = "failed" if lost > tolerance else "passed"
-        rows[name] = {
-            "value": best,
-            "base": expected["value"],
-            "loss": lost,
-            "verdict": verdict if expected["guards"] else "not judged",
-        }
+        row = {"value": best, "base": told["value"], "loss": lost}
+        rows[name] = row | {"verdict": verdict if told["guards"] else "not judged"}
     return rows
 
 
@@ -201,8 +191,8 @@ def settle(takes: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
         values = [take[name] for take in takes]
         middle = median(values)
         spread = max(max(values) - middle, middle - min(values)) / middle
-        rows[name] = {"value": middle, "better": BETTER[name], "spread": spread,
-                      "guards": spread <= SETTLED, "takes": values}  # fmt: skip
+        row = {"value": middle, "better": BETTER[name], "spread": spread, "takes": values}
+        rows[name] = row | {"guards": spread <= SETTLED}
     return rows
 
 

@@ -31,48 +31,17 @@ def miss_rate_upper_bound(misses: int, requests: int, confidence: float = CONFID
     """One-sided Clopper-Pearson upper bound of a miss rate.
 
     The largest rate at which `misses` or fewer in `requests` would still be seen with
-    probability 1 - confidence. It takes requests as independent; misses that come in bursts
-    make it optimistic. Clopper and Pearson, Biometrika 26 (1934).
+    probability 1 - confidence: a quantile of a beta distribution. It takes requests as
+    independent; misses that come in bursts make it optimistic. Clopper and Pearson, Biometrika 26
+    (1934).
     """
     if not 0 <= misses <= requests:
         raise ValueError(f"{misses} misses in {requests} requests: use 0 to {requests}")
-    doubt = 1 - confidence
     if misses == requests:
         return 1.0
-    if misses == 0:
-        return float(1 - doubt ** (1 / requests))
-    low, high = misses / requests, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if binomial_cdf(misses, requests, middle) > doubt:
-            low = middle
-        else:
-            high = middle
-    return high
+    from scipy.special import betaincinv  # slow to import
 
-
-def binomial_cdf(successes: int, trials: int, rate: float) -> float:
-    """P(X <= successes) for X ~ Binomial(trials, rate), 0 < rate < 1 and rate >= successes/trials.
-
-    Below the mean the terms only fall as the count does, so the sum starts at its largest and
-    stops where it no longer changes.
-    """
-    if not 0 < rate < 1:
-        return 0.0 if rate >= 1 and successes < trials else 1.0
-    log_term = (
-        math.lgamma(trials + 1)
-        - math.lgamma(successes + 1)
-        - math.lgamma(trials - successes + 1)
-        + successes * math.log(rate)
-        + (trials - successes) * math.log1p(-rate)
-    )
-    share, total = 1.0, 0.0
-    for count in range(successes, -1, -1):
-        total += share
-        share *= count / (trials - count + 1) * (1 - rate) / rate
-        if share < 1e-17 * total:
-            break
-    return min(1.0, math.exp(log_term) * total)
+    return float(betaincinv(misses + 1, requests - misses, confidence))
 
 
 def requests_needed(misses: int, rate: float = CLAIMED_TAIL) -> int:

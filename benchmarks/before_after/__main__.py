@@ -37,7 +37,7 @@ from curt.engines.tokenizer import PromptTokenizer
 from curt.law.verdict import Verdict
 from curt.scores.metrics import is_exact
 from curt.scores.statistics import bootstrap_mean
-from loadtest.capacity import SearchPlan, find_highest
+from loadtest.capacity._rates import SearchPlan, find_highest
 
 log = logging.getLogger(__name__)
 

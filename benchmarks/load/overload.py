@@ -33,7 +33,7 @@ from benchmarks.client import (
 from benchmarks.run import EXPECTED, ReachedConfig, ServedConfig, describe_machine, write_results
 from curt.config import run
 from loadtest._arrivals import load_facts, number_fact
-from loadtest.capacity import SearchPlan, find_highest
+from loadtest.capacity._rates import SearchPlan, find_highest
 
 logger = logging.getLogger(__name__)
 

@@ -42,7 +42,7 @@ from curt.config import Config, run
 from curt.corpus.store import read_cases
 from curt.engines.tokenizer import PromptTokenizer
 from loadtest._arrivals import arrival_times_s
-from loadtest.capacity import SearchPlan, find_highest
+from loadtest.capacity._rates import SearchPlan, find_highest
 
 log = logging.getLogger(__name__)
 

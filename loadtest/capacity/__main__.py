@@ -16,22 +16,19 @@ import logging
 import os
 import platform
 import signal
-import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.files import write_atomic, write_json
-from curt.logs import configure_logging
 from loadtest._arrivals import load_facts
 from loadtest._cases import mix_cases, parse_bounds, parse_mix
 from loadtest._client import read_api_key, trust_in
 from loadtest.capacity._curt import Http, ask_curt
-from loadtest.capacity._drawing import draw_capacity
-from loadtest.capacity._page import render_page
+from loadtest.capacity._page import draw_capacity, render_page
 from loadtest.capacity._rows import read_rows, write_rows
 from loadtest.capacity._search import Capacity, search
 from loadtest.capacity._step import RateStep, StepPlan
@@ -90,19 +87,15 @@ class CapacityConfig(Config):
     """Begin anew where an interrupted search with the same settings could go on."""
 
 
-def main() -> None:
-    """Search, and leave with an exit code."""
-    config = load_config(CapacityConfig)
-    configure_logging()
+def work(config: CapacityConfig) -> int:
+    """Search; the exit code says what came of it."""
     try:
         found = asyncio.run(find(config))
     except (KeyboardInterrupt, asyncio.CancelledError):
         logger.warning("interrupted; %s keeps the finished steps", config.report)
-        sys.exit(130)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+        return 130
     logger.info("%s: %s", config.report, found.note)
-    sys.exit(0 if found.rate_per_s else 1)
+    return 0 if found.rate_per_s else 1
 
 
 async def find(config: CapacityConfig) -> Capacity:
@@ -152,20 +145,11 @@ async def find(config: CapacityConfig) -> Capacity:
 
 def make_plan(config: CapacityConfig) -> StepPlan:
     """Raises ValueError on settings that can't mean anything."""
+    same = {field.name for field in fields(StepPlan)} & CapacityConfig.model_fields.keys()
     return StepPlan(
         slo_ms=config.slo_p99_ms,
-        max_miss_rate=config.max_miss_rate,
-        start_per_s=config.start_per_s,
-        precision=config.precision,
-        min_requests=config.min_requests,
-        min_s=config.min_s,
-        max_s=config.max_s,
-        warmup_requests=config.warmup_requests,
-        settle_s=config.settle_s,
         patience_s=config.timeout_s,
-        max_per_s=config.max_per_s,
-        attempts=config.attempts,
-        seed=config.seed,
+        **{name: getattr(config, name) for name in same},
     )
 
 
@@ -211,4 +195,4 @@ def draw(path: Path, settings: dict[str, Any], capacity: Capacity) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(CapacityConfig, work, expected=(ValueError,))

@@ -1,17 +1,38 @@
-"""The page of a capacity search: one HTML text that loads nothing from anywhere."""
+"""What a search found: p99 and goodput against the rate as a picture, and all of it as a page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+import math
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import matplotlib as mpl
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
+from curt.drawing import INK, LINES, MARKERS, SERIES, STYLE, finish_figure, new_figure
 from curt.html import render_html
 from loadtest._page import MISSING, plain
-from loadtest.capacity._drawing import draw_panels
 from loadtest.capacity._search import Capacity
+
+TITLE = "p99 and goodput against the rate of arrivals"
+
+
+def draw_capacity(capacities: Mapping[str, Capacity], slo_ms: float) -> bytes:
+    """A PNG with a line for every server: p99 on a log scale on the left, goodput on the right."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        _plot([left, right], capacities, slo_ms)
+        left.set_xlabel(right.get_xlabel())
+        left.legend(fontsize=8)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
 
 
 def render_page(settings: Mapping[str, Any], capacity: Capacity) -> str:
@@ -22,7 +43,11 @@ def render_page(settings: Mapping[str, Any], capacity: Capacity) -> str:
     slo_ms = settings["plan"]["slo_ms"]
     steps = sorted(told["steps"], key=lambda step: float(step["rate_per_s"]))
     # matplotlib escapes the texts in its SVG: hence Markup.
-    figure = Markup(draw_panels({"p99": capacity}, slo_ms)) if steps else None  # noqa: S704
+    figure = None
+    if steps:
+        drawn, axes = new_figure(2)  # one above the other
+        _plot(axes, {"p99": capacity}, slo_ms)
+        figure = Markup(finish_figure(drawn, axes, TITLE))  # noqa: S704
     return render_html(
         "capacity.html.j2",
         host=settings["host"],
@@ -35,3 +60,42 @@ def render_page(settings: Mapping[str, Any], capacity: Capacity) -> str:
         figures=sorted({name for step in steps for name in step["figures"]}),
         number=lambda value: MISSING if value is None else f"{value:,.1f}",
     )
+
+
+def _plot(axes: Sequence[Axes], capacities: Mapping[str, Capacity], slo_ms: float) -> None:
+    left, right = axes
+    for index, (name, capacity) in enumerate(capacities.items()):
+        steps = sorted(capacity.steps, key=lambda step: step.rate_per_s)
+        rates = [step.rate_per_s for step in steps]
+        p99s_ms = [step.quantile_ms(0.99) for step in steps]
+        colour, line = SERIES[index % len(SERIES)], LINES[index % len(LINES)]
+        marker = MARKERS[index % len(MARKERS)]
+        left.plot(
+            rates,
+            [math.nan if value is None else value for value in p99s_ms],
+            color=colour,
+            ls=line,
+            marker=marker,
+            ms=4,
+            label=name,
+        )
+        if capacity.rate_per_s:
+            left.axvline(capacity.rate_per_s, color=colour, lw=0.8, alpha=0.6)
+        ended = [step for step in steps if not step.stopped_early]
+        right.plot(
+            [step.rate_per_s for step in ended],
+            [step.goodput_per_s for step in ended],
+            color=colour,
+            ls=line,
+            marker=marker,
+            ms=4,
+        )
+    left.axhline(slo_ms, color=INK, ls="--", lw=1.2, label=f"SLO {slo_ms:g} ms")
+    left.set_yscale("log")
+    left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    left.yaxis.set_major_formatter("{x:,.0f}")
+    left.yaxis.set_minor_formatter(NullFormatter())
+    left.set(ylabel="p99, ms, log scale")
+    right.set(xlabel="arrivals/s", ylabel="good answers/s", ylim=(0, None))
+    for panel in axes:
+        panel.grid(alpha=0.3)

@@ -10,22 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.capacity import (
-    AskResult,
-    Capacity,
-    RateStep,
-    Row,
-    SearchPlan,
-    StepPlan,
-    draw_capacity,
-    find_highest,
-    next_rate,
-    read_rows,
-    run_step,
-    search,
-    write_rows,
-)
-from loadtest.capacity._page import render_page
+from loadtest.capacity._page import draw_capacity, render_page
+from loadtest.capacity._rates import SearchPlan, find_highest, next_rate
+from loadtest.capacity._rows import read_rows, write_rows
+from loadtest.capacity._search import Capacity, search
+from loadtest.capacity._step import AskResult, RateStep, Row, StepPlan, run_step
 
 # Wide enough that a busy machine changes nothing of what is tested.
 QUICK = StepPlan(

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from loadtest._cases import Sent
 from loadtest._reply import REST, Outcome, Slo, find_flaw, judge_reply
 from loadtest._slo import (
-    binomial_cdf,
     miss_rate_upper_bound,
     nearest_rank,
     requests_needed,
@@ -187,11 +186,6 @@ def test_the_bound_at_its_ends() -> None:
     assert miss_rate_upper_bound(0, 10) == pytest.approx(1 - 0.05**0.1)
     with pytest.raises(ValueError, match="8 misses in 7"):
         miss_rate_upper_bound(8, 7)
-
-
-def test_the_binomial_tail_on_a_known_case() -> None:
-    # Three coins: 0 or 1 heads in half of all throws.
-    assert binomial_cdf(1, 3, 0.5) == pytest.approx(0.5)
 
 
 def test_a_healthy_long_run_passes_and_proves_its_claim() -> None:
