@@ -36,7 +36,7 @@ from serve.edge.limits import BodyLimit, LocalBuckets, Rate, RateLimit, RedisBuc
 from serve.edge.shedding import AdmissionControl, LoadShedder
 from serve.edge.tracing import TraceRequests, Tracing, open_tracing
 from serve.feedback import feedback
-from serve.feedback.memory import Memory
+from serve.feedback.recorder import AnswerRecorder
 from serve.metrics import Metrics
 from serve.pool.pool import WorkerPool
 from serve.pool.spawn import make_spawn
@@ -77,15 +77,15 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         answering.reader_for(classifier, identity.model.manifest)
     tracing = open_tracing(settings.otlp_endpoint, os.environ, __version__)
     replies = Replies(answering, settings, metrics)
-    memory = Memory.open(settings)
-    replies.observers += [memory.observe, _counting(admission)]
+    recorder = AnswerRecorder.open(settings)
+    replies.observers += [recorder.observe, _counting(admission)]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if link:
             await link.open()
         beside = [
-            asyncio.create_task(memory.drift.keep_saving()),
+            asyncio.create_task(recorder.drift.keep_saving()),
             asyncio.create_task(admission.keep_updating()),
         ]
         await workers.start()
@@ -94,7 +94,7 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
-        memory.close()
+        recorder.close()
         if cache:
             await cache.close()
         if link:
@@ -123,11 +123,11 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     app.include_router(chat.make_router(answering, replies, settings, identity))
     if variants:
         app.include_router(admin.make_router(variants))
-    app.include_router(drift.make_router(memory.drift, metrics.registry))
-    if memory.answers is not None and memory.log is not None:  # a store that is empty is falsy
-        on_feedback = memory.drift.observe_feedback
+    app.include_router(drift.make_router(recorder.drift, metrics.registry))
+    if recorder.answers is not None and recorder.log is not None:  # a store that is empty is falsy
+        on_feedback = recorder.drift.observe_feedback
         app.include_router(
-            feedback.make_router(memory.answers, memory.log, metrics.registry, on_feedback)
+            feedback.make_router(recorder.answers, recorder.log, metrics.registry, on_feedback)
         )
 
     by_budget = read_budgets(settings.evaluation) if settings.evaluation else []

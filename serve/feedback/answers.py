@@ -1,4 +1,4 @@
-"""What this server answered lately, so that feedback can be held against it.
+"""Recent answers of this server, for the feedback on them.
 
 At most `max_answers` are known, for `ttl_s` seconds; they outlive a restart. A thread of its own
 writes the files, so that remembering an answer costs the event loop some microseconds.
@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from curt.law.verdict import Verdict
-from serve.feedback.append_log import mend, read_lines, write_all
+from serve.answering.answering import DEFAULT_VARIANT
 from serve.feedback.facts import FactFile
+from serve.feedback.log import append_line, mend, read_lines
 from serve.served import Identity, Served
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_VARIANT = "default"
-MAX_PENDING = 4096  # rows that wait for the disk; beyond it they are known in memory only
+MAX_PENDING = 4096  # rows that wait for the disk; those beyond it are in RAM only
 SWEEPS_A_RETENTION = 20
 LONGEST_SWEEP_S = 600.0
 
@@ -67,10 +67,7 @@ class Answered:
 
 
 class AnswerStore:
-    """A bounded store of recent answers in `folder`, which belongs to one server.
-
-    `facts` is None where facts are not kept.
-    """
+    """A bounded store of recent answers in `folder`, which belongs to one server."""
 
     def __init__(
         self,
@@ -82,7 +79,7 @@ class AnswerStore:
         keep_facts: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`facts` is swept in any case; new ones come in only with `keep_facts`."""
+        """Expired rows of `facts` are deleted in any case; new ones are added with `keep_facts`."""
         if keep_facts and facts is None:
             raise ValueError("keep_facts needs a file of facts")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -147,7 +144,7 @@ class AnswerStore:
         try:
             self._pending.put_nowait((line, kept))
         except queue.Full:
-            logger.warning("an answer is known in memory only: the disk is too slow")
+            logger.warning("an answer is in RAM only: the disk is too slow")
         return answered
 
     def find(self, owner: str | None, request_id: str) -> Answered | None:
@@ -218,11 +215,7 @@ class AnswerStore:
             if self._rows_in_file >= self._max_answers:
                 os.replace(self._path, self._older)
                 self._rows_in_file = 0
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                write_all(descriptor, line + b"\n")
-            finally:
-                os.close(descriptor)
+            append_line(self._path, line)
             self._rows_in_file += 1
             if fact is not None and self._facts:
                 self._facts.append(fact)

@@ -1,7 +1,8 @@
-"""What a person says should have been answered: read in the reply's own shape, and checked."""
+"""Corrections of an answer: given in the shape of a reply, checked, and completed to a verdict."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,13 +18,13 @@ MAX_PROBATION_TERM_MONTHS = 36  # article 72
 
 
 class BadCorrectionError(RequestError):
-    """A correction that no court could have pronounced."""
+    """A correction that is incomplete, or that no court could have pronounced."""
 
     status = 422
 
 
 class GivenCharge(BaseModel):
-    """A charge by its name; what else the reply says of it is left aside."""
+    """A charge by its name; the other fields of a reply are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True)
     name: str = Field(min_length=1, max_length=100)
@@ -37,7 +38,7 @@ class GivenArticle(BaseModel):
 
 
 class GivenTerm(BaseModel):
-    """A principal penalty; its texts in the reply are left aside."""
+    """A principal penalty; the texts of a reply are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True)
     kind: TermKind
@@ -68,32 +69,24 @@ def complete(correction: Correction, answered: Verdict | None) -> Verdict:
     Raises BadCorrectionError naming the part that is missing, unknown or impossible; a value is
     repeated only where it is a number or a kind of our own.
     """
-    if correction.charges is None and answered is None:
-        raise _missing("charges")
-    if correction.articles is None and answered is None:
-        raise _missing("articles")
-    if correction.term is None and answered is None:
-        raise _missing("term")
-    charges = _charges(correction.charges) if correction.charges else _of(answered).charges
-    articles = _articles(correction.articles) if correction.articles else _of(answered).articles
-    term = _term(correction.term) if correction.term else _of(answered).term
-    fine = correction.fine_yuan
-    if fine is None:
-        fine = answered.fine_yuan if answered else 0
-    verdict = Verdict(charges, articles, term, fine)
+    for part in ("charges", "articles", "term"):
+        if answered is None and getattr(correction, part) is None:
+            raise BadCorrectionError(
+                "incomplete_correction",
+                f"nothing was answered to fill in for {part}: give all parts",
+            )
+    parts: dict[str, Any] = {}
+    if correction.charges:
+        parts["charges"] = _charges(correction.charges)
+    if correction.articles:
+        parts["articles"] = _articles(correction.articles)
+    if correction.term:
+        parts["term"] = _term(correction.term)
+    if correction.fine_yuan is not None:
+        parts["fine_yuan"] = correction.fine_yuan
+    verdict = replace(answered, **parts) if answered else Verdict(**parts)
     _refuse_impossible(verdict)
     return verdict
-
-
-def _of(answered: Verdict | None) -> Verdict:
-    assert answered is not None  # or `complete` had refused
-    return answered
-
-
-def _missing(part: str) -> BadCorrectionError:
-    return BadCorrectionError(
-        "incomplete_correction", f"nothing was answered to fill in for {part}: give all parts"
-    )
 
 
 def _charges(given: list[GivenCharge]) -> tuple[str, ...]:
@@ -144,7 +137,7 @@ def _term(given: GivenTerm) -> Term:
 
 
 def _refuse_impossible(verdict: Verdict) -> None:
-    """What the statute rules out whatever the circumstances.
+    """Refuse what the statute rules out whatever the circumstances.
 
     Counted terms outside a charge's tiers pass: courts mitigate (article 63) and add up what was
     imposed before (articles 69 to 71).

@@ -1,6 +1,6 @@
-"""Facts kept for training, only where the operator asked for it, and only for so long.
+"""Facts kept for training, only where the operator asked for it, and only for a time.
 
-Facts are personal data. They stand in a file of their own, `facts.jsonl`, and nowhere else; a row
+Facts are personal data. They are in a file of their own, `facts.jsonl`, and nowhere else; a row
 past its retention is deleted by writing the file again without it.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from curt.files import fsync_folder
-from serve.feedback.append_log import mend, read_lines, write_all
+from serve.feedback.log import append_line, mend, read_lines
 
 FACTS = "facts.jsonl"
 
@@ -21,7 +21,7 @@ FACTS = "facts.jsonl"
 class FactFile:
     """An append-only file with a retention and a bound on its size. For one thread."""
 
-    def __init__(self, folder: Path, *, retention_s: float, max_bytes: int) -> None:
+    def __init__(self, folder: Path, retention_s: float, max_bytes: int = 256 * 2**20) -> None:
         """Opens what an earlier run left and drops copies that it could not finish."""
         self.path = folder / FACTS
         self.retention_s = retention_s
@@ -33,14 +33,10 @@ class FactFile:
 
     def append(self, row: dict[str, Any]) -> None:
         """Keep a row, whose `at_s` is the Unix time it was made; the oldest make room for it."""
-        data = json.dumps(row, ensure_ascii=False).encode() + b"\n"
-        if self._size() + len(data) > self._max_bytes:
+        line = json.dumps(row, ensure_ascii=False).encode()
+        if self._size() + len(line) >= self._max_bytes:
             self._write_again(self._newest(self._max_bytes // 2))
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            write_all(descriptor, data)
-        finally:
-            os.close(descriptor)
+        append_line(self.path, line)
 
     def sweep(self, now_s: float) -> int:
         """Delete the rows past their retention and return how many there were."""
@@ -48,7 +44,7 @@ class FactFile:
             return 0
         limit_s = now_s - self.retention_s
         first = next(read_lines(self.path), None)
-        if first is not None and _time_of(first) > limit_s:  # rows stand in order of time
+        if first is not None and _time_of(first) > limit_s:  # rows are in order of time
             return 0
         before = sum(1 for _ in read_lines(self.path))
         kept = self._write_again(line for line in read_lines(self.path) if _time_of(line) > limit_s)
@@ -87,7 +83,7 @@ class FactFile:
 
 
 def _time_of(line: bytes) -> float:
-    """When a row was made; one that can't be read counts as long past, so that it goes."""
+    """When a row was made; one that can't be read counts as expired, so that it is deleted."""
     try:
         return float(json.loads(line)["at_s"])
     except (ValueError, KeyError, TypeError):

@@ -20,17 +20,19 @@ from serve.api.reply import build_reply
 from serve.api.schemas import ALL_TASKS
 from serve.edge.context import RequestContext
 from serve.feedback.answers import AnswerStore
-from serve.feedback.append_log import AppendLog, log_files, mend, read_lines
 from serve.feedback.corrections import BadCorrectionError, Correction, complete
 from serve.feedback.facts import FACTS, FactFile
-from serve.feedback.feedback import (
+from serve.feedback.feedback import make_router
+from serve.feedback.log import (
     FEEDBACK,
     MAX_LINES_AN_ANSWER,
+    AppendLog,
     FeedbackLog,
-    latest_feedback,
-    make_router,
-    open_feedback,
+    log_files,
+    mend,
+    read_lines,
 )
+from serve.feedback.recorder import AnswerRecorder
 from serve.metrics import Metrics
 from serve.served import Identity, Served
 from serve.settings import Settings
@@ -89,7 +91,11 @@ def open_desk(tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Desk
 
     def make(**options: Any) -> Desk:
         close()
-        answers, log = open_feedback(tmp_path / "feedback", **options)
+        options |= {"feedback": tmp_path / "feedback"}
+        recorder = AnswerRecorder.open(settings.model_copy(update=options))
+        answers, log = recorder.answers, recorder.log
+        assert answers is not None
+        assert log is not None
         metrics, heard = Metrics(), []
         app = FastAPI()
 
@@ -230,8 +236,6 @@ def test_the_same_twice_is_one_line_and_a_change_of_mind_another(
     sent = [desk.say(verdict=v).status_code for v in ("wrong", "wrong", "correct", "wrong")]
     assert sent == [201, 200, 201, 201]
     assert [row["verdict"] for row in rows(tmp_path / "feedback")] == ["wrong", "correct", "wrong"]
-    (last,) = latest_feedback(tmp_path / "feedback").values()
-    assert last["verdict"] == "wrong"
     assert desk.heard == ["wrong", "correct", "wrong"]
 
 
@@ -340,7 +344,7 @@ def test_a_full_disk_is_a_503_and_leaves_no_half_line(
 ) -> None:
     desk.say()
     with monkeypatch.context() as patch:
-        patch.setattr("serve.feedback.append_log.write_all", write_half_and_fail)
+        patch.setattr("serve.feedback.log.write_all", write_half_and_fail)
         response = desk.say(verdict="correct")
     assert response.status_code == 503
     assert response.headers["retry-after"] == "30"

@@ -17,7 +17,8 @@ from curt.files import sha256
 from curt.law.verdict import Term, Verdict
 from serve.feedback.answers import AnswerStore
 from serve.feedback.facts import FACTS, FactFile
-from serve.feedback.feedback import FeedbackLog, FeedbackRequest, make_row
+from serve.feedback.feedback import FeedbackRequest, make_row
+from serve.feedback.log import FeedbackLog
 from serve.served import Identity, Model, Served
 from train.data.feedback import FeedbackConfig, find_files, main, make_dataset
 from train.data.tables import read_own

@@ -1,7 +1,8 @@
-"""What a server remembers of its answers: for feedback, where it is taken, and for drift."""
+"""Each answer that goes out is recorded: for feedback, where it is taken, and for drift."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -10,40 +11,49 @@ from serve.api.schemas import PredictReply, PredictRequest
 from serve.drift.drift import Drift
 from serve.drift.tally import read_mix
 from serve.feedback.answers import AnswerStore
-from serve.feedback.feedback import FeedbackLog, open_feedback, owner_of
+from serve.feedback.facts import FactFile
+from serve.feedback.feedback import owner_of
+from serve.feedback.log import FeedbackLog
 from serve.served import Served
 from serve.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """Recent answers, the feedback on them, and rolling figures; the first two only on request."""
+class AnswerRecorder:
+    """Drift figures, and recent answers with the feedback on them where that is configured."""
 
     drift: Drift
     answers: AnswerStore | None = None
     log: FeedbackLog | None = None
 
     @classmethod
-    def open(cls, settings: Settings) -> Memory:
-        """As the settings say. Raises ValueError when a file named there can't be used."""
+    def open(cls, settings: Settings) -> AnswerRecorder:
+        """As the settings say. Facts are kept only with `keep_facts`; older ones expire either way.
+
+        Raises ValueError when a file named there can't be used or another server holds the
+        feedback folder, OSError when that can't be written.
+        """
         mix = read_mix(settings.drift_reference) if settings.drift_reference else None
         folder = settings.feedback
         drift = Drift(folder / "drift.json" if folder else None, mix)
         if folder is None:
             return cls(drift)
-        answers, log = open_feedback(
+        log = FeedbackLog(
+            folder, max_known=settings.max_answers, since_s=time.time() - settings.answer_ttl_s
+        )
+        answers = AnswerStore(
             folder,
-            keep_facts=settings.keep_facts,
-            fact_retention_s=settings.fact_retention_s,
-            answer_ttl_s=settings.answer_ttl_s,
             max_answers=settings.max_answers,
+            ttl_s=settings.answer_ttl_s,
+            facts=FactFile(folder, settings.fact_retention_s),
+            keep_facts=settings.keep_facts,
         )
         return cls(drift, answers, log)
 
     def observe(
         self, request: Request, body: PredictRequest, served: Served, reply: PredictReply
     ) -> None:
-        """Remember one answer."""
+        """Record one answer."""
         if self.answers is not None:
             self.answers.remember(
                 reply.request_id,
