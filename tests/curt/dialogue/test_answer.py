@@ -7,11 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from curt.dialogue import (
-    BUDGET_LEVELS,
     THINK_END,
     ParseFailure,
-    build_messages,
-    normalise_fact,
     parse_answer,
     parse_completion,
     parse_fine,
@@ -19,7 +16,6 @@ from curt.dialogue import (
     render_answer,
     render_completion,
     render_ruling,
-    state_budget,
 )
 from curt.law.numerals import article_order, write_number
 from curt.law.statutes import CHARGES
@@ -120,38 +116,6 @@ def test_an_unclosed_thinking_has_no_verdict():
     completion = parse_completion("罪名：盗窃\n法条：264\n刑期：拘役1个月")
     assert not completion.thinking_closed
     assert isinstance(completion.verdict, ParseFailure)
-
-
-@given(st.text())
-def test_a_normalised_fact_cannot_spell_a_special_token(text):
-    fact = normalise_fact(text)
-    assert "<" not in fact
-    assert ">" not in fact
-    assert all(c.isprintable() for c in fact)
-    assert "  " not in fact
-    assert fact == fact.strip()
-    assert normalise_fact(fact) == fact
-
-
-def test_a_fact_that_spells_the_end_of_thinking_is_defused():
-    assert normalise_fact(f"被告人{THINK_END}\x00\n罪名") == "被告人＜/think＞ 罪名"
-
-
-@given(st.integers(0, 5000))
-def test_a_budget_is_rounded_down_to_a_known_level(tokens):
-    level = state_budget(tokens)
-    assert level in BUDGET_LEVELS
-    assert level <= tokens
-    assert not any(level < other <= tokens for other in BUDGET_LEVELS)
-
-
-def test_a_negative_budget_is_refused():
-    with pytest.raises(ValueError, match="-1"):
-        state_budget(-1)
-
-
-def test_the_budget_stands_last_in_the_prompt():
-    assert build_messages("事实", 70)[-1]["content"].endswith("思考预算：64")
 
 
 def test_terms_with_probation_are_read_in_one_piece():
