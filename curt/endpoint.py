@@ -1,9 +1,9 @@
-"""Many chat questions to an OpenAI-compatible endpoint: asked at once, kept, and counted.
+"""Ask an OpenAI-compatible endpoint many chat questions at once; cache replies, count failures.
 
-A question is asked once however often it comes; a reply that could be read is kept in an SQLite
-file, so a run that was stopped goes on where it was. Retries, their pauses and timeouts are the
-client library's. Nothing that is asked or said is logged; the cache holds replies, which may be
-personal data where the questions are.
+Equal questions are asked once. Replies that could be read are kept in an SQLite file, so that a
+stopped run continues where it was. Retries, pauses and timeouts are left to the client library.
+Neither questions nor replies are logged; the cache holds replies, which may be personal data where
+the questions are.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Any engine on any corpus: one report of accuracy, thinking tokens and accuracy per budget.
+"""Evaluate an engine on a corpus: accuracy, thinking tokens, and accuracy by thinking budget.
 
     python -m curt.evaluate --model artifacts/demo/grpo-default \
         --corpus artifacts/demo/corpus/test.jsonl --out artifacts/demo/eval/grpo-default.json

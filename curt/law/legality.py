@@ -1,4 +1,4 @@
-"""Whether a verdict could stand in law, whatever the facts: no reference is needed."""
+"""Whether a verdict is possible in law, regardless of the facts and without a reference."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def has_basis(verdict: Verdict) -> bool:
 def article_exists(article: str) -> bool:
     """Whether the Criminal Law has an article: "264", "133之一"; "264之五" is none.
 
-    Numbers are taken at their word from 1 to 452, branches (之一) where a charge stands in them
-    or, in the general part, where the law has them (17之一).
+    All numbers from 1 to 452 do. A branch (之一) does where it carries a charge; of the general
+    part, whose articles carry none, the law has one branch, 17之一.
     """
     number = article_number(article)
     if "之" in article:
@@ -66,7 +66,7 @@ def article_exists(article: str) -> bool:
 def cited_articles(text: str) -> Iterator[str | None]:
     """Article ids of the Criminal Law that a text cites, None for a number it does not have.
 
-    An article of another law, told by its title in 《》 before it, is passed over.
+    Articles of other laws, recognised by the title in 《》 before them, are skipped.
     """
     for match in _CITED.finditer(text):
         titles = _LAW.findall(text[: match.start()].rpartition("。")[2])

@@ -1,9 +1,8 @@
 """The Criminal Law as data: charge → articles → statutory tiers, and CAIL2018's label order.
 
 Facts only (names, numbers, ranges), in `statutes.json`, for the law as of Amendment XI. The
-two oldest habits of the data are kept on purpose: CAIL2018 has labels that law has since
-renamed or merged, and two labels (走私, 经济犯) that name a family and no offence; those carry
-no tiers.
+labels are those of CAIL2018: some the law has since renamed or merged, and two (走私, 经济犯) name
+a family of offences rather than one, so they have no tiers.
 
 A tier's `months` are those of 有期徒刑. 拘役 and 管制 keep their own bounds (articles 38, 42).
 """
@@ -97,7 +96,7 @@ del _DATA
 
 
 def _key(name: str) -> str:
-    """What two spellings of one charge share: no marks between parts, one form of 账."""
+    """What all spellings of a charge share: the name without list marks, with one form of 账."""
     return _LIST_MARKS.sub("", name).replace("账", "帐")
 
 
@@ -212,7 +211,7 @@ def tier_of(charge: str, term: Term) -> Tier | None:
 def term_in_range(charge: str, term: Term) -> bool:
     """Whether some statutory tier of a charge allows a term.
 
-    Only the tiers are checked. A court may go below a minimum where the law mitigates
+    Only the tiers are checked: a court may go below a minimum where the law mitigates
     (减轻处罚, article 63) and sums several offences (article 69), so False is a reason to look,
     not proof of error. Exemption is always allowed (article 37). A label that names a family of
     offences has no tiers and allows everything; an unknown charge allows nothing.

@@ -1,6 +1,6 @@
-"""Penalties on one line, from exemption to death, so that an interval of terms means something.
+"""Penalties on one numeric scale, from exemption to death, so that there are intervals of terms.
 
-A counted term lies at ln(months + 1), the unit of the CAIL2018 term score; a month of 管制 counts
+A counted term stands at ln(months + 1), the unit of the CAIL2018 term score; a month of 管制 counts
 half, as article 41 credits two days of it for one day in custody. Life and death lie above every
 number of months.
 """
@@ -24,7 +24,7 @@ from curt.law.verdict import MAX_MONTHS, Term
 LIFE, DEATH = 6.5, 7.5  # ln(301) = 5.7 is the most that months reach
 SURVEILLANCE_WEIGHT = 0.5
 _MOST_MONTHS = MAX_MONTHS["fixed"]
-_HAIR = 1e-6  # rounding of logarithms must not lose a month
+_TOLERANCE = 1e-6  # so that rounding of logarithms loses no month
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class TermInterval:
 
     def contains(self, term: Term) -> bool:
         """Whether a term lies inside, by severity."""
-        return severity(self.low) - _HAIR <= severity(term) <= severity(self.high) + _HAIR
+        return severity(self.low) - _TOLERANCE <= severity(term) <= severity(self.high) + _TOLERANCE
 
     @property
     def width(self) -> float:
@@ -45,7 +45,7 @@ class TermInterval:
 
 
 def severity(term: Term) -> float:
-    """Where a penalty lies: 0 for exemption, ln(months + 1), `LIFE`, `DEATH`."""
+    """The place of a penalty on the scale: 0 for exemption, ln(months + 1), `LIFE`, `DEATH`."""
     if term.kind == "life":
         return LIFE
     if term.kind == "death":
@@ -82,10 +82,10 @@ def to_interval(low: float, high: float, charges: Sequence[str]) -> TermInterval
     if low > high:
         raise ValueError(f"an interval from {low} to {high}: give the lower end first")
     # Nothing lies between 25 years and life.
-    if math.log(_MOST_MONTHS + 1) + _HAIR < low < LIFE <= high:
+    if math.log(_MOST_MONTHS + 1) + _TOLERANCE < low < LIFE <= high:
         low = LIFE
-    first = math.ceil(min(math.expm1(low - _HAIR), _MOST_MONTHS))
-    last = math.floor(min(math.expm1(high + _HAIR), _MOST_MONTHS))
+    first = math.ceil(min(math.expm1(low - _TOLERANCE), _MOST_MONTHS))
+    last = math.floor(min(math.expm1(high + _TOLERANCE), _MOST_MONTHS))
     if first > last:
         first = last = round(min(math.expm1((low + high) / 2), _MOST_MONTHS))
     detention = _allows_detention(charges)
@@ -93,9 +93,9 @@ def to_interval(low: float, high: float, charges: Sequence[str]) -> TermInterval
 
 
 def _term_at(place: float, months: int, detention: bool) -> Term:
-    if place >= DEATH - _HAIR:
+    if place >= DEATH - _TOLERANCE:
         return Term("death")
-    if place >= LIFE - _HAIR:
+    if place >= LIFE - _TOLERANCE:
         return Term("life")
     if months <= 0:
         return Term("exempt")

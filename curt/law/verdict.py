@@ -1,4 +1,4 @@
-"""Verdicts and penalties, and their one form as JSON."""
+"""Penalties and verdicts, and the one JSON form of a verdict."""
 
 from __future__ import annotations
 

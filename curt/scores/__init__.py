@@ -1,1 +1,1 @@
-"""What a predicted verdict, its reasoning and a difference between two figures are worth."""
+"""Scores of verdicts and of reasoning, and the intervals of what was measured."""
