@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -84,29 +84,15 @@ class Familiarity:
     def pack(self) -> bytes:
         """A compressed npz without pickles; `read` takes it back."""
         buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            ones=self.ones,
-            one_counts=self.one_counts,
-            twos=self.twos,
-            two_counts=self.two_counts,
-            total=np.int64(self.total),
-            threshold=np.float64(self.threshold),
-        )
+        np.savez_compressed(buffer, **asdict(self))
         return buffer.getvalue()
 
     @classmethod
     def read(cls, data: bytes) -> Familiarity:
         """Inverse of `pack`. Raises ValueError or KeyError on other bytes."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return cls(
-                arrays["ones"],
-                arrays["one_counts"],
-                arrays["twos"],
-                arrays["two_counts"],
-                int(arrays["total"]),
-                float(arrays["threshold"]),
-            )
+            values = {field.name: arrays[field.name] for field in fields(cls)}
+        return cls(**values | {name: values[name].item() for name in ("total", "threshold")})
 
 
 def read_fact(fact: str | ReadFact) -> ReadFact:

@@ -15,7 +15,7 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from curt.artifact import MANIFEST, ArtifactError
 from curt.classifier.confidence import Agreement, Assessor, Calibration, Uncertainty
-from curt.classifier.familiarity import LONGEST_GRAM, Familiarity, ReadFact, read_fact
+from curt.classifier.familiarity import Familiarity, ReadFact, read_fact
 from curt.corpus.build.fingerprint import Hashes
 from curt.law.numerals import article_order
 from curt.law.statutes import charge_articles, term_in_range
@@ -43,8 +43,12 @@ Row = dict[str, float]
 PARTS: tuple[Part, ...] = ("charge", "article", "term")
 MODEL, VOCABULARY, LABELS = "model.onnx", "vocabulary.npz", "labels.json"
 CONFIDENCE, AGREEMENT, FAMILIARITY = "confidence.json", "agreement.json", "familiarity.npz"
-OPTIONAL = (CONFIDENCE, AGREEMENT, FAMILIARITY)  # files a folder may do without
-GRAM_SIZES = tuple(range(1, LONGEST_GRAM + 1))  # characters
+OPTIONAL: Mapping[str, tuple[str, Callable[[bytes], Any]]] = {
+    CONFIDENCE: ("uncertainty", Uncertainty.model_validate_json),
+    AGREEMENT: ("agreement", Agreement.model_validate_json),
+    FAMILIARITY: ("familiarity", Familiarity.read),
+}
+"""Files that a folder may do without: what each is to a `Classifier`, and how it is read."""
 NO_RIVAL = 2.0  # margin where no other answer was possible, in the scores' own unit
 
 _QUANTITY = re.compile(
@@ -359,27 +363,15 @@ def load_classifier(folder: Path | str) -> Classifier:
         if hashlib.sha256(content[name]).hexdigest() != manifest.files[name]:
             raise ArtifactError(f"{folder / name} is not the file that was made: {remedy}")
     try:
+        with np.load(io.BytesIO(content[VOCABULARY]), allow_pickle=False) as arrays:
+            vocabulary = Vocabulary(arrays["hashes"], arrays["idf"])
+        optional = {
+            part: read(content[name]) for name, (part, read) in OPTIONAL.items() if name in content
+        }
         labels = Labels.model_validate_json(content[LABELS])
-        return Classifier(
-            labels,
-            _read_vocabulary(content[VOCABULARY]),
-            content[MODEL],
-            manifest,
-            uncertainty=Uncertainty.model_validate_json(content[CONFIDENCE])
-            if CONFIDENCE in content
-            else None,
-            agreement=Agreement.model_validate_json(content[AGREEMENT])
-            if AGREEMENT in content
-            else None,
-            familiarity=Familiarity.read(content[FAMILIARITY]) if FAMILIARITY in content else None,
-        )
+        return Classifier(labels, vocabulary, content[MODEL], manifest, **optional)
     except ValidationError as error:
         raise ArtifactError(f"{folder}: {error.title} was made by other code: {remedy}") from error
-
-
-def _read_vocabulary(data: bytes) -> Vocabulary:
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return Vocabulary(arrays["hashes"], arrays["idf"])
 
 
 def pack(labels: Labels, vocabulary: Vocabulary) -> dict[str, bytes]:

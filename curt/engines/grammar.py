@@ -1,9 +1,6 @@
 """Holds an answer to the grammar of `curt.dialogue`: a token that would leave it is never picked.
 
-The guidance built into onnxruntime-genai 0.18 can't do this: `get_logits`, on which our own loop
-stands, returns logits that were not masked, and `generate_next_token`, which does mask, takes a
-token that is only part of a character for the replacement character and then fails. So the
-`llguidance` package keeps the grammar here, beside the loop.
+The `llguidance` package keeps the grammar; an engine asks it about each token of an answer.
 """
 
 from __future__ import annotations

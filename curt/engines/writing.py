@@ -15,33 +15,13 @@ its limit, ends the answer at the end of the turn or at its limit, and counts bo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from curt.dialogue import THINK_END
 from curt.engines.protocol import Finish, Generation, GenerationStep, Request
+from curt.engines.tokenizer import PromptTokenizer
 
 # What is told where nobody wants the text: made once.
 _THINKING, _ANSWER = GenerationStep("thinking"), GenerationStep("answer")
-
-
-class TextStream(Protocol):
-    """Turns tokens into text as they come."""
-
-    def push(self, token: int) -> str:
-        """The text this token completed, empty while a character waits for its last byte."""
-        ...
-
-
-class Decoder(Protocol):
-    """What a completion needs of a tokenizer."""
-
-    def decode(self, ids: list[int]) -> str:
-        """The text of token ids, special tokens spelt out."""
-        ...
-
-    def stream(self) -> TextStream:
-        """A fresh incremental decoder."""
-        ...
 
 
 class Writing:
@@ -50,7 +30,7 @@ class Writing:
     def __init__(
         self,
         request: Request,
-        decoder: Decoder,
+        tokenizer: PromptTokenizer,
         *,
         prompt_tokens: int,
         thinking_limit: int,
@@ -71,9 +51,9 @@ class Writing:
         self.finish: Finish | None = None
         self.last_token = -1
         """What was written last, which may not be what the model picked."""
-        self._decoder, self._prompt_tokens = decoder, prompt_tokens
+        self._tokenizer, self._prompt_tokens = tokenizer, prompt_tokens
         self._close_ids, self._eos_ids = list(close_ids), list(eos_ids)
-        self._text = decoder.stream() if request.tell_text else None
+        self._text = tokenizer.stream() if request.tell_text else None
 
     @property
     def banned(self) -> list[int]:
@@ -100,7 +80,7 @@ class Writing:
     def close(self, *, cut: bool) -> GenerationStep:
         """End the thinking here, before the model picked anything or in place of what it picked."""
         self.closed, self.cut = True, cut
-        self._text = self._text and self._decoder.stream()
+        self._text = self._text and self._tokenizer.stream()
         return GenerationStep("close", THINK_END)
 
     def is_complete(self) -> bool:
@@ -122,9 +102,9 @@ class Writing:
     ) -> GenerationStep:
         """The last step, with the whole generation. Call it once it `is_complete`."""
         assert self.finish is not None, "the completion is not finished"
-        text = self._decoder.decode(self.thinking)
+        text = self._tokenizer.decode(self.thinking)
         if self.closed:
-            text += THINK_END + self._decoder.decode(self.answer)
+            text += THINK_END + self._tokenizer.decode(self.answer)
         generation = Generation(
             text=text,
             prompt_tokens=self._prompt_tokens,
