@@ -46,7 +46,7 @@ ORT = $(RUN)/ort-$(FORMAT)
 EXPORT_ORT = $(PY) -m compress.onnx.export --cases $(RUN)/corpus/dev.jsonl \
     --calibration $(RUN)/corpus/train.jsonl
 # What the exported model is used to writing, so that fewer passes write it again.
-LEARN_GUESSES = $(PY) -m compress.onnx.guesses --artifact $1 --out $1 --cases $(RUN)/corpus/train.jsonl
+LEARN_GUESSES = $(PY) -m compress.onnx.speculation --artifact $1 --out $1 --cases $(RUN)/corpus/train.jsonl
 
 .PHONY: help
 help: ## This list
@@ -93,7 +93,7 @@ $(RUN)/ort-%-warm-start/manifest.json: $(RUN)/warm-start/manifest.json
 
 # Without the output that lets an engine check guesses: some ways of batching can't read it.
 $(RUN)/ort-%-plain/manifest.json: $(RUN)/grpo-default/manifest.json
-	$(TIMED) ort-$*-plain -- $(EXPORT_ORT) --precision $* --picks false \
+	$(TIMED) ort-$*-plain -- $(EXPORT_ORT) --precision $* --tell_likeliest false \
 	    --model $(RUN)/grpo-default --out $(RUN)/ort-$*-plain
 
 $(RUN)/trt-%/manifest.json: $(RUN)/grpo-default/manifest.json

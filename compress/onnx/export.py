@@ -32,8 +32,8 @@ from compress.onnx.builder import (
     check_same_weights,
 )
 from compress.onnx.parity import measure_parity
-from compress.onnx.picks import add_picks
 from compress.onnx.recipes import DEFAULT_RECIPE, RECIPES, Device, Recipe
+from compress.onnx.speculation import add_likeliest
 from compress.prompts import sample_prompts
 from curt.artifact import Manifest, load_manifest, parent_of, write_artifact
 from curt.config import Config, run
@@ -71,8 +71,9 @@ class ExportOrtConfig(Config):
     block_size: int | None = None
     """Weights that share one scale (16, 32, 64, 128 or 256); every weight's input width must be a
     multiple of it. Left out, the recipe's own."""
-    picks: bool = True
-    """Let the graph tell its picks for guessed answer tokens (`compress.onnx.picks`); CPU only."""
+    tell_likeliest: bool = True
+    """Let the graph tell the likeliest token after each of the last tokens, so that an engine can
+    check guesses (`compress.onnx.speculation`); CPU only."""
     max_kl: float = 0.05
     """Refuse an artifact whose mean KL from its parent, in nats a token, is above this."""
     cases: Path = Path("artifacts/demo/corpus/dev.jsonl")
@@ -140,8 +141,8 @@ def export_ort(config: ExportOrtConfig) -> dict[str, float]:
             from compress.onnx.checkpoint import check_graph_weights
 
             check_graph_weights(folder / "model.onnx", weights)
-        if config.picks and config.device == "cpu":
-            add_picks(folder / "model.onnx")
+        if config.tell_likeliest and config.device == "cpu":
+            add_likeliest(folder / "model.onnx")
         with _runnable(config, source, folder) as runnable:
             _check_tokenizers(runnable, tokenizer, prompts)
             started = time.perf_counter()

@@ -62,8 +62,8 @@ class OrtEngine:
         grammar, so that each that ends can be read; it needs the llguidance package. With
         `speculate`, tokens that a grammar leaves no choice about are fed along with the one before
         them instead of being asked for, and so are likely ones where the graph tells whether the
-        model picks them (`compress.onnx.picks`). Raises ArtifactError when the folder must not be
-        loaded or its graph can't run on this machine.
+        model picks them (`compress.onnx.speculation`). Raises ArtifactError when the folder must
+        not be loaded or its graph can't run on this machine.
         """
         folder = Path(folder)
         if threads < 1:

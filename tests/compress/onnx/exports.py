@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen3ForCausalLM
 
 from compress.onnx.export import ExportOrtConfig, export_ort
+from compress.onnx.speculation import add_likeliest
 from curt.artifact import load_manifest, write_artifact
 from curt.corpus.case import Case
 from curt.dialogue import THINK_END, THINK_START
@@ -78,14 +80,14 @@ def make_untied_model(
     return folder
 
 
-def export(model: Path, out: Path, precision: str = "fp32", picks: bool = False) -> Path:
+def export(model: Path, out: Path, precision: str = "fp32", *, likeliest: bool = False) -> Path:
     """The ONNX Runtime artifact of a model folder."""
     cases = write_cases(out.parent / "cases.jsonl")
     config = ExportOrtConfig(
         model=model,
         out=out,
         precision=precision,
-        picks=picks,
+        tell_likeliest=likeliest,
         cases=cases,
         calibration=cases,
         calibration_cases=4,
@@ -94,4 +96,15 @@ def export(model: Path, out: Path, precision: str = "fp32", picks: bool = False)
         max_kl=1.0,
     )
     export_ort(config)
+    return out
+
+
+def tell_likeliest(artifact: Path, out: Path) -> Path:
+    """A copy of an export whose graph tells the likeliest tokens."""
+    manifest = load_manifest(artifact, expect="ort-genai")
+    describe = manifest.model_dump(exclude={"tools", "created", "files"})
+    with write_artifact(out, describe) as folder:
+        for name in manifest.files:
+            shutil.copyfile(artifact / name, folder / name)
+        add_likeliest(folder / "model.onnx")
     return out

@@ -14,7 +14,6 @@ from onnx import numpy_helper
 
 from compress.onnx.builder import check_graph, check_model
 from compress.onnx.export import ExportOrtConfig
-from compress.onnx.guesses import GuessesConfig, make_artifact
 from compress.onnx.recipes import (
     DEFAULT_RECIPE,
     INTEGER_PRODUCT,
@@ -24,6 +23,7 @@ from compress.onnx.recipes import (
     Rtn,
     quantise_activations,
 )
+from compress.onnx.speculation import GuessesConfig, add_guesses
 from curt.artifact import load_manifest
 from curt.engines.onnx.engine import OrtEngine
 from curt.engines.onnx.graph import open_graph
@@ -37,12 +37,12 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def artifact(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(micro_model, tmp_path_factory.mktemp("export") / "w8a8", "w8a8", picks=True)
+    return export(micro_model, tmp_path_factory.mktemp("export") / "w8a8", "w8a8", likeliest=True)
 
 
 @pytest.fixture(scope="module")
 def whole(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(micro_model, tmp_path_factory.mktemp("export") / "fp32", "fp32", picks=True)
+    return export(micro_model, tmp_path_factory.mktemp("export") / "fp32", "fp32", likeliest=True)
 
 
 def test_the_default_is_one_for_the_export_and_the_makefile() -> None:
@@ -131,7 +131,7 @@ def test_its_guesses_are_bolder_than_those_of_a_costlier_format(
     chances = {}
     for folder in (artifact, whole):
         out = tmp_path / folder.name
-        make_artifact(GuessesConfig(artifact=folder, out=out, cases=cases))
+        add_guesses(GuessesConfig(artifact=folder, out=out, cases=cases))
         chances[folder.name] = json.loads((out / GUESSES).read_text())["least_chance"]
         OrtEngine(out).generate([Request(FACTS[1], 16, 8)])
     assert chances["w8a8"] < chances["fp32"]

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from compress.onnx.picks import PicksConfig, make_artifact
 from curt.artifact import ArtifactError
 from curt.dialogue import THINK_END, THINK_START, encode_prompt
 from curt.engines.onnx.engine import (
@@ -23,7 +22,7 @@ from curt.engines.onnx.engine import (
 )
 from curt.engines.protocol import Generation, Request
 from curt.engines.tokenizer import PromptTokenizer
-from tests.compress.onnx.exports import export, make_untied_model
+from tests.compress.onnx.exports import export, make_untied_model, tell_likeliest
 from tests.micro import FACTS
 
 
@@ -211,13 +210,12 @@ def test_thinking_shrinks_to_what_the_context_holds(random_engine: OrtEngine) ->
 
 @pytest.fixture(scope="module")
 def clerk(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export that tells its picks and writes whatever answer its tokens can be chained to."""
+    """An export that tells the likeliest tokens and writes what its tokens are chained to."""
     folder = tmp_path_factory.mktemp("clerk")
     links = chain(micro_model, f"{THINK_START}A{THINK_END}罪名：盗窃")
     links |= chain(micro_model, "窃\n法条：")
     model = make_untied_model(folder / "model", micro_model, chain=links)
-    make_artifact(PicksConfig(artifact=export(model, folder / "plain"), out=folder / "ort"))
-    return folder / "ort"
+    return tell_likeliest(export(model, folder / "plain"), folder / "ort")
 
 
 @pytest.mark.slow
@@ -241,8 +239,8 @@ def test_guesses_change_the_passes_and_nothing_else(
 
 @pytest.mark.slow
 def test_wrong_guesses_leave_no_trace(random_artifact: Path, tmp_path: Path) -> None:
-    make_artifact(PicksConfig(artifact=random_artifact, out=tmp_path / "picks"))
-    plain, quick = OrtEngine(random_artifact), OrtEngine(tmp_path / "picks")
+    tell_likeliest(random_artifact, tmp_path / "telling")
+    plain, quick = OrtEngine(random_artifact), OrtEngine(tmp_path / "telling")
     for limit in (0, 1, 8, 40):
         assert run(quick, limit).text == run(plain, limit).text
 

@@ -12,7 +12,6 @@ import onnxruntime_genai as og
 import pytest
 
 from compress.onnx.builder import build_graph
-from compress.onnx.picks import PicksConfig, make_artifact
 from compress.onnx.recipes import Fp16
 from curt.artifact import ArtifactError
 from curt.engines.onnx.engine import OrtEngine
@@ -24,7 +23,7 @@ from curt.engines.onnx.graph import (
     read_settings,
 )
 from curt.engines.protocol import Request
-from tests.compress.onnx.exports import export, make_untied_model
+from tests.compress.onnx.exports import export, make_untied_model, tell_likeliest
 from tests.micro import FACTS
 
 HAS_CUDA = "CUDAExecutionProvider" in ort.get_available_providers()
@@ -39,9 +38,7 @@ def exported(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def telling(exported: Path) -> Path:
-    out = exported.parent / "picks"
-    make_artifact(PicksConfig(artifact=exported, out=out))
-    return out
+    return tell_likeliest(exported, exported.parent / "telling")
 
 
 def opened(folder: Path) -> OrtGraph:

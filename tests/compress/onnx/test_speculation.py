@@ -7,10 +7,9 @@ import onnx
 import pytest
 
 from compress.onnx.export import ExportOrtConfig
-from compress.onnx.picks import PicksConfig, add_picks, make_artifact
-from curt.artifact import load_manifest
+from compress.onnx.speculation import add_likeliest
 from curt.engines.onnx.graph import LIKELIEST, LIKELIEST_WINDOW, TokenSequence, open_graph
-from tests.compress.onnx.exports import export, make_untied_model
+from tests.compress.onnx.exports import export, make_untied_model, tell_likeliest
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +20,7 @@ def plain(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def telling(plain: Path) -> Path:
-    out = plain.parent / "picks"
-    make_artifact(PicksConfig(artifact=plain, out=out))
-    return out
+    return tell_likeliest(plain, plain.parent / "telling")
 
 
 def sequence(folder: Path) -> TokenSequence:
@@ -33,7 +30,7 @@ def sequence(folder: Path) -> TokenSequence:
 
 
 @pytest.mark.slow
-def test_picks_are_the_likeliest_tokens_after_each(plain: Path, telling: Path) -> None:
+def test_the_likeliest_token_after_each_is_told(plain: Path, telling: Path) -> None:
     ids = [301 + i * 7 % 90 for i in range(LIKELIEST_WINDOW)]
     one, many = sequence(plain), sequence(telling)
     expected = []
@@ -59,7 +56,7 @@ def test_logits_further_back_drop_what_came_after(plain: Path, telling: Path) ->
 
 
 @pytest.mark.slow
-def test_only_the_picks_asked_for_are_told(telling: Path) -> None:
+def test_only_those_asked_for_are_told(telling: Path) -> None:
     graph = open_graph(telling, 1, allow_spinning=False)
     assert graph.has_start
     ids = [301 + i * 7 % 90 for i in range(LIKELIEST_WINDOW + 4)]
@@ -73,21 +70,19 @@ def test_only_the_picks_asked_for_are_told(telling: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_copy_is_an_artifact_of_its_own(plain: Path, telling: Path) -> None:
-    manifest = load_manifest(telling, expect="ort-genai")
-    assert manifest.stage == "ort_picks"
-    assert manifest.parent
-    assert manifest.parent.path == str(plain)
+def test_a_graph_that_tells_them_already_is_refused(telling: Path) -> None:
     with pytest.raises(ValueError, match="already"):
-        add_picks(telling / "model.onnx")
+        add_likeliest(telling / "model.onnx")
 
 
 @pytest.mark.slow
-def test_an_export_for_the_cpu_tells_its_picks_unless_asked_not_to(
+def test_an_export_for_the_cpu_tells_them_unless_asked_not_to(
     plain: Path, micro_model: Path, tmp_path: Path
 ) -> None:
-    assert ExportOrtConfig.model_fields["picks"].default is True
-    made = export(make_untied_model(tmp_path / "model", micro_model), tmp_path / "ort", picks=True)
+    assert ExportOrtConfig.model_fields["tell_likeliest"].default is True
+    made = export(
+        make_untied_model(tmp_path / "model", micro_model), tmp_path / "ort", likeliest=True
+    )
     for folder, tells in ((plain, False), (made, True)):
         graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
         assert (LIKELIEST in {output.name for output in graph.output}) is tells
@@ -99,4 +94,4 @@ def test_a_graph_that_is_no_export_is_refused(tmp_path: Path) -> None:
     node = onnx.helper.make_node("Identity", ["x"], ["logits"])
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y])), tmp_path / "m")
     with pytest.raises(ValueError, match="last position"):
-        add_picks(tmp_path / "m")
+        add_likeliest(tmp_path / "m")

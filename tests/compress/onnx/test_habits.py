@@ -6,21 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.onnx.guesses import (
+from compress.onnx.speculation import (
     LEAST_SEEN,
     GuessesConfig,
+    add_guesses,
     count_habits,
-    make_artifact,
     write_habits,
 )
-from compress.onnx.picks import PicksConfig
-from compress.onnx.picks import make_artifact as tell_picks
 from curt.artifact import load_manifest
 from curt.dialogue import THINK_END, THINK_START
 from curt.engines.onnx.engine import OrtEngine
 from curt.engines.onnx.speculation import GUESSES, HabitTable, read_habits
 from curt.engines.protocol import Request
-from tests.compress.onnx.exports import export, make_untied_model, write_cases
+from tests.compress.onnx.exports import export, make_untied_model, tell_likeliest, write_cases
 from tests.curt.engines.onnx.test_engine import chain
 from tests.micro import FACTS
 
@@ -95,10 +93,10 @@ def folders(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     folder = tmp_path_factory.mktemp("guesses")
     links = chain(micro_model, f"{THINK_START}ABCDEFG{THINK_END}HIJ")
     model = make_untied_model(folder / "model", micro_model, chain=links)
-    tell_picks(PicksConfig(artifact=export(model, folder / "plain"), out=folder / "ort"))
+    tell_likeliest(export(model, folder / "plain"), folder / "ort")
     cases = many_cases(folder)
     config = GuessesConfig(artifact=folder / "ort", out=folder / "learnt", cases=cases, count=15)
-    assert make_artifact(config) > 0
+    assert add_guesses(config) > 0
     return folder / "ort", folder / "learnt"
 
 
@@ -125,9 +123,9 @@ def test_habits_save_passes_and_keep_the_text(
 def test_a_folder_may_learn_again_in_place(folders: tuple[Path, Path], tmp_path: Path) -> None:
     cases = many_cases(tmp_path)
     out = tmp_path / "again"
-    make_artifact(GuessesConfig(artifact=folders[1], out=out, cases=cases, count=15))
+    add_guesses(GuessesConfig(artifact=folders[1], out=out, cases=cases, count=15))
     first = load_manifest(out)
-    make_artifact(GuessesConfig(artifact=out, out=out, cases=cases, count=15))
+    add_guesses(GuessesConfig(artifact=out, out=out, cases=cases, count=15))
     again = load_manifest(out, expect="ort-genai")
     assert again.parent == first.parent == load_manifest(folders[0]).parent
     assert (
@@ -138,14 +136,14 @@ def test_a_folder_may_learn_again_in_place(folders: tuple[Path, Path], tmp_path:
 
 
 @pytest.mark.slow
-def test_nothing_is_learnt_without_picks_or_cases(
+def test_nothing_is_learnt_without_the_likeliest_or_cases(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     cases = many_cases(tmp_path)
     config = GuessesConfig(artifact=folders[0].parent / "plain", out=tmp_path / "x", cases=cases)
-    with pytest.raises(ValueError, match="does not tell its picks"):
-        make_artifact(config)
+    with pytest.raises(ValueError, match="does not tell the likeliest"):
+        add_guesses(config)
     assert not config.out.exists()
-    assert make_artifact(config.model_copy(update={"artifact": folders[0], "count": 2})) == 0
+    assert add_guesses(config.model_copy(update={"artifact": folders[0], "count": 2})) == 0
     table = read_habits(config.out, ends=())
     assert len(table) == 0
