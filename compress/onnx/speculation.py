@@ -9,9 +9,9 @@ to writing:
 
 The engine completes training cases, and what came after what in its own completions becomes the
 table: tokens that the engine feeds along and keeps where the model agrees
-(`curt.engines.onnx.speculation`). The graph and its weights stay as they are, and so do texts (in w8a8
-but for close choices: activations of one pass share a scale). A folder may be its own `out`; the
-older one stays until the new one is whole.
+(`curt.engines.onnx.speculation`). The graph and its weights stay as they are, and so do texts (in
+w8a8 but for close choices: activations of one pass share a scale). A folder may be its own `out`;
+the older one stays until the new one is whole.
 """
 
 from __future__ import annotations

@@ -167,8 +167,9 @@ class PhraseTable:
 class HabitTable:
     """What a model is used to writing: the likeliest token after some last tokens, and how likely.
 
-    Counted over the model's own completions when its folder is made (`compress.onnx.guesses`). It
-    does not grow while it serves, so that a result never depends on the requests before it.
+    Counted over the model's own completions when its folder is made
+    (`compress.onnx.speculation`). It does not grow while it serves, so that a result
+    never depends on the requests before it.
     """
 
     def __init__(
