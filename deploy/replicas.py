@@ -1,7 +1,7 @@
 """Several servers behind nginx on one machine, with a Redis they share, as plain processes.
 
     python -m deploy.replicas up --model artifacts/demo/ort-w8a8 --port 8000
-    python -m deploy.replicas update --model artifacts/demo/ort-int8
+    python -m deploy.replicas update --model artifacts/demo/ort-w8a8
     python -m deploy.replicas down
 
 `update` restarts one server after the other, with a new model folder or the same one: each answers

@@ -1,4 +1,4 @@
-"""Serve a model folder: `CURT_MODEL=runs/demo/ort-int8 python -m serve`.
+"""Serve a model folder: `CURT_MODEL=artifacts/demo/ort-w8a8 python -m serve`.
 
 Every setting is an environment variable; see serve/settings.py. SIGTERM or Ctrl+C drains: the
 server says 503 for a moment, finishes what it has taken, and exits with status 0.
@@ -36,15 +36,14 @@ class DrainingServer(uvicorn.Server):
         self._signals = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Remember the loop, for signals arrive outside of it."""
+        """Keep the loop for `handle_exit`, which runs outside of it."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, close at once at the second, drop everything at the third.
 
-        The signal is not raised again once all is done, as uvicorn would: a drained exit is a
-        clean one.
+        uvicorn would raise the signal again in the end; here a drained exit has status 0.
         """
         self._signals += 1
         if self._signals == 1 and self._loop:
@@ -72,7 +71,7 @@ def main() -> None:
         )
         _refuse(f"settings refused\n{problems}")
     configure_logging(json=settings.log_json)
-    # No line tells the thread or process, and looking them up costs every record system calls.
+    # No log line names thread or process; looking them up would cost system calls for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each call to a remote engine
     for message in unknown_variables(os.environ):

@@ -1,12 +1,14 @@
-"""The HTTP front: thin routes over the worker pool, with no model code in this process."""
+"""Builds the application from its settings: workers, answering, middleware and routes.
+
+No model code runs in this process; the workers have it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -23,11 +25,7 @@ from serve.api.chat import chat
 from serve.api.errors import install_handlers
 from serve.api.page import page
 from serve.api.reply import Observer, Replies
-from serve.api.schemas import (
-    API_VERSION,
-    PredictReply,
-    PredictRequest,
-)
+from serve.api.schemas import API_VERSION, PredictReply, PredictRequest
 from serve.drift import drift
 from serve.edge.context import RequestContext
 from serve.edge.headers import SafeHeaders, allow_origins
@@ -69,38 +67,34 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         workers: Startable = variants
         choose: Choose = variants.router.choose
     else:
-        workers, choose = pool, _only_way(pool, identity)
-    link = RedisLink(settings.redis_url.get_secret_value()) if settings.redis_url else None
-    cache = _make_cache(settings, manifest, metrics, link)
+        only_way = OnlyWay(pool, identity)
+        workers, choose = pool, lambda fact, user, request_id: only_way
+    redis = RedisLink(settings.redis_url.get_secret_value()) if settings.redis_url else None
+    cache = _make_cache(settings, manifest, metrics, redis)
     answering = Answering(choose, settings, metrics, cache=cache, classifier=classifier)
-    if classifier:  # a folder that can't tell how sure it is fails now, not at the first request
+    if classifier:  # fail now, not at the first request, if it has no confidence for this model
         answering.reader_for(classifier, identity.model.manifest)
     tracing = open_tracing(settings.otlp_endpoint, os.environ, __version__)
     replies = Replies(answering, settings, metrics)
     recorder = AnswerRecorder.open(settings)
-    replies.observers += [recorder.observe, _counting(admission)]
+    replies.observers += [recorder.observe, _note_answers(admission)]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if link:
-            await link.open()
-        beside = [
-            asyncio.create_task(recorder.drift.keep_saving()),
-            asyncio.create_task(admission.keep_updating()),
-        ]
-        await workers.start()
-        yield
-        await workers.stop()
-        for task in beside:
-            task.cancel()
-        await asyncio.gather(*beside, return_exceptions=True)
-        recorder.close()
-        if cache:
-            await cache.close()
-        if link:
-            await link.close()
-        if tracing:
-            await asyncio.to_thread(tracing.close)
+        async with AsyncExitStack() as closing:  # in the reverse order
+            if tracing:
+                closing.push_async_callback(asyncio.to_thread, tracing.close)
+            if redis:
+                await redis.open()
+                closing.push_async_callback(redis.close)
+            if cache:
+                closing.push_async_callback(cache.close)
+            closing.callback(recorder.close)
+            for work in (recorder.drift.keep_saving(), admission.keep_updating()):
+                closing.push_async_callback(_cancel, asyncio.create_task(work))
+            await workers.start()
+            closing.push_async_callback(workers.stop)
+            yield
 
     app = FastAPIOffline(
         title="Curt",
@@ -111,9 +105,7 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.pool = workers
-    _add_middleware(app, settings, metrics, link, tracing)
-    app.add_middleware(LoadShedder, admission=admission, metrics=metrics)
-    app.add_middleware(SafeHeaders, hsts_s=settings.hsts_s)
+    _add_middleware(app, settings, metrics, admission, redis, tracing)
     install_handlers(app)
 
     # The framework tries routes in turn, and most requests are for the first.
@@ -129,26 +121,9 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         app.include_router(
             feedback.make_router(recorder.answers, recorder.log, metrics.registry, on_feedback)
         )
-
-    by_budget = read_budgets(settings.evaluation) if settings.evaluation else []
-    app.include_router(health.make_router(workers, metrics, identity, by_budget))
+    app.include_router(health.make_router(workers, metrics, identity, settings.evaluation))
     app.include_router(page.make_router())
     return app
-
-
-def read_budgets(path: Path) -> list[dict[str, float]]:
-    """Accuracy under each thinking budget, as `python -m curt.evaluate` wrote it.
-
-    Raises ValueError when the file holds none.
-    """
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["by_budget"]
-        return [{name: row[name] for name in ("budget", "exact", "n")} for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"CURT_EVALUATION: {path} is no evaluation ({type(error).__name__}): give one that "
-            "`python -m curt.evaluate` wrote"
-        ) from None
 
 
 def _make_variants(
@@ -165,7 +140,7 @@ def _make_variants(
             workers=settings.workers,
             queue_size=settings.queue_size,
             margin_ms=settings.margin_ms,
-            # A remote engine has none: whoever is asked again asks the same server.
+            # A remote engine needs none: a second try asks the same server anyway.
             spares=0 if settings.engine_url else settings.spares,
             fallback=classifier,
             spawn=make_spawn(settings, folder),
@@ -183,7 +158,7 @@ def _make_variants(
     )
 
 
-def _counting(admission: AdmissionControl) -> Observer:
+def _note_answers(admission: AdmissionControl) -> Observer:
     def observe(_: Request, __: PredictRequest, ___: Served, reply: PredictReply) -> None:
         if not reply.degraded:
             admission.note_answer()
@@ -191,12 +166,13 @@ def _counting(admission: AdmissionControl) -> Observer:
     return observe
 
 
-def _only_way(pool: Pool, identity: Identity) -> Choose:
-    return lambda fact, user, request_id: OnlyWay(pool, identity)
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _make_cache(
-    settings: Settings, manifest: Manifest, metrics: Metrics, link: RedisLink | None
+    settings: Settings, manifest: Manifest, metrics: Metrics, redis: RedisLink | None
 ) -> ResultCache | None:
     if not settings.cache_ttl_s:
         return None
@@ -205,7 +181,7 @@ def _make_cache(
         max_thinking_tokens=manifest.max_thinking_tokens,
         max_bytes=settings.cache_bytes,
         ttl_s=settings.cache_ttl_s,
-        redis=link,
+        redis=redis,
     )
 
 
@@ -213,15 +189,16 @@ def _add_middleware(
     app: FastAPI,
     settings: Settings,
     metrics: Metrics,
-    link: RedisLink | None,
+    admission: AdmissionControl,
+    redis: RedisLink | None,
     tracing: Tracing | None,
 ) -> None:
-    """Each one added stands outside of those before it."""
+    """Add what every request passes: each added one stands outside of those before it."""
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_s=settings.max_body_s)
     if settings.rate_per_s is not None:
         app.add_middleware(
             RateLimit,
-            buckets=RedisBuckets(link, settings.secret_bytes()) if link else LocalBuckets(),
+            buckets=RedisBuckets(redis, settings.secret_bytes()) if redis else LocalBuckets(),
             rate=Rate(settings.rate_per_s, settings.rate_burst),
             max_concurrent=settings.max_concurrent,
             trusted_proxies=parse_proxies(settings.trusted_proxies),
@@ -232,3 +209,5 @@ def _add_middleware(
     if tracing:
         app.add_middleware(TraceRequests, tracing=tracing)
     app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(LoadShedder, admission=admission, metrics=metrics)
+    app.add_middleware(SafeHeaders, hsts_s=settings.hsts_s)

@@ -1,6 +1,6 @@
 """The routes of administrators: load, promote, roll back and unload models, and look at them.
 
-    POST /admin/load      {"name": "int8", "folder": "demo/ort-int8"}         202: it loads now
+    POST /admin/load      {"name": "int8", "folder": "demo/ort-w8a8"}         202: it loads now
     POST /admin/promote   {"name": "int8", "role": "canary", "share": 0.05}
     POST /admin/promote   {"name": "int8"}                                    all traffic
     POST /admin/rollback                                                     the canary, or the live

@@ -13,7 +13,6 @@ import asyncio
 import hashlib
 import logging
 import time
-import traceback
 from collections import Counter as Tally
 
 from fastapi import APIRouter, Request
@@ -31,12 +30,10 @@ from serve.api.schemas import (
     CaseError,
     CaseResult,
 )
-from serve.edge.context import BATCH_PATH, write_access
+from serve.edge.context import BATCH_PATH, log_failure, write_access
 from serve.edge.limits import charge
 from serve.errors import ClientGoneError, OverloadedError, RequestError
 from serve.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 RESPONSES = error_responses(400, 401, 403, 408, 413, 422, 429, 503)
 MAX_ID_CHARS = 64
@@ -62,7 +59,7 @@ class Batches:
     ) -> None:
         self._answering, self._replies, self._settings = answering, replies, settings
         self._max_cases = settings.max_batch_cases
-        if settings.rate_per_s is not None:  # a bucket that never holds so many never lets them in
+        if settings.rate_per_s is not None:  # a bucket smaller than a batch would never admit it
             limits = settings.rate_burst, settings.max_concurrent
             self._max_cases = min(self._max_cases, *limits)
         self._cases = Counter(
@@ -120,12 +117,7 @@ class Batches:
         except RequestError as fault:
             status, error = fault.status, _describe(fault)
         except Exception as failure:
-            # Type and stack only: the message of an error may quote the fact it failed on.
-            stack = [
-                f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(failure.__traceback__)
-            ]
-            extra = {"request_id": own.state.request_id, "error": type(failure).__name__}
-            logger.error("unexpected failure", extra=extra | {"stack": stack})
+            log_failure(own.state.request_id, failure)
             status, error = 500, CaseError(code="internal", message="internal error")
         self._cases.labels(str(status)).inc()
         _log_case(own, status, error)
@@ -155,7 +147,7 @@ def make_router(
 
 
 def case_request_id(request_id: str, index: int) -> str:
-    """The id of one case: the request's, or what stands for a long one, and the case's number."""
+    """The id of one case: the request's, or a hash of it where that is too long, and its number."""
     own = f"{request_id}.{index}"
     if len(own) <= MAX_ID_CHARS:
         return own
@@ -163,7 +155,7 @@ def case_request_id(request_id: str, index: int) -> str:
 
 
 def _request_of_case(request: Request, index: int) -> Request:
-    """A request of its own id and log, whose client leaves only with the whole batch."""
+    """A request with its own id and log. It never sees a disconnect: the batch watches for that."""
     state = request.scope["state"]
     request_id = case_request_id(state["request_id"], index)
     scope = {**request.scope, "state": {**state, "request_id": request_id, "log": {}}}
@@ -172,7 +164,7 @@ def _request_of_case(request: Request, index: int) -> Request:
 
 async def _never() -> Message:
     await asyncio.get_running_loop().create_future()
-    raise AssertionError("nobody completes that future")
+    raise AssertionError("that future never completes")
 
 
 def _describe(fault: RequestError) -> CaseError:

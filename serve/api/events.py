@@ -11,12 +11,12 @@ from fastapi import Request
 from sse_starlette import EventSourceResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from serve.edge.context import log_failure
 from serve.errors import RequestError
 from serve.pool.job import Piece, ServedStream
 from serve.served import Served
 from serve.settings import MAX_DEADLINE_MS
 
-logger = logging.getLogger(__name__)
 # At DEBUG the library logs every event, and events hold the reasoning on a case.
 logging.getLogger("sse_starlette").setLevel(logging.INFO)
 
@@ -75,9 +75,7 @@ class JobEvents(EventSourceResponse):
             self._log["error"] = fault.reason
             yield self._fail(fault)
         except Exception as error:  # status 200 is out: the client must still be told
-            # Type only: the message of an error may quote the fact it failed on.
-            extra = {"request_id": self._request_id, "error": type(error).__name__}
-            logger.error("unexpected failure", extra=extra)
+            log_failure(self._request_id, error)
             self._log["error"] = "internal"
             yield self._fail(RequestError("internal", "internal error"))
         self._is_complete = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -16,9 +18,10 @@ from serve.served import Identity
 
 
 def make_router(
-    workers: Startable, metrics: Metrics, identity: Identity, by_budget: list[dict[str, float]]
+    workers: Startable, metrics: Metrics, identity: Identity, evaluation: Path | None
 ) -> APIRouter:
-    """The routes; `by_budget` is the model's accuracy under each thinking budget, for the page."""
+    """The routes. Raises ValueError when the file `evaluation` is none."""
+    by_budget = read_budgets(evaluation) if evaluation else []
     router = APIRouter()
     manifest = identity.manifest
 
@@ -57,3 +60,18 @@ def make_router(
         }
 
     return router
+
+
+def read_budgets(path: Path) -> list[dict[str, float]]:
+    """Accuracy under each thinking budget, from a report of `python -m curt.evaluate`.
+
+    Raises ValueError when the file holds none.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["by_budget"]
+        return [{name: row[name] for name in ("budget", "exact", "n")} for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"CURT_EVALUATION: {path} is no evaluation ({type(error).__name__}): give one that "
+            "`python -m curt.evaluate` wrote"
+        ) from None

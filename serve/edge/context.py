@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PREDICT_PATH, BATCH_PATH = "/predict", "/predict/batch"
 COUNTED_PATHS = frozenset({PREDICT_PATH, BATCH_PATH, "/predict/stream", "/v1/chat/completions"})
-QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds by machines
+QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})  # polled every few seconds
 
 
 class RequestContext:
     """ASGI middleware that sets `state.request_id`, `state.started_s` and `state.log`.
 
-    `state.log` is a dict a route may add counts to; it ends up in the access log line. The log
-    holds the route's pattern and never the address as sent, which may carry text.
+    Routes add their counts to the dict `state.log`, which becomes part of the access log line. The
+    line names the route's pattern, never the path as sent, which may hold a client's text.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -59,10 +59,7 @@ class RequestContext:
         try:
             await self.app(scope, receive, send_with_id)
         except Exception as error:
-            # Type and stack only: the message of an error may quote the fact it failed on.
-            stack = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
-            extra = {"request_id": request_id, "error": type(error).__name__, "stack": stack}
-            logger.error("unexpected failure", extra=extra)
+            log_failure(request_id, error)
             if status == 0:
                 body = error_body("internal", "internal error", request_id)
                 await JSONResponse(body, status_code=500)(scope, receive, send_with_id)
@@ -82,11 +79,20 @@ class RequestContext:
         write_access(level, "%s %s %d", (scope["method"], route, status), line)
 
 
+def log_failure(request_id: str, error: Exception) -> None:
+    """Log an unexpected error by type and stack: its message may quote the fact it failed on."""
+    stack = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
+    extra = {"request_id": request_id, "error": type(error).__name__, "stack": stack}
+    logger.error("unexpected failure", extra=extra)
+
+
 def write_access(
     level: int, message: str, arguments: tuple[object, ...], fields: dict[str, Any]
 ) -> None:
-    """Write an access line, as `access.log` would, without looking for who called: it costs more
-    than the rest, and no line tells it."""
+    """Write an access line as `access.log` would, but without looking up the calling function.
+
+    No line names it, and the look-up costs more than all the rest.
+    """
     if access.isEnabledFor(level):
         name, place = access.name, __file__
         access.handle(
@@ -95,7 +101,7 @@ def write_access(
 
 
 def request_id_of(scope: Scope) -> str:
-    """The id that a client gave its request where it is a proper one, else a new one."""
+    """The id that the client gave its request, or a new one where that is missing or malformed."""
     for name, value in scope["headers"]:
         if name == b"x-request-id":
             given: str = value.decode("latin-1")

@@ -11,7 +11,8 @@ from starlette.types import Message
 from curt.dialogue import render_completion
 from curt.law.verdict import Term, Verdict
 from serve.answering.answering import Attended
-from serve.app import create_app, read_budgets
+from serve.api.health import read_budgets
+from serve.app import create_app
 from serve.errors import ClientGoneError
 from serve.settings import Settings
 from tests.serve.asgi_client import AsgiClient
