@@ -51,8 +51,8 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from curt.files import write_atomic, write_json
 from loadtest._driver import Driver
-from loadtest._fleet import Fleet, Member
 from loadtest._plan import LoadPlan, Share, add_flags, make_driver, new_run
+from loadtest._processes import MasterSide, WorkerSide
 from loadtest._reply import Outcome
 from loadtest._report import make_report
 
@@ -77,11 +77,11 @@ class Arrivals(User):
 
 @dataclass
 class Run:
-    """What lives from `init` to `quitting`: a driver, or a fleet on a master, or a member."""
+    """What lives from `init` to `quitting`: a driver, or this process's side of a shared run."""
 
     driver: Driver | None = None
-    fleet: Fleet | None = None
-    member: Member | None = None
+    master: MasterSide | None = None
+    worker: WorkerSide | None = None
     ready: bool = False
 
 
@@ -98,10 +98,10 @@ def declare_flags(parser: ArgumentParser) -> None:
 def check_start(environment: Environment, runner: Any, **_: Any) -> None:
     """Refuse a run that could not mean anything, before its clock starts."""
     if isinstance(runner, WorkerRunner):
-        present.member = Member(runner, tell_locust(environment))
+        present.worker = WorkerSide(runner, tell_locust(environment))
         return  # the master checks for all
     if isinstance(runner, MasterRunner):
-        present.fleet = Fleet(runner)
+        present.master = MasterSide(runner)
     options = environment.parsed_options
     plan = plan_of(environment)
     if options.num_users and options.num_users > 1:
@@ -123,15 +123,15 @@ def check_start(environment: Environment, runner: Any, **_: Any) -> None:
 @events.test_start.add_listener
 def start_arrivals(environment: Environment, **_: Any) -> None:
     """Begin the arrivals. Without a ready server none are sent, and the run fails."""
-    if present.member:
+    if present.worker:
         return  # begins when the master hands it its share
     present.driver = None
     if not wait_ready(environment):
         logger.error(not_ready(environment))
         return
     plan = plan_of(environment)
-    if present.fleet:
-        present.fleet.start(plan)
+    if present.master:
+        present.master.start(plan)
         return
     present.driver = make_driver(plan, Share(run=new_run()), tell_locust(environment))
     present.driver.start()
@@ -140,7 +140,7 @@ def start_arrivals(environment: Environment, **_: Any) -> None:
 @events.test_stopping.add_listener
 def stop_arrivals(**_: Any) -> None:
     """End the arrivals and collect what the server still owes."""
-    for part in (present.driver, present.fleet, present.member):
+    for part in (present.driver, present.master, present.worker):
         if part:
             part.stop()
 
@@ -149,7 +149,7 @@ def stop_arrivals(**_: Any) -> None:
 def conclude(environment: Environment, **_: Any) -> None:
     """Write the report, say what the run proved and set the exit code."""
     stop_arrivals()  # an interrupted run comes here without `test_stopping`
-    if present.member:
+    if present.worker:
         environment.process_exit_code = 0  # the verdict is the master's
         return
     report = report_of(environment)
@@ -166,8 +166,8 @@ def conclude(environment: Environment, **_: Any) -> None:
 
 def dismiss_workers(options: Namespace) -> None:
     """End the workers of a run that is refused; those of `--processes` would outlive it."""
-    if present.fleet:
-        present.fleet.dismiss(options.expect_workers)
+    if present.master:
+        present.master.dismiss(options.expect_workers)
 
 
 def plan_of(environment: Environment) -> LoadPlan:
@@ -209,15 +209,15 @@ def not_ready(environment: Environment) -> str:
 
 def report_of(environment: Environment) -> dict[str, Any]:
     """The whole report: settings, figures, verdict."""
-    fleet, driver = present.fleet, present.driver
-    source = fleet or driver
+    master, driver = present.master, present.driver
+    source = master or driver
     return make_report(
         plan_of(environment),
         source.outcomes if source else [],
         source.duration_s if source else 0.0,
         ready=present.ready,
-        workers=fleet.workers if fleet else 0,
-        problems=fleet.problems if fleet else (),
+        workers=master.workers if master else 0,
+        problems=master.problems if master else (),
     )
 
 

@@ -125,7 +125,7 @@ class OpenVino:
 
 
 @dataclass(slots=True, eq=False)
-class Sequence:
+class PromptRun:
     """One prompt on its way through an engine that runs many at once."""
 
     prompt: list[int]
@@ -145,20 +145,20 @@ class Continuous:
     def __init__(self, slots: int) -> None:
         self._slots = slots
         self._failure: Exception | None = None
-        self._arriving: queue.SimpleQueue[Sequence] = queue.SimpleQueue()
+        self._arriving: queue.SimpleQueue[PromptRun] = queue.SimpleQueue()
         threading.Thread(target=self._run, daemon=True).start()
 
-    def begin(self, sequence: Sequence) -> None:
+    def begin(self, sequence: PromptRun) -> None:
         """Take a sequence in."""
         raise NotImplementedError
 
-    def step(self) -> list[Sequence]:
+    def step(self) -> list[PromptRun]:
         """One forward pass over all that run; those that ended with it."""
         raise NotImplementedError
 
     def complete(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
         """Greedy completions without the stop token."""
-        sequences = [Sequence(prompt, max_tokens) for prompt in prompts]
+        sequences = [PromptRun(prompt, max_tokens) for prompt in prompts]
         for sequence in sequences:
             self._arriving.put(sequence)
         for sequence in sequences:
@@ -168,7 +168,7 @@ class Continuous:
         return [sequence.written for sequence in sequences]
 
     def _run(self) -> None:
-        running: list[Sequence] = []
+        running: list[PromptRun] = []
         while True:
             while len(running) < self._slots and (not running or not self._arriving.empty()):
                 sequence = self._arriving.get()  # waits only where there is nothing to step
@@ -204,11 +204,11 @@ class OpenVinoContinuous(Continuous):
             "CPU",
             {"INFERENCE_NUM_THREADS": order["threads"]},
         )
-        self._running: list[Sequence] = []
+        self._running: list[PromptRun] = []
         self._count = 0
         super().__init__(order["slots"])
 
-    def begin(self, sequence: Sequence) -> None:
+    def begin(self, sequence: PromptRun) -> None:
         """Hand the sequence to the pipeline."""
         self._count += 1
         sequence.handle = self._pipeline.add_request(
@@ -218,7 +218,7 @@ class OpenVinoContinuous(Continuous):
         )
         self._running.append(sequence)
 
-    def step(self) -> list[Sequence]:
+    def step(self) -> list[PromptRun]:
         """One step of the pipeline; those that ended with it."""
         self._pipeline.step()
         running = self._genai.GenerationStatus.RUNNING
@@ -259,15 +259,15 @@ class LlamaCpp(Continuous):
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = llama_cpp.llama_batch_init(512 * slots, 0, 1)
         self._free = list(range(slots))
-        self._running: list[Sequence] = []
+        self._running: list[PromptRun] = []
         super().__init__(slots)
 
-    def begin(self, sequence: Sequence) -> None:
+    def begin(self, sequence: PromptRun) -> None:
         """Give the sequence a slot; its prompt is read with the next step."""
         sequence.handle = self._free.pop()
         self._running.append(sequence)
 
-    def step(self) -> list[Sequence]:
+    def step(self) -> list[PromptRun]:
         """One decode of all slots, whole prompts of the new ones; those that ended with it."""
         batch, count, places = self._batch, 0, []
         for sequence in self._running:

@@ -18,7 +18,7 @@ from benchmarks.client import Client, Exchange, Got
 from benchmarks.peers import server
 from benchmarks.peers.catalogue import Places, Setting, curt_settings, peer_settings
 from benchmarks.peers.cross_check import summarise as summarise_check
-from benchmarks.peers.engines import Continuous, Sequence
+from benchmarks.peers.engines import Continuous, PromptRun
 from benchmarks.peers.judging import (
     Bodies,
     JudgedReply,
@@ -218,14 +218,14 @@ class Counting(Continuous):
     """Writes 1, 2, 3, ... to every sequence; fails where a prompt holds -1."""
 
     def __init__(self) -> None:
-        self.running: list[Sequence] = []
+        self.running: list[PromptRun] = []
         self.most = 0
         super().__init__(4)
 
-    def begin(self, sequence: Sequence) -> None:
+    def begin(self, sequence: PromptRun) -> None:
         self.running.append(sequence)
 
-    def step(self) -> list[Sequence]:
+    def step(self) -> list[PromptRun]:
         time.sleep(0.002)
         self.most = max(self.most, len(self.running))
         if any(-1 in sequence.prompt for sequence in self.running):

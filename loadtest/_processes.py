@@ -28,8 +28,8 @@ ARRIVAL_S = 5.0  # for workers to connect to a master that has no work for them
 PATIENCE_S = 10.0  # beyond the client's timeout, for the outcomes to arrive
 
 
-class Fleet:
-    """The master's side."""
+class MasterSide:
+    """Shares a run out and collects its outcomes."""
 
     def __init__(self, runner: MasterRunner) -> None:
         self._runner = runner
@@ -88,8 +88,8 @@ class Fleet:
             self._owing.discard(msg.node_id)
 
 
-class Member:
-    """A worker's side."""
+class WorkerSide:
+    """Drives one share of a run and sends its outcomes back."""
 
     def __init__(self, runner: WorkerRunner, report: Callable[[Outcome], None]) -> None:
         self._runner = runner
