@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import random
-import statistics
 import time
-from collections import Counter
 from collections.abc import Coroutine
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from curt.dialogue import THINK_END, render_answer
 from curt.law.verdict import Term, Verdict
@@ -26,15 +18,10 @@ from serve.pool.job import Job, ServedStream
 from serve.served import Identity, Model, Served
 from serve.variants.canary import (
     MIN_REQUESTS,
-    CanaryTest,
-    Observation,
-    log_evidence,
-    upper_bound,
 )
 from serve.variants.metrics import VariantMetrics
 from serve.variants.router import Router, Variant
-from serve.variants.shadow import compare
-from serve.variants.split import Share, Split, pick, routing_key
+from serve.variants.split import Share, Split
 from tests.micro import FACTS
 from tests.serve.fake_engine import MANIFEST, VERDICT, open_streaming_engine
 from tests.serve.fake_pool import FakePool, generation
@@ -45,25 +32,6 @@ OTHER = generation(
     f"窃取{THINK_END}{render_answer(Verdict(('盗窃',), ('264',), Term('fixed', 20), 2000))}"
 )
 UNREADABLE = generation(f"窃取{THINK_END}不知道")
-KEYS = [f"user:{number}" for number in range(4000)]
-
-
-@dataclass
-class SlowPool(FakePool):
-    """A stand-in that takes its time and notes who was called off."""
-
-    seconds: float = 0.0
-    cancelled: int = 0
-    started: list[str] = field(default_factory=list)
-
-    async def submit(self, job: Job) -> Served:
-        self.started.append(job.fact)
-        try:
-            await asyncio.sleep(self.seconds)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        return await super().submit(job)
 
 
 def variant(name: str, pool: FakePool) -> Variant:
@@ -97,162 +65,6 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
     asyncio.run(scenario)
-
-
-# Splitting
-
-
-def test_the_same_key_always_has_the_same_variant_and_shares_are_kept() -> None:
-    split = Split(live="a", weights={"a": 3, "b": 1})
-    assigned = Counter(split.assign(key) for key in KEYS)
-    assert assigned["b"] / len(KEYS) == pytest.approx(0.25, abs=0.03)
-    assert split.share_of("b") == 0.25
-    assert [split.assign(key) for key in KEYS] == [split.assign(key) for key in KEYS]
-
-
-@given(
-    st.dictionaries(st.sampled_from("abcd"), st.floats(0.05, 10), min_size=2),
-    st.floats(0.05, 10),
-    st.integers(0, 10_000),
-)
-def test_a_changed_weight_moves_keys_to_or_from_that_variant_only(
-    weights: dict[str, float], weight: float, seed: int
-) -> None:
-    changed = sorted(weights)[0]
-    after = {**weights, changed: weight}
-    for number in range(50):
-        key = f"{seed}:{number}"
-        before_name, after_name = pick(weights, key), pick(after, key)
-        if before_name != after_name:
-            assert changed == (after_name if weight > weights[changed] else before_name)
-
-
-def test_moving_a_weight_moves_only_the_needed_share() -> None:
-    before, after = {"a": 0.9, "b": 0.1}, {"a": 0.8, "b": 0.2}
-    moved = [pick(before, key) != pick(after, key) for key in KEYS]
-    assert statistics.fmean(moved) == pytest.approx(0.1, abs=0.02)
-
-
-def test_a_growing_canary_keeps_those_it_had() -> None:
-    few = Split(live="a", canary=Share(name="b", share=0.05))
-    more = Split(live="a", canary=Share(name="b", share=0.2))
-    had = {key for key in KEYS if few.assign(key) == "b"}
-    assert len(had) / len(KEYS) == pytest.approx(0.05, abs=0.015)
-    assert had < {key for key in KEYS if more.assign(key) == "b"}
-
-
-def test_the_key_is_the_user_or_else_the_case_whatever_its_spelling() -> None:
-    assert routing_key("甲", user="u1") == routing_key("乙", user="u1")
-    assert routing_key("甲 ") == routing_key("甲") != routing_key("乙")
-    assert "甲" not in routing_key("甲")
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"live": "a", "weights": {"b": 1}},
-        {"live": "a", "weights": {"a": float("nan")}},
-        {"live": "a", "weights": {"a": 1, "b": -1}},
-        {"live": "a", "canary": {"name": "a", "share": 0.1}},
-        {"live": "a", "canary": {"name": "b", "share": 0}},
-        {"live": "a", "shadow": {"name": "a", "share": 0.1}},
-        {"live": "../a"},
-    ],
-)
-def test_a_split_that_makes_no_sense_is_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        Split.model_validate(fields)
-
-
-def test_a_new_arm_takes_its_share_and_leaves_the_others_their_proportions() -> None:
-    split = Split(live="a").with_role("b", "weight", 0.5).with_role("c", "weight", 0.2)
-    assert [split.share_of(name) for name in "abc"] == pytest.approx([0.4, 0.4, 0.2])
-    with pytest.raises(ValueError, match="share of None"):
-        split.with_role("c", "canary", None)
-
-
-# The test of a canary
-
-
-def simulate(
-    seed: int,
-    *,
-    baseline: float,
-    canary: float,
-    share: float = 0.1,
-    requests: int = 3000,
-    slowdown: float = 1.0,
-) -> int | None:
-    """Requests the canary had when it was rolled back; None when it never was."""
-    draw = random.Random(seed)
-    test = CanaryTest([draw.lognormvariate(-2, 0.4) for _ in range(600)])
-    had = 0
-    for _ in range(requests):
-        is_canary = draw.random() < share
-        error = draw.random() < (canary if is_canary else baseline)
-        seconds = draw.lognormvariate(-2, 0.4) * (slowdown if is_canary else 1)
-        had += is_canary
-        seen = Observation(error=error, seconds=None if error else seconds)
-        if test.observe("canary" if is_canary else "baseline", seen):
-            return had
-    return None
-
-
-def naive_alarm(seed: int, rate: float, requests: int, share: float) -> bool:
-    """What looking at an ordinary one-sided 1% test after every request would do."""
-    draw = random.Random(seed)
-    hits, total = {True: 0, False: 0}, {True: 0, False: 0}
-    for _ in range(requests):
-        arm = draw.random() < share
-        total[arm] += 1
-        hits[arm] += draw.random() < rate
-        if arm and total[True] >= 50 and total[False]:
-            pooled = sum(hits.values()) / sum(total.values())
-            spread = (pooled * (1 - pooled) * (1 / total[True] + 1 / total[False])) ** 0.5
-            gap = hits[True] / total[True] - hits[False] / total[False]
-            if spread and gap / spread > 2.326:
-                return True
-    return False
-
-
-def test_a_canary_as_good_as_the_baseline_is_not_rolled_back_by_noise() -> None:
-    runs = 150
-    alarms = sum(simulate(seed, baseline=0.05, canary=0.05) is not None for seed in range(runs))
-    at_margin = sum(
-        simulate(seed, baseline=0.02, canary=0.03, share=0.3, requests=1500) is not None
-        for seed in range(runs)
-    )
-    naive = sum(naive_alarm(seed, 0.05, 3000, 0.1) for seed in range(runs))
-    assert alarms <= 3  # 1% of 150 promised; above 3 has a chance of 7%
-    assert at_margin <= 3
-    assert naive > 10  # what the sequence is there to prevent
-
-
-@pytest.mark.parametrize(("rate", "most"), [(1.0, 50), (0.5, 60), (0.2, 120), (0.1, 400)])
-def test_a_bad_canary_is_found_within_so_many_of_its_requests(rate: float, most: int) -> None:
-    delays = [simulate(seed, baseline=0.01, canary=rate, requests=9000) for seed in range(15)]
-    assert None not in delays
-    assert statistics.median(delay for delay in delays if delay) <= most
-
-
-def test_a_slow_canary_is_found_though_it_makes_no_error() -> None:
-    delays = [
-        simulate(seed, baseline=0.0, canary=0.0, slowdown=2.5, requests=9000) for seed in range(10)
-    ]
-    assert None not in delays
-    assert statistics.median(delay for delay in delays if delay) < 300
-
-
-@given(st.integers(1, 2000), st.floats(0, 1))
-def test_the_bound_is_where_the_evidence_reaches_its_level(total: int, share: float) -> None:
-    hits = round(share * total)
-    bound = upper_bound(hits, total, 0.01)
-    assert hits / total <= bound <= 1
-    if hits < total and bound < 0.999:
-        assert log_evidence(hits, total, bound) == pytest.approx(4.605, abs=0.01)
-
-
-# Requests
 
 
 def test_requests_are_counted_by_variant_and_the_route_says_which() -> None:
@@ -399,9 +211,6 @@ def test_two_pools_share_the_counters_of_the_server_but_a_shadow_counts_aside() 
     assert sample("curt_variant_workers_ready", {"variant": "b"}) is None
 
 
-# Streams
-
-
 def test_a_stream_is_counted_when_it_ends_however_it_ends() -> None:
     async def scenario() -> Metrics:
         async with running_pool(open_engine=open_streaming_engine) as pool:
@@ -428,94 +237,3 @@ def test_a_stream_is_counted_when_it_ends_however_it_ends() -> None:
     metrics = asyncio.run(scenario())
     for outcome in ("full", "cancelled", "refused"):
         assert value(metrics, "requests_total", variant="a", outcome=outcome) == 1
-
-
-# Shadows
-
-
-def shadowed(live: FakePool, shadow: FakePool) -> tuple[Router, Metrics]:
-    return make_router(Split(live="a", shadow=Share(name="b", share=1.0)), live, shadow)
-
-
-def test_a_shadow_is_compared_and_never_returned(caplog: pytest.LogCaptureFixture) -> None:
-    live, shadow = FakePool(FULL), FakePool(OTHER)
-    router, metrics = shadowed(live, shadow)
-
-    async def scenario() -> None:
-        served = await router.choose("窃取手机", request_id="r1").submit(job("窃取手机", 300))
-        assert served.generation is FULL
-        assert shadow.jobs == []  # not before the answer is given
-        await asyncio.sleep(0.05)
-
-    with caplog.at_level(logging.INFO, "serve.variants.shadow"):
-        run(scenario())
-    assert [each.fact for each in shadow.jobs] == ["窃取手机"]
-    assert shadow.jobs[0].deadline_s - shadow.jobs[0].arrived_s == pytest.approx(0.3, abs=0.001)
-    assert value(metrics, "shadow_total", variant="b", outcome="differed") == 1
-    assert value(metrics, "requests_total", variant="b", outcome="full") == 0
-    (record,) = caplog.records
-    fields = vars(record)
-    assert fields["request_id"] == "r1"
-    assert (fields["variant"], fields["shadow"]) == ("a", "b")
-    assert fields["same_charges"] is True
-    assert fields["same_term"] is fields["same_verdict"] is False
-    assert fields["months_apart"] == 20 - VERDICT.term.months
-    assert "窃取" not in str(fields)
-
-
-def test_a_shadow_never_delays_an_answer_and_makes_way() -> None:
-    live, shadow = SlowPool(FULL, seconds=0.02), SlowPool(FULL, seconds=0.5)
-    router, metrics = shadowed(live, shadow)
-
-    async def scenario() -> None:
-        started_s = time.monotonic()
-        await submit(router, "一")
-        assert time.monotonic() - started_s < 0.2
-        await asyncio.sleep(0.05)
-        assert shadow.started == ["一"]
-        started_s = time.monotonic()
-        await submit(router, "二")
-        assert time.monotonic() - started_s < 0.2
-        assert shadow.cancelled == 1
-        await router.stop()
-
-    run(scenario())
-    assert value(metrics, "shadow_total", variant="b", outcome="preempted") == 1
-
-
-def test_shadows_are_dropped_first_under_load() -> None:
-    live, shadow = SlowPool(FULL, seconds=0.03), SlowPool(FULL, seconds=0.01)
-    router, metrics = shadowed(live, shadow)
-
-    async def client(number: int) -> None:
-        for step in range(8):
-            await submit(router, f"{number} {step}")
-
-    async def scenario() -> None:
-        await asyncio.gather(*(client(number) for number in range(4)))
-        await asyncio.sleep(0.1)
-
-    run(scenario())
-    assert len(live.jobs) == 32
-    assert value(metrics, "shadow_total", variant="b", outcome="dropped") == 31
-    assert len(shadow.started) == 1  # after the last answer
-
-
-def test_a_shadow_that_fails_is_nobodys_trouble() -> None:
-    router, metrics = shadowed(FakePool(FULL), FakePool(OverloadedError("overloaded", "no")))
-
-    async def scenario() -> None:
-        await submit(router)
-        await asyncio.sleep(0.05)
-
-    run(scenario())
-    assert value(metrics, "shadow_total", variant="b", outcome="failed") == 1
-
-
-def test_only_full_verdicts_of_models_are_compared() -> None:
-    full = Served(FULL, 48, 48, False, 1.0)
-    unreadable = Served(UNREADABLE, 48, 48, False, 1.0)
-    assert compare(full, full)["same_verdict"] is True
-    assert compare(full, unreadable)["same_verdict"] is None
-    assert compare(full, unreadable)["shadow_degraded"]
-    assert compare(replace(full, unserved="overloaded"), full)["live_degraded"]
