@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -79,10 +79,6 @@ class Served:
         if self.degraded_reason is None:
             return self.model_verdict
         return self.fallback.verdict if self.fallback else None
-
-    def with_fallback(self, answer: Prediction | None) -> Served:
-        """The same with a classifier's answer, if there is one."""
-        return replace(self, fallback=answer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""From an admitted request to a reply: result cache, checks and confidence."""
+"""From a fact to a served answer: checks, result cache, and how sure the verdict is."""

@@ -112,16 +112,16 @@ class ServedStream:
         self._over = True
         return await self._ticket.future
 
-    def on_end(self, told: Callable[[Served | BaseException], None]) -> None:
-        """Have `told` called with the answer, or with what ended the job without one."""
+    def on_end(self, callback: Callable[[Served | BaseException], None]) -> None:
+        """Call back with the answer, or with the exception that ended the job without one."""
 
-        def tell(future: asyncio.Future[Served]) -> None:
+        def report(future: asyncio.Future[Served]) -> None:
             if future.cancelled():
-                told(asyncio.CancelledError())
+                callback(asyncio.CancelledError())
             else:
-                told(future.exception() or future.result())
+                callback(future.exception() or future.result())
 
-        self._ticket.future.add_done_callback(tell)
+        self._ticket.future.add_done_callback(report)
 
     def close(self) -> None:
         """Give up what is not done yet; harmless afterwards."""

@@ -24,7 +24,7 @@ from serve.pool.forecast import Forecast
 from serve.pool.job import Job, Piece, ServedStream, Slot, Ticket
 from serve.pool.messages import Calibrate, Calibrated, EngineRaised, Generated
 from serve.pool.process import Spawn, Worker, WorkerError, WorkerProcess
-from serve.pool.schedule import admits, seconds_until_free
+from serve.pool.schedule import Demand, admits, seconds_until_free
 from serve.pool.spares import ReadyWorker, Spares
 from serve.pool.stand_in import LEAST_S, Classifier, StandIn
 from serve.pool.worker import OpenEngine, observe, open_worker_engine
@@ -138,9 +138,7 @@ class WorkerPool:
         demand = self._forecast.demand(job.deadline_s, prompt_tokens, now_s)
         if demand.latest_start_s < now_s:
             return None
-        waiting = [other.demand for other in self._queue]
-        alive = sum(each.worker is not None for each in self._slots)
-        return job.cap(self._forecast.allow_thinking(demand, prompt_tokens, waiting, alive, now_s))
+        return self._allow_thinking(job, demand, prompt_tokens, now_s)
 
     def stream(self, job: Job) -> ServedStream:
         """Serve a job and stream its reasoning. Needs a running event loop.
@@ -149,6 +147,11 @@ class WorkerPool:
         caller must `close()` the stream.
         """
         return ServedStream(self._enter(job, events=asyncio.Queue()), self._leave)
+
+    def _allow_thinking(self, job: Job, demand: Demand, prompt_tokens: int, now_s: float) -> int:
+        waiting = [other.demand for other in self._queue]
+        alive = sum(slot.worker is not None for slot in self._slots)
+        return job.cap(self._forecast.allow_thinking(demand, prompt_tokens, waiting, alive, now_s))
 
     def _enter(self, job: Job, events: asyncio.Queue[Piece | None] | None = None) -> Ticket:
         now_s = time.monotonic()
@@ -253,9 +256,7 @@ class WorkerPool:
         logger.info("worker %s ready", ready.worker.pid)
         if not self._warm and all(each.worker for each in self._slots):
             self._warm = True
-            self._spares.keep(
-                self._spare_count
-            )  # only now: they would slow the start of the others
+            self._spares.keep(self._spare_count)  # only now: they would slow the others' start
 
     async def _serve(self, slot: Slot, worker: Worker) -> None:
         """Give one worker its work. Raises WorkerError when it ends."""
@@ -281,10 +282,7 @@ class WorkerPool:
         if demand.latest_start_s < now_s:
             self._expire(ticket)
             return
-        waiting = [other.demand for other in self._queue]
-        alive = sum(each.worker is not None for each in self._slots)
-        allowed = self._forecast.allow_thinking(demand, ticket.prompt_tokens, waiting, alive, now_s)
-        allowed = job.cap(allowed)
+        allowed = self._allow_thinking(job, demand, ticket.prompt_tokens, now_s)
         stated = state_budget(allowed)
         slot.busy, slot.free_at_s = True, now_s + self._forecast.hold_s(demand, allowed, now_s)
         until_s = job.deadline_s - min(self._margin_ms, REPLY_MS) / 1e3

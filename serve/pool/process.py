@@ -163,7 +163,7 @@ class WorkerProcess:
             return
         self._cancelled = True
         if self._sent:
-            self._tell_to_stop()
+            self._send_cancel()
 
     def on_death(self, callback: Callable[[], None]) -> None:
         """Call back in the running loop when the process ends; the last callback given counts."""
@@ -235,9 +235,9 @@ class WorkerProcess:
             self._connection.send_bytes(data)
         self._sent = True
         if self._cancelled:
-            self._tell_to_stop()
+            self._send_cancel()
 
-    def _tell_to_stop(self) -> None:
+    def _send_cancel(self) -> None:
         with contextlib.suppress(OSError):  # it died, which `exchange` notices itself
             self._connection.send_bytes(encode(Cancel()))
 

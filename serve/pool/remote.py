@@ -88,10 +88,10 @@ class RemoteServer:
             await model.close()
 
     async def _wait_until_healthy(self, model: RemoteModel) -> None:
-        told = False
+        warned = False
         while not await model.is_healthy():
-            if not told:
-                told = True
+            if not warned:
+                warned = True
                 logger.warning("the remote %s server does not answer yet", model.name)
             await asyncio.sleep(POLL_S)
 
@@ -216,7 +216,7 @@ class RemoteWorker:
             else:
                 prompt, clipped = await asyncio.to_thread(_encode, model, order)
             encoded_ms = (time.monotonic() - started_s) * 1e3
-            generation = await _tell_steps(model, order, prompt, on_piece)
+            generation = await _stream_pieces(model, order, prompt, on_piece)
             generation = replace(generation, prefill_ms=generation.prefill_ms + encoded_ms)
             return Generated(generation, clipped)
         except RemoteUnavailableError:
@@ -237,13 +237,13 @@ async def calibrate(model: RemoteModel, rounds: int) -> list[Observation]:
     ]
 
 
-async def _tell_steps(
+async def _stream_pieces(
     model: RemoteModel,
     request: Request,
     prompt: list[int],
     on_piece: Callable[[str], None] | None,
 ) -> Generation:
-    """One generation, telling its reasoning as it comes."""
+    """One generation; `on_piece` gets its reasoning as it comes."""
     pieces = PieceGatherer()
     async with aclosing(model.stream(request, prompt)) as steps:
         async for step in steps:

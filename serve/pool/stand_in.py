@@ -7,6 +7,7 @@ the time. Its answers are flagged as degraded and count as misses.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from curt.engines.protocol import Generation
@@ -85,7 +86,7 @@ class StandIn:
         """
         if served.degraded_reason is None:
             return served
-        return served.with_fallback(self._predict(job.fact))
+        return replace(served, fallback=self._predict(job.fact))
 
     def _predict(self, fact: str) -> Prediction | None:
         if self._classifier is None:
