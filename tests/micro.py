@@ -10,8 +10,7 @@ from transformers import GenerationConfig
 from curt.artifact import write_artifact
 from curt.dialogue import SYSTEM, render_answer
 from curt.law.verdict import Term, Verdict
-from train.warm_start.scratch import build_model
-from train.warm_start.shape import Shape
+from train.warm_start.scratch import Shape, build_model
 from train.warm_start.tokenizer import train_tokenizer
 
 FACTS = (

@@ -19,20 +19,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from curt.artifact import MANIFEST, load_manifest, parent_of, write_artifact
+from curt.artifact import MANIFEST, load_manifest, parent_of
 from curt.config import Config, run
 from curt.corpus.store import find_cases, read_cases
-from curt.dialogue import (
-    BUDGET_LEVELS,
-    MAX_ANSWER_TOKENS,
-    prompt_for,
-)
-from curt.files import write_json
+from curt.dialogue import MAX_ANSWER_TOKENS, THINK_END, encode, prompt_for
 from train.judge import JudgeSettings, JudgeUnavailableError
 from train.loop.advantages import Estimator
-from train.loop.curriculum import Curriculum, draw_budget
+from train.loop.curriculum import Curriculum, Levels, draw_budget
 from train.loop.guard import AccuracyGuard
 from train.loop.scoring import check_weights
 from train.penalties import Penalty
@@ -40,7 +35,6 @@ from train.penalties.kimi import KimiPenalty
 from train.rewards import Combination
 from train.runs.checkpoints import (
     checkpoint_step,
-    close_run,
     last_checkpoint,
     open_run,
     run_folder,
@@ -87,7 +81,7 @@ class GRPOSettings(Config):
     """Judges by a name of your choice: {"qwen": {"type": "endpoint", ...}}; see `train.judge`."""
     partial_share: float = Field(0.4, ge=0, le=1)
     """Share of the total that partial rewards make up; the rest is penalised exact correctness."""
-    budgets: list[int] = [16, 32, 64, 128]
+    budgets: Levels = [16, 32, 64, 128]
     """Thinking budgets to state in prompts, drawn uniformly."""
     curriculum: Curriculum | None = None
     """Budgets that change over the run, in place of `budgets`: {"type": "shift" | "range", ...}."""
@@ -149,29 +143,23 @@ class GRPOSettings(Config):
             raise ValueError("oversample chooses among whole batches: leave micro_batch out")
         return self
 
-    @field_validator("budgets")
-    @classmethod
-    def _known_levels(cls, budgets: list[int]) -> list[int]:
-        unknown = sorted(set(budgets) - set(BUDGET_LEVELS))
-        if unknown or not budgets:
-            raise ValueError(f"budgets {unknown or budgets}: use levels of {BUDGET_LEVELS}")
-        return budgets
-
 
 def train_grpo(config: GRPOSettings) -> None:
     """Train as configured and write the model folder. Resumes an interrupted run."""
     import torch
-    from accelerate.utils import set_seed
+    from accelerate.utils import gather_object, set_seed
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
     from trl import GRPOConfig
 
+    from train.data.trajectories import TrajectoryWriter
     from train.judge import make_judge
+    from train.loop.group_reward import GroupReward
     from train.loop.scoring import Scorer
-    from train.loop.trainer import make_trainer
+    from train.loop.trainer import RecordingTrainer, resume_history
     from train.loop.watch import CollapseWatch
     from train.runs.processes import ask_main, join_processes, leave
     from train.runs.progress import ProgressBar, StopCleanly
-    from train.runs.weights import gather_weights, precision_of, save_model
+    from train.runs.weights import write_model
 
     started = time.monotonic()
     processes = join_processes()
@@ -181,19 +169,15 @@ def train_grpo(config: GRPOSettings) -> None:
     if "parent" in start:
         inputs["model"] = Path(config.model) / MANIFEST
     options = trl_options(config, run_folder(config.out), processes.num_processes)
-    run = ask_main(lambda: open_run(config.out, settings, inputs))
+    run_dir = ask_main(lambda: open_run(config.out, settings, inputs))
     # Before the model: under ZeRO-3 and FSDP it is loaded in parts.
     arguments = GRPOConfig(**options, use_cpu=not torch.cuda.is_available())
     tokenizer = AutoTokenizer.from_pretrained(config.model, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
-    resume = ask_main(lambda: last_checkpoint(run))
-    stop = StopCleanly()
-    watch = CollapseWatch(stop=config.stop_on_collapse)
-    trainer = make_trainer(
-        model=model,
-        tokenizer=tokenizer,
-        arguments=arguments,
-        dataset=build_prompts(config, tokenizer, start["max_fact_tokens"]),
+    resume = ask_main(lambda: last_checkpoint(run_dir))
+    trajectories = run_dir / "trajectories"
+    step = checkpoint_step(resume) if resume else 0
+    reward = GroupReward(
         penalty=config.penalty,
         scorer=Scorer(
             config.reward_weights,
@@ -201,18 +185,32 @@ def train_grpo(config: GRPOSettings) -> None:
             config.reward_combination,
         ),
         partial_share=config.partial_share,
+        num_generations=config.generations,
+        end_ids=encode(tokenizer, THINK_END),
+        eos_id=tokenizer.eos_token_id,
         config_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         checkpoint_sha256=start["parent"].manifest_sha256 if "parent" in start else "",
-        trajectories=run / "trajectories",
+        guard=config.guard,
+        history=ask_main(lambda: resume_history(trajectories, step)),
+        gather=gather_object,
+        process_index=processes.process_index,
+    )
+    stop = StopCleanly()
+    watch = CollapseWatch(stop=config.stop_on_collapse)
+    trainer = RecordingTrainer(
+        reward=reward,
+        writer=TrajectoryWriter(trajectories),
         compact=config.compact,
         seed_rollouts=config.seed_rollouts,
         estimator=config.advantages,
         spread_floor=config.spread_floor,
         trained_groups=config.prompts,
-        guard=config.guard,
-        resumed_step=checkpoint_step(resume) if resume else 0,
+        model=model,
+        args=arguments,
+        train_dataset=build_prompts(config, tokenizer, start["max_fact_tokens"]),
+        processing_class=tokenizer,
         callbacks=[stop, watch, ProgressBar(f"GRPO, penalty {config.penalty.type}")],
-        adapter=adapter_config(config.lora) if config.lora else None,
+        peft_config=adapter_config(config.lora) if config.lora else None,
     )
     trainer.remove_callback(PrinterCallback)
     if resume:
@@ -220,31 +218,25 @@ def train_grpo(config: GRPOSettings) -> None:
         if saved_processes(resume) != processes.num_processes:
             # Its random states don't fit: without new seeds, processes would draw again what they
             # drew in the first steps.
-            set_seed(config.seed + checkpoint_step(resume), device_specific=True)
+            set_seed(config.seed + step, device_specific=True)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     processes.wait_for_everyone()  # a process that ends early has the launcher end the others
     if watch.stopped:
-        leave(f"stopped: {', '.join(watch.counts)}; the last checkpoint is in {run}")
+        leave(f"stopped: {', '.join(watch.counts)}; the last checkpoint is in {run_dir}")
     if stop.stopped:
         leave("stopped; the same command goes on from here")
-    weights = gather_weights(trainer)
-    describe: dict[str, Any] = {
+    describe = {
         **start,
         "format": "hf",
         "stage": f"grpo-{config.penalty.type}",
         "max_thinking_tokens": config.max_thinking_tokens,
         "config": settings,
     }
-
-    def write() -> None:
-        describe["precision"] = precision_of(trainer, weights, config.lora)
-        with write_artifact(config.out, describe) as folder:
-            save_model(trainer, weights, folder, source=config.model, lora=config.lora)
-            tokenizer.save_pretrained(folder)
-            write_json(folder / "history.json", history_rows(trainer.state.log_history))
-        close_run(run)
-
-    ask_main(write)
+    history = history_rows(trainer.state.log_history)
+    write_model(
+        trainer, tokenizer, config.out, describe,
+        run=run_dir, source=config.model, lora=config.lora, history=history,
+    )  # fmt: skip
     logger.info("GRPO model in %s after %.0f s", config.out, time.monotonic() - started)
 
 

@@ -18,15 +18,14 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from curt.artifact import parent_of, write_artifact
+from curt.artifact import MANIFEST, parent_of
 from curt.config import Config, run
 from curt.corpus.generate.generator import VERBOSITIES
 from curt.corpus.store import find_cases, read_cases
-from curt.files import write_json
-from train.runs.checkpoints import close_run, last_checkpoint, open_run, share_random_state
+from train.runs.checkpoints import last_checkpoint, open_run, share_random_state
 from train.runs.lora import Lora, adapter_config
 from train.runs.shares import cut_batch
-from train.warm_start.shape import Shape
+from train.warm_start.scratch import Shape
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ def train_warm_start(config: SFTConfig) -> None:
 
     from train.runs.processes import SHARDED, ask_main, join_processes, leave
     from train.runs.progress import ProgressBar, StopCleanly
-    from train.runs.weights import gather_weights, precision_of, save_model
+    from train.runs.weights import write_model
     from train.warm_start.examples import build_examples
     from train.warm_start.loss import BranchCollator, BranchTrainer, ExampleDataset, history_rows
     from train.warm_start.optimizer import MuonWithAdamW
@@ -124,9 +123,9 @@ def train_warm_start(config: SFTConfig) -> None:
         micro_batch=config.micro_batch,
         what="batch",
     )
-    run = ask_main(lambda: open_run(config.out, settings, inputs))
+    run_dir = ask_main(lambda: open_run(config.out, settings, inputs))
     arguments = TrainingArguments(
-        output_dir=str(run),
+        output_dir=str(run_dir),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=one_pass,
         gradient_accumulation_steps=passes,
@@ -196,7 +195,7 @@ def train_warm_start(config: SFTConfig) -> None:
         optimizers=(optimizer, None),
     )
     trainer.remove_callback(PrinterCallback)
-    resume = ask_main(lambda: last_checkpoint(run))
+    resume = ask_main(lambda: last_checkpoint(run_dir))
     if resume:
         logger.info("resuming from %s", resume)
         ask_main(lambda: share_random_state(resume, processes.num_processes))
@@ -204,7 +203,6 @@ def train_warm_start(config: SFTConfig) -> None:
     processes.wait_for_everyone()  # a process that ends early has the launcher end the others
     if stop.stopped:
         leave("stopped; the same command goes on from here")
-    weights = gather_weights(trainer)
     describe: dict[str, Any] = {
         "format": "hf",
         "stage": "warm-start",
@@ -213,18 +211,13 @@ def train_warm_start(config: SFTConfig) -> None:
         "max_thinking_tokens": config.max_thinking_tokens,
         "config": settings,
     }
-    if config.model and (Path(config.model) / "manifest.json").is_file():
+    if config.model and (Path(config.model) / MANIFEST).is_file():
         describe["parent"] = parent_of(Path(config.model))
-
-    def write() -> None:
-        describe["precision"] = precision_of(trainer, weights, config.lora)
-        with write_artifact(config.out, describe) as folder:
-            save_model(trainer, weights, folder, source=config.model, lora=config.lora)
-            tokenizer.save_pretrained(folder)
-            write_json(folder / "history.json", history_rows(trainer.state.log_history))
-        close_run(run)
-
-    ask_main(write)
+    history = history_rows(trainer.state.log_history)
+    write_model(
+        trainer, tokenizer, config.out, describe,
+        run=run_dir, source=config.model, lora=config.lora, history=history,
+    )  # fmt: skip
     logger.info("warm start in %s after %.0f s", config.out, time.monotonic() - started)
 
 

@@ -114,7 +114,7 @@ def test_a_run_with_adapters_goes_on_from_its_checkpoint(tmp_path, made, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("train.grpo.write_artifact", breaks_off)
+        patch.setattr("train.runs.weights.write_artifact", breaks_off)
         with pytest.raises(KeyboardInterrupt):
             train_grpo(config)
     shutil.rmtree(tmp_path / "broken.run" / "checkpoint-4")

@@ -219,7 +219,7 @@ def test_a_run_broken_off_after_its_last_step_only_writes_the_model(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("train.grpo.write_artifact", breaks_off)
+        patch.setattr("train.runs.weights.write_artifact", breaks_off)
         with pytest.raises(KeyboardInterrupt):
             train_grpo(config)
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "grpo.run").rglob("*.parquet")}

@@ -131,12 +131,6 @@ def iterate_groups(folder: Path) -> Iterator[list[Rollout]]:
             yield list(members)
 
 
-def iterate_rollouts(folder: Path) -> Iterator[Rollout]:
-    """The rollouts of a run one by one, a file in memory at a time; errors as `read_rollouts`."""
-    for file in _files(folder):
-        yield from _rollouts(file)
-
-
 def _rollouts(file: Path) -> list[Rollout]:
     rows = _read(file).to_pylist()
     return [Rollout(**{**row, **{name: dict(row[name]) for name in _MAPS}}) for row in rows]

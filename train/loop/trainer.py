@@ -8,28 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
-from curt.dialogue import THINK_END, encode
 from train.data.trajectories import Rollout, TrajectoryWriter, drop_after, read_rollouts
 from train.loop.advantages import Estimator, estimate, gdpo
 from train.loop.group_reward import GroupReward
-from train.loop.guard import AccuracyGuard
 from train.loop.packed_update import packed_log_probs
 from train.loop.sampler import row_uniforms, sample_completions
-from train.loop.scoring import Scorer
-from train.penalties import Penalty
 from train.penalties.history import History, group_outcomes
-from train.runs.processes import SHARDED, ask_main, call_within
-
-if TYPE_CHECKING:
-    from peft import PeftConfig
+from train.runs.processes import SHARDED, call_within
 
 
 class RecordingTrainer(GRPOTrainer):
@@ -198,70 +189,12 @@ def keep_rows(batch: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def read_history(trajectories: Path) -> History:
-    """What a run has shown so far, from its trajectory store; empty before its first step."""
+def resume_history(trajectories: Path, step: int) -> History:
+    """What a run has shown up to `step`; trajectories of later steps are deleted."""
+    drop_after(trajectories, step)
     if not any(trajectories.glob("step-*.parquet")):
         return History()
     columns = ["step", "group", "exact", "thinking_tokens"]
     table = read_rollouts(trajectories)
     rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
     return History(tuple(group_outcomes(rows)))
-
-
-def make_trainer(
-    *,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: GRPOConfig,
-    dataset: Dataset,
-    penalty: Penalty,
-    scorer: Scorer,
-    partial_share: float,
-    config_sha256: str,
-    checkpoint_sha256: str,
-    trajectories: Path,
-    resumed_step: int,
-    compact: bool,
-    estimator: Estimator | Literal["gdpo"],
-    spread_floor: float,
-    trained_groups: int,
-    guard: AccuracyGuard | None,
-    callbacks: list[TrainerCallback],
-    seed_rollouts: bool = False,
-    adapter: PeftConfig | None = None,
-) -> RecordingTrainer:
-    """Wire TRL's trainer to the group reward and the trajectory store."""
-
-    def cut_store() -> History:
-        drop_after(trajectories, resumed_step)
-        return read_history(trajectories)
-
-    reward = GroupReward(
-        penalty=penalty,
-        scorer=scorer,
-        partial_share=partial_share,
-        num_generations=arguments.num_generations,
-        end_ids=encode(tokenizer, THINK_END),
-        eos_id=tokenizer.eos_token_id,
-        config_sha256=config_sha256,
-        checkpoint_sha256=checkpoint_sha256,
-        guard=guard,
-        history=ask_main(cut_store),
-        gather=gather_object,
-        process_index=arguments.process_index,
-    )
-    return RecordingTrainer(
-        reward=reward,
-        writer=TrajectoryWriter(trajectories),
-        compact=compact,
-        estimator=estimator,
-        spread_floor=spread_floor,
-        trained_groups=trained_groups,
-        seed_rollouts=seed_rollouts,
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        callbacks=callbacks,
-        peft_config=adapter,
-    )

@@ -51,39 +51,6 @@ class CollapseLimits:
     nearly every one."""
 
 
-@dataclass(frozen=True, slots=True)
-class CollapseWarning:
-    """The first step of an episode in which a sign shows."""
-
-    step: int
-    sign: Sign
-    message: str
-
-
-def find_collapse(
-    rows: Sequence[LogRow], limits: CollapseLimits | None = None
-) -> list[CollapseWarning]:
-    """Every episode of every sign in a run, in order of step.
-
-    Args:
-        rows: logged metrics of training steps, oldest first, with the names TRL and
-            `train.loop.group_reward` give them; a sign whose metrics a row lacks doesn't show.
-        limits: from where on a figure is a sign.
-    """
-    limits = limits or CollapseLimits()
-    found = []
-    before: dict[Sign, str] = {}
-    for end in range(1, len(rows) + 1):
-        now = find_signs(rows, limits, end)
-        found += [
-            CollapseWarning(int(rows[end - 1]["step"]), sign, message)
-            for sign, message in now.items()
-            if sign not in before
-        ]
-        before = now
-    return found
-
-
 def find_signs(
     rows: Sequence[LogRow], limits: CollapseLimits, end: int | None = None
 ) -> dict[Sign, str]:

@@ -1,23 +1,18 @@
-"""What a device holds and how fast it is, from its maker's data sheet or from a measurement."""
+"""What a device holds and how fast it is, from its maker's data sheet."""
 
 from __future__ import annotations
 
 import re
-import time
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 from curt.hardware import GPUS
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 GIB = 2**30
 
 
 class Device(BaseModel):
-    """One accelerator, or this machine's processor."""
+    """One accelerator."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -62,39 +57,3 @@ def parse_gpus(text: str, own: Device | None = None) -> tuple[int, str, Device]:
             f"gpus {text!r}: know {', '.join(DEVICES)}; give the figures of others with --device"
         )
     return int(match[1]), *known[match[2].lower()]
-
-
-def measure_cpu(memory_gib: float, *, bf16: bool = False) -> Device:
-    """This machine's processor: the best of several short runs of each kind, about two seconds.
-
-    Matrix products at the shape of a small model's update, copies larger than the cache, and
-    launches of a linear layer and a norm on one row.
-    """
-    import torch
-
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    rows, inner = 4096, 256
-    left, right = torch.randn(rows, inner).to(dtype), torch.randn(inner, inner).to(dtype)
-    product_s = _best_seconds(lambda: left @ right)
-    block = torch.zeros(32 * 2**20)  # 128 MiB
-    copy_s = _best_seconds(block.clone, repeats=5)
-    row = torch.randn(1, inner)
-    layer, norm = torch.nn.Linear(inner, inner), torch.nn.RMSNorm(inner)
-    with torch.no_grad():
-        launch_s = _best_seconds(lambda: norm(layer(row)))
-    operations = 8  # aten operations of the two, as the dispatcher sees them
-    return Device(
-        memory_gib=memory_gib,
-        teraflops=2 * rows * inner**2 / product_s / 1e12,
-        bandwidth_gb_s=2 * block.nbytes / copy_s / 1e9,
-        dispatch_us=launch_s / operations * 1e6,
-    )
-
-
-def _best_seconds(work: Callable[[], object], repeats: int = 50) -> float:
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - started)
-    return best

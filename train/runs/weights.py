@@ -1,58 +1,66 @@
-"""From a trainer's model, wherever its parts lie, to the files of a model folder."""
+"""Write a trained model, wherever its parts lie, as a model folder."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
+from transformers import PreTrainedTokenizerBase, Trainer
 
+from curt.artifact import write_artifact
+from curt.files import write_json
+from train.runs.checkpoints import close_run
 from train.runs.lora import Lora, merge_adapter
-from train.runs.processes import SHARDED
+from train.runs.processes import SHARDED, ask_main
 
 
-def gather_weights(trainer: Trainer) -> dict[str, Any] | None:
-    """The weights in one place, where FSDP or DeepSpeed spread them; None where they are whole.
-
-    Every process must call this; the result counts in the main one.
-    """
-    accelerator = trainer.accelerator
-    if accelerator.distributed_type not in SHARDED:
-        return None
-    weights: dict[str, Any] = accelerator.get_state_dict(trainer.model_wrapped)
-    return weights
-
-
-def save_model(
+def write_model(
     trainer: Trainer,
-    weights: dict[str, Any] | None,
-    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    describe: Mapping[str, Any],
     *,
+    run: Path,
     source: str | None,
     lora: Lora | None,
+    history: list[dict[str, float]],
 ) -> None:
-    """Write the trained model, adapters merged, into `folder`; for the main process.
+    """Write the trained model folder, adapters merged, and close its run; all processes call this.
 
     Args:
         trainer: its model is the one saved.
-        weights: from `gather_weights`.
-        source: the model that adapters were put on.
+        tokenizer: saved beside it.
+        out: the folder to write.
+        describe: fields of its manifest, all but the precision.
+        run: the run's own folder.
+        source: the model that training started from; needed with adapters.
         lora: the adapters, if any.
+        history: per-step metrics, for the report.
     """
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    if lora is None:
-        model.save_pretrained(folder, state_dict=weights)
-        return
-    assert source is not None
-    merged = merge_adapter(source, lora, weights or model.state_dict())
-    merged.save_pretrained(folder)
+    accelerator = trainer.accelerator
+    weights: dict[str, Any] | None = None  # None: whole in the model itself
+    if accelerator.distributed_type in SHARDED:  # all processes must take part
+        weights = accelerator.get_state_dict(trainer.model_wrapped)
+
+    def write() -> None:
+        model: Any = accelerator.unwrap_model(trainer.model)
+        if lora is not None:
+            assert source is not None
+            model = merge_adapter(source, lora, weights or model.state_dict())
+        saved = None if lora else weights
+        precision = _precision_of(saved or model.state_dict())
+        with write_artifact(out, {**describe, "precision": precision}) as folder:
+            model.save_pretrained(folder, state_dict=saved)
+            tokenizer.save_pretrained(folder)
+            write_json(folder / "history.json", history)
+        close_run(run)
+
+    ask_main(write)
 
 
-def precision_of(trainer: Trainer, weights: dict[str, Any] | None, lora: Lora | None) -> str:
-    """Precision of the weights that `save_model` writes, as manifests name it."""
-    if lora is not None:
-        return "fp32"
-    tensors = (weights or trainer.model.state_dict()).values()
-    names = {str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()}
+def _precision_of(weights: Mapping[str, Any]) -> str:
+    """Precision of the weights, as manifests name it."""
+    names = {str(t.dtype).removeprefix("torch.") for t in weights.values() if t.is_floating_point()}
     known = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
     return "+".join(sorted(known.get(name, name) for name in names))

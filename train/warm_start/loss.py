@@ -1,8 +1,7 @@
-"""Supervised loss at the price of one prompt a case and logits only where there is a loss.
+"""Supervised loss that computes a case's facts once and logits only where there is a loss.
 
-Memory traffic is the limit on a CPU. Branches of one case share its facts in one sequence: a branch
-sees the facts and itself, never another branch, and its positions count on from the facts, so each
-branch's logits are those it would have alone.
+Memory traffic is the limit on a CPU, so the branches of a case share its facts in one sequence
+(`train.branches`).
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from train.branches import pack_branches
 from train.runs.processes import call_within
 from train.warm_start.examples import Example
 
@@ -44,45 +44,24 @@ class BranchCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """One batch: `sources` are flat positions whose logits predict `targets`, both (N,)."""
         examples: list[Example] = [row["example"] for row in rows]
-        longest = max(len(e) for e in examples)
-        input_ids = torch.full((len(examples), longest), self.pad_token_id)
-        positions = torch.zeros_like(input_ids)
-        branch_of = torch.full_like(input_ids, -1)  # 0: facts, 1..: branches, -1: padding
-        sources, targets = [], []  # flat positions whose logits are needed, and what they predict
-        for row, example in enumerate(examples):
-            start = len(example.shared_ids)
-            input_ids[row, :start] = torch.tensor(example.shared_ids)
-            positions[row, :start] = torch.arange(start)
-            branch_of[row, :start] = 0
-            facts = start
-            for number, branch in enumerate(example.branches, start=1):
-                ids = branch.prompt_ids + branch.completion_ids
-                end = start + len(ids)
-                input_ids[row, start:end] = torch.tensor(ids)
-                positions[row, start:end] = torch.arange(facts, facts + len(ids))
-                branch_of[row, start:end] = number
-                first = row * longest + start + len(branch.prompt_ids) - 1
+        packed = pack_branches(
+            [e.shared_ids for e in examples],
+            [[b.prompt_ids + b.completion_ids for b in e.branches] for e in examples],
+            pad_id=self.pad_token_id,
+        )
+        sources, targets = [], []
+        for example, starts in zip(examples, packed.starts, strict=True):
+            for branch, start in zip(example.branches, starts, strict=True):
+                first = start + len(branch.prompt_ids) - 1
                 sources.append(torch.arange(first, first + len(branch.completion_ids)))
                 targets += branch.completion_ids
-                start = end
         return {
-            "input_ids": input_ids,
-            "position_ids": positions,
-            "attention_mask": branch_mask(branch_of),
+            "input_ids": packed.input_ids,
+            "position_ids": packed.position_ids,
+            "attention_mask": packed.attention_mask,
             "sources": torch.cat(sources),
             "targets": torch.tensor(targets),
         }
-
-
-def branch_mask(branch_of: torch.Tensor) -> torch.Tensor:
-    """Who sees whom: `(B, T)` branch numbers to a boolean mask `(B, 1, T, T)`, query by key.
-
-    A token sees itself, and what stands before it in the facts (0) or in its own branch.
-    """
-    length = branch_of.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=branch_of.device).tril()
-    query, key = branch_of[:, :, None], branch_of[:, None, :]
-    return (causal & ((query == key) | (key == 0)))[:, None]
 
 
 class BranchTrainer(Trainer):

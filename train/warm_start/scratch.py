@@ -1,14 +1,40 @@
-"""A Qwen3-architecture model from scratch: the embedded default, where no hub is reachable."""
+"""A small Qwen3-architecture model from scratch, for where no hub is reachable."""
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+from typing import TYPE_CHECKING
 
-from train.warm_start.shape import Shape
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
+
+
+class Shape(BaseModel):
+    """Size of a model trained from scratch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    hidden: int = 256
+    """Width of the residual stream."""
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 64
+    ffn: int = 768
+    """Width of the feed-forward layer; keep multiples of 128 for block quantisation."""
+    vocab: int = 2400
+    """Upper bound of the tokenizer's vocabulary."""
+    context: int = 1024
+    """Longest sequence in tokens."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary position embedding."""
 
 
 def build_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
     """A randomly initialised model whose vocabulary is the tokenizer's, padded to 64."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     vocab = -(-len(tokenizer) // 64) * 64
     config = Qwen3Config(
         vocab_size=vocab,

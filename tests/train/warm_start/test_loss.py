@@ -7,16 +7,15 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from curt.corpus.generate.generator import generate_cases
+from train.branches import branch_mask
 from train.warm_start.examples import Branch, Example, build_examples
 from train.warm_start.loss import (
     BranchCollator,
     BranchTrainer,
     ExampleDataset,
-    branch_mask,
     history_rows,
 )
-from train.warm_start.scratch import build_model
-from train.warm_start.shape import Shape
+from train.warm_start.scratch import Shape, build_model
 from train.warm_start.tokenizer import corpus_texts, train_tokenizer
 
 SHAPE = Shape(hidden=64, layers=2, heads=2, kv_heads=1, head_dim=32, ffn=128, vocab=600)
