@@ -202,6 +202,7 @@ def scaled(port: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_replica_comes_with_load_and_leaves_after_it(
     ray_python: Path, tmp_path: Path, micro_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_search_goes_on_and_writes_all_it_promises(tmp_path: Path) -> None:
     cases, report = tmp_path / "cases.jsonl", tmp_path / "capacity.json"
     cases.write_text('{"fact": "被告人张某窃取现金2000元。"}\n', encoding="utf-8")

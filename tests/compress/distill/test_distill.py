@@ -201,6 +201,7 @@ def test_mixup_smoothing_and_bf16_run_together(teacher: Path, cases: Path, tmp_p
     assert all(math.isfinite(value) for value in manifest.evaluation.values())
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_stopped_run_ends_as_an_unbroken_one(teacher: Path, cases: Path, tmp_path: Path):
     changes = {"loss": {"mixup_alpha": 0.4}}
     whole = distill(config(teacher, cases, tmp_path / "whole", **changes))
@@ -214,6 +215,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one(teacher: Path, cases: Path, tmp_p
     assert load_manifest(whole).evaluation == load_manifest(resumed).evaluation
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_how_often_a_run_is_saved_changes_nothing(teacher: Path, cases: Path, tmp_path: Path):
     whole = distill(config(teacher, cases, tmp_path / "whole"))
     interrupted(config(teacher, cases, tmp_path / "broken"), 2)
@@ -222,6 +224,7 @@ def test_how_often_a_run_is_saved_changes_nothing(teacher: Path, cases: Path, tm
     assert same_weights(whole, resumed)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_other_settings_start_anew_and_say_so(
     teacher: Path, cases: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -236,6 +239,7 @@ def test_other_settings_start_anew_and_say_so(
 
 
 @pytest.mark.parametrize("damage", ["state.pt", "checkpoint.json"])
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_damaged_checkpoint_is_refused_with_a_remedy(
     teacher: Path, cases: Path, tmp_path: Path, damage
 ):
@@ -253,6 +257,7 @@ def test_a_damaged_checkpoint_is_refused_with_a_remedy(
     assert same_weights(whole, distill(chosen))
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_damaged_record_is_refused_with_a_remedy(teacher: Path, cases: Path, tmp_path: Path):
     chosen = config(teacher, cases, tmp_path / "out")
     interrupted(chosen, 2)

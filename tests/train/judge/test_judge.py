@@ -301,6 +301,7 @@ def test_a_key_no_header_can_carry_is_refused_unseen(key, monkeypatch, caplog):
     assert "secret" not in str(refused.value) + caplog.text
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_is_not_held_up_by_questions_under_way():
     code = (
         "import sys; from tests.train.judge.test_judge import ask, endpoint, make_judge\n"
