@@ -1,1 +1,1 @@
-"""Warm start, GRPO with a length penalty, and what surrounds them."""
+"""Training: warm start (`sft`), GRPO with a length penalty (`grpo`), and their data and plans."""

@@ -1,1 +1,1 @@
-"""The log is the dataset: trajectories, views, verification, publication, feedback."""
+"""Training data: trajectories of runs, views of them, verification, publication, feedback."""

@@ -1,4 +1,4 @@
-"""Every rollout of every group, kept as data: the log is the dataset.
+"""Store every rollout of a run as data to train on later.
 
 One Parquet file a step, written whole by the main process. On a resume from step `s`, files of
 later steps are dropped and made again, so no finished step is lost and none is doubled.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 from curt.endpoint import ChatEndpoint, EndpointUnavailableError
 from curt.endpoint import Question as ChatQuestion
 from train.judge.prompts import PROMPTS_VERSION, build_judge_messages, parse_grade, render_grade
-from train.judge.protocol import Grade, JudgeUnavailableError, Question
+from train.judge.protocol import Grade, JudgeUnavailableError, Question, Task
 from train.judge.settings import EndpointJudgeSettings
 
 
@@ -28,7 +29,10 @@ class EndpointJudge:
 
     def grade(self, questions: Sequence[Question]) -> list[Grade | None]:
         """One grade a question. Raises JudgeUnavailableError when too many of the newest fail."""
-        asked = [_Reader(question).to_chat() for question in questions]
+        asked = [
+            ChatQuestion(build_judge_messages(question), partial(_read_grade, question.task))
+            for question in questions
+        ]
         try:
             replies = self._endpoint.ask(asked)
         except EndpointUnavailableError as error:
@@ -39,15 +43,7 @@ class EndpointJudge:
         ]
 
 
-class _Reader:
-    """Reads a reply to one question as the text of its grade."""
-
-    def __init__(self, question: Question) -> None:
-        self._question = question
-
-    def to_chat(self) -> ChatQuestion:
-        return ChatQuestion(build_judge_messages(self._question), self._read)
-
-    def _read(self, reply: str) -> str | None:
-        grade = parse_grade(reply, self._question.task)
-        return None if grade is None else render_grade(grade)
+def _read_grade(task: Task, reply: str) -> str | None:
+    """The text of the grade in a reply; None where there is none."""
+    grade = parse_grade(reply, task)
+    return None if grade is None else render_grade(grade)

@@ -152,7 +152,7 @@ class GroupReward:
         ]
 
     def _total(self, partial: float | None, shaped: float) -> float | None:
-        """Rewards and penalised correctness in one; open where rewards count and one is missing."""
+        """Mix `partial` and `shaped`; None where `partial` counts and is missing."""
         share = self.partial_share
         if not share:
             return shaped

@@ -1,4 +1,4 @@
-"""Less length penalty while accuracy is down: shortening waits until the policy has recovered.
+"""Scale the length penalty down while accuracy is below its best.
 
 Short-RL (see `train.penalties`) pays for short completions only while accuracy is within 0.05 of
 its best; here the same idea scales any penalty, and fades instead of switching.

@@ -28,7 +28,7 @@ SEPARATOR = ":"  # between a judge's name and its task, in the name of a reward
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One completion's rewards. None where a judge failed, and where that leaves a sum open."""
+    """One completion's rewards. None where a judge failed, and in sums that need its reward."""
 
     raw: Mapping[str, float | None]
     weighted: Mapping[str, float | None]

@@ -151,7 +151,7 @@ class RecordingTrainer(GRPOTrainer):
 
 
 def choose_groups(advantages: Sequence[float], size: int, wanted: int) -> set[int]:
-    """Which `wanted` groups to train on: those with something to learn, in order, then others.
+    """Which `wanted` groups to train on: those with advantages, in order, then others.
 
     A group whose advantages are all 0 teaches nothing (dynamic sampling, DAPO, arXiv 2503.14476,
     section 3.2).

@@ -1,8 +1,7 @@
-"""Signs that a GRPO run is going wrong, read off its own logs while it runs.
+"""Warn while a GRPO run is under way when its logged metrics show that it goes wrong.
 
 Penalised policies collapse in few ways: they stop exploring, stop thinking, never stop, give the
-estimator groups without spread, or raise the reward while getting worse. A warning costs nothing
-and says which.
+estimator groups without spread, or raise the reward while getting worse.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ HARMLESS: frozenset[Sign] = frozenset({"no spread"})
 
 @dataclass(frozen=True, slots=True)
 class CollapseLimits:
-    """From where on a figure is a sign. Single steps are noisy, so means over several count."""
+    """Thresholds of the signs. Single steps are noisy, so means over several are compared."""
 
     entropy_floor: float = 0.02
     """Least entropy of the policy, in nats a token."""

@@ -27,7 +27,7 @@ from train.plan.devices import GIB, Device, parse_gpus
 from train.plan.load import Load, grpo_load, sft_load, smaller_passes
 from train.plan.memory import Memory, Sharding, estimate_memory, vllm_rows
 from train.plan.shapes import NAMED, ModelShape, find_shape
-from train.plan.speed import Efficiency, Step, estimate_step
+from train.plan.speed import Efficiency, StepTime, estimate_step
 from train.sft import SFTConfig
 
 
@@ -65,7 +65,7 @@ class SFTPlan(PlanFlags, SFTConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RunPlan:
     """What a run needs and takes."""
 
     shape: ModelShape
@@ -74,7 +74,7 @@ class Plan:
     device_name: str
     device: Device
     memory: Memory
-    step: Step
+    step: StepTime
 
     @property
     def room(self) -> int:
@@ -116,7 +116,7 @@ def plan_class(arguments: Sequence[str]) -> type[GRPOPlan] | type[SFTPlan]:
     return SFTPlan if fits_sft and not fits_grpo else GRPOPlan
 
 
-def make_plan(config: GRPOPlan | SFTPlan) -> Plan:
+def make_plan(config: GRPOPlan | SFTPlan) -> RunPlan:
     """The plan of a configuration. Raises ValueError naming what is missing or can't be shared."""
     ranks, name, device = parse_gpus(config.gpus, config.device)
     if isinstance(config, GRPOPlan):
@@ -147,9 +147,9 @@ def plan_for(
     name: str,
     device: Device,
     efficiency: Efficiency,
-) -> Plan:
+) -> RunPlan:
     """A plan from its parts."""
-    return Plan(
+    return RunPlan(
         shape,
         load,
         sharding,
@@ -171,7 +171,7 @@ def count_cases(config: SFTConfig) -> int:
         return sum(1 for _ in file)
 
 
-def report(plan: Plan, price: float | None) -> Iterator[str]:
+def report(plan: RunPlan, price: float | None) -> Iterator[str]:
     """The plan as lines of text."""
     load, memory, step = plan.load, plan.memory, plan.step
     yield (
@@ -211,7 +211,7 @@ def report(plan: Plan, price: float | None) -> Iterator[str]:
         yield f"cost                           {plan.hours * load.ranks * price:9.2f}"
 
 
-def refusal(plan: Plan, efficiency: Efficiency) -> Iterator[str]:
+def refusal(plan: RunPlan, efficiency: Efficiency) -> Iterator[str]:
     """Why a plan doesn't fit and which changes of it do, smallest first."""
     needed = plan.memory.needed() / GIB
     if plan.load.vllm and not vllm_rows(plan.shape, plan.load, plan.device):
@@ -229,10 +229,10 @@ def refusal(plan: Plan, efficiency: Efficiency) -> Iterator[str]:
         yield "  none of the usual changes: use larger devices, or a smaller model"
 
 
-def remedies(plan: Plan, efficiency: Efficiency) -> Iterator[tuple[str, Plan]]:
+def remedies(plan: RunPlan, efficiency: Efficiency) -> Iterator[tuple[str, RunPlan]]:
     """Changes that save memory, and the plan with each."""
 
-    def changed(load: Load = plan.load, sharding: Sharding = plan.sharding) -> Plan:
+    def changed(load: Load = plan.load, sharding: Sharding = plan.sharding) -> RunPlan:
         return plan_for(plan.shape, load, sharding, plan.device_name, plan.device, efficiency)
 
     load: Load | None = plan.load

@@ -48,7 +48,7 @@ class Efficiency:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StepTime:
     """Seconds of one training step, and the tokens it handles over all ranks."""
 
     generation_s: float
@@ -66,9 +66,9 @@ class Step:
 
 def estimate_step(
     shape: ModelShape, load: Load, sharding: Sharding, device: Device, efficiency: Efficiency
-) -> Step:
+) -> StepTime:
     """Time of one step; the module's docstring has the formulas."""
-    return Step(
+    return StepTime(
         generation_s=generation_seconds(shape, load, device, efficiency) if load.generates else 0.0,
         update_s=update_seconds(shape, load, device, efficiency),
         optimizer_s=optimizer_seconds(shape, load, sharding, device),

@@ -1,4 +1,4 @@
-"""Whether a verdict could stand in law, whatever the facts: no reference is needed."""
+"""Check a verdict against the law alone; no reference is needed."""
 
 from __future__ import annotations
 

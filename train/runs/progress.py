@@ -1,4 +1,4 @@
-"""A progress bar that shows what matters, and a Ctrl-C that loses nothing."""
+"""A progress bar with the main metrics, and a Ctrl-C that saves a checkpoint first."""
 
 from __future__ import annotations
 
@@ -70,8 +70,9 @@ class ProgressBar(TrainerCallback):
 class StopCleanly(TrainerCallback):
     """The first Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint.
 
-    A second one ends it at once, but not under a launcher, which passes every signal on: a Ctrl-C
-    in a terminal reaches a process twice. It kills what does not end within half a minute.
+    A second signal ends the run at once, but not under a launcher: it passes every signal on, so
+    one Ctrl-C in a terminal reaches a process twice. The launcher kills processes that take longer
+    than half a minute.
     """
 
     def __init__(self) -> None:

@@ -15,7 +15,6 @@ from train.grpo import GRPOSettings
 from train.judge import make_judge
 from train.loop.group_reward import GroupReward
 from train.loop.scoring import Scorer
-from train.penalties.history import History
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,7 +98,6 @@ class GroupScores:
             end_ids=self._end_ids,
             eos_id=self.tokenizer.eos_token_id,
             config_sha256="",
-            history=History(),
         )
         scores = reward(
             prompts=[case_id] * size,  # only compared with one another

@@ -7,7 +7,7 @@
         reward_kwargs:
           settings: configs/qwen2.5-7b/grpo.toml
           tokenizer: Qwen/Qwen2.5-7B
-          changes: {guard: null}     # what verl can't hold
+          changes: {guard: null}     # it needs the run's history
 
 `compute_score` sees one completion and takes penalties that need no other. `compute_score_batch` is
 for the `batch` reward manager of verl 0.7 and older, which hands over whole batches. For
