@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +37,13 @@ from curt.classifier.confidence import (
     thought_evidence,
 )
 from curt.classifier.model import AGREEMENT, Classifier, Row, is_right, load_classifier
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.corpus.store import read_cases
 from curt.dialogue import parse_completion
 from curt.evaluate import EvaluateConfig, EvaluatedCase, open_engine, run_budget
 from curt.files import sha256, whole_folder, write_atomic, write_json
 from curt.law.term_scale import legal_range, severity
 from curt.law.verdict import Verdict
-from curt.logs import configure_logging
 
 log = logging.getLogger(__name__)
 
@@ -81,17 +79,6 @@ class Trial:
     verdict: Verdict
     thought: tuple[float, float]  # `thought_evidence`
     truth: Verdict
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Answer, fit and write as the configuration says."""
-    config = load_config(AgreementConfig, argv)
-    configure_logging()
-    try:
-        row = add_agreement(config)
-    except ValueError as error:  # an ArtifactError too
-        sys.exit(f"error: {error}")
-    log.info("%s", json.dumps(row, indent=1))
 
 
 def add_agreement(config: AgreementConfig) -> Row:
@@ -255,5 +242,10 @@ def _add_to_folder(folder: Path, classifier: Classifier, fit: Agreement, row: Ro
         load_classifier(temporary)
 
 
+def work(config: AgreementConfig) -> None:
+    """Answer, fit and write as the configuration says."""
+    log.info("%s", json.dumps(add_agreement(config), indent=1))
+
+
 if __name__ == "__main__":
-    main()
+    run(AgreementConfig, work)

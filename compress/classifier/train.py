@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -53,7 +52,7 @@ from curt.classifier.model import (
     load_classifier,
     pack,
 )
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases
 from curt.files import sha256, whole_folder, write_atomic, write_json
@@ -339,17 +338,11 @@ def _publish(
         load_classifier(folder)
 
 
-def main(argv: list[str] | None = None) -> None:
+def work(config: ClassifierConfig) -> None:
     """Train and publish as the configuration says."""
-    config = load_config(ClassifierConfig, argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        row = train_classifier(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    log.info("%s", json.dumps(row, indent=1))
+    log.info("%s", json.dumps(train_classifier(config), indent=1))
     log.info("%s is ready", config.out)
 
 
 if __name__ == "__main__":
-    main()
+    run(ClassifierConfig, work)

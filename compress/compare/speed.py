@@ -29,9 +29,8 @@ from pydantic import BaseModel, ConfigDict
 
 from compress.compare.weights import weight_bytes_per_token
 from curt.artifact import ArtifactError, load_manifest
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.files import write_json
-from curt.logs import configure_logging
 
 log = logging.getLogger(__name__)
 
@@ -260,20 +259,15 @@ def _worker(
             process.communicate()
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure the folders and write their speeds; exits with a message on bad input."""
-    config = load_config(SpeedConfig, argv)
-    configure_logging()
-    try:
-        speeds = measure_speeds(
-            config.artifacts,
-            threads=config.threads,
-            rounds=config.rounds,
-            prompt_tokens=config.prompt_tokens,
-            decode_tokens=config.decode_tokens,
-        )
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+def work(config: SpeedConfig) -> None:
+    """Measure the folders and write their speeds."""
+    speeds = measure_speeds(
+        config.artifacts,
+        threads=config.threads,
+        rounds=config.rounds,
+        prompt_tokens=config.prompt_tokens,
+        decode_tokens=config.decode_tokens,
+    )
     rows = {
         str(folder): [speed.model_dump() for speed in own]
         for folder, own in zip(config.artifacts, speeds, strict=True)
@@ -292,4 +286,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(SpeedConfig, work)

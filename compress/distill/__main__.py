@@ -1,6 +1,7 @@
 """Run `compress.distill.distill`."""
 
-from compress.distill.distill import main
+from compress.distill.distill import DistillConfig, work
+from curt.config import run
 
 if __name__ == "__main__":
-    main()
+    run(DistillConfig, work)

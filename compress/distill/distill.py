@@ -37,11 +37,10 @@ from compress.distill.run import (
 )
 from compress.distill.student import StudentShape, check_vocabulary, make_student
 from curt.artifact import load_manifest, parent_of, write_artifact
-from curt.config import Config, load_config
+from curt.config import Config
 from curt.corpus.generate.generator import VERBOSITIES
 from curt.corpus.thinking import CUT, NONE
 from curt.files import sha256, write_json
-from curt.logs import configure_logging
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +51,7 @@ LAST_STEPS = 20  # over which the final training losses are averaged
 
 
 class DistillConfig(Config):
-    """Settings of `python -m compress.distill.distill`."""
+    """Settings of `python -m compress.distill`."""
 
     teacher: Path
     """A Hugging Face model folder of this project."""
@@ -285,18 +284,9 @@ def learn(
     return {"step": step, **losses.to_row(), "learning_rate": rate}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Distil as the configuration says; exits with a message on bad input."""
-    config = load_config(DistillConfig, argv)
-    configure_logging()
+def work(config: DistillConfig) -> None:
+    """Distil as the configuration says."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    try:
-        distill(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+    distill(config)

@@ -1,6 +1,7 @@
 """Run `compress.prune.prune`."""
 
-from compress.prune.prune import main
+from compress.prune.prune import PruneConfig, work
+from curt.config import run
 
 if __name__ == "__main__":
-    main()
+    run(PruneConfig, work)

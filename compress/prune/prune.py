@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from pydantic import Field, model_validator
 
 from compress.prompts import sample_prompts
 from curt.artifact import Manifest, load_manifest, parent_of, write_artifact
-from curt.config import Config, load_config
+from curt.config import Config
 from curt.corpus.store import read_cases
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ HeadUnit = Literal["nearest", "query", "group"]
 
 
 class PruneConfig(Config):
-    """Settings of `python -m compress.prune.prune`."""
+    """Settings of `python -m compress.prune`."""
 
     model: Path
     """The parent: a Hugging Face model folder of this project."""
@@ -382,19 +381,10 @@ def _describe(config: PruneConfig, parent: Manifest, report: dict[str, Any]) -> 
     }
 
 
-def main(argv: list[str] | None = None) -> None:
+def work(config: PruneConfig) -> None:
     """Prune as the configuration says."""
-    config = load_config(PruneConfig, argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    try:
-        prune(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    prune(config)
     log.info("%s is ready", config.out)
-
-
-if __name__ == "__main__":
-    main()

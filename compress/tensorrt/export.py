@@ -18,7 +18,6 @@ import importlib.util
 import json
 import logging
 import random
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +48,7 @@ from compress.tensorrt.serve import (
 )
 from compress.tensorrt.verify import verify_checkpoint
 from curt.artifact import Manifest, load_manifest, parent_of, write_artifact
-from curt.config import Config, load_config
+from curt.config import Config, run
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases
 from curt.dialogue import (
@@ -307,19 +306,14 @@ def _size(
     return size_server(work, config.gpu, config.max_batch_size, config.gpu_memory_fraction)
 
 
-def main(argv: list[str] | None = None) -> None:
+def work(config: ExportTrtConfig) -> None:
     """Export as the configuration says."""
-    config = load_config(ExportTrtConfig, argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    try:
-        export_trt(config)
-    except (RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    export_trt(config)
     log.info("%s is ready", config.out)
 
 
 if __name__ == "__main__":
-    main()
+    run(ExportTrtConfig, work, expected=(OSError, RuntimeError, ValueError))

@@ -11,15 +11,16 @@ from compress.classifier.agreement import (
     Trial,
     add_agreement,
     fit_agreement,
-    main,
     measure_agreement,
     measure_folds,
     read_trials,
+    work,
 )
 from compress.classifier.train import train_classifier
 from curt.artifact import MANIFEST
 from curt.classifier.confidence import thought_evidence
 from curt.classifier.model import AGREEMENT, CONFIDENCE, Classifier, load_classifier
+from curt.config import run
 from curt.corpus.case import Case
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases
@@ -111,7 +112,7 @@ def test_a_model_without_readable_answers_leaves_the_folder_as_it_was(folder, mi
 def test_a_missing_model_is_named(folder, tmp_path):
     arguments = ["--model", str(tmp_path / "none"), "--dev", str(folder.parent / "dev.jsonl")]
     with pytest.raises(SystemExit, match="none is not a folder"):
-        main([*arguments, "--fallback", str(folder)])
+        run(AgreementConfig, work, [*arguments, "--fallback", str(folder)])
 
 
 def test_the_fit_joins_the_folder_and_a_second_one_replaces_it(

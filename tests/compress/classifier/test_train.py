@@ -21,9 +21,9 @@ from compress.classifier.train import (
     learn_habit,
     learn_labels,
     learn_vocabulary,
-    main,
     measure,
     train_classifier,
+    work,
 )
 from curt.artifact import MANIFEST, ArtifactError
 from curt.classifier.model import (
@@ -37,6 +37,7 @@ from curt.classifier.model import (
     extract_features,
     load_classifier,
 )
+from curt.config import run
 from curt.corpus.case import Case
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.read.cail import read_row
@@ -274,7 +275,7 @@ def test_calibration_error_is_the_gap_between_claim_and_fact():
 def test_a_missing_case_file_is_named_and_leaves_nothing(tmp_path):
     arguments = ["--cases", str(tmp_path / "none.jsonl"), "--dev", str(tmp_path / "none.jsonl")]
     with pytest.raises(SystemExit, match=r"no case file .*none\.jsonl"):
-        main([*arguments, "--out", str(tmp_path / "out")])
+        run(ClassifierConfig, work, [*arguments, "--out", str(tmp_path / "out")])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -294,9 +295,8 @@ def test_no_training_cases_are_refused(tmp_path):
 
 def test_a_folder_without_its_model_is_refused_after_main(tmp_path, caplog):
     config = write_splits(tmp_path)
-    arguments = ["--cases", str(config.cases), "--dev", str(config.dev), "--features", "500"]
     with caplog.at_level("INFO"):
-        main([*arguments, "--out", str(config.out), "--test", str(config.dev)])
+        work(config.model_copy(update={"features": 500, "test": config.dev}))
     assert "test_charge_micro_f1" in caplog.text
     assert THEFT[:8] not in caplog.text
     (config.out / MODEL).unlink()

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress.compare.speed import copy_gb_per_s, main, measure_speeds, spread
+from compress.compare.speed import SpeedConfig, copy_gb_per_s, measure_speeds, spread, work
 from compress.compare.subject import RunTimes, make_request, peak_rss_mb, run_round
 from compress.compare.weights import weight_bytes_per_token
 from curt.artifact import ArtifactError
+from curt.config import run
 from curt.engines import Request
 from tests.compress.onnx.exports import export, make_untied_model
 
@@ -115,7 +116,7 @@ def test_the_command_writes_every_thread_count(micro_model: Path, tmp_path: Path
     folder = export(parent, tmp_path / "fp32")
     out = tmp_path / "speed.json"
     counts = ["--threads", "[1,2]", "--rounds", "1", "--decode_tokens", "8"]
-    main(["--artifacts", json.dumps([str(folder)]), "--out", str(out), *counts])
+    run(SpeedConfig, work, ["--artifacts", json.dumps([str(folder)]), "--out", str(out), *counts])
     (rows,) = json.loads(out.read_text()).values()
     assert [row["threads"] for row in rows] == [1, 2]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from compress.onnx import parity
-from curt.config import load_config
+from curt.config import load_config, run
 from curt.engines.tokenizer import PromptTokenizer
 from curt.files import sha256
 from tests.compress.onnx.exports import export, make_untied_model, write_cases
@@ -69,9 +69,11 @@ def test_the_command_writes_its_row_and_leaves_the_artifact_alone(
     artifact, out = parent.parent / "int4", tmp_path / "row.json"
     before = sha256(artifact / "manifest.json")
     cases = write_cases(tmp_path / "cases.jsonl")
-    parity.main(
+    run(
+        parity.ParityConfig,
+        parity.work,
         f"--model {parent} --artifact {artifact} --cases {cases} --prompts 4 "
-        f"--continuation_tokens 24 --out {out}".split()
+        f"--continuation_tokens 24 --out {out}".split(),
     )
     assert json.loads(out.read_text())["kl"] == pytest.approx(rows["int4"]["kl"], rel=1e-3)
     assert sha256(artifact / "manifest.json") == before

@@ -15,11 +15,11 @@ from transformers import (
 
 from compress.prune.prune import (
     PruneConfig,
-    main,
     prune,
+    work,
 )
 from curt.artifact import ArtifactError, load_manifest, parent_of, write_artifact
-from curt.config import load_config
+from curt.config import load_config, run
 from tests.compress.onnx.exports import export, write_cases
 
 
@@ -203,9 +203,9 @@ def test_the_command_line_prunes_and_reports_what_it_cannot(
     cases = write_cases(tmp_path / "cases.jsonl")
     command = ["--model", str(micro_model), "--out", str(tmp_path / "out"), "--cases", str(cases)]
     with pytest.raises(SystemExit, match=r"error: heads 0\.2 removes no head"):
-        main([*command, "--heads", "0.2"])
+        run(PruneConfig, work, [*command, "--heads", "0.2"])
     assert not (tmp_path / "out").exists()
-    main([*command, "--heads", "0.5", "--criterion", "magnitude", "--seed", "7"])
+    run(PruneConfig, work, [*command, "--heads", "0.5", "--criterion", "magnitude", "--seed", "7"])
     assert load_manifest(tmp_path / "out").config["criterion"] == "magnitude"
 
 
