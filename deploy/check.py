@@ -37,7 +37,7 @@ OVERLAYS = tuple(sorted(folder.name for folder in (KUBERNETES / "overlays").iter
 RULES_COPY = KUBERNETES / "components" / "monitoring" / "rules.yaml"
 
 # Code names settings too, but it is typed and tested; here a typo would only show in production.
-# What follows a name tells a setting from the start of a longer word.
+# The pattern takes whole names only, not the start of a longer word.
 _SETTING = re.compile(r"\bCURT_[A-Z0-9_]*[A-Z0-9]\b")
 _SUFFIXES = {".yaml", ".yml", ".env", ".conf", ".sh"}
 

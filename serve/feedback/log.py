@@ -176,7 +176,7 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 
 def mend(path: Path) -> int:
-    """Cut a half-written last line off and return its size: no one was told that it was kept."""
+    """Cut a half-written last line off and return its size: its client never got a reply."""
     with open(path, "rb+") as file:
         size = end = file.seek(0, os.SEEK_END)
         keep = 0

@@ -53,7 +53,7 @@ def log_evidence(hits: int, total: int, rate: float) -> float:
 
 
 def upper_bound(hits: int, total: int, alpha: float) -> float:
-    """The highest rate that the evidence up to now does not speak against at level alpha."""
+    """The highest rate that the evidence up to now does not reject at level alpha."""
     if hits == total:
         return 1.0
     low, high = hits / total, 1.0

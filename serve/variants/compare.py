@@ -166,8 +166,8 @@ def count_judgement(counted: Counted, row: Row, answered: Mapping[str, Any] | No
     correction = row.get("correction")
     is_correct = row.get("verdict", "wrong" if correction else "correct") == "correct"
     counted.rates["judged correct"].append(is_correct)
-    # Without the answer a wrong one can't be told by its parts; counting the right ones alone
-    # would make them all look right.
+    # Without the answer it is unknown which parts of a wrong one were wrong; counting the parts of
+    # right ones alone would make all parts look right.
     if answered and (is_correct or correction):
         for part in PARTS:
             said, given = (

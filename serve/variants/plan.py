@@ -63,7 +63,7 @@ class ServingPlan(BaseModel):
 
     @classmethod
     def first(cls, configured: Path) -> ServingPlan:
-        """The plan of a server that was never told anything: all to the configured model."""
+        """The plan of a server before any promotion: all traffic to the configured model."""
         digest = sha256(configured / MANIFEST)
         placed = {CONFIGURED: Source(folder=None, manifest_sha256=digest)}
         return cls(configured=digest, split=Split(live=CONFIGURED), placed=placed)
@@ -101,7 +101,7 @@ def find_folder(models: Path | None, folder: str) -> Path:
     """The model folder of that name below the models folder.
 
     Raises VariantError for whatever lies elsewhere, by `..`, by a link, or as an absolute path.
-    The message neither repeats what was asked for nor tells whether it exists elsewhere.
+    The message neither repeats what was asked for nor reveals whether it exists elsewhere.
     """
     if models is None:
         problem = "no models folder is configured on this server"

@@ -226,7 +226,7 @@ class Route:
         return served
 
     def stream(self, job: Job) -> ServedStream:
-        """Serve the job on this variant, telling its reasoning; raises as the pool's `stream`."""
+        """Serve the job on this variant and stream its reasoning; raises as the pool's `stream`."""
         self.router.began(self.chosen)
         try:
             stream = self.chosen.pool.stream(job)

@@ -103,6 +103,6 @@ class Shadow:
             logger.info("shadow compared", extra=fields | compared)
         except Exception as error:
             self._outcome = "failed"
-            # A bug is told by its type only: its message may quote the fact.
+            # Of a bug only the type is logged: its message may quote the fact.
             reason = error.reason if isinstance(error, RequestError) else type(error).__name__
             logger.info("shadow failed", extra=fields | {"error": reason})
