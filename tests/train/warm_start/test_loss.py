@@ -2,12 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from curt.corpus.generate.generator import generate_cases
-from train.branches import branch_mask
 from train.warm_start.examples import Branch, Example, build_examples
 from train.warm_start.loss import (
     BranchCollator,
@@ -122,15 +119,6 @@ def test_collation_worked_by_hand():
     sees = batch["attention_mask"][0, 0].int().tolist()
     assert sees[4] == [1, 1, 1, 1, 1, 0, 0]
     assert sees[6] == [1, 1, 0, 0, 0, 1, 1]
-
-
-@given(branches=st.lists(st.integers(-1, 4), min_size=1, max_size=12))
-def test_a_token_sees_the_facts_and_its_own_branch_and_no_future(branches):
-    mask = branch_mask(torch.tensor([branches]))[0, 0]
-    for query, own in enumerate(branches):
-        assert mask[query, query]  # never an empty row, whose softmax is not a number
-        for key, other in enumerate(branches):
-            assert bool(mask[query, key]) == (key <= query and other in (own, 0))
 
 
 def test_the_dataset_shows_the_sampler_the_packed_length(examples):
