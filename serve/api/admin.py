@@ -1,4 +1,4 @@
-"""The routes of administrators: load, promote, roll back and unload models, and look at them.
+"""The routes of administrators: load, promote, roll back, unload and list models.
 
     POST /admin/load      {"name": "int8", "folder": "demo/ort-w8a8"}         202: it loads now
     POST /admin/promote   {"name": "int8", "role": "canary", "share": 0.05}
@@ -7,13 +7,13 @@
     POST /admin/unload    {"name": "int8"}
     GET  /admin/variants
 
-Every attempt but looking leaves a line in the log `serve.audit`: who, what, and how it ended.
+Every attempt to change something is logged by `serve.audit`: who, what, and how it ended.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -42,7 +42,7 @@ RESPONSES = error_responses(
 
 
 class NotAllowedError(RequestError):
-    """A request for administrators from someone else."""
+    """A request for administration without an administrator's key."""
 
     status = 403
 
@@ -95,18 +95,18 @@ class UnloadRequest(RequestBody):
 
 
 def require_admin(request: Request) -> None:
-    """Let in who came with an administrator's key, as the guard before all routes recorded it.
+    """Admit a request that `KeyGuard` recorded as coming with an administrator's key.
 
-    Raises NotAllowedError: also where that guard is missing, or keys are off.
+    Raises NotAllowedError otherwise, also where that middleware is missing or keys are off.
     """
     record = getattr(request.state, "api_key", None)
     if record is None or record.role != "admin":
         raise NotAllowedError("forbidden", "this needs a key with the role admin")
 
 
-def make_router(variants: Variants, guard: Callable[..., Any] = require_admin) -> APIRouter:
-    """The routes; `guard` is a dependency that raises where someone may not come in."""
-    router = APIRouter(prefix="/admin", dependencies=[Depends(guard)], responses=RESPONSES)
+def make_router(variants: Variants) -> APIRouter:
+    """The routes, for administrators only."""
+    router = APIRouter(prefix="/admin", dependencies=[Depends(require_admin)], responses=RESPONSES)
 
     @router.post("/load", status_code=202)
     async def load(body: LoadRequest, request: Request) -> dict[str, Any]:

@@ -99,9 +99,9 @@ def build_reply(
 ) -> PredictReply:
     """The reply for a served request.
 
-    Where the model gave no full verdict it is degraded: with the classifier's, or without a
-    defendant. `doubt` is the code of the warning that the verdict is probably wrong, or that
-    nothing can be said of it; `withheld` names the parts of a defendant to leave out for it.
+    Where the model gave no full verdict the reply is degraded: it has the classifier's verdict, or
+    no defendant. `doubt` is the code of a warning: the verdict is probably wrong, or no probability
+    can be given. `withheld` names the parts of a defendant that are left out because of it.
     """
     generation = served.generation
     reason, verdict = served.degraded_reason, served.verdict
@@ -116,11 +116,11 @@ def build_reply(
         warnings.append(warning(doubt))
     defendants = []
     if verdict is not None:
-        # A classifier's verdict says nothing of fines: no fine is not a fine of nothing.
+        # The classifier does not predict fines, which is not the same as predicting none.
         unsaid = () if reason is None else ("fine_yuan", "ruling")
         defendants.append(_describe(verdict, tasks) | dict.fromkeys((*unsaid, *withheld)))
     sure = served.fallback.confidences if served.fallback and doubt != UNFAMILIAR else None
-    # Read at one go: built part by part, the same reply takes several times as long.
+    # Validated as one dict: building the models part by part takes several times as long.
     return PredictReply.model_validate(
         {
             "request_id": request_id,

@@ -1,4 +1,4 @@
-"""What browsers are told about every reply, and which other sites' pages may ask."""
+"""Security headers of every reply, and the other sites whose pages may call this server (CORS)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _ALWAYS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-# Where a route sets one of these itself, the route is right.
+# Added unless the route sets it itself.
 _UNLESS_SET = {"Content-Security-Policy": "frame-ancestors 'none'"}
 
 
 class SafeHeaders:
     """ASGI middleware that adds the headers every reply should have.
 
-    Nothing is to be stored by browsers or proxies but the files of the documentation: replies
-    speak of people's cases.
+    Browsers and proxies may store the files of the documentation and nothing else, for replies
+    are about people's cases.
     """
 
     def __init__(self, app: ASGIApp, hsts_s: int = 0) -> None:
@@ -64,7 +64,7 @@ _RESERVED = _encode(_UNLESS_SET)
 
 
 def _with(given: Iterable[Header], always: Mapping[bytes, bytes]) -> list[Header]:
-    """A reply's headers, with `always` in the place of its own of those names."""
+    """A reply's headers, with those of `always` replacing its own of the same names."""
     kept = [header for header in given if header[0] not in always]
     names = {name for name, _ in kept}
     unset = [header for header in _RESERVED.items() if header[0] not in names]
@@ -74,7 +74,7 @@ def _with(given: Iterable[Header], always: Mapping[bytes, bytes]) -> list[Header
 def allow_origins(app: Starlette, origins: Sequence[str]) -> None:
     """Let pages of the origins listed call this server; with none, no page of another site may.
 
-    Raises ValueError on anything but `scheme://host[:port]`: a list says who is meant.
+    Raises ValueError on anything but `scheme://host[:port]`; wildcards are not taken.
     """
     for origin in origins:
         if not _ORIGIN.fullmatch(origin):

@@ -1,12 +1,12 @@
 """OpenTelemetry traces: one span a request, and one each for its queue, prefill, thinking, answer.
 
 Off unless `CURT_OTLP_ENDPOINT` or one of the standard `OTEL_EXPORTER_OTLP_*ENDPOINT` variables
-names a collector. A span holds counts, times and the route's pattern; never text of a client, whose
-facts are personal data: not the address as sent, not a request id, not `tracestate`, not the
-message of an exception.
+names a collector. A span holds counts, times and the route's pattern. It never holds a client's
+text, since facts are personal data: no path as sent, no request id, no `tracestate`, no message of
+an exception.
 
-The phases are drawn when the request ends, from what the routes leave in `state.log`, so that the
-pool and the workers know nothing of tracing.
+The spans of the phases are made when the request ends, from what the routes leave in `state.log`,
+so that the pool and the workers need not know of tracing.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Tracing:
     def end_request(
         self, span: Span, scope: Scope, status: int, log: Mapping[str, Any], start_ns: int
     ) -> None:
-        """Complete the span of a request and draw its phases beneath it."""
+        """Complete the span of a request and add the spans of its phases below it."""
         from opentelemetry.trace import StatusCode
 
         route = getattr(scope.get("route"), "path", None)
@@ -100,14 +100,14 @@ class Tracing:
                 span.set_attribute(attribute, value)
         if status >= 500:
             span.set_status(StatusCode.ERROR)
-        self._draw_phases(span, log, start_ns)
+        self._add_phases(span, log, start_ns)
         span.end()
 
     def close(self) -> None:
         """Send what is left and stop; takes a few seconds when the collector is down."""
         self._provider.shutdown()
 
-    def _draw_phases(self, parent: Span, log: Mapping[str, Any], start_ns: int) -> None:
+    def _add_phases(self, parent: Span, log: Mapping[str, Any], start_ns: int) -> None:
         from opentelemetry.trace import set_span_in_context
 
         context = set_span_in_context(parent)
@@ -128,10 +128,10 @@ class Tracing:
 
 
 class TraceRequests:
-    """ASGI middleware that traces requests; goes inside of `RequestContext`, whose state it uses.
+    """ASGI middleware that traces requests; stands inside `RequestContext`, whose state it uses.
 
-    It takes part in the trace of the client's `traceparent`, answers with its own, and leaves
-    `trace_id` in the log line.
+    It joins the trace of the client's `traceparent` header, replies with its own, and adds
+    `trace_id` to the log line.
     """
 
     def __init__(self, app: ASGIApp, tracing: Tracing) -> None:
@@ -168,7 +168,7 @@ class TraceRequests:
 def phases(log: Mapping[str, Any]) -> list[tuple[str, float, dict[str, int]]]:
     """Name, milliseconds and counts of each phase a request went through, in order.
 
-    The engine times decoding as a whole: thinking and answer share it by their tokens.
+    The engine times decoding as a whole; it is divided between thinking and answer by tokens.
     """
     if "queue_ms" not in log:
         return []
@@ -188,7 +188,7 @@ def phases(log: Mapping[str, Any]) -> list[tuple[str, float, dict[str, int]]]:
 
 
 def wanted_endpoint(endpoint: str | None, environment: Mapping[str, str]) -> bool:
-    """Whether traces are to be sent: to `endpoint`, or where the OTEL_* variables say."""
+    """Whether traces are wanted: `endpoint` or an OTEL_* variable names a collector."""
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
     if environment.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none":

@@ -46,7 +46,8 @@ async def serving(
     app = FastAPI()
     app.add_middleware(RequestContext, metrics=Metrics())
     install_handlers(app)
-    app.include_router(make_router(variants, guard))
+    app.include_router(make_router(variants))
+    app.dependency_overrides[require_admin] = guard
     transport = httpx.ASGITransport(app=app)
     await variants.start()
     await variants.settled()
@@ -196,7 +197,7 @@ def test_by_default_only_an_administrators_key_comes_in(models: Path, tmp_path: 
             app.add_middleware(KeyGuard, keys=KeyFile(tmp_path / "keys.json"))
         app.add_middleware(RequestContext, metrics=Metrics())
         install_handlers(app)
-        app.include_router(make_router(variants, require_admin))
+        app.include_router(make_router(variants))
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://curt") as client:
