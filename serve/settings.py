@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     """Deadline of a request that names none."""
 
     margin_ms: float = Field(15.0, ge=0, le=1_000)
-    """Kept back from every deadline for the front: parsing, pipes, the reply."""
+    """Part of every deadline reserved for the front: parsing, pipes, the reply."""
 
     max_body_bytes: int = Field(131_072, ge=1_024)
     """Larger bodies are refused with 413. Holds max_fact_chars even when written as \\uXXXX."""
@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     """One JSON object a log line; false for lines meant for people."""
 
     spares: int = Field(1, ge=0, le=16)
-    """Warm workers that wait for one to die."""
+    """Warm workers that replace one that dies."""
 
     fallback: Path | None = None
     """Classifier folder of `compress.classifier.train`: verdicts where the model has no time, and
@@ -110,16 +110,16 @@ class Settings(BaseSettings):
     """redis:// address that shares cache and rate limits between servers."""
 
     cache_secret: SecretStr | None = None
-    """Makes names in a shared cache unguessable; the same for all servers on one Redis."""
+    """Keys the hashes of names in Redis; the same for all servers on one Redis."""
 
     keys_file: Path | None = None
-    """API keys made by `python -m serve.edge.keys new`; without it whoever reaches us may ask."""
+    """API keys made by `python -m serve.edge.keys new`; without it anyone may ask."""
 
     rate_per_s: float | None = Field(None, gt=0)
     """Requests a second of one key, or of one address without keys; no limit when not given."""
 
     rate_burst: int = Field(20, ge=1)
-    """How far ahead of that rate a client may run."""
+    """Requests that a client may send at once before that rate holds."""
 
     max_concurrent: int = Field(32, ge=1)
     """Requests of one client under way at once, where the rate is limited."""
@@ -137,13 +137,13 @@ class Settings(BaseSettings):
     """Folder of model folders that `/admin` may load; off without it."""
 
     variants_file: Path | None = None
-    """Where the split of traffic is kept, so that a restart comes back with the promoted model."""
+    """File that keeps the split of traffic, so that a restart serves the promoted model."""
 
     keep_previous: bool = False
     """Keep the model before a promotion loaded, for an instant roll-back."""
 
     feedback: Path | None = None
-    """Folder for what users say of answers; without it none is taken."""
+    """Folder for users' feedback on answers; without it none is taken."""
 
     keep_facts: bool = False
     """Whether to keep facts with the answers, for training on feedback. They are personal data."""
@@ -161,7 +161,7 @@ class Settings(BaseSettings):
     """Charge mix of the training corpus, made by `python -m serve.drift mix`."""
 
     evaluation: Path | None = None
-    """What `curt.evaluate` wrote for the model: accuracy per budget, for /version and the page."""
+    """Report of `curt.evaluate` on the model: accuracy per budget, for /version and the page."""
 
     max_body_s: float = Field(10.0, gt=0)
     """Bodies that take longer to arrive get 408."""
@@ -205,7 +205,7 @@ class Settings(BaseSettings):
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """A message for each CURT_ variable this server does not know: a typo must not pass."""
+    """A message for each CURT_ variable that is no setting, so that a typo is noticed."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     messages = []
     for name in sorted(environment):

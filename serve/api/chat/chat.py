@@ -5,10 +5,10 @@
         model="curt", messages=[{"role": "user", "content": fact}], extra_body={"deadline_ms": 400}
     )
 
-The answer's `content` is the verdict in the answer grammar of `curt.dialogue` or as JSON,
-`reasoning_content` the reasoning, and `curt` what /predict tells beside the verdict: request id,
-whether it is degraded and why, warnings, timings, notice. `serve.api.chat.request` says what each
-parameter does.
+The answer's `content` is the verdict, in the answer grammar of `curt.dialogue` or as JSON;
+`reasoning_content` is the reasoning; `curt` holds the other fields of a reply of /predict: request
+id, whether it is degraded and why, warnings, timings, notice. `serve.api.chat.request` documents
+each parameter.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from serve.served import Identity, Served
 from serve.settings import Settings
 
 CHAT_PATH, MODELS_PATH = "/v1/chat/completions", "/v1/models"
-ALIAS = "curt"  # whatever model is served
+ALIAS = "curt"  # a name for the served model, whichever it is
 IGNORED_HEADER = "X-Curt-Ignored"
 OWNER = "curt"
 RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -64,10 +64,10 @@ class OpenAIRoute(APIRoute):
     """A route whose errors have OpenAI's shape."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, which answers every fault of ours itself."""
+        """The handler, which answers every error but a disconnect itself."""
         handle = super().get_route_handler()
 
-        async def handle_in_their_words(request: Request) -> Response:
+        async def handle_in_openai_shape(request: Request) -> Response:
             try:
                 return await handle(request)
             except ClientGoneError:
@@ -80,7 +80,7 @@ class OpenAIRoute(APIRoute):
                 headers["Retry-After"] = str(fault.retry_after_s)
             return JSONResponse(fault.body(), fault.status, headers)
 
-        return handle_in_their_words
+        return handle_in_openai_shape
 
 
 def make_router(
@@ -167,7 +167,7 @@ class Completion:
             **self._head("chat.completion"),
             "choices": [choice],
             "usage": usage_of(served),
-            "curt": aside(reply),
+            "curt": other_fields(reply),
         }
 
     def chunk(self, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class Completion:
     def message(self, served: Served) -> dict[str, str | None]:
         """The verdict as `content`, or a `refusal` that says why there is none.
 
-        An answer that was cut is not told: 罚金：2000 may be the beginning of 20000元.
+        An answer that was cut off is left out: 罚金：2000 may be the beginning of 20000元.
         """
         verdict = served.verdict
         if verdict is None:
@@ -244,14 +244,14 @@ class Chunks:
         message = {name: text for name, text in self.completion.message(item).items() if text}
         if message:
             yield _event(chunk(message))
-        yield _event(chunk({}, finish_reason(item)) | {"curt": aside(reply)})
+        yield _event(chunk({}, finish_reason(item)) | {"curt": other_fields(reply)})
         if self.include_usage:
             yield _event(self.completion.usage_chunk(item))
         yield {"data": "[DONE]"}
 
 
 def finish_reason(served: Served) -> str:
-    """ "length" where tokens or time ran out and no verdict stands in, else "stop"."""
+    """ "length" where tokens or time ran out and the classifier gave no verdict, else "stop"."""
     is_cut = served.generation.finish != "stop" or served.unserved is not None
     return "length" if is_cut and served.verdict is None else "stop"
 
@@ -268,14 +268,14 @@ def usage_of(served: Served) -> dict[str, Any]:
     }
 
 
-def aside(reply: PredictReply) -> dict[str, Any]:
-    """What /predict tells beside the verdict and the reasoning."""
-    told: dict[str, Any] = reply.model_dump(mode="json", exclude={"defendants", "reasoning"})
-    return told
+def other_fields(reply: PredictReply) -> dict[str, Any]:
+    """The fields of a reply of /predict but the verdict and the reasoning."""
+    fields: dict[str, Any] = reply.model_dump(mode="json", exclude={"defendants", "reasoning"})
+    return fields
 
 
 def to_api_error(error: Exception) -> ApiError:
-    """Any fault of ours in OpenAI's words, without a word of the input."""
+    """An error of this server in OpenAI's shape, without a word of the input."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, OverloadedError):

@@ -1,4 +1,4 @@
-"""What OpenAI's clients send and read, and how it maps to a fact, a deadline and a budget.
+"""What OpenAI's clients send, and how it maps to a fact, a deadline and a thinking budget.
 
 | parameter | here |
 |---|---|
@@ -29,13 +29,13 @@ EFFORT_TOKENS: Mapping[Effort, int | None] = {
     "none": 0, "minimal": 16, "low": 32, "medium": 96, "high": None, "xhigh": None, "max": None,
 }  # fmt: skip
 
-# They change how tokens are drawn, and answers here are drawn greedily; or they are bookkeeping.
+# Sampling parameters, which have no effect on greedy decoding, and bookkeeping.
 IGNORED = frozenset(
     {"temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "user",
      "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "metadata",
      "service_tier", "parallel_tool_calls", "verbosity"}
 )  # fmt: skip
-# Each with the values that ask for nothing, which pass.
+# Each with its neutral values, which are accepted.
 REFUSED: Mapping[str, tuple[Any, ...]] = {
     "n": (None, 1),
     "tools": (None, []),
@@ -56,7 +56,7 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
 
 
 class ApiError(Exception):
-    """An error in OpenAI's shape. `param` names a parameter of ours, never a client's text."""
+    """An error in OpenAI's shape. `param` is a known parameter's name, never a client's text."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(
         frozen=True,
-        extra="allow",  # what is beyond these fields is sorted by `ignored_parameters`
+        extra="allow",  # `ignored_parameters` looks at all other fields
         json_schema_extra={
             "examples": [
                 {
@@ -153,9 +153,9 @@ class ChatRequest(BaseModel):
 
 
 def ignored_parameters(body: ChatRequest) -> list[str]:
-    """Names of what was sent and has no effect, for a header.
+    """Names of the parameters sent that have no effect, for a header of the reply.
 
-    Raises ApiError on what this server can't do and on what it does not know.
+    Raises ApiError on parameters that are not supported or not known.
     """
     ignored = []
     for name, value in (body.model_extra or {}).items():
@@ -199,8 +199,8 @@ def fact_of(body: ChatRequest) -> str:
 def thinking_bound(body: ChatRequest, model_max_tokens: int) -> int | None:
     """The most thinking tokens that the request allows; None where that bounds nothing.
 
-    `model_max_tokens` is the most the model ever thinks. Raises ApiError on a bound below what an
-    answer takes.
+    `model_max_tokens` is the most the model ever thinks. Raises ApiError on a bound that leaves no
+    room for the answer.
     """
     bounds = [] if body.reasoning_effort is None else [EFFORT_TOKENS[body.reasoning_effort]]
     for name in ("max_completion_tokens", "max_tokens"):

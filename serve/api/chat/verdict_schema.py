@@ -1,8 +1,8 @@
 """Whether a client's JSON schema is one that every verdict fits, as JSON of `Verdict.to_json`.
 
 The schema of a structured answer may leave parts out, forbid others, and use `$ref` and `anyOf`
-as pydantic writes them; it may not narrow a part (a pattern, a smaller enum, a minimum), because
-what the model answers is not bent to it.
+as pydantic writes them. It may not narrow a part (a pattern, a smaller enum, a minimum), because
+the model's answer is not made to fit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VERDICT_SCHEMA: dict[str, Any] = {
         "fine_yuan": {"type": ["integer", "null"]},  # null: nothing is known of a fine
     },
 }
-_SAYS_NOTHING = frozenset({"title", "description", "default", "examples", "$schema", "$id"})
+_ANNOTATIONS = frozenset({"title", "description", "default", "examples", "$schema", "$id"})
 _CHECKED = frozenset(
     {"type", "properties", "required", "additionalProperties", "items", "enum", "$ref", "anyOf",
      "$defs", "definitions"}
@@ -64,7 +64,7 @@ def _check(
     if "$ref" in given:
         _check(_resolve(given["$ref"], root, place), ours, root, place, depth + 1)
         return
-    if given.keys() - _SAYS_NOTHING - _CHECKED:
+    if given.keys() - _ANNOTATIONS - _CHECKED:
         raise SchemaError(
             f"{place}: use only type, properties, required, additionalProperties, items, enum, "
             "anyOf and $ref"
