@@ -3,8 +3,8 @@
     python -m compress.compare.speed --artifacts '["artifacts/demo/ort-int4"]' --out speed.json
 
 Every folder gets a process of its own for each thread count. The processes stay loaded and take
-turns, one round each, so that a ratio between two folders never spans two moods of the machine;
-memory must hold all folders at once.
+turns, one round each, so that a ratio compares two folders measured at nearly the same time and
+not the machine's load at two times; memory must hold all folders at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from curt.files import write_json
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
-COPY_BYTES = 256 << 20  # well beyond most caches, so that the copy meets memory
+COPY_BYTES = 256 << 20  # larger than most caches, so that the copy reads memory
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -148,7 +148,7 @@ def _measure_at(
         for turn in range(rounds):
             copies.append(max(copy_gb_per_s(source, target, threads) for _ in range(3)))
             for place in range(len(folders)):
-                index = (turn + place) % len(folders)  # nobody is always first
+                index = (turn + place) % len(folders)  # each folder is first in turn
                 seen[index].append(workers[index].run_round())
             log.info("speed at %d threads: round %d of %d", threads, turn + 1, rounds)
         ready = [worker.ready for worker in workers]
@@ -201,7 +201,7 @@ def _rate(runs: Sequence[dict[str, float]], seconds: str, tokens: str | int) -> 
 
 
 class _Worker:
-    """The far end of a process that runs `compress.compare.subject.work`."""
+    """A process that runs `compress.compare.subject.work`."""
 
     def __init__(self, folder: Path, process: subprocess.Popen[str], errors: IO[str]) -> None:
         self._folder, self._process, self._errors = folder, process, errors
@@ -241,7 +241,7 @@ def _worker(
         process = subprocess.Popen(
             [sys.executable, "-c", code, json.dumps(order)],
             cwd=ROOT,
-            # passive: a worker that waits for its turn must not spin on the others' core
+            # passive: a worker that waits for its turn must not keep a core busy
             env={
                 **os.environ,
                 "OMP_WAIT_POLICY": "passive",
@@ -255,7 +255,7 @@ def _worker(
         try:
             yield _Worker(folder, process, errors)
         finally:
-            process.kill()  # it holds nothing worth a farewell
+            process.kill()  # it has nothing to save
             process.communicate()
 
 

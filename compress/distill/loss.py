@@ -1,4 +1,4 @@
-"""What a student is told by its teacher: distributions, the right tokens, or both.
+"""What a student learns from: its teacher's distributions, the right tokens, or both.
 
 Shapes: B rows, C completion positions, V vocabulary, H hidden width. Position c holds the logits
 that predict token c of the completion. All losses are in nats a token.

@@ -312,7 +312,7 @@ def _calibration_prompts(
     if config.criterion == "magnitude" and not config.layers:
         return []
     cases, count = list(read_cases(config.cases)), config.calibration_cases
-    # The completion too: what thinks and decides must not look idle.
+    # With the completion: parts that are active only in reasoning and answer must count as used.
     prompts = sample_prompts(cases, tokenizer, parent, count, config.seed, with_completion=True)
     return [prompt[:context_tokens] for prompt in prompts]
 
