@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from curt.config import flaws_of
+from curt.config import FrozenModel, flaws_of
 from curt.dialogue import PROMPT_VERSION
 from curt.files import sha256, whole_folder, write_json
 from curt.law.statutes import STATUTE_VERSION
@@ -30,18 +30,15 @@ class ArtifactError(ValueError):
     """A model folder that must not be loaded; the message says why and what to do."""
 
 
-class Parent(BaseModel):
+class Parent(FrozenModel):
     """The folder an artifact was made from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     path: str
     manifest_sha256: str
 
 
-class Manifest(BaseModel):
+class Manifest(FrozenModel):
     """What a model folder is, from what it was made, and the hash of every file in it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Format
     precision: str

@@ -18,8 +18,9 @@ from functools import cached_property
 from itertools import chain
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from curt.config import FrozenModel
 from curt.dialogue import MAX_ANSWER_TOKENS
 
 ENOUGH = 20  # replies of one stated budget, to draw its thinking lengths from
@@ -28,15 +29,13 @@ STALLED_SHARE = 0.1  # at most: left out of the lines, and kept among the remain
 USUAL_SHARE = 0.98  # of the replies tell the contention; a stall overlaps whatever is about
 
 
-class Sample(BaseModel):
+class Sample(FrozenModel):
     """One measured reply of the model. Times in milliseconds.
 
     `front_ms` passed within the server and outside the worker, until a free worker had it included;
     `outside_ms` outside the server, lateness of the client included. `beside` is the share of the
     worker's time in which another request of the machine was with a worker.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     chars: int = Field(ge=1)
     stated_budget: int = Field(ge=0)
@@ -50,10 +49,8 @@ class Sample(BaseModel):
     beside: float = Field(0.0, ge=0, le=1)
 
 
-class Noise(BaseModel):
+class Noise(FrozenModel):
     """What one reply took beyond the lines, and its time outside of the worker."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     prefill_ms: float
     decode_ms: float
@@ -61,19 +58,15 @@ class Noise(BaseModel):
     outside_ms: float
 
 
-class Thought(BaseModel):
+class Thought(FrozenModel):
     """How one reply thought: None where it was cut, so that its own length is not known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokens: int | None
     readable: bool
 
 
-class Service(BaseModel):
+class Service(FrozenModel):
     """Service times of one worker: what the simulation knows of model and machine."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     prefill_base_ms: float = Field(ge=0)
     prefill_char_ms: float = Field(ge=0)

@@ -7,11 +7,12 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from benchmarks.client import arrivals_for
 from benchmarks.fleet.service import Service
 from benchmarks.fleet.simulation import Fleet, simulate, summarise
+from curt.config import FrozenModel
 
 logger = logging.getLogger(__name__)
 
@@ -19,15 +20,13 @@ WARM_UP_SHARE = 0.5  # as much again is simulated before anything counts
 MOST_REPLICAS = 1_000_000  # more than that is no plan, but a mistake
 
 
-class Target(BaseModel):
+class Target(FrozenModel):
     """What has to hold.
 
     The model answers `answered_share` of all requests within the deadline, and in
     `uncut_share` of all its thinking is not ended for want of time: a promise kept by thinking
     too little would cost accuracy.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     p99_ms: float = 400.0
     """Of everything that is answered or refused."""
@@ -45,10 +44,8 @@ class Target(BaseModel):
         )
 
 
-class Effort(BaseModel):
+class Effort(FrozenModel):
     """How much is simulated for each number of servers tried."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     requests: int = Field(default=10_000, ge=100)
     """Simulated for each trial."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from compress.compare.rows import Record, Row
+from compress.compare.rows import Row
+from curt.config import FrozenModel
 
 MAX_LOSS = 0.005  # exact accuracy: half a point
 RULE = (
@@ -14,7 +15,7 @@ RULE = (
 )
 
 
-class Choice(Record):
+class Choice(FrozenModel):
     """The default, if any, and why each other artifact is not it."""
 
     rule: str = RULE

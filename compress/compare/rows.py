@@ -5,22 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from compress.compare.speed import Speed
+from curt.config import FrozenModel
 from curt.scores.metrics import length_statistics
 from curt.scores.statistics import Span, paired_difference, share
 
 ANSWER_TOKENS = 25  # of the demo's answers, with the end of thinking
 
 
-class Record(BaseModel):
-    """Base of everything here: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Identity(Record):
+class Identity(FrozenModel):
     """Which folder, from what, by which recipe."""
 
     name: str
@@ -38,7 +31,7 @@ class Identity(Record):
     folder_mb: float
 
 
-class Quality(Record):
+class Quality(FrozenModel):
     """One artifact on the test cases, in their order."""
 
     engine: str
@@ -49,7 +42,7 @@ class Quality(Record):
     thinking_lengths: list[int]
 
 
-class Closeness(Record):
+class Closeness(FrozenModel):
     """Next-token distributions along the parent's own completions."""
 
     kl: float
@@ -58,7 +51,7 @@ class Closeness(Record):
     positions: int
 
 
-class Measured(Record):
+class Measured(FrozenModel):
     """Everything measured of one folder; None where it was not."""
 
     identity: Identity
@@ -69,7 +62,7 @@ class Measured(Record):
     """Why something is missing."""
 
 
-class Row(Record):
+class Row(FrozenModel):
     """One line of the table. Shares run from 0 to 1, `score_*` to 100 except `score_term`."""
 
     identity: Identity

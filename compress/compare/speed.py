@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from compress.compare.weights import weight_bytes_per_token
 from curt.artifact import ArtifactError, load_manifest
-from curt.config import Config, run
+from curt.config import Config, FrozenModel, run
 from curt.files import write_json
 
 log = logging.getLogger(__name__)
@@ -56,16 +55,15 @@ class SpeedConfig(Config):
     """Tokens to decode after it."""
 
 
-class Spread(BaseModel):
+class Spread(FrozenModel):
     """The median of several rounds with the lowest and the highest."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     median: float
     low: float
     high: float
 
 
-class Speed(BaseModel):
+class Speed(FrozenModel):
     """One folder at one thread count.
 
     Rates are our engine's. `*_to_bare` are ratios to the library's own loop on the same prompt,
@@ -73,7 +71,6 @@ class Speed(BaseModel):
     traffic of the weights alone over the machine's copy bandwidth.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     threads: int
     rounds: int
     load_s: float

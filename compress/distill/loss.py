@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from compress.distance import kl_divergence
+from curt.config import FrozenModel
 
 if TYPE_CHECKING:  # settings are read before a framework is needed
     import random
@@ -24,10 +25,8 @@ if TYPE_CHECKING:  # settings are read before a framework is needed
     from compress.distill.examples import Example
 
 
-class LossSettings(BaseModel):
+class LossSettings(FrozenModel):
     """Temperature and weights. A term of weight 0 is measured, not learned from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     temperature: float = Field(2.0, gt=0)
     """Softens both distributions; 1 leaves them as they are."""

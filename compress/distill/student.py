@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from curt.config import FrozenModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class StudentShape(BaseModel):
+class StudentShape(FrozenModel):
     """Size of a student made from its teacher; what is not given is the teacher's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     layers: int | None = Field(None, ge=1)
     """With this alone the teacher's layers are copied, evenly spread."""

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from curt.config import FrozenModel
 from curt.law.term_scale import (
     DEATH,
     TermInterval,
@@ -47,10 +48,9 @@ POOL = ""  # the group of all charges with too few cases for one of their own
 _FULL_SCORE = CAIL_TERM_STEPS[0][0]  # largest distance that earns the full CAIL2018 term score
 
 
-class Calibration(BaseModel):
+class Calibration(FrozenModel):
     """Platt scaling: confidence = sigmoid(weights · evidence + bias)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     weights: tuple[float, ...]
     bias: float
 
@@ -60,20 +60,19 @@ class Calibration(BaseModel):
         return 1 / (1 + math.exp(-max(-60.0, min(60.0, logit))))
 
 
-class Group(BaseModel):
+class Group(FrozenModel):
     """How much intervals of a group of cases are widened, for each coverage.
 
     A margin is None where only the whole scale is wide enough. `clip` says whether intervals are
     cut to the statutory tiers, which is wrong where too many of the group's terms lie outside.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     cases: int
     clip: tuple[bool, ...]
     margins: tuple[float | None, ...]
 
 
-class Uncertainty(BaseModel):
+class Uncertainty(FrozenModel):
     """What is fitted with the classifier, on its development cases.
 
     `charge` calibrates the score of a charge and its lead; the result is corrected by interpolation
@@ -82,7 +81,6 @@ class Uncertainty(BaseModel):
     of terms, each `bin_width` wide in severity. `groups` go by the charge that scores best.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     charge: Calibration
     knots: tuple[tuple[float, float], ...] = ()
     verdict: Calibration
@@ -92,7 +90,7 @@ class Uncertainty(BaseModel):
     groups: dict[str, Group]
 
 
-class Agreement(BaseModel):
+class Agreement(FrozenModel):
     """What is fitted on one language model's answers (`compress.classifier.agreement`).
 
     `charge` calibrates the logit of the classifier's probability of the model's charges together
@@ -101,7 +99,6 @@ class Agreement(BaseModel):
     of `edges`, and one more from each edge on.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     model: str
     manifest_sha256: str
     charge: Calibration

@@ -24,11 +24,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from curt.artifact import MANIFEST, ArtifactError
 from curt.classifier.confidence import Agreement, Assessor, Calibration, Uncertainty
 from curt.classifier.familiarity import Familiarity, ReadFact, read_fact
+from curt.config import FrozenModel
 from curt.corpus.build.fingerprint import Hashes
 from curt.law.numerals import article_order
 from curt.law.statutes import charge_articles, term_in_range
@@ -59,20 +60,19 @@ _ZERO = np.zeros(1, np.int64)
 _PROBE = "被告人王某窃得现金3万余元、手机2部，Ａ轻伤二级。"
 
 
-class ArticleHabit(BaseModel):
+class ArticleHabit(FrozenModel):
     """Which articles a charge brings, as training cases had it.
 
     `always` are added whatever the scores, `sometimes` where their score is above 0; `usual` is the
     commonest set, the answer where neither gives any.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     always: tuple[str, ...]
     sometimes: tuple[str, ...]
     usual: tuple[str, ...]
 
 
-class Labels(BaseModel):
+class Labels(FrozenModel):
     """What the columns of the model mean and how an answer is read off them.
 
     The columns are a score for each charge, then one for each article, then a logit for each bin
@@ -80,7 +80,6 @@ class Labels(BaseModel):
     truth is in bin j. Charges that score above 0 are answered, and always the best one.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     charges: tuple[str, ...] = Field(min_length=1)
     articles: tuple[str, ...]
     habits: dict[str, ArticleHabit]
@@ -89,7 +88,7 @@ class Labels(BaseModel):
     calibration: dict[Part, Calibration] = Field(default_factory=dict)
 
 
-class ClassifierManifest(BaseModel):
+class ClassifierManifest(FrozenModel):
     """What a classifier folder is, how well it did, and the hash of every file in it.
 
     `features` is a digest of how facts are read: a folder made by other code is refused.
@@ -97,7 +96,6 @@ class ClassifierManifest(BaseModel):
     were given such a probability were right.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     format: Literal["fallback-onnx"] = "fallback-onnx"
     features: str
     statute_version: str

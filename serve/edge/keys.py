@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, Field, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from curt.config import FrozenModel
 from curt.files import write_atomic
 from serve.edge.context import refuse
 from serve.edge.headers import STATIC_PREFIX
@@ -52,10 +53,8 @@ MAX_KEY_BYTES = 200
 ID_BYTES, SECRET_BYTES, SALT_BYTES = 4, 32, 16
 
 
-class KeyRecord(BaseModel):
+class KeyRecord(FrozenModel):
     """What the file keeps of a key: enough to recognise it, not to reconstruct it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(pattern=r"^[0-9a-f]{8}$")
     name: str = Field(min_length=1, max_length=100)
@@ -66,10 +65,8 @@ class KeyRecord(BaseModel):
     expires: AwareDatetime | None = None
 
 
-class KeyTable(BaseModel):
+class KeyTable(FrozenModel):
     """The content of a key file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
     keys: tuple[KeyRecord, ...] = ()

@@ -11,9 +11,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from curt.artifact import MANIFEST, ArtifactError, Format, Manifest, load_manifest
+from curt.config import FrozenModel
 from curt.files import sha256, write_json
 from serve.errors import RequestError
 from serve.variants.split import Name, Split
@@ -32,22 +33,20 @@ class VariantError(RequestError):
         self.status = status
 
 
-class Source(BaseModel):
+class Source(FrozenModel):
     """Where a variant's model lies: a folder below the models folder, None the configured one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     folder: str | None
     manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class ServingPlan(BaseModel):
+class ServingPlan(FrozenModel):
     """Which variants there are to be, how traffic is split, and what a rollback goes back to.
 
     `configured` is the hash of the manifest the server was started with: with another one, its
     operator has chosen a model anew, and the plan is void.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     version: Literal[1] = 1
     configured: str
     split: Split

@@ -11,8 +11,9 @@ import hashlib
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from curt.config import FrozenModel
 from curt.dialogue import normalise_fact
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,31}$"
@@ -20,22 +21,20 @@ Role = Literal["live", "canary", "shadow", "weight"]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
-class Share(BaseModel):
+class Share(FrozenModel):
     """A variant and the share of requests it gets, from 0 to 1."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     name: Name
     share: float = Field(gt=0, le=1)
 
 
-class Split(BaseModel):
+class Split(FrozenModel):
     """How traffic is split.
 
     The canary takes its share first; the rest goes by `weights`, or all to `live` where there are
     none. The shadow sees copies of a share of what `live` answers.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     live: Name
     weights: dict[Name, float] = Field(default_factory=dict)
     canary: Share | None = None

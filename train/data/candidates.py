@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from curt.config import FrozenModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,8 @@ class Candidate:
 CandidateGroup = Sequence[Candidate]
 
 
-class Range(BaseModel):
+class Range(FrozenModel):
     """Bounds of a column, both included."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     min: float | None = None
     max: float | None = None

@@ -23,8 +23,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from curt.config import FrozenModel
 from curt.dialogue import Completion, ParseFailure
 from curt.law.legality import cited_articles, has_basis, is_in_tier
 from curt.law.verdict import Verdict
@@ -63,10 +64,8 @@ JUDGE_PREFIX = "judge_"
 JUDGE_DISAGREES, JUDGE_FAILED = "the judge disagrees", "the judge gave no grade"
 
 
-class VerificationSettings(BaseModel):
+class VerificationSettings(FrozenModel):
     """What a completion must hold to be accepted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     checks: tuple[CheckName, ...] = CHECKS
     """Checks that a completion must not fail; the others are made and kept all the same."""

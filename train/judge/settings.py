@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from curt.config import FrozenModel
 from curt.endpoint import EndpointSettings
 from train.judge.protocol import Judge
 
 
-class RuleJudgeSettings(BaseModel):
+class RuleJudgeSettings(FrozenModel):
     """Grades by comparing the parsed verdicts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Literal["rule"] = "rule"
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from curt.config import FrozenModel
 from curt.dialogue import BUDGET_LEVELS, state_budget
 
 
@@ -26,11 +27,7 @@ def _check_levels(levels: list[int]) -> list[int]:
 Levels = Annotated[list[int], AfterValidator(_check_levels)]
 
 
-class _Budgets(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class FixedBudgets(_Budgets):
+class FixedBudgets(FrozenModel):
     """The same levels all along, each as likely."""
 
     type: Literal["fixed"] = "fixed"
@@ -42,7 +39,7 @@ class FixedBudgets(_Budgets):
         return _uniform(self.levels)
 
 
-class ShiftingBudgets(_Budgets):
+class ShiftingBudgets(FrozenModel):
     """Wide budgets first, then all of them: learn to be right before being brief.
 
     At share p of the way to `until`, a budget comes from `levels` with probability p and from
@@ -67,7 +64,7 @@ class ShiftingBudgets(_Budgets):
         }
 
 
-class BudgetRange(_Budgets):
+class BudgetRange(FrozenModel):
     """LCPO (L1, arXiv 2503.04697): n drawn uniformly from a range, both ends included.
 
     The prompt states levels only, so n counts as the level it is stated as: the next one below.
@@ -90,7 +87,7 @@ class BudgetRange(_Budgets):
         return _uniform([state_budget(n) for n in range(self.low, self.high + 1)])
 
 
-CURRICULA: dict[str, type[_Budgets]] = {
+CURRICULA: dict[str, type[FrozenModel]] = {
     "fixed": FixedBudgets,
     "shift": ShiftingBudgets,
     "range": BudgetRange,

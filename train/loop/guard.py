@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from curt.config import FrozenModel
 from train.penalties.history import History
 
 
-class AccuracyGuard(BaseModel):
+class AccuracyGuard(FrozenModel):
     """Scale of the length penalty, from the accuracy of the run so far.
 
     With m the mean of exact accuracy over the newest `window` steps, and b the best such mean
@@ -27,8 +28,6 @@ class AccuracyGuard(BaseModel):
     Example, tolerance 0.05, floor 0, recovery 1: a best mean of 0.70 and one of 0.625 now give
     1 - (0.075 - 0.05) / 0.05 = 0.5.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     tolerance: float = Field(0.05, gt=0, le=1)
     """Loss of accuracy, as a share of completions, that changes nothing."""

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from curt.config import FrozenModel
 from train.penalties.history import History
 
 NO_HISTORY = History()
@@ -74,13 +73,12 @@ Invariant = Literal[
 ]
 
 
-class LengthPenalty(BaseModel, ABC):
+class LengthPenalty(FrozenModel, ABC):
     """Base of all penalties: frozen constants, unknown ones refused.
 
     The class attributes say what others must know of a penalty; tests hold them to the formula.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     needs_history: ClassVar[bool] = False
     """Whether earlier steps change the value: then it can't be computed without the run."""
     needs_group: ClassVar[bool] = True

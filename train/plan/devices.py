@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import re
 
-from pydantic import BaseModel, ConfigDict
-
+from curt.config import FrozenModel
 from curt.hardware import GPUS
 
 GIB = 2**30
 
 
-class Device(BaseModel):
+class Device(FrozenModel):
     """One accelerator."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     memory_gib: float
     """As its driver reports it."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from curt.config import FrozenModel
 
 if TYPE_CHECKING:
     import torch
@@ -17,10 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Lora(BaseModel):
+class Lora(FrozenModel):
     """Size and place of the adapters."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     rank: int = Field(16, ge=1)
     alpha: float = Field(32, gt=0)
