@@ -5,12 +5,7 @@
 """
 
 from train.judge.protocol import Grade, Judge, JudgeUnavailableError, Level, Question, Task
-from train.judge.settings import (
-    EndpointJudgeSettings,
-    JudgeSettings,
-    RuleJudgeSettings,
-    make_judge,
-)
+from train.judge.settings import EndpointJudgeSettings, JudgeSettings, RuleJudgeSettings
 
 __all__ = [
     "EndpointJudgeSettings",
@@ -24,3 +19,14 @@ __all__ = [
     "Task",
     "make_judge",
 ]
+
+
+def make_judge(settings: RuleJudgeSettings | EndpointJudgeSettings) -> Judge:
+    """The judge that the settings describe. Nothing is asked yet."""
+    if isinstance(settings, RuleJudgeSettings):
+        from train.judge.rule import RuleJudge
+
+        return RuleJudge()
+    from train.judge.endpoint import EndpointJudge
+
+    return EndpointJudge(settings)

@@ -25,9 +25,15 @@ from curt.config import Config, run
 from curt.corpus.store import read_cases
 from curt.dialogue import parse_completion
 from curt.files import write_atomic
-from train.judge.protocol import Grade, JudgeUnavailableError, Question, Task
+from train.judge import (
+    Grade,
+    JudgeSettings,
+    JudgeUnavailableError,
+    Question,
+    Task,
+    make_judge,
+)
 from train.judge.rule import RuleJudge
-from train.judge.settings import JudgeSettings, make_judge
 
 
 class AgreementConfig(Config):

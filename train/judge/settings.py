@@ -8,7 +8,6 @@ from pydantic import Field
 
 from curt.config import FrozenModel
 from curt.endpoint import EndpointSettings
-from train.judge.protocol import Judge
 
 
 class RuleJudgeSettings(FrozenModel):
@@ -27,14 +26,3 @@ class EndpointJudgeSettings(EndpointSettings):
 
 
 JudgeSettings = Annotated[RuleJudgeSettings | EndpointJudgeSettings, Field(discriminator="type")]
-
-
-def make_judge(settings: RuleJudgeSettings | EndpointJudgeSettings) -> Judge:
-    """The judge that the settings describe. Nothing is asked yet."""
-    if isinstance(settings, RuleJudgeSettings):
-        from train.judge.rule import RuleJudge
-
-        return RuleJudge()
-    from train.judge.endpoint import EndpointJudge
-
-    return EndpointJudge(settings)
