@@ -27,6 +27,8 @@ PATIENCE_S = 5.0  # beyond the deadline; a request without an answer by then is 
 LEAD_S = 0.1  # before the first arrival
 LOOK_S = 0.05  # between two looks at whether a run is lost
 
+MODELS_OWN = (None, "unreadable_answer", "answer_too_long")  # reasons that are no lack of time
+
 Failure = Literal["", "not_connected", "not_sent", "cut_off", "silence", "unreadable"]
 """Why there is no reply: no connection; the server closed it before anything was sent, or after;
 nothing came in time; what came is no HTTP."""
@@ -73,6 +75,11 @@ class Exchange:
     def answer(self) -> dict[str, Any]:
         """The reply's JSON where it is an answer, else empty."""
         return json.loads(self.got.body) if self.got.status == 200 else {}
+
+    @property
+    def by_model(self) -> bool:
+        """Whether the model wrote its answer to the end, readable or not."""
+        return self.answer.get("degraded_reason", "no answer") in MODELS_OWN
 
 
 class Client:
@@ -209,6 +216,48 @@ async def send_on_time(
     client.close()
     await asyncio.sleep(0)  # transports end in the loop's next turn
     return sorted(exchanges, key=lambda exchange: exchange.index)
+
+
+class Balancer:
+    """A client of several servers that asks the one with the fewest requests under way."""
+
+    def __init__(self, urls: Sequence[str], patience_s: float) -> None:
+        self._servers = [Client(url, patience_s) for url in urls]
+
+    async def exchange(self, body: bytes) -> Got:
+        """The reply of the chosen server, or why there is none."""
+        server = min(self._servers, key=lambda each: each.under_way)
+        self._servers.remove(server)
+        self._servers.append(server)  # equally loaded servers take turns
+        return await server.exchange(body)
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        for server in self._servers:
+            server.close()
+
+
+async def load(
+    urls: Sequence[str],
+    facts: Sequence[str],
+    rate: float,
+    seconds: float,
+    deadline_ms: int,
+    seed: int,
+) -> list[Exchange]:
+    """Send Poisson arrivals for so long, no fact twice, and wait for every reply."""
+    run_number = new_run()
+    # Written once: at five times the capacity even this would be felt.
+    bodies = [
+        write_body(number_fact(fact, run_number, -1), deadline_ms).split(b"-1", 1) for fact in facts
+    ]
+
+    def make_body(index: int) -> bytes:
+        before, after = bodies[index % len(bodies)]
+        return before + str(index).encode() + after
+
+    client = Balancer(urls, deadline_ms / 1e3 + PATIENCE_S)
+    return await send_on_time(client, arrivals_for(rate, seed, seconds), make_body)
 
 
 async def ask(client: Client, body: bytes, index: int = 0) -> Exchange:

@@ -25,8 +25,7 @@ from typing import Any
 
 from pydantic import Field
 
-from benchmarks.client import Client, Exchange, ask, quantiles, read_verdict, write_body
-from benchmarks.load.overload import load
+from benchmarks.client import Client, Exchange, ask, load, quantiles, read_verdict, write_body
 from benchmarks.run import EXPECTED, describe_machine, serve, write_results
 from curt.artifact import load_manifest
 from curt.config import Config, run
@@ -230,7 +229,7 @@ async def try_rate(
 ) -> dict[str, Any]:
     """Arrivals at a rate with the deadline off: whether the server answered all of them, their
     99th percentile under the deadline."""
-    exchanges = await load(url, facts, rate, config.seconds, config.off_ms, config.seed)
+    exchanges = await load([url], facts, rate, config.seconds, config.off_ms, config.seed)
     await asyncio.sleep(config.pause_seconds)
     answered = [each for each in exchanges if each.got.status == 200]
     latency_ms = quantiles([each.latency_ms for each in answered])

@@ -1,6 +1,5 @@
-"""A fleet of servers in virtual time, with the scheduling functions of the real one.
+"""A fleet of servers in virtual time, which schedules with the functions of the real server.
 
-`service` says how long things take and is fitted from measured replies, `simulation` runs servers
-behind a balancer, `sizing` says how many are needed; `replicas` measures real ones and `accuracy`
-sets the simulation beside them. `python -m benchmarks.fleet` runs all of it.
+`service` fits how long requests take from measured replies, `simulation` runs servers behind a
+balancer, and `python -m benchmarks.fleet` compares it with real servers and sizes fleets.
 """

@@ -20,19 +20,10 @@ from statistics import fmean
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.client import (
-    PATIENCE_S,
-    Client,
-    Exchange,
-    arrivals_for,
-    new_run,
-    quantiles,
-    send_on_time,
-    write_body,
-)
+from benchmarks.client import Exchange, load, quantiles
 from benchmarks.run import EXPECTED, ReachedConfig, ServedConfig, describe_machine, write_results
 from curt.config import run
-from loadtest._arrivals import load_facts, number_fact
+from loadtest._arrivals import load_facts
 from loadtest.capacity._rates import SearchPlan, find_highest
 
 logger = logging.getLogger(__name__)
@@ -88,7 +79,7 @@ async def measure(config: OverloadConfig, url: str) -> dict[str, Any]:
     capacity, ramp = await find_capacity(config, url, facts)
     rate = capacity * config.multiple
     logger.info("capacity %.1f/s; now %.1f/s for %.0f s", capacity, rate, config.seconds)
-    exchanges = await load(url, facts, rate, config.seconds, config.deadline_ms, config.seed)
+    exchanges = await load([url], facts, rate, config.seconds, config.deadline_ms, config.seed)
     row = summarise(exchanges, rate, config.seconds, config.deadline_ms)
     share = row["goodput_per_s"] / capacity
     return {
@@ -124,7 +115,7 @@ async def find_capacity(
 
     async def keeps_up(rate: float) -> bool:
         seconds = config.ramp_seconds
-        exchanges = await load(url, facts, rate, seconds, config.deadline_ms, config.seed)
+        exchanges = await load([url], facts, rate, seconds, config.deadline_ms, config.seed)
         rows.append(summarise(exchanges, rate, seconds, config.deadline_ms))
         logger.info("%.1f/s: %.1f good answers a second", rate, rows[-1]["goodput_per_s"])
         await asyncio.sleep(config.settle_seconds)
@@ -144,24 +135,6 @@ async def find_capacity(
             "other work? Else give a lower --ramp_start"
         )
     return max(row["goodput_per_s"] for row in rows), rows
-
-
-async def load(
-    url: str, facts: Sequence[str], rate: float, seconds: float, deadline_ms: int, seed: int
-) -> list[Exchange]:
-    """Send Poisson arrivals for so long, whatever the server does, and wait for every reply."""
-    run_number = new_run()
-    # Written once: at five times the capacity even this would be felt.
-    bodies = [
-        write_body(number_fact(fact, run_number, -1), deadline_ms).split(b"-1", 1) for fact in facts
-    ]
-
-    def make_body(index: int) -> bytes:
-        before, after = bodies[index % len(bodies)]
-        return before + str(index).encode() + after
-
-    client = Client(url, deadline_ms / 1e3 + PATIENCE_S)
-    return await send_on_time(client, arrivals_for(rate, seed, seconds), make_body)
 
 
 def summarise(

@@ -19,24 +19,15 @@ from typing import Any
 
 from pydantic import Field
 
-from benchmarks.client import (
-    PATIENCE_S,
-    Client,
-    Exchange,
-    arrivals_for,
-    fill_up,
-    new_run,
-    quantiles,
-    send_on_time,
-    write_body,
-)
+from benchmarks.client import Exchange, fill_up, load, quantiles
 from benchmarks.run import EXPECTED, ReachedConfig, write_results
 from curt.config import run
 from curt.scores.statistics import wilson
-from loadtest._arrivals import load_facts, number_fact
+from loadtest._arrivals import load_facts
 
 logger = logging.getLogger(__name__)
 
+DOCKET_CHARS = 20  # of the number before each fact, to within three digits
 WARM_UP = 20  # requests before the first rate: the server learns how quick it is
 
 
@@ -50,7 +41,7 @@ class RatesConfig(ReachedConfig):
     settle_seconds: float = Field(6.0, ge=0)
     """Between two rates: arrivals of the last few seconds shorten everyone's reasoning."""
     chars: int = Field(300, ge=40)
-    """Length of every fact."""
+    """Length of every fact, to within the digits of its number."""
     report: Path = Path("benchmarks/results/rates.json")
     """File of results; raw rows and a picture go beside it."""
 
@@ -67,13 +58,13 @@ def work(config: RatesConfig) -> None:
 
 async def measure(config: RatesConfig, url: str) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """A summary of each rate, and the latency of every request."""
-    facts = load_facts(config.cases)
+    facts = [fill_up(fact, config.chars - DOCKET_CHARS) for fact in load_facts(config.cases)]
     described = config.describe()
-    await _load(config, url, facts, rate=WARM_UP / 2, seconds=2)
+    await load([url], facts, WARM_UP / 2, 2, config.deadline_ms, config.seed)
     summaries, rows = [], []
     for rate in config.rates:
         await asyncio.sleep(config.settle_seconds)
-        exchanges = await _load(config, url, facts, rate=rate, seconds=config.seconds)
+        exchanges = await load([url], facts, rate, config.seconds, config.deadline_ms, config.seed)
         row = summarise(exchanges, config.deadline_ms)
         summaries.append({"rate_per_s": rate, "seconds": config.seconds, **row})
         rows += [
@@ -129,20 +120,6 @@ def why_missed(exchange: Exchange, deadline_ms: float) -> str:
     if answer["degraded"]:
         return f"degraded: {answer['degraded_reason']}"
     return "late" if exchange.latency_ms > deadline_ms else ""
-
-
-async def _load(
-    config: RatesConfig, url: str, facts: Sequence[str], *, rate: float, seconds: float
-) -> list[Exchange]:
-    run_number = new_run()
-
-    def make_body(index: int) -> bytes:
-        number = number_fact("", run_number, index)
-        fact = fill_up(facts[index % len(facts)], config.chars - len(number))
-        return write_body(number + fact, config.deadline_ms)
-
-    client = Client(url, config.deadline_ms / 1e3 + PATIENCE_S)
-    return await send_on_time(client, arrivals_for(rate, config.seed, seconds), make_body)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ from typing import Any
 import psutil
 from pydantic import Field
 
-from benchmarks.client import quantiles
-from benchmarks.load.overload import RampConfig, find_capacity, load, summarise
+from benchmarks.client import load, quantiles
+from benchmarks.load.overload import RampConfig, find_capacity, summarise
 from benchmarks.load.trend import Trend, fit_trend
 from benchmarks.run import EXPECTED, describe_machine, write_results
 from curt.config import run
@@ -109,7 +109,7 @@ async def soak(
     parts: list[dict[str, Any]] = []
     part_s = seconds / config.parts
     for part in range(config.parts):
-        own = await load(url, facts, rate, part_s, config.deadline_ms, config.seed + part)
+        own = await load([url], facts, rate, part_s, config.deadline_ms, config.seed + part)
         latencies_ms += [each.latency_ms for each in own]
         parts.append(summarise(own, rate, part_s, config.deadline_ms))
         log.info("part %d of %d: %d misses", part + 1, config.parts, parts[-1]["misses"])
