@@ -76,6 +76,15 @@ class Exchange:
         """The reply's JSON where it is an answer, else empty."""
         return json.loads(self.got.body) if self.got.status == 200 else {}
 
+    def require_answer(self) -> dict[str, Any]:
+        """The answer. Raises RuntimeError where a request in no hurry got none."""
+        if self.got.status != 200:
+            raise RuntimeError(
+                f"status {self.got.status} {self.got.failure} to a request in no hurry: is the "
+                "machine busy or stuck?"
+            )
+        return self.answer
+
     @property
     def by_model(self) -> bool:
         """Whether the model wrote its answer to the end, readable or not."""

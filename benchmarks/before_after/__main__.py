@@ -191,11 +191,7 @@ async def answer_all(
 
 def take(exchange: Exchange, reference: Verdict) -> Taken:
     """What an answer was worth; a degraded one is wrong. Raises RuntimeError when there is none."""
-    if exchange.got.status != 200:
-        raise RuntimeError(
-            f"status {exchange.got.status} to a single request: is the machine stuck?"
-        )
-    reply = exchange.answer
+    reply = exchange.require_answer()
     return Taken(
         exchange.service_ms,
         reply["thinking"]["tokens"],

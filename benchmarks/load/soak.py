@@ -62,20 +62,18 @@ class SoakConfig(RampConfig):
     growth_misses: float = Field(0.005, gt=0)
     """Growth of the share of misses over the run that counts."""
     report: Path = Path("benchmarks/results/soak.json")
-    """File of results; raw rows and a picture go beside it."""
+    """File of results; raw rows go beside it."""
 
 
 def work(config: SoakConfig) -> int:
-    """Soak, write and draw; 1 where something rises or a process was lost."""
-    from benchmarks.load.plots import draw_soak
-
+    """Soak and write; 1 where something rises or a process was lost."""
     result, series = measure(config)
     rows = [
         {"series": name, "share_of_run": round(at, 6), "value": round(value, 4)}
         for name, points in series.items()
         for at, value in points
     ]
-    write_results(config.report, result, rows=rows, picture=draw_soak(result, series))
+    write_results(config.report, result, rows=rows)
     verdicts = {name: row["verdict"] for name, row in result["trends"].items()}
     log.info(
         "%s: %s after %d requests, %d misses; %s",

@@ -156,7 +156,6 @@ def peer_settings(places: Places, max_tokens: int) -> dict[str, list[Setting]]:
 def _compiled_peers(places: Places, python: str, max_tokens: int) -> dict[str, list[Setting]]:
     batched = {"arrangement": "threads", "slots": 8}
     pooled = {"arrangement": "processes", "slots": 2, "threads": 1}
-    gguf = _converted(places, "q4_0") / "model.gguf"
 
     def converted(library: str, kind: str, label: str, order: dict[str, Any]) -> Setting:
         folder = _converted(places, kind)
@@ -164,28 +163,18 @@ def _compiled_peers(places: Places, python: str, max_tokens: int) -> dict[str, l
         return _ours(library, places, python, max_tokens, model, label, order)
 
     alone = "pool of 2 processes, 1 thread, 1 slot"
-    stock = (python, "-m", "llama_cpp.server", "--model", str(gguf), "--n_threads", "2",
-             "--n_threads_batch", "2", "--n_ctx", "512", "--host", "127.0.0.1", "--port",
-             str(places.port), "--verbose", "False")  # fmt: skip
-    body = {"max_tokens": max_tokens, "temperature": 0.0}
     return {
         "llama.cpp": [
             converted("llama.cpp", "q4_0", "8 slots, 1 thread, q4_0", batched | {"threads": 1}),
             converted("llama.cpp", "q4_0", "8 slots, 2 threads, q4_0", batched | {"threads": 2}),
             *(converted("llama.cpp", kind, f"{alone}, {kind}", pooled)
               for kind in ("q4_0", "q8_0", "f32")),
-            Setting(
-                name="llama.cpp", label="llama_cpp.server, 2 threads, q4_0", model=gguf.parent.name,
-                command=stock, port=places.port, extra=body, ready_path="/v1/models",
-            ),
         ],
         "OpenVINO GenAI": [
-            converted("openvino-continuous", "ov-int8",
+            converted("openvino", "ov-int8",
                       "continuous batching of 8, 1 thread, int8", batched | {"threads": 1}),
-            converted("openvino-continuous", "ov-int8",
+            converted("openvino", "ov-int8",
                       "continuous batching of 8, 2 threads, int8", batched | {"threads": 2}),
-            converted("openvino", "ov-int8", "pool of 2 processes, 1 thread, int8", pooled),
-            converted("openvino", "ov-int4", "pool of 2 processes, 1 thread, int4", pooled),
         ],
     }  # fmt: skip
 

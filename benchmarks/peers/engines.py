@@ -97,33 +97,6 @@ class Transformers:
         return [_until_stop(row[longest:].tolist(), self._stops) for row in whole]
 
 
-class OpenVino:
-    """OpenVINO GenAI's pipeline for one request at a time."""
-
-    def __init__(self, order: Order) -> None:
-        import openvino
-        import openvino_genai
-
-        self._openvino, self._genai = openvino, openvino_genai
-        self._stops = _openvino_stops(order["model"])
-        self._pipeline = openvino_genai.LLMPipeline(
-            order["model"], "CPU", INFERENCE_NUM_THREADS=order["threads"]
-        )
-
-    def complete(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-        """Greedy completions without the stop token."""
-        return [self._complete(prompt, max_tokens) for prompt in prompts]
-
-    def _complete(self, prompt: list[int], max_tokens: int) -> list[int]:
-        ids = np.asarray([prompt], dtype=np.int64)
-        inputs = self._genai.TokenizedInputs(
-            self._openvino.Tensor(ids), self._openvino.Tensor(np.ones_like(ids))
-        )
-        settings = _openvino_settings(self._genai, max_tokens, self._stops)
-        tokens = self._pipeline.generate(inputs, settings).tokens[0]
-        return [int(token) for token in tokens]
-
-
 @dataclass(slots=True, eq=False)
 class PromptRun:
     """One prompt on its way through an engine that runs many at once."""
@@ -185,7 +158,7 @@ class Continuous:
                 sequence.done.set()
 
 
-class OpenVinoContinuous(Continuous):
+class OpenVino(Continuous):
     """OpenVINO GenAI's own continuous batching."""
 
     def __init__(self, order: Order) -> None:
@@ -193,7 +166,12 @@ class OpenVinoContinuous(Continuous):
         import openvino_genai
 
         self._openvino, self._genai = openvino, openvino_genai
-        self._stops = _openvino_stops(order["model"])
+        settings = openvino_genai.GenerationConfig()
+        stops = json.loads((Path(order["model"]) / "generation_config.json").read_bytes())
+        stops = stops["eos_token_id"]
+        settings.stop_token_ids = set(stops if isinstance(stops, list) else [stops])
+        settings.do_sample = False
+        self._settings = settings
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size = 1  # GiB
         scheduler.max_num_seqs = order["slots"]
@@ -211,10 +189,11 @@ class OpenVinoContinuous(Continuous):
     def begin(self, sequence: PromptRun) -> None:
         """Hand the sequence to the pipeline."""
         self._count += 1
+        self._settings.max_new_tokens = sequence.max_tokens  # the pipeline takes a copy
         sequence.handle = self._pipeline.add_request(
             self._count,
             self._openvino.Tensor(np.asarray([sequence.prompt], dtype=np.int64)),
-            _openvino_settings(self._genai, sequence.max_tokens, self._stops),
+            self._settings,
         )
         self._running.append(sequence)
 
@@ -302,19 +281,6 @@ class LlamaCpp(Continuous):
         return int(np.ctypeslib.as_array(address, (self._vocab_size,)).argmax())
 
 
-def _openvino_stops(model: str) -> set[int]:
-    stops = json.loads((Path(model) / "generation_config.json").read_bytes())["eos_token_id"]
-    return set(stops if isinstance(stops, list) else [stops])
-
-
-def _openvino_settings(genai: Any, max_tokens: int, stops: set[int]) -> Any:
-    settings = genai.GenerationConfig()
-    settings.max_new_tokens = max_tokens
-    settings.do_sample = False
-    settings.stop_token_ids = stops
-    return settings
-
-
 def _until_stop(tokens: list[int], stops: set[int]) -> list[int]:
     end = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
     return tokens[:end]
@@ -324,6 +290,5 @@ ENGINES: dict[str, Callable[[Order], Engine]] = {
     "onnxruntime-genai": OnnxRuntimeGenai,
     "transformers": Transformers,
     "openvino": OpenVino,
-    "openvino-continuous": OpenVinoContinuous,
     "llama.cpp": LlamaCpp,
 }

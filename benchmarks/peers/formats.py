@@ -21,10 +21,7 @@ from typing import Any
 DONE = "done"
 """The file that says that a folder is whole; written last."""
 GGUF_FILE = "model.gguf"
-# Weights of four bits with blocks of 32 and zero points, and an output layer of eight: what
-# this project's own export makes of a model by default.
 OPENVINO_BITS: dict[str, dict[str, Any]] = {
-    "ov-int4": {"bits": 4, "sym": False, "group_size": 32, "ratio": 1.0},
     "ov-int8": {"bits": 8},
 }
 GGUF_TYPES = {"q4_0": "Q4_0", "q8_0": "Q8_0", "f32": None}

@@ -18,5 +18,5 @@ pip install --constraint "$HERE/constraints.txt" \
     openvino openvino-genai openvino-tokenizers nncf optimum-intel gguf safetensors \
     llama-cpp-python sse-starlette starlette-context pydantic-settings
 pip uninstall --yes torchvision
-"$ENV_DIR/bin/python" -c "import fastapi, llama_cpp.server, openvino_genai, optimum.intel"
+"$ENV_DIR/bin/python" -c "import fastapi, llama_cpp, openvino_genai, optimum.intel"
 echo "$ENV_DIR is ready"

@@ -15,10 +15,8 @@ from benchmarks.client import Exchange, Got
 from benchmarks.guard import (
     BETTER,
     GuardConfig,
-    answered,
     decode_rate,
     interleave,
-    is_in_time,
     judge,
     loss,
     settle,
@@ -83,22 +81,20 @@ def test_pairs_alternate_who_is_first():
 
 def test_a_refusal_of_an_unhurried_request_stops_the_run():
     fine = Exchange(0, 0.0, 0.0, 0.1, Got(200, b"{}"))
-    assert answered(fine) is fine
+    assert fine.require_answer() == {}
     with pytest.raises(RuntimeError, match="503"):
-        answered(Exchange(0, 0.0, 0.0, 0.1, Got(503)))
+        Exchange(0, 0.0, 0.0, 0.1, Got(503)).require_answer()
 
 
-def test_which_answers_are_in_time():
-    def exchange(reason: str | None, ms: float = 30.0, status: int = 200) -> Exchange:
-        return Exchange(
-            0, 0.0, 0.0, ms / 1e3, Got(status, json.dumps({"degraded_reason": reason}).encode())
-        )
+def test_which_answers_are_the_models():
+    def exchange(reason: str | None, status: int = 200) -> Exchange:
+        body = json.dumps({"degraded_reason": reason}).encode()
+        return Exchange(0, 0.0, 0.0, 0.03, Got(status, body))
 
-    assert is_in_time(exchange(None))
-    assert is_in_time(exchange("unreadable_answer"))
-    assert not is_in_time(exchange("overloaded"))
-    assert not is_in_time(exchange(None, ms=500.0))
-    assert not is_in_time(exchange(None, status=503))
+    assert exchange(None).by_model
+    assert exchange("unreadable_answer").by_model
+    assert not exchange("overloaded").by_model
+    assert not exchange(None, status=503).by_model
 
 
 def test_no_baseline_names_the_remedy(tmp_path: Path) -> None:
