@@ -1,4 +1,4 @@
-"""When a case arrives and what it says."""
+"""Poisson arrival times and the facts that are sent."""
 
 from __future__ import annotations
 

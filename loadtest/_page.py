@@ -1,4 +1,4 @@
-"""The page of a load test: one HTML text that loads nothing from anywhere."""
+"""The page of a load test: one self-contained HTML file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is told to do: the flags, and what follows from them."""
+"""The settings of a run: its flags, and what is derived from them."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def new_run() -> int:
 
 
 def make_driver(plan: LoadPlan, share: Share, report: Callable[[Outcome], None]) -> Driver:
-    """The driver of one share. Raises ValueError on settings that can't mean anything."""
+    """The driver of one share. Raises ValueError on invalid settings."""
     seed = share.seed_of(plan.seed)
     mix = plan.make_mix(seed)
     run = share.run + share.index

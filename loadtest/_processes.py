@@ -1,4 +1,4 @@
-"""One run over several processes: the master shares it out, workers send back what they saw.
+"""One run over several processes: the master splits it, workers send their outcomes back.
 
 Every worker drives an equal share of the rate on a seed of its own; independent Poisson streams
 add up to one. Outcomes travel whole, so the merged percentiles are exact. A worker that is lost

@@ -1,4 +1,4 @@
-"""What one reply was worth.
+"""Check one reply: a valid answer in time, or a miss.
 
 A *miss* is anything a user with a deadline would call one: no answer, an answer other than
 200, one of the wrong shape or to another question, one the server flagged as degraded, or one

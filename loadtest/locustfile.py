@@ -1,4 +1,4 @@
-"""Does the server keep its promise under open arrivals? The exit code says so.
+"""Test whether a server keeps its SLO under open arrivals; the exit code tells.
 
     locust -f loadtest/ --headless --host http://127.0.0.1:8000 --run-time 60s
 
@@ -77,7 +77,7 @@ class Arrivals(User):
 
 @dataclass
 class Run:
-    """What lives from `init` to `quitting`: a driver, or this process's side of a shared run."""
+    """State from `init` to `quitting`: the driver, or this process's part of a shared run."""
 
     driver: Driver | None = None
     master: MasterSide | None = None
@@ -96,7 +96,7 @@ def declare_flags(parser: ArgumentParser) -> None:
 
 @events.init.add_listener
 def check_start(environment: Environment, runner: Any, **_: Any) -> None:
-    """Refuse a run that could not mean anything, before its clock starts."""
+    """Refuse invalid settings before the run's clock starts."""
     if isinstance(runner, WorkerRunner):
         present.worker = WorkerSide(runner, tell_locust(environment))
         return  # the master checks for all
@@ -139,7 +139,7 @@ def start_arrivals(environment: Environment, **_: Any) -> None:
 
 @events.test_stopping.add_listener
 def stop_arrivals(**_: Any) -> None:
-    """End the arrivals and collect what the server still owes."""
+    """End the arrivals and wait for the replies still outstanding."""
     for part in (present.driver, present.master, present.worker):
         if part:
             part.stop()
@@ -171,7 +171,7 @@ def dismiss_workers(options: Namespace) -> None:
 
 
 def plan_of(environment: Environment) -> LoadPlan:
-    """What the flags and Locust's page ask for."""
+    """The plan that the flags and Locust's page describe."""
     return LoadPlan.of(environment.parsed_options, environment.host)
 
 

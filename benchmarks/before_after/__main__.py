@@ -1,4 +1,4 @@
-"""The point of it all in one figure: long reasoning and penalised reasoning, on one server.
+"""Compare long and length-penalised reasoning on the same server, in one figure.
 
     python -m benchmarks.before_after
 
@@ -9,7 +9,7 @@ off (reasoning as long as the model likes) and under it, and the highest rate of
 whose 99th percentile stays under the deadline with reasoning uncut.
 
 The demo model is so small that either fits 400 ms; what the tokens mean for a larger model is
-worked out from its time per token, and said to be arithmetic wherever it is shown.
+worked out from its time per token, and labelled as arithmetic wherever it is shown.
 """
 
 from __future__ import annotations

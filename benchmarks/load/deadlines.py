@@ -1,4 +1,4 @@
-"""How latency and accuracy change with the deadline, and under load: the graded trade.
+"""Measure how latency and accuracy change with the deadline and with the load.
 
     python -m benchmarks.load.deadlines --model artifacts/demo/ort-w8a8
 

@@ -1,4 +1,4 @@
-"""Ask a server for several times what it can do, and see what its clients get.
+"""Load a server at a multiple of its capacity and record what its clients get.
 
     python -m benchmarks.load.overload --url http://127.0.0.1:8000 --seconds 120
 

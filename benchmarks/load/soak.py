@@ -1,4 +1,4 @@
-"""Ten minutes at four fifths of the capacity: does anything grow, slow down or fail with time?
+"""Load a server for ten minutes and judge whether memory, latency or misses grow.
 
     python -m benchmarks.load.soak --minutes 10
 

@@ -1,4 +1,4 @@
-"""Who is measured, and the settings each is tried at."""
+"""The servers that are measured, and the settings each is tried with."""
 
 from __future__ import annotations
 

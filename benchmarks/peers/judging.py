@@ -1,4 +1,4 @@
-"""From a reply to what it was worth: the same yardstick for every server."""
+"""Judge the replies of every server by the same rules."""
 
 from __future__ import annotations
 

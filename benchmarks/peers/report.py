@@ -1,4 +1,4 @@
-"""From turns to a report: rates, accuracy, ratios, raw rows; pure functions."""
+"""Summarise turns in a report: rates, accuracy, ratios, raw rows; pure functions."""
 
 from __future__ import annotations
 

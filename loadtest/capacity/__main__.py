@@ -144,7 +144,7 @@ async def find(config: CapacityConfig) -> Capacity:
 
 
 def make_plan(config: CapacityConfig) -> StepPlan:
-    """Raises ValueError on settings that can't mean anything."""
+    """Raises ValueError on invalid settings."""
     same = {field.name for field in fields(StepPlan)} & CapacityConfig.model_fields.keys()
     return StepPlan(
         slo_ms=config.slo_p99_ms,
