@@ -35,6 +35,9 @@ QUANTILES = (0.5, 0.95, 0.99)
 MISSING = "–"
 
 Row = dict[str, Any]
+# Values by figure. A name that ends with a unit after a comma holds numbers, any other yes or no.
+Figures = dict[str, list[float]]
+Columns = Mapping[str, Mapping[str, Span | None]]
 
 
 class CompareConfig(Config):
@@ -50,34 +53,17 @@ class CompareConfig(Config):
     """Variant to compare with; the one most used by default."""
 
 
-@dataclass(slots=True)
-class Counted:
-    """What the logs say of a variant, or of a shadow beside the live variant.
-
-    `rates` are yes or no by request, `numbers` by answer; a number's name ends with its unit.
-    """
-
-    rates: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
-    numbers: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-
-    def figures(self) -> dict[str, Span | None]:
-        """Every rate and the quantiles of every number; None where too little was counted."""
-        spans: dict[str, Span | None] = {
-            name: share(sum(hits) / len(hits), len(hits))
-            for name, hits in self.rates.items()
-            if hits
-        }
-        for name, values in self.numbers.items():
-            spans |= {f"p{q * 100:g} of {name}": quantile(values, q) for q in QUANTILES}
-        return spans
+def new_figures() -> Figures:
+    """Figures that start empty."""
+    return defaultdict(list)
 
 
 @dataclass(slots=True)
 class Evidence:
-    """All that was read: requests by variant, pairs of answers by "shadow beside live"."""
+    """All that was read: figures of requests by variant, of pairs of answers by "b beside a"."""
 
-    variants: dict[str, Counted] = field(default_factory=lambda: defaultdict(Counted))
-    shadows: dict[str, Counted] = field(default_factory=lambda: defaultdict(Counted))
+    variants: dict[str, Figures] = field(default_factory=lambda: defaultdict(new_figures))
+    shadows: dict[str, Figures] = field(default_factory=lambda: defaultdict(new_figures))
     unread: int = 0
     unmatched: int = 0
 
@@ -129,43 +115,41 @@ def gather(logs: Iterable[Row | None], feedback: Iterable[Row | None]) -> Eviden
     return evidence
 
 
-def count_request(counted: Counted, row: Row) -> None:
+def count_request(figures: Figures, row: Row) -> None:
     """Count one access line. What a client did wrong, or left, says nothing of a variant."""
     status, took_ms, deadline_ms = int(row["status"]), float(row["ms"]), row.get("deadline_ms")
     if 400 <= status < 500:
         return
     # A stream may fail after its status went out.
     failed = status != 503 and (status >= 500 or bool(row.get("error")))
-    counted.rates["refused"].append(status == 503)
-    counted.rates["errors"].append(failed)
+    figures["refused"].append(status == 503)
+    figures["errors"].append(failed)
     if status != 503 and not failed:
-        counted.numbers["latency, ms"].append(took_ms)
-        counted.rates["degraded"].append(row.get("degraded") is not None)
-        counted.rates["late"].append(deadline_ms is not None and took_ms > float(deadline_ms))
+        figures["latency, ms"].append(took_ms)
+        figures["degraded"].append(row.get("degraded") is not None)
+        figures["late"].append(deadline_ms is not None and took_ms > float(deadline_ms))
 
 
-def count_shadow(counted: Counted, row: Row) -> None:
+def count_shadow(figures: Figures, row: Row) -> None:
     """Count one line of a shadow."""
-    counted.rates["failed"].append(bool(row.get("error")))
+    figures["failed"].append(bool(row.get("error")))
     if row.get("error"):
         return
-    counted.numbers["time beyond the live, ms"].append(
-        float(row["shadow_ms"]) - float(row["live_ms"])
-    )
+    figures["time beyond the live, ms"].append(float(row["shadow_ms"]) - float(row["live_ms"]))
     for whose in ("live", "shadow"):
-        counted.rates[f"{whose} degraded"].append(bool(row[f"{whose}_degraded"]))
+        figures[f"{whose} degraded"].append(bool(row[f"{whose}_degraded"]))
     for part in (*PARTS, "verdict"):
         if row[f"same_{part}"] is not None:
-            counted.rates[f"same {part}"].append(bool(row[f"same_{part}"]))
+            figures[f"same {part}"].append(bool(row[f"same_{part}"]))
     if row["months_apart"] is not None:
-        counted.numbers["term beyond the live, months"].append(float(row["months_apart"]))
+        figures["term beyond the live, months"].append(float(row["months_apart"]))
 
 
-def count_judgement(counted: Counted, row: Row, answered: Mapping[str, Any] | None) -> None:
+def count_judgement(figures: Figures, row: Row, answered: Mapping[str, Any] | None) -> None:
     """Count what a person said of one answer, and of its parts where both verdicts are known."""
     correction = row.get("correction")
     is_correct = row.get("verdict", "wrong" if correction else "correct") == "correct"
-    counted.rates["judged correct"].append(is_correct)
+    figures["judged correct"].append(is_correct)
     # Without the answer it is unknown which parts of a wrong one were wrong; counting the parts of
     # right ones alone would make all parts look right.
     if answered and (is_correct or correction):
@@ -174,18 +158,29 @@ def count_judgement(counted: Counted, row: Row, answered: Mapping[str, Any] | No
                 sorted(map(str, verdict[part])) if part != "term" else verdict[part]
                 for verdict in (correction or answered, answered)
             )
-            counted.rates[f"{part} right"].append(is_correct or said == given)
+            figures[f"{part} right"].append(is_correct or said == given)
+
+
+def measure(figures: Figures) -> dict[str, Span | None]:
+    """Every rate and the quantiles of every number; None where too little was counted."""
+    spans: dict[str, Span | None] = {}
+    for name, values in figures.items():
+        if ", " in name:
+            spans |= {f"p{q * 100:g} of {name}": quantile(values, q) for q in QUANTILES}
+        elif values:
+            spans[name] = share(sum(values) / len(values), len(values))
+    return spans
 
 
 def differences(evidence: Evidence, baseline: str) -> dict[str, dict[str, Span | None]]:
     """Of every other variant and each of its figures, how much above the baseline's it lies."""
-    base = evidence.variants[baseline].figures()
+    base = measure(evidence.variants[baseline])
     return {
         name: {
             figure: span.minus(other) if span and (other := base.get(figure)) else None
-            for figure, span in counted.figures().items()
+            for figure, span in measure(figures).items()
         }
-        for name, counted in evidence.variants.items()
+        for name, figures in sorted(evidence.variants.items())
         if name != baseline
     }
 
@@ -197,40 +192,25 @@ def choose_baseline(evidence: Evidence, wanted: str | None) -> str:
         raise ValueError("no request in these logs: give the server's log in JSON, of one or more")
     if wanted is not None and wanted not in variants:
         raise ValueError(f"no variant {wanted} in these logs: there are {', '.join(variants)}")
-    return wanted or max(variants, key=lambda name: len(variants[name].rates["errors"]))
+    return wanted or max(variants, key=lambda name: len(variants[name]["errors"]))
 
 
 def render_page(evidence: Evidence, baseline: str) -> str:
     """The whole report as one HTML text."""
     changes = differences(evidence, baseline)
-    names = [baseline, *sorted(changes)]
     return render_html(
         "variants.html.j2",
         baseline=baseline,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        summary=list(summarise(baseline, changes)),
-        figures=table({name: evidence.variants[name].figures() for name in names}),
+        figures=table({name: measure(evidence.variants[name]) for name in (baseline, *changes)}),
         changes=table(changes, sign="+"),
-        shadows=table({name: pairs.figures() for name, pairs in evidence.shadows.items()}),
+        shadows=table({name: measure(pairs) for name, pairs in evidence.shadows.items()}),
         unread=evidence.unread,
         unmatched=evidence.unmatched,
     )
 
 
-def summarise(baseline: str, changes: Mapping[str, Mapping[str, Span | None]]) -> Iterator[str]:
-    """The sentences under the title: only differences whose interval leaves out zero."""
-    for name, spans in changes.items():
-        real = {figure: span for figure, span in spans.items() if span and span.low * span.high > 0}
-        if real:
-            many = "; ".join(f"{figure} {show(figure, span, '+')}" for figure, span in real.items())
-            yield f"{name} differs from {baseline} beyond chance in: {many}."
-        else:
-            yield f"{name}: no difference from {baseline} that could be told from chance."
-    if not changes:
-        yield f"All requests went to {baseline}: there is nothing to compare it with."
-
-
-def table(columns: Mapping[str, Mapping[str, Span | None]], sign: str = "") -> list[list[str]]:
+def table(columns: Columns, sign: str = "") -> list[list[str]]:
     """A heading row of names, then a row a figure; empty where there is no column."""
     figures = list(dict.fromkeys(figure for spans in columns.values() for figure in spans))
     rows = [
@@ -243,7 +223,7 @@ def table(columns: Mapping[str, Mapping[str, Span | None]], sign: str = "") -> l
 def show(figure: str, span: Span | None, sign: str = "") -> str:
     """An estimate and its interval: 5.0% of 200 (3.1% to 7.9%), or 120.0 ms (110.0 to 131.0).
 
-    The unit is what stands behind the comma of the figure's name; with `sign` "+" it is a change.
+    With `sign` "+" it is a difference, and marked where its interval leaves out zero.
     """
     if span is None:
         return MISSING
@@ -251,7 +231,8 @@ def show(figure: str, span: Span | None, sign: str = "") -> str:
     form = f"{sign}.1f" if unit else f"{sign}.1%"
     value, low, high = (format(number, form) for number in (span.value, span.low, span.high))
     told = f" {unit}" if unit else f" of {span.n}" if span.n else ""
-    return f"{value}{told} ({low} to {high})"
+    mark = " beyond chance" if sign and span.low * span.high > 0 else ""
+    return f"{value}{told}{mark} ({low} to {high})"
 
 
 def work(config: CompareConfig) -> None:
@@ -259,7 +240,7 @@ def work(config: CompareConfig) -> None:
     evidence = gather(read_json_lines(config.logs), read_json_lines(config.feedback))
     baseline = choose_baseline(evidence, config.baseline)
     write_atomic(config.out, render_page(evidence, baseline))
-    total = sum(len(counted.rates["errors"]) for counted in evidence.variants.values())
+    total = sum(len(figures["errors"]) for figures in evidence.variants.values())
     logger.info("wrote %s: %d requests, baseline %s", config.out, total, baseline)
 
 
