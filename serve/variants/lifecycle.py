@@ -48,7 +48,6 @@ POLL_S = 0.05
 EVENTS_KEPT = 100
 
 MakePool = Callable[[Path, Manifest, Metrics], Pool]
-Work = Coroutine[Any, Any, None]
 
 
 class Variants:
@@ -77,10 +76,10 @@ class Variants:
         self._tasks: set[asyncio.Task[None]] = set()
         self._events: deque[dict[str, str]] = deque(maxlen=EVENTS_KEPT)
         self._loading: str | None = None
+        self._previous: tuple[str, Source] | None = None
         self._wanted = ServingPlan.read(state, configured)
         first = self._open_first()
         first.state = "ready"  # as far as it depends on us: its pool says when
-        self._plan = self._wanted.model_copy(update={"split": Split(live=first.name)})
         self.router = Router(first, self._metrics, self._on_rollback)
 
     @property
@@ -114,7 +113,7 @@ class Variants:
         """The state of everything, without a path of this machine."""
         router = self.router
         return {
-            "previous": self._plan.previous,
+            "previous": self._previous and self._previous[0],
             "loading": self._loading,
             "history": list(self._events),
             "live": router.split.live,
@@ -136,14 +135,14 @@ class Variants:
 
     # What administrators ask for
 
-    async def load(self, name: str, folder: str, manifest_sha256: str | None = None) -> Variant:
+    async def load(self, name: str, folder: str, manifest_sha256: str | None = None) -> None:
         """Begin to load a folder below the models folder; returns while it loads.
 
         Raises VariantError for a bad folder, and where another model loads, the name is taken or
         too many are loaded.
         """
         async with self._lock:
-            return await self._begin(name, folder, manifest_sha256)
+            await self._begin(name, Source(folder=folder, manifest_sha256=manifest_sha256))
 
     async def promote(
         self, name: str, role: Role = "live", share: float | None = None, *, force: bool = False
@@ -160,17 +159,18 @@ class Variants:
                 raise VariantError("not_ready", f"{name} is {variant.state}: {variant.note}")
             if variant.note and not force:
                 raise VariantError("doubtful", f"{name}: {variant.note}; promote it with force")
-            before = self._plan
+            before, previous = self.router.split, self._previous
             try:
-                split = before.split.with_role(name, role, share)
+                split = before.with_role(name, role, share)
             except ValueError as error:
                 raise VariantError("bad_role", str(error)) from None
-            previous = before.split.live if split.live != before.split.live else before.previous
-            await self._apply(before, split, previous)
+            if split.live != before.live:
+                previous = (before.live, self.router.live.source)
+            await self._apply(split, previous)
             variant.note = ""
             self._remember(name, f"promoted to {role}")
             if role == "live":
-                self._end_others(before.split)
+                self._end_others(before)
 
     async def rollback(self) -> str:
         """End the canary if there is one, else go back to the previous live model.
@@ -180,21 +180,19 @@ class Variants:
         to go back to.
         """
         async with self._lock:
-            plan = self._plan
-            if plan.split.canary:
-                name = plan.split.canary.name
-                await self._apply(plan, plan.split.without(name), plan.previous)
+            split = self.router.split
+            if split.canary:
+                name = split.canary.name
+                await self._apply(split.without(name), self._previous)
                 self._remember(name, "canary ended")
                 self._spawn(self._retire(name))
-                return plan.split.live
-            if plan.previous is None:
+                return split.live
+            if self._previous is None:
                 raise VariantError("nothing_before", "no model was live before this one")
+            name, source = self._previous
             if not await self._go_back():
-                source = plan.placed[plan.previous]
-                await self._begin(
-                    plan.previous, source.folder, source.manifest_sha256, then=self._rolled_back
-                )
-            return plan.previous
+                await self._begin(name, source, go_back=True)
+            return name
 
     async def unload(self, name: str) -> None:
         """Take a variant's traffic away and end its workers once they have finished.
@@ -203,13 +201,13 @@ class Variants:
         """
         async with self._lock:
             variant = self._find(name)
-            if name == self._plan.split.live:
+            if name == self.router.split.live:
                 raise VariantError("is_live", f"{name} is live: promote another one first")
             if variant.state == "loading":
                 raise VariantError("loading", f"{name} still loads: wait until it has")
             if variant.state != "draining":
-                previous = None if self._plan.previous == name else self._plan.previous
-                await self._apply(self._plan, self._plan.split.without(name), previous)
+                kept = self._previous if self._previous and self._previous[0] != name else None
+                await self._apply(self.router.split.without(name), kept)
                 self._spawn(self._retire(name))
 
     # Loading
@@ -217,54 +215,42 @@ class Variants:
     def _open_first(self) -> Variant:
         """The promoted model, else the one before it, else the configured one."""
         plan = self._wanted
-        for name in (plan.split.live, plan.previous):
-            if name is None:
-                continue
-            source = plan.placed[name]
+        for name in filter(None, (plan.split.live, plan.previous)):
             try:
-                variant, _, _ = self._make(name, source.folder, source.manifest_sha256)
+                variant = self._make(name, plan.placed[name])
             except (ArtifactError, RequestError, OSError) as error:
                 logger.error("the promoted variant %s can't be loaded: %s", name, error)
                 continue
             if name != plan.split.live:
-                self._wanted = plan.model_copy(update={"split": Split(live=name), "previous": None})
+                self._wanted = plan.model_copy(update={"split": Split(live=name)})
+            elif plan.previous:
+                self._previous = (plan.previous, plan.placed[plan.previous])
             return variant
         self._wanted = ServingPlan.first(self._configured)
-        return self._make(CONFIGURED, None, None)[0]
+        return self._make(CONFIGURED, self._wanted.placed[CONFIGURED])
 
-    def _make(
-        self, name: str, folder: str | None, manifest_sha256: str | None
-    ) -> tuple[Variant, Metrics, Source]:
-        """A variant over a verified folder, its pool not started; where it counts while it loads.
+    def _make(self, name: str, source: Source) -> Variant:
+        """A variant over a verified folder, its pool not started.
 
-        `folder` is below the models folder, None for the configured one. Raises VariantError,
-        ArtifactError, OSError.
+        Raises VariantError, ArtifactError, OSError.
         """
-        made: list[Variant] = []
-
-        def is_quiet() -> bool:
-            if not made or made[0].state == "loading":
-                return True
-            shadow = self.router.split.shadow
-            return shadow is not None and shadow.name == name
-
-        path = self._configured if folder is None else find_folder(self._models, folder)
-        if folder is not None and self._models is not None:  # a link may lead elsewhere one day
-            folder = path.relative_to(self._models.resolve()).as_posix()
-        manifest, digest = verify(path, manifest_sha256, self._formats)
-        given, aside = self._metrics.for_pool(name, is_quiet)
-        pool = self._make_pool(path, manifest, given)
-        made.append(Variant(name, path, Identity.of(path, manifest), pool))
-        return made[0], aside, Source(folder=folder, manifest_sha256=digest)
+        path, folder = self._configured, source.folder
+        if folder is not None:
+            path = find_folder(self._models, folder)
+            if self._models is not None:  # a link may lead elsewhere one day
+                folder = path.relative_to(self._models.resolve()).as_posix()
+        manifest, digest = verify(path, source.manifest_sha256, self._formats)
+        pool = self._make_pool(path, manifest, self._metrics.for_pool(name))
+        verified = Source(folder=folder, manifest_sha256=digest)
+        return Variant(name, verified, Identity.of(path, manifest), pool)
 
     async def _begin(
-        self,
-        name: str,
-        folder: str | None,
-        manifest_sha256: str | None,
-        then: Callable[[], Work] | None = None,
-    ) -> Variant:
-        """Begin to load a model; `then` follows when it is ready."""
+        self, name: str, source: Source, *, go_back: bool = False
+    ) -> asyncio.Task[None]:
+        """Begin to load a model, to serve as the previous one again if `go_back`.
+
+        The task ends when the model is ready or has failed.
+        """
         if self._loading is not None:
             raise VariantError("loading", f"{self._loading} still loads: one at a time")
         old = self.router.variants.get(name)
@@ -272,49 +258,31 @@ class Variants:
             raise VariantError("name_taken", f"there is a variant {name}: unload it first")
         if len(self.router.variants) - (old is not None) >= MAX_LOADED:
             raise VariantError("too_many", f"{MAX_LOADED} are loaded: unload one first")
-        self._loading = name
-        try:
-            variant, aside, source = await asyncio.to_thread(
-                self._make, name, folder, manifest_sha256
-            )
-        except BaseException as error:
-            self._loading = None
-            if not isinstance(error, ValueError | OSError):  # an ArtifactError is a ValueError
-                raise
-            logger.error("variant %s can't be loaded: %s", name, error)
-            raise VariantError("not_loadable", f"{name} is no model this server takes") from None
         if old is not None:
             self.router.remove(name)
+        try:
+            variant = await asyncio.to_thread(self._make, name, source)
+        except (ArtifactError, OSError) as error:
+            logger.error("variant %s can't be loaded: %s", name, error)
+            raise VariantError("not_loadable", f"{name} is no model this server takes") from None
+        self._loading = name
         self.router.add(variant)
-        self._plan = self._plan.model_copy(update={"placed": {**self._plan.placed, name: source}})
-        self._spawn(self._bring_up(variant, aside, then))
-        return variant
+        return self._spawn(self._bring_up(variant, go_back))
 
-    async def _bring_up(
-        self, variant: Variant, aside: Metrics, then: Callable[[], Work] | None
-    ) -> None:
-        """Start a variant's pool and let it answer one request; `aside` counts its deaths."""
+    async def _bring_up(self, variant: Variant, go_back: bool) -> None:
+        """Load a variant and note how that ended."""
         began_s, failure = time.monotonic(), ""
         try:
-            await variant.pool.start()
-            while not variant.pool.ready:
-                deaths = aside.registry.get_sample_value("curt_worker_deaths_total") or 0
-                if deaths >= MAX_LOAD_DEATHS:
-                    raise VariantError("died", f"{deaths:.0f} workers ended; see the log")
-                if time.monotonic() - began_s >= LOAD_TIMEOUT_S:
-                    raise VariantError("slow", f"not ready after {LOAD_TIMEOUT_S:.0f} s")
-                await asyncio.sleep(POLL_S)
-            now_s = time.monotonic()
-            job = Job(CALIBRATION_TEXT, now_s, now_s + WARM_UP_S)
-            if (await variant.pool.submit(job)).model_verdict is None:
-                variant.note = "its warm-up answer was no verdict"
+            async with asyncio.timeout(LOAD_TIMEOUT_S):
+                await self._warm_up(variant)
+        except TimeoutError:
+            failure = f"not ready after {LOAD_TIMEOUT_S:.0f} s"
         except RequestError as error:
             failure = str(error)
         except Exception as error:  # a bug in a pool must not look like a load that goes on
             logger.exception("loading %s failed", variant.name)
             failure = type(error).__name__
-        finally:
-            self._loading = None
+        self._loading = None
         if failure:
             variant.state, variant.note = "failed", failure
             logger.error("variant %s was not loaded: %s", variant.name, failure)
@@ -322,72 +290,81 @@ class Variants:
             await variant.pool.stop()
             return
         variant.state = "ready"
-        seconds = time.monotonic() - began_s
-        logger.info("variant %s loaded in %.1f s", variant.name, seconds)
-        self._remember(variant.name, f"loaded in {seconds:.1f} s")
-        if then is not None:
-            await then()
+        self._remember(variant.name, f"loaded in {time.monotonic() - began_s:.1f} s")
+        if go_back:
+            async with self._lock:
+                await self._go_back()
+
+    async def _warm_up(self, variant: Variant) -> None:
+        """Start a variant's pool and let it answer one request. Raises RequestError."""
+        await variant.pool.start()
+        while not variant.pool.ready:
+            deaths = self._metrics.deaths_aside(variant.name)
+            if deaths >= MAX_LOAD_DEATHS:
+                raise VariantError("died", f"{deaths:.0f} workers ended; see the log")
+            await asyncio.sleep(POLL_S)
+        now_s = time.monotonic()
+        job = Job(CALIBRATION_TEXT, now_s, now_s + WARM_UP_S)
+        if (await variant.pool.submit(job)).model_verdict is None:
+            variant.note = "its warm-up answer was no verdict"
 
     async def _resume(self) -> None:
         """Load what else had traffic before the restart, one after the other."""
-        wanted = self._wanted
-        split = wanted.split
+        split = self._wanted.split
         while not self.router.ready:
             await asyncio.sleep(POLL_S)
         for name in sorted(split.names - {split.live}):
-            source = wanted.placed[name]
             try:
                 async with self._lock:
-                    loading = await self._begin(name, source.folder, source.manifest_sha256)
+                    loading = await self._begin(name, self._wanted.placed[name])
+                await loading
             except RequestError as error:
                 logger.error("variant %s is not back: %s", name, error)
-                continue
-            while loading.state == "loading":
-                await asyncio.sleep(POLL_S)
-        for name in split.names - {split.live}:
             back = self.router.variants.get(name)
             if back is None or back.state != "ready":
                 split = split.without(name)
         async with self._lock:
-            nobody_decided_otherwise = self._plan.split == Split(live=split.live)
-            if nobody_decided_otherwise and split != self._plan.split:
-                await self._apply(self._plan, split, self._plan.previous)
+            nobody_decided_otherwise = self.router.split == Split(live=split.live)
+            if nobody_decided_otherwise and split != self.router.split:
+                await self._apply(split, self._previous)
 
     # Changes of what serves
 
-    async def _apply(self, base: ServingPlan, split: Split, previous: str | None) -> None:
-        """Write the new plan to disk, then serve by it."""
-        keep = split.names | {previous} | self.router.variants.keys()
-        placed = {name: source for name, source in self._plan.placed.items() if name in keep}
-        plan = ServingPlan(
-            configured=base.configured, split=split, placed=placed, previous=previous
+    def _plan(self, split: Split, previous: tuple[str, Source] | None) -> ServingPlan:
+        """What a restart is to come back with."""
+        placed = dict([previous] if previous else [])
+        placed |= {variant.name: variant.source for variant in self.router.variants.values()}
+        return ServingPlan(
+            configured=self._wanted.configured,
+            split=split,
+            placed=placed,
+            previous=previous and previous[0],
         )
-        await asyncio.to_thread(plan.write, self._state)
-        if self._plan.split != base.split:
+
+    async def _apply(self, split: Split, previous: tuple[str, Source] | None) -> None:
+        """Write the new plan to disk, then serve by it."""
+        before = self.router.split
+        await asyncio.to_thread(self._plan(split, previous).write, self._state)
+        if self.router.split != before:
             # A canary fell while the disk was written to; its task writes the file again.
             raise VariantError("changed", "a canary was rolled back just now: look again")
         self.router.set_split(split)
-        self._plan = plan
+        self._previous = previous
 
     async def _go_back(self) -> bool:
         """Make the previous model live again; False where it is not loaded."""
-        plan = self._plan
-        back = self.router.variants.get(plan.previous) if plan.previous else None
+        before = self.router.split
+        back = self.router.variants.get(self._previous[0]) if self._previous else None
         if back is None or back.state != "ready":
             return False
-        await self._apply(plan, Split(live=back.name), None)
-        self._remember(back.name, f"live again, after {plan.split.live}")
-        self._end_others(plan.split)
+        await self._apply(Split(live=back.name), None)
+        self._remember(back.name, f"live again, after {before.live}")
+        self._end_others(before)
         return True
-
-    async def _rolled_back(self) -> None:
-        """The previous model is loaded again: go back to it, unless that is no longer wanted."""
-        async with self._lock:
-            await self._go_back()
 
     def _end_others(self, before: Split) -> None:
         """End what had a part while another was live: trials were trials against that one."""
-        for name in sorted(before.names - {self._plan.split.live}):
+        for name in sorted(before.names - {self.router.split.live}):
             if name != before.live or not self._keep_previous:
                 self._spawn(self._retire(name))
 
@@ -401,17 +378,16 @@ class Variants:
         await self.router.shadow.close()
         await variant.pool.stop()
         self.router.remove(name)
-        logger.info("variant %s unloaded", name)
         self._remember(name, "unloaded")
 
     def _on_rollback(self, name: str, why: Comparison) -> None:
         """A canary has lost its traffic already: write that to disk, and end its workers."""
-        self._plan = self._plan.model_copy(update={"split": self.router.split})
         self._remember(name, f"rolled back for its {why}")
 
         async def settle() -> None:
             async with self._lock:
-                await asyncio.to_thread(self._plan.write, self._state)
+                plan = self._plan(self.router.split, self._previous)
+                await asyncio.to_thread(plan.write, self._state)
             await self._retire(name)
 
         self._spawn(settle())
@@ -424,14 +400,16 @@ class Variants:
         return variant
 
     def _remember(self, name: str, event: str) -> None:
+        logger.info("variant %s %s", name, event)
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self._events.append({"at": at, "variant": name, "event": event})
 
-    def _spawn(self, work: Work) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do some work beside requests; it is held until it ends, and its error logged."""
         task = asyncio.create_task(work)
         self._tasks.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -52,26 +52,32 @@ class VariantMetrics:
         self.queue_depth = gauge("queue_depth", "Waiting for a variant")
         for rate in MARGINS:
             self.rollbacks.labels(rate)
+        self.is_quiet: Callable[[str], bool] = lambda variant: True
+        """Whether a variant serves nobody: it loads or is a shadow. The router sets it."""
         self._metrics = metrics
-        self._quiet: dict[str, Callable[[], bool]] = {}
+        self._aside: dict[str, Metrics] = {}
         metrics.workers_ready.set_function(lambda: self._sum(self.workers_ready))
         metrics.queue_depth.set_function(lambda: self._sum(self.queue_depth))
 
-    def for_pool(self, variant: str, is_quiet: Callable[[], bool]) -> tuple[Metrics, Metrics]:
-        """The metrics to give a variant's pool, and those it counts in while `is_quiet()`.
+    def for_pool(self, variant: str) -> Metrics:
+        """The metrics to give a variant's pool; while it is quiet they count aside.
 
         A model that loads, and a shadow, must not raise the server's counts of refusals and
         deaths: nobody was refused. Two pools must not overwrite each other's gauges either.
         """
-        self._quiet[variant] = is_quiet
-        aside, given = Metrics(), copy.copy(self._metrics)
+        aside = self._aside[variant] = Metrics()
+        given = copy.copy(self._metrics)
         for name, metric in vars(given).items():
             if isinstance(metric, Counter):
-                switch = _SwitchedCounter(metric, vars(aside)[name], is_quiet)
+                switch = _SwitchedCounter(metric, vars(aside)[name], lambda: self.is_quiet(variant))
                 setattr(given, name, cast(Counter, switch))
         given.workers_ready = self.workers_ready.labels(variant)
         given.queue_depth = self.queue_depth.labels(variant)
-        return given, aside
+        return given
+
+    def deaths_aside(self, variant: str) -> float:
+        """Workers of a variant that died while it was quiet."""
+        return self._aside[variant].registry.get_sample_value("curt_worker_deaths_total") or 0.0
 
     def announce(self, variant: str) -> None:
         """Show a variant's series at 0: one that first appears at 1 hides it from `rate()`."""
@@ -89,13 +95,12 @@ class VariantMetrics:
             gauge.remove(variant)
         self.latency.remove(variant)
         self.rerouted.remove(variant)
-        self._quiet.pop(variant, None)
+        self._aside.pop(variant, None)
 
     def _sum(self, gauge: Gauge) -> float:
         """Over the variants that answer: a shadow's workers serve nobody."""
-        answering = {variant for variant, is_quiet in self._quiet.items() if not is_quiet()}
         samples = [sample for family in gauge.collect() for sample in family.samples]
-        return sum(s.value for s in samples if s.labels["variant"] in answering)
+        return sum(s.value for s in samples if not self.is_quiet(s.labels["variant"]))
 
 
 class _SwitchedCounter:

@@ -34,10 +34,13 @@ class VariantError(RequestError):
 
 
 class Source(FrozenModel):
-    """Where a variant's model lies: a folder below the models folder, None the configured one."""
+    """Where a variant's model lies: a folder below the models folder, None the configured one.
+
+    The hash is None where any manifest will do, as in a load that named none.
+    """
 
     folder: str | None
-    manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    manifest_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
 
 
 class ServingPlan(FrozenModel):

@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from serve.answering.answering import Pool
@@ -22,6 +21,7 @@ from serve.pool.job import Job, ServedStream
 from serve.served import Identity, Served
 from serve.variants.canary import Arm, CanaryTest, Comparison, Observation
 from serve.variants.metrics import Ending, VariantMetrics
+from serve.variants.plan import Source
 from serve.variants.shadow import Shadow
 from serve.variants.split import Split, routing_key
 
@@ -33,14 +33,14 @@ State = Literal["loading", "ready", "draining", "failed"]
 
 @dataclass(slots=True, eq=False)
 class Variant:
-    """A model folder, the pool that runs it, and its state.
+    """A model, where it lies, the pool that runs it, and its state.
 
     `note` says why it failed, is doubtful or was rolled back; `in_flight` counts requests of
     clients.
     """
 
     name: str
-    folder: Path
+    source: Source
     identity: Identity
     pool: Pool
     state: State = "loading"
@@ -65,6 +65,7 @@ class Router:
         self.shadow = Shadow(metrics, lambda: sum(v.in_flight for v in self.variants.values()))
         self._metrics, self._on_rollback = metrics, on_rollback
         self._draining = False
+        metrics.is_quiet = self._is_quiet
         metrics.announce(first.name)
         self._show_shares()
 
@@ -186,6 +187,12 @@ class Router:
         fields = {"variant": canary.name, "rate": worse.rate, "canary_rate": share}
         logger.error("canary %s rolled back: %s", canary.name, worse, extra=fields)
         self._on_rollback(canary.name, worse)
+
+    def _is_quiet(self, name: str) -> bool:
+        """Whether a variant serves nobody: it loads, or is only a shadow."""
+        shadow, variant = self.split.shadow, self.variants.get(name)
+        is_shadow = shadow is not None and shadow.name == name
+        return variant is None or variant.state == "loading" or is_shadow
 
     def _count(self, variant: Variant, ending: Ending) -> None:
         self._metrics.requests.labels(variant.name, ending).inc()

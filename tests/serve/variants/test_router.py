@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from serve.variants.canary import (
     MIN_REQUESTS,
 )
 from serve.variants.metrics import VariantMetrics
+from serve.variants.plan import Source
 from serve.variants.router import Router, Variant
 from serve.variants.split import Share, Split
 from tests.micro import FACTS
@@ -36,7 +36,7 @@ UNREADABLE = generation(f"窃取{THINK_END}不知道")
 
 def variant(name: str, pool: FakePool) -> Variant:
     identity = Identity(Model(name=f"model-{name}", manifest="0" * 12, precision="int4"), MANIFEST)
-    return Variant(name, Path(name), identity, pool, state="ready")
+    return Variant(name, Source(folder=name), identity, pool, state="ready")
 
 
 def job(fact: str = "窃取", deadline_ms: float = 400) -> Job:
@@ -189,10 +189,10 @@ def test_a_variant_that_is_not_ready_gets_no_traffic() -> None:
 
 
 def test_two_pools_share_the_counters_of_the_server_but_a_shadow_counts_aside() -> None:
-    metrics, quiet = Metrics(), {"b": True}
+    metrics, quiet = Metrics(), {"b"}
     by_variant = VariantMetrics(metrics)
-    one, _ = by_variant.for_pool("a", lambda: False)
-    other, aside = by_variant.for_pool("b", lambda: quiet["b"])
+    by_variant.is_quiet = lambda name: name in quiet
+    one, other = by_variant.for_pool("a"), by_variant.for_pool("b")
     sample = metrics.registry.get_sample_value
     for counted in (one, other):
         counted.shed.labels("overloaded").inc()
@@ -200,9 +200,9 @@ def test_two_pools_share_the_counters_of_the_server_but_a_shadow_counts_aside() 
         counted.workers_ready.set(2)
     assert sample("curt_shed_total", {"reason": "overloaded"}) == 1
     assert sample("curt_worker_deaths_total") == 1
-    assert aside.registry.get_sample_value("curt_worker_deaths_total") == 1
+    assert by_variant.deaths_aside("b") == 1
     assert sample("curt_workers_ready") == 2
-    quiet["b"] = False
+    quiet.clear()
     other.worker_deaths.inc()
     assert sample("curt_worker_deaths_total") == 2
     assert sample("curt_workers_ready") == 4
