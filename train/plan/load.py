@@ -1,16 +1,59 @@
-"""What one training step asks of a machine, read off a training configuration."""
+"""The settings of a planned run, and what one of its training steps asks of a machine."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
+from pydantic import Field
+
+from curt.artifact import MANIFEST, load_manifest
+from curt.config import Config
+from curt.corpus.store import find_cases
 from curt.dialogue import MAX_ANSWER_TOKENS
 from train.grpo import GRPOSettings
+from train.plan.devices import Device
 from train.runs.shares import cut_batch
 from train.sft import SFTConfig
 
+Sharding = Literal["ddp", "zero2", "zero2-offload", "zero3", "fsdp"]
+
 PROMPT_WORDS = 40
 """Tokens of a prompt beside its facts: role marks, the instruction, the stated budget."""
+
+
+class PlanFlags(Config):
+    """What a plan needs beside the training configuration."""
+
+    gpus: str = "1xH100"
+    """Count and name of the devices: 8xH100, 1xL4."""
+    device: Device | None = None
+    """Figures of a device that isn't in the table, under the name given in `gpus`."""
+    sharding: Sharding = "ddp"
+    """How training is spread: that of the file given to accelerate."""
+    architecture: str | None = None
+    """A named model or a folder, where `model` doesn't say its size."""
+    prompt_tokens: int | None = Field(None, ge=1)
+    """Longest prompt of GRPO; from max_fact_tokens when left out."""
+    completion_tokens: float | None = Field(None, gt=0)
+    """Mean completion of GRPO; half the thinking limit and a whole answer when left out."""
+    mfu: float = Field(0.35, gt=0, le=1)
+    """Share of the peak that training reaches."""
+    decode_efficiency: float = Field(0.6, gt=0, le=1)
+    """Share of the bandwidth that generation reaches."""
+    engine_ms: float = Field(3.0, ge=0)
+    """What vLLM adds to every token step, in milliseconds."""
+    price: float | None = Field(None, ge=0)
+    """Of one device for an hour, in any currency."""
+
+
+class GRPOPlan(PlanFlags, GRPOSettings):
+    """A GRPO run and the devices for it."""
+
+
+class SFTPlan(PlanFlags, SFTConfig):
+    """A warm start and the devices for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +92,21 @@ class Load:
         """Of an activation, or a cached key or value."""
         return 2 if self.bf16 else 4
 
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes of one step."""
+        return self.rows // self.pass_rows
 
-def grpo_load(
-    config: GRPOSettings,
-    ranks: int,
-    *,
-    prompt_tokens: int | None = None,
-    completion_tokens: float | None = None,
-) -> Load:
-    """The load of a GRPO configuration.
+    @property
+    def pass_prompts(self) -> int:
+        """Prompts computed in one pass: one a row, or one a group where groups are packed."""
+        return -(-self.pass_rows // self.group) if self.packed else self.pass_rows
 
-    Args:
-        config: of `train.grpo`.
-        ranks: processes.
-        prompt_tokens: longest prompt; the facts' limit and the words around them when not given.
-        completion_tokens: mean completion; half the thinking limit and a whole answer when not
-            given.
 
-    Raises ValueError when the step can't be shared among `ranks`, or no prompt length is known.
+def grpo_load(config: GRPOPlan, ranks: int) -> Load:
+    """The load of a GRPO run on `ranks` processes.
+
+    Raises ValueError when the step can't be shared among them, or no prompt length is known.
     """
     pass_rows, passes = cut_batch(
         config.prompts + config.oversample,
@@ -75,51 +115,44 @@ def grpo_load(
         micro_batch=config.micro_batch,
         what="prompts + oversample",
     )
+    prompt_tokens = config.prompt_tokens
     if prompt_tokens is None:
         prompt_tokens = (config.max_fact_tokens or _facts_limit(config.model)) + PROMPT_WORDS
-    vllm = bool(config.trl.get("use_vllm")) and config.trl.get("vllm_mode") != "server"
-    remote = bool(config.trl.get("use_vllm")) and not vllm
+    trl = config.trl
+    server = bool(trl.get("use_vllm")) and trl.get("vllm_mode") == "server"
+    vllm = bool(trl.get("use_vllm")) and not server
     return Load(
         ranks=ranks,
         rows=pass_rows * passes,
         pass_rows=pass_rows,
         prompt=prompt_tokens,
         completion=config.max_thinking_tokens + MAX_ANSWER_TOKENS,
-        mean_completion=completion_tokens
-        if completion_tokens is not None
-        else config.max_thinking_tokens / 2 + MAX_ANSWER_TOKENS,
+        mean_completion=config.completion_tokens
+        or config.max_thinking_tokens / 2 + MAX_ANSWER_TOKENS,
         steps=config.steps,
         bf16=config.bf16,
-        checkpointing=bool(config.trl.get("gradient_checkpointing", False)),
+        checkpointing=bool(trl.get("gradient_checkpointing", False)),
         lora_rank=config.lora.rank if config.lora else None,
-        generates=not remote,
-        extra_forwards=int(vllm or remote or passes > 1) + int(config.kl > 0),
+        generates=not server,
+        extra_forwards=int(vllm or server or passes > 1) + int(config.kl > 0),
         vllm=vllm,
-        vllm_share=float(config.trl.get("vllm_gpu_memory_utilization", 0.3)),
-        vllm_sleeps=bool(config.trl.get("vllm_enable_sleep_mode", False)),
-        vllm_tensor_parallel=int(config.trl.get("vllm_tensor_parallel_size", 1)),
+        vllm_share=float(trl.get("vllm_gpu_memory_utilization", 0.3)),
+        vllm_sleeps=bool(trl.get("vllm_enable_sleep_mode", False)),
+        vllm_tensor_parallel=int(trl.get("vllm_tensor_parallel_size", 1)),
         group=config.generations,
         packed=config.compact,
     )
 
 
-def sft_load(
-    config: SFTConfig, ranks: int, cases: int, *, branch_tokens: int | None = None
-) -> Load:
-    """The load of a warm start: one row is a case with all its branches in one sequence.
+def sft_load(config: SFTPlan, ranks: int) -> Load:
+    """The load of a warm start: one row is a case with all its branches, each at full length.
 
-    Args:
-        config: of `train.sft`.
-        ranks: processes.
-        cases: training cases.
-        branch_tokens: tokens of all branches of a case; the largest possible when not given.
+    Raises ValueError when the batch can't be shared, or the number of cases is not known.
     """
     pass_rows, passes = cut_batch(
         config.batch, 1, processes=ranks, micro_batch=config.micro_batch, what="batch"
     )
-    branches = branch_tokens
-    if branches is None:
-        branches = config.per_case * (config.max_thinking_tokens + MAX_ANSWER_TOKENS)
+    branches = config.per_case * (config.max_thinking_tokens + MAX_ANSWER_TOKENS)
     return Load(
         ranks=ranks,
         rows=pass_rows * passes,
@@ -127,7 +160,7 @@ def sft_load(
         prompt=config.max_fact_tokens + PROMPT_WORDS,
         completion=branches,
         mean_completion=branches,
-        steps=round(-(-(config.cases or cases) // config.batch) * config.epochs),
+        steps=round(-(-_count_cases(config) // config.batch) * config.epochs),
         bf16=config.bf16,
         checkpointing=config.gradient_checkpointing,
         lora_rank=config.lora.rank if config.lora else None,
@@ -135,23 +168,19 @@ def sft_load(
     )
 
 
-def pass_count(load: Load) -> int:
-    """Passes of one step."""
-    return load.rows // load.pass_rows
-
-
-def smaller_passes(load: Load) -> Load | None:
-    """The same step in passes of half as many rows; None when a pass is one row already."""
-    return replace(load, pass_rows=load.pass_rows // 2) if load.pass_rows > 1 else None
-
-
 def _facts_limit(model: str) -> int:
-    from pathlib import Path
-
-    from curt.artifact import MANIFEST, load_manifest
-
     if not (Path(model) / MANIFEST).is_file():
         raise ValueError(
             f"no model folder {model} that says how long facts may be: give --prompt_tokens"
         )
     return load_manifest(Path(model), expect="hf").max_fact_tokens
+
+
+def _count_cases(config: SFTPlan) -> int:
+    if config.cases is not None:
+        return config.cases
+    path = find_cases(config.corpus, "train")
+    if path.suffix != ".jsonl" or not path.is_file():
+        raise ValueError(f"no cases in {config.corpus} to count: give their number with --cases")
+    with open(path, "rb") as file:
+        return sum(1 for _ in file)

@@ -30,13 +30,10 @@ reserve
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from train.plan.devices import GIB, Device
-from train.plan.load import Load
+from train.plan.load import Load, Sharding
 from train.plan.shapes import ModelShape
-
-Sharding = Literal["ddp", "zero2", "zero2-offload", "zero3", "fsdp"]
 
 BUCKET_ELEMENTS = 500_000_000
 LIVE_ELEMENTS = 1_000_000_000
@@ -81,14 +78,9 @@ class Memory:
         return round(self.peak * (1 + FRAGMENTATION)) + DRIVER_BYTES
 
 
-def trained_parameters(shape: ModelShape, load: Load) -> int:
-    """All of them, or the adapters'."""
-    return shape.lora_parameters(load.lora_rank) if load.lora_rank else shape.parameters
-
-
 def estimate_memory(shape: ModelShape, load: Load, sharding: Sharding, device: Device) -> Memory:
     """Memory of one rank; the module's docstring has the formulas."""
-    p, t, n = shape.parameters, trained_parameters(shape, load), load.ranks
+    p, t, n = shape.parameters, shape.trained_parameters(load.lora_rank), load.ranks
     weights, gradients, optimizer, host = state_bytes(p, t, n, sharding)
     return Memory(
         weights=weights,
@@ -144,17 +136,12 @@ def layer_bytes_a_token(shape: ModelShape, *, bf16: bool) -> int:
 
 def activation_bytes(shape: ModelShape, load: Load) -> int:
     """What autograd keeps of one pass."""
-    tokens = load.pass_rows * load.completion + pass_prompts(load) * load.prompt
+    tokens = load.pass_rows * load.completion + load.pass_prompts * load.prompt
     a_layer = layer_bytes_a_token(shape, bf16=load.bf16)
     ends = 8 * shape.hidden  # the last norm's input and its product, fp32
     if load.checkpointing:
         return tokens * (shape.layers * 4 * shape.hidden + a_layer + ends)
     return tokens * (shape.layers * a_layer + ends)
-
-
-def pass_prompts(load: Load) -> int:
-    """Prompts computed in one pass: one a row, or one a group where groups are packed."""
-    return -(-load.pass_rows // load.group) if load.packed else load.pass_rows
 
 
 def rollout_bytes(shape: ModelShape, load: Load, device: Device) -> int:

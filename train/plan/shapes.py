@@ -57,8 +57,10 @@ class ModelShape:
         embeddings = self.output_matrix * (1 if self.tied else 2)
         return self.layers * self.layer_parameters + self.hidden + embeddings
 
-    def lora_parameters(self, rank: int) -> int:
-        """Adapters of `rank` on every linear layer but the output: rank x (in + out) each."""
+    def trained_parameters(self, rank: int | None) -> int:
+        """All; with LoRA, rank x (in + out) of every linear layer but the output."""
+        if not rank:
+            return self.parameters
         pairs = 2 * (self.hidden + self.q) + 2 * (self.hidden + self.kv)
         return self.layers * rank * (pairs + 3 * (self.hidden + self.ffn))
 

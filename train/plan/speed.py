@@ -26,8 +26,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from train.plan.devices import Device
-from train.plan.load import Load, pass_count
-from train.plan.memory import Sharding, pass_prompts, trained_parameters, vllm_rows
+from train.plan.load import Load, Sharding
+from train.plan.memory import vllm_rows
 from train.plan.shapes import ModelShape
 
 ADAMW_BYTES = 28
@@ -39,11 +39,11 @@ OPERATIONS_A_NORM = 12  # of them for the norms of query and key heads
 class Efficiency:
     """How much of the data sheet is reached."""
 
-    mfu: float = 0.35
+    mfu: float
     """Of the peak in training and prompt reading."""
-    decode: float = 0.6
+    decode: float
     """Of the bandwidth in generation."""
-    engine_ms: float = 3.0
+    engine_ms: float
     """What an engine such as vLLM adds to every token step."""
 
 
@@ -80,7 +80,7 @@ def estimate_step(
 
 def trained_tokens(load: Load) -> float:
     """Tokens of a rank's step, prompts included."""
-    prompts = pass_prompts(load) * pass_count(load)
+    prompts = load.pass_prompts * load.passes
     return load.rows * load.mean_completion + prompts * load.prompt
 
 
@@ -99,13 +99,13 @@ def update_seconds(shape: ModelShape, load: Load, device: Device, efficiency: Ef
     backward = 1 if load.lora_rank else 2
     passes = 1 + backward + int(load.checkpointing) + load.extra_forwards
     computing = forward * passes / (device.teraflops * 1e12 * efficiency.mfu)
-    launching = passes * pass_count(load) * launch_seconds(shape, device)
+    launching = passes * load.passes * launch_seconds(shape, device)
     return max(computing, launching)
 
 
 def optimizer_seconds(shape: ModelShape, load: Load, sharding: Sharding, device: Device) -> float:
     """The AdamW step of one rank's share."""
-    trained = trained_parameters(shape, load)
+    trained = shape.trained_parameters(load.lora_rank)
     if sharding == "zero2-offload":
         return trained / load.ranks * 6 / (device.host_gb_s * 1e9)
     share = trained if sharding == "ddp" else trained / load.ranks
@@ -116,11 +116,11 @@ def exchange_seconds(shape: ModelShape, load: Load, sharding: Sharding, device: 
     """Gradients, and weights where they are sharded, between the ranks."""
     n = load.ranks
     part = (n - 1) / n
-    trained = trained_parameters(shape, load)
+    trained = shape.trained_parameters(load.lora_rank)
     gradients = 2 * part * trained * (2 if sharding.startswith("zero") else 4)
     gathers = 0.0
     if sharding in ("zero3", "fsdp"):
-        gathers = (3 if load.checkpointing else 2) * pass_count(load) * part * shape.parameters * 2
+        gathers = (3 if load.checkpointing else 2) * load.passes * part * shape.parameters * 2
     elif sharding in ("zero2", "zero2-offload"):
         gathers = part * trained * 2
     return (gradients + gathers) / (device.link_gb_s * 1e9)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from train.plan.__main__ import RunPlan, make_plan, plan_class, refusal, report
 from train.plan.devices import DEVICES, GIB, Device, parse_gpus
-from train.plan.load import Load, grpo_load, sft_load
+from train.plan.load import GRPOPlan, Load, SFTPlan, grpo_load, sft_load
 from train.plan.memory import (
     activation_bytes,
     estimate_memory,
@@ -18,7 +19,6 @@ from train.plan.memory import (
     state_bytes,
     vllm_rows,
 )
-from train.plan.plan import GRPOPlan, SFTPlan, make_plan, plan_class, plan_for, refusal, report
 from train.plan.shapes import NAMED, ModelShape, find_shape
 from train.plan.speed import (
     Efficiency,
@@ -68,7 +68,7 @@ def test_adapters_are_counted_as_peft_makes_them():
 
     adapted = get_peft_model(build(TINY), adapter_config(Lora(rank=4)))
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    assert trained == TINY.lora_parameters(4)
+    assert trained == TINY.trained_parameters(4)
 
 
 @pytest.mark.parametrize("rank", [None, 4])
@@ -84,7 +84,7 @@ def test_weights_gradients_and_adamw_are_those_of_a_real_update(rank):
     assert gradients == sum(p.grad.nbytes for p in parameters)
     assert (states, host) == (sum(m.nbytes for m in moments), 0)
     if rank:
-        trained = TINY.lora_parameters(rank)
+        trained = TINY.trained_parameters(rank)
         assert state_bytes(TINY.parameters, trained, 1, "ddp")[1:3] == (4 * trained, 8 * trained)
 
 
@@ -235,7 +235,7 @@ def test_generation_is_reading_then_the_longest_completion():
 
 
 def test_hours_and_cost_of_a_plan():
-    plan = plan_for(TINY, LOAD, "ddp", "unit", UNIT, FULL)
+    plan = RunPlan(TINY, LOAD, "ddp", "unit", UNIT, FULL)
     assert plan.hours == pytest.approx(3 * plan.step.seconds / 3600)
     priced = list(report(plan, 2.0))[-1]
     assert float(priced.split()[-1]) == pytest.approx(plan.hours * 2, abs=0.005)
@@ -248,18 +248,18 @@ def test_what_does_not_fit_is_refused_with_what_does():
     )
     plan = make_plan(config)
     assert not plan.fits
-    said = list(refusal(plan, Efficiency()))
+    said = list(refusal(plan))
     assert "GiB needed" in said[0]
     assert any("micro_batch" in line for line in said[1:])
     huge = make_plan(config.model_copy(update={"architecture": "Qwen3-8B"}))
-    assert any("LoRA" in line or "larger devices" in line for line in refusal(huge, Efficiency()))
+    assert any("LoRA" in line or "larger devices" in line for line in refusal(huge))
 
 
 def test_micro_batch_that_is_offered_fits_when_taken():
     config = GRPOPlan(
         gpus="1xL4", architecture="Qwen3-0.6B", prompt_tokens=300, prompts=16, bf16=True
     )
-    said = "\n".join(refusal(make_plan(config), Efficiency()))
+    said = "\n".join(refusal(make_plan(config)))
     size = int(said.split("micro_batch ")[1].split()[0])
     assert make_plan(config.model_copy(update={"micro_batch": size})).fits
 
@@ -320,5 +320,5 @@ def test_loads_are_read_off_configurations():
     assert (load.extra_forwards, load.vllm, load.generates) == (2, True, True)
     remote = config.model_copy(update={"trl": {"use_vllm": True, "vllm_mode": "server"}})
     assert not grpo_load(remote, 2).generates
-    warm = sft_load(SFTPlan(batch=10, per_case=2, max_fact_tokens=60), 1, 95)
+    warm = sft_load(SFTPlan(batch=10, per_case=2, max_fact_tokens=60, cases=95), 1)
     assert (warm.steps, warm.rows, warm.prompt, warm.completion) == (10, 10, 100, 384)
