@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = 1  # of the manifest
 ROW_SCHEMA = 1  # of a line of feedback, as the server writes it
-_MARK = "\x00"  # parts a fact from its reasoning while both are redacted as one text
+_MARK = "\x00"  # separates a fact from its reasoning while both are redacted as one text
 
 
 class FeedbackConfig(Config):

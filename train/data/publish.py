@@ -27,8 +27,8 @@ from curt.files import whole_folder, write_parquet
 
 logger = logging.getLogger(__name__)
 
-# Both give away the text as it was: ids spell it, and where a hash leaves only a phone number
-# open, every number can be tried.
+# Columns that reveal the text before redaction: token ids decode to it, and with the hash of a
+# prompt one can try every phone number until the hash matches.
 _LEFT_OUT = ("token_ids", "prompt_sha256")
 _HASHES = ("config_sha256", "checkpoint_sha256")
 
@@ -37,7 +37,7 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 _LISTED = ("penalty", "budget", "config_sha256")
 _AVERAGED = ("reward", "exact", "thinking_tokens", "budget")
 _MOST_VALUES = 8
-_POLICY = re.compile(r"([0-9a-f]{0,12})\+(\d+)")  # as `train.data.candidates` writes it
+_POLICY = re.compile(r"([0-9a-f]{0,12})\+(\d+)")  # as `train.data.tables` writes it
 
 
 class PublishConfig(Config):
@@ -96,7 +96,7 @@ def redact_table(table: pa.Table) -> tuple[pa.Table, Counter[str]]:
     Columns that give the text away are left out. Raises ValueError on binary columns.
     """
     table = table.drop_columns([name for name in _LEFT_OUT if name in table.column_names])
-    table = table.replace_schema_metadata(None)  # other tools note what may be text as well
+    table = table.replace_schema_metadata(None)  # other tools may keep text there
     counts: Counter[str] = Counter()
 
     def cleaned(value: Any) -> Any:

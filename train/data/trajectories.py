@@ -100,7 +100,7 @@ class TrajectoryWriter:
         """Write the step's file in one go; replaces an earlier file of the same step."""
         table = _table([asdict(rollout) for rollout in rollouts])
         path = self.folder / f"step-{step:06d}-rank{self.rank}.parquet"
-        # without checksums a flipped bit in a reward is read as another reward
+        # checksums: without them a damaged file is read as other rewards
         write_parquet(path, table, write_page_checksum=True)
         return path
 

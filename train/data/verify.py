@@ -298,7 +298,7 @@ def _holds(
         return bool(columns["verified"])
     stored = {name: columns.get(f"{CHECK_PREFIX}{name}") for name in CHECKS}
     judged = [name for name in checks if name.startswith(JUDGE_PREFIX)]
-    # A judge is asked about what passes: no grade is no consent.
+    # A judge's check must be there and hold: what it was not asked about has not passed.
     consent = all(columns.get(f"{CHECK_PREFIX}{name}") is True for name in judged)
     return consent and conclude(stored, checks).accepted
 
