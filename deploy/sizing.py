@@ -30,7 +30,7 @@ BYTES = {"fp8": 1.0, "int4": 0.56}
 
 
 @dataclass(frozen=True)
-class Model:
+class SizedModel:
     """A model by its parameters, in billions."""
 
     name: str
@@ -50,7 +50,7 @@ class ServedGpu:
         return self.gpu.tflops["fp8" if self.format == "fp8" else "bf16"]
 
 
-MODELS = (Model("0.6 B", 0.6), Model("1.5 B", 1.78), Model("7 B", 7.62))
+MODELS = (SizedModel("0.6 B", 0.6), SizedModel("1.5 B", 1.78), SizedModel("7 B", 7.62))
 SERVED = tuple(
     ServedGpu(GPUS[name], form)
     for name, form in (("H200", "fp8"), ("H100", "fp8"), ("A10", "int4"), ("L4", "fp8"))
@@ -66,34 +66,34 @@ class SizingConfig(Config):
     """Thinking budgets, tokens: a column each."""
 
 
-def weights_gb(model: Model, gpu: ServedGpu) -> float:
+def weights_gb(model: SizedModel, gpu: ServedGpu) -> float:
     """Size of the weights, GB."""
     return model.parameters_b * BYTES[gpu.format]
 
 
-def floor_ms(model: Model, gpu: ServedGpu) -> float:
+def floor_ms(model: SizedModel, gpu: ServedGpu) -> float:
     """Least time a token can take, ms: every weight is read from memory once."""
     return weights_gb(model, gpu) / (gpu.gpu.bandwidth_gb_s / 1e3)
 
 
-def token_ms(model: Model, gpu: ServedGpu) -> float:
+def token_ms(model: SizedModel, gpu: ServedGpu) -> float:
     """Time a token takes at the 99th percentile, ms: what a deadline must allow for."""
     return P99_OVER_MEAN * (floor_ms(model, gpu) + OVERHEAD_MS)
 
 
-def prefill_ms(model: Model, gpu: ServedGpu) -> float:
+def prefill_ms(model: SizedModel, gpu: ServedGpu) -> float:
     """Time until the prompt is read, ms."""
     operations_t = 2 * model.parameters_b * 1e-3 * PROMPT_TOKENS
     return operations_t / (PREFILL_EFFICIENCY * gpu.peak_t) * 1e3 + OVERHEAD_MS
 
 
-def thinking_tokens(model: Model, gpu: ServedGpu, deadline_ms: float) -> int:
+def thinking_tokens(model: SizedModel, gpu: ServedGpu, deadline_ms: float) -> int:
     """Thinking tokens that fit a deadline; negative where not even the answer fits."""
     left_ms = deadline_ms - MARGIN_MS - prefill_ms(model, gpu)
     return int(left_ms // token_ms(model, gpu)) - ANSWER_TOKENS
 
 
-def rate_per_s(model: Model, gpu: ServedGpu, budget: int, deadline_ms: float) -> float | None:
+def rate_per_s(model: SizedModel, gpu: ServedGpu, budget: int, deadline_ms: float) -> float | None:
     """Requests a second at a budget, None where it does not fit the deadline."""
     if budget > thinking_tokens(model, gpu, deadline_ms):
         return None

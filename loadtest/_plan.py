@@ -15,7 +15,7 @@ from loadtest._cases import CaseMix, mix_cases, parse_bounds, parse_mix
 from loadtest._client import Client, read_api_key
 from loadtest._driver import Driver
 from loadtest._reply import Outcome, Slo
-from loadtest._shapes import KINDS, SOAK_WINDOW_S, Shape, make_shape
+from loadtest._shapes import KINDS, SOAK_WINDOW_S, LoadShape, make_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class LoadPlan:
         """The promise to keep."""
         return Slo(self.slo_p99_ms, self.max_miss_rate)
 
-    def make_shape(self) -> Shape:
+    def make_shape(self) -> LoadShape:
         """The rate over time of the whole run. Raises ValueError on a bad flag."""
         return make_shape(
             self.shape,
@@ -98,7 +98,7 @@ class LoadPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class RateShare:
     """Which of `count` equal parts of a run this process drives; `run` numbers its cases."""
 
     index: int = 0
@@ -115,7 +115,7 @@ def new_run() -> int:
     return int(time.time()) * 1000
 
 
-def make_driver(plan: LoadPlan, share: Share, report: Callable[[Outcome], None]) -> Driver:
+def make_driver(plan: LoadPlan, share: RateShare, report: Callable[[Outcome], None]) -> Driver:
     """The driver of one share. Raises ValueError on invalid settings."""
     seed = share.seed_of(plan.seed)
     mix = plan.make_mix(seed)

@@ -17,7 +17,7 @@ import gevent
 from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest._driver import Driver
-from loadtest._plan import LoadPlan, Share, make_driver, new_run
+from loadtest._plan import LoadPlan, RateShare, make_driver, new_run
 from loadtest._reply import Outcome
 
 logger = logging.getLogger("loadtest")
@@ -50,7 +50,7 @@ class MasterSide:
         self._started_s = time.monotonic()
         run = new_run()
         for index, worker in enumerate(ids):
-            share = Share(index, len(ids), run)
+            share = RateShare(index, len(ids), run)
             self._runner.send_message(
                 START, {"plan": asdict(plan), "share": asdict(share)}, client_id=worker
             )
@@ -100,7 +100,7 @@ class WorkerSide:
         runner.register_message(STOP, lambda **_: self.stop(), concurrent=True)
 
     def _start(self, msg: Any, **_: Any) -> None:
-        plan, share = LoadPlan(**msg.data["plan"]), Share(**msg.data["share"])
+        plan, share = LoadPlan(**msg.data["plan"]), RateShare(**msg.data["share"])
         try:
             self._driver = make_driver(plan, share, self._report)
         except ValueError as error:

@@ -23,7 +23,7 @@ SOAK_WINDOW_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class LoadShape:
     """The rate over a run of `run_s` seconds.
 
     steady, soak: `rate_per_s` throughout (a soak is looked at by the minute).
@@ -64,7 +64,7 @@ class Shape:
         width_s = span_s / parts
         return width_s * math.fsum(self.rate_at((part + 0.5) * width_s) for part in range(parts))
 
-    def split(self, shares: int) -> Shape:
+    def split(self, shares: int) -> LoadShape:
         """One of `shares` equal parts: together, drawn apart, they are this process again."""
         return replace(
             self, rate_per_s=self.rate_per_s / shares, peak_per_s=self.peak_per_s / shares
@@ -94,7 +94,7 @@ def make_shape(
     spike_at_s: float | None = None,
     spike_s: float | None = None,
     period_s: float | None = None,
-) -> Shape:
+) -> LoadShape:
     """A checked shape: the peak is four times the rate where none is given.
 
     A spike comes after a third of the run and lasts a tenth of it; a period is the whole run.
@@ -105,7 +105,7 @@ def make_shape(
     if not 0 < rate_per_s < math.inf:
         raise ValueError(f"a rate of {rate_per_s} arrivals a second: use more than 0")
     if kind in CONSTANT:
-        return Shape(kind, rate_per_s, rate_per_s, run_s or math.inf)
+        return LoadShape(kind, rate_per_s, rate_per_s, run_s or math.inf)
     if not run_s:
         raise ValueError(f"shape {kind} needs the length of the run: give --run-time")
     peak = 4 * rate_per_s if peak_per_s is None else peak_per_s
@@ -120,4 +120,4 @@ def make_shape(
     period = run_s if period_s is None else period_s
     if period <= 0:
         raise ValueError(f"a period of {period:g} s: use more than 0")
-    return Shape(kind, rate_per_s, peak, run_s, steps, at_s, long_s, period)
+    return LoadShape(kind, rate_per_s, peak, run_s, steps, at_s, long_s, period)

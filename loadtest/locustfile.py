@@ -51,7 +51,7 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from curt.files import write_atomic, write_json
 from loadtest._driver import Driver
-from loadtest._plan import LoadPlan, Share, add_flags, make_driver, new_run
+from loadtest._plan import LoadPlan, RateShare, add_flags, make_driver, new_run
 from loadtest._processes import MasterSide, WorkerSide
 from loadtest._reply import Outcome
 from loadtest._report import make_report
@@ -133,7 +133,7 @@ def start_arrivals(environment: Environment, **_: Any) -> None:
     if present.master:
         present.master.start(plan)
         return
-    present.driver = make_driver(plan, Share(run=new_run()), tell_locust(environment))
+    present.driver = make_driver(plan, RateShare(run=new_run()), tell_locust(environment))
     present.driver.start()
 
 

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from curt.artifact import write_artifact
 from curt.dialogue import SYSTEM, render_answer
 from curt.law.verdict import Term, Verdict
-from train.warm_start.scratch import Shape, build_model
+from train.warm_start.scratch import ModelSize, build_model
 from train.warm_start.tokenizer import train_tokenizer
 
 FACTS = (
@@ -24,7 +24,7 @@ def make_micro_model(folder: Path, *, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     verdict = Verdict(("盗窃",), ("264",), Term("fixed", 8), 8000)
     tokenizer = train_tokenizer([SYSTEM, *FACTS, render_answer(verdict)] * 4, vocab_size=400)
-    shape = Shape(
+    shape = ModelSize(
         hidden=128,
         layers=2,
         heads=2,

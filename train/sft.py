@@ -25,7 +25,7 @@ from curt.corpus.store import find_cases, read_cases
 from train.runs.checkpoints import last_checkpoint, open_run, share_random_state
 from train.runs.lora import Lora, adapter_config
 from train.runs.shares import cut_batch
-from train.warm_start.scratch import Shape
+from train.warm_start.scratch import ModelSize
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class SFTConfig(Config):
     """Model folder to write."""
     model: str | None = None
     """Local folder or hub id to start from; a model from scratch when not given."""
-    shape: Shape = Shape()
+    shape: ModelSize = ModelSize()
     """Size of the model from scratch."""
     cases: int | None = None
     """Use only so many training cases."""

@@ -28,8 +28,8 @@ from curt.classifier.confidence import (
     COVERAGES,
     DEFAULT_COVERAGE,
     Agreement,
+    AgreementGroup,
     Assessor,
-    Group,
     around,
     coverage_index,
     logit_of,
@@ -168,10 +168,10 @@ def fit_agreement(
 
 def _fit_margins(
     trials: Sequence[Trial], sure: Sequence[float], edges: Sequence[float]
-) -> tuple[Group, ...]:
+) -> tuple[AgreementGroup, ...]:
     """Margins of each group of `Agreement`; a small group takes those of all answers."""
 
-    def fit(members: Sequence[Trial]) -> Group:
+    def fit(members: Sequence[Trial]) -> AgreementGroup:
         places = [severity(trial.verdict.term) for trial in members]
         ranges = []
         for trial, place in zip(members, places, strict=True):

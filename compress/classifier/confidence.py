@@ -26,9 +26,9 @@ from curt.classifier.confidence import (
     COVERAGES,
     DEFAULT_COVERAGE,
     POOL,
+    AgreementGroup,
     Assessor,
     Calibration,
-    Group,
     Uncertainty,
     charge_evidence,
     logit_of,
@@ -170,7 +170,7 @@ def _fit_temperature(
 
 def _fit_groups(
     labels: Labels, fit: Uncertainty, scores: Doubles, truths: Sequence[Verdict]
-) -> dict[str, Group]:
+) -> dict[str, AgreementGroup]:
     """Margins of every charge predicted often enough, and of all the others together."""
     reader, decider = make_assessor(labels, fit), Decider(labels)
     members: dict[str, list[int]] = defaultdict(list)
@@ -196,7 +196,7 @@ def fit_group(
     ranges: Sequence[tuple[float, float]],
     truths: Sequence[float],
     coverages: Sequence[float] = COVERAGES,
-) -> Group:
+) -> AgreementGroup:
     """Split-conformal margins of one group, all in severity.
 
     `spreads` holds an interval for each case and coverage, `ranges` the statutory span of each
@@ -216,7 +216,7 @@ def fit_group(
         ]
         margins.append(conformal_quantile(needed, coverage))
         clips.append(clip)
-    return Group(cases=len(truths), clip=tuple(clips), margins=tuple(margins))
+    return AgreementGroup(cases=len(truths), clip=tuple(clips), margins=tuple(margins))
 
 
 def conformal_quantile(needed: Sequence[float], coverage: float) -> float | None:

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from compress.compare.choice import choose
 from compress.compare.page import render_page
-from compress.compare.rows import Closeness, Identity, Measured, Quality, make_rows
+from compress.compare.rows import ArtifactIdentity, Closeness, Measured, Quality, make_rows
 from compress.compare.settings import ReportConfig
 from compress.compare.speed import Speed, measure_speeds
 from compress.compare.weights import folder_bytes, fp32_bytes
@@ -97,7 +97,7 @@ def write_report(config: ReportConfig, open_engine: OpenEngine) -> dict[str, Any
     return report
 
 
-def _notes(identity: Identity, config: ReportConfig) -> list[str]:
+def _notes(identity: ArtifactIdentity, config: ReportConfig) -> list[str]:
     """What will be missing of a folder, and why."""
     if identity.format not in RUNNABLE:
         return [f"{identity.format}: no engine on this machine runs it; only its size is known"]
@@ -177,11 +177,11 @@ def _draw_prompts(config: ReportConfig, limits: Manifest, cases: list[Case]) -> 
     return sample_prompts(cases, tokenizer, limits, config.kl_prompts, config.seed)
 
 
-def identify(folder: Path, parent: Path) -> Identity:
+def identify(folder: Path, parent: Path) -> ArtifactIdentity:
     """Verify a folder, file by file, and describe it. Raises ArtifactError on an altered one."""
     manifest = load_manifest(folder)
     origin = manifest.parent
-    return Identity(
+    return ArtifactIdentity(
         name=folder.resolve().name,
         folder=str(folder),
         manifest_sha256=sha256(folder / MANIFEST),

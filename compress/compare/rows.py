@@ -13,7 +13,7 @@ from curt.scores.statistics import Span, paired_difference, share
 ANSWER_TOKENS = 25  # of the demo's answers, with the end of thinking
 
 
-class Identity(FrozenModel):
+class ArtifactIdentity(FrozenModel):
     """Which folder, from what, by which recipe."""
 
     name: str
@@ -54,7 +54,7 @@ class Closeness(FrozenModel):
 class Measured(FrozenModel):
     """Everything measured of one folder; None where it was not."""
 
-    identity: Identity
+    identity: ArtifactIdentity
     quality: Quality | None = None
     closeness: Closeness | None = None
     speeds: list[Speed] = []
@@ -65,7 +65,7 @@ class Measured(FrozenModel):
 class Row(FrozenModel):
     """One line of the table. Shares run from 0 to 1, `score_*` to 100 except `score_term`."""
 
-    identity: Identity
+    identity: ArtifactIdentity
     is_parent: bool
     times_smaller: float
     """Weights of the parent at 32 bits each, over this folder's weights."""

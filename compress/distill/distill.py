@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from compress.distill.examples import Example, batch_order, read_examples, split_examples
+from compress.distill.examples import TokenisedExample, batch_order, read_examples, split_examples
 from compress.distill.loss import TERMS, LossSettings, Models, draw_mix
 from compress.distill.run import (
     STAGE,
@@ -254,7 +254,7 @@ def learning_rate_at(step: int, steps: int, warmup: int, peak: float) -> float:
 
 def learn(
     models: Models,
-    examples: Sequence[Example],
+    examples: Sequence[TokenisedExample],
     optimizer: torch.optim.Optimizer,
     step: int,
     config: DistillConfig,

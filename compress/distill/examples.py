@@ -33,7 +33,7 @@ COMPLETIONS = ("completion", "chosen", "response_1")  # columns of the views, th
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class TokenisedExample:
     """Token ids of a prompt and its completion.
 
     The first `thinking_tokens` of the completion are thinking with its end marker; the rest is
@@ -75,7 +75,7 @@ def read_examples(
     max_fact_tokens: int,
     max_thinking_tokens: int,
     seed: int,
-) -> list[Example]:
+) -> list[TokenisedExample]:
     """Examples of a file: `per_case` draws of each case, or one of each row of a view.
 
     See `draw_thinking` for the weights; they and the limits say nothing about a view, whose prompts
@@ -106,14 +106,16 @@ def from_case(
     budget: int,
     *,
     max_fact_tokens: int,
-) -> Example:
+) -> TokenisedExample:
     """The example of a case whose thinking and stated budget (both in tokens) are given."""
     prompt = prompt_for(tokenizer, case.fact, budget, max_fact_tokens)
     ending = render_completion("", case.verdict) + _end_of_turn(tokenizer)
     return _join(case.id, tokenizer, prompt, thinking_ids, ending)
 
 
-def from_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> Example:
+def from_row(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where: str
+) -> TokenisedExample:
     """The example of a view's row: its prompt and `completion`, `chosen` or `response_1`.
 
     The turn is ended where the completion was not cut short. `where` names the row in a message.
@@ -134,8 +136,8 @@ def from_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where: 
 
 
 def split_examples(
-    examples: Sequence[Example], held_out: int, context: int, seed: int
-) -> tuple[list[Example], list[Example]]:
+    examples: Sequence[TokenisedExample], held_out: int, context: int, seed: int
+) -> tuple[list[TokenisedExample], list[TokenisedExample]]:
     """Examples to learn from and those of `held_out` sources, which none of the first share.
 
     Examples longer than `context` tokens are left out and counted in the log. Raises ValueError
@@ -183,12 +185,12 @@ def _join(
     prompt: str,
     thinking_ids: list[int],
     ending: str,
-) -> Example:
+) -> TokenisedExample:
     """`ending` is the end marker, the answer and the end of turn, or empty without a marker."""
     encoded = tokenizer(ending, add_special_tokens=False, return_offsets_mapping=True)
     # The marker is several tokens where a tokenizer does not know it as one.
     marker = sum(start < len(THINK_END) for start, _ in encoded["offset_mapping"])
-    return Example(
+    return TokenisedExample(
         source,
         encode(tokenizer, prompt),
         thinking_ids + encoded["input_ids"],

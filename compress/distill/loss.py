@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # settings are read before a framework is needed
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from compress.distill.examples import Example
+    from compress.distill.examples import TokenisedExample
 
 
 class LossSettings(FrozenModel):
@@ -217,7 +217,7 @@ class Batch:
     spans: Spans
 
     @classmethod
-    def of(cls, examples: Sequence[Example], pad_token_id: int) -> Batch:
+    def of(cls, examples: Sequence[TokenisedExample], pad_token_id: int) -> Batch:
         """Lay out examples; raises ValueError when one has no prompt or no completion."""
         import torch
 
@@ -248,18 +248,18 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Mix:
+class MixUp:
     """The partner row of each row of a batch, and the share a row keeps of itself."""
 
     partner: list[int]
     share: float
 
 
-def draw_mix(rng: random.Random, rows: int, alpha: float) -> Mix | None:
+def draw_mix(rng: random.Random, rows: int, alpha: float) -> MixUp | None:
     """Partners in a random order and a share from Beta(alpha, alpha); None when alpha is 0."""
     if not alpha:
         return None
-    return Mix(rng.sample(range(rows), rows), rng.betavariate(alpha, alpha))
+    return MixUp(rng.sample(range(rows), rows), rng.betavariate(alpha, alpha))
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +272,7 @@ class Models:
     bf16: bool = False
 
     def losses(
-        self, examples: Sequence[Example], settings: LossSettings, mix: Mix | None = None
+        self, examples: Sequence[TokenisedExample], settings: LossSettings, mix: MixUp | None = None
     ) -> Losses:
         """The losses of a batch.
 
@@ -308,7 +308,7 @@ class Models:
         )
         return own.mixed(others, mix.share)
 
-    def measure(self, examples: Sequence[Example]) -> dict[str, float]:
+    def measure(self, examples: Sequence[TokenisedExample]) -> dict[str, float]:
         """KL from the teacher and cross-entropy at temperature 1, in nats a token.
 
         Each is the mean over all tokens of its span; weights and smoothing play no part.

@@ -60,7 +60,7 @@ class Calibration(FrozenModel):
         return 1 / (1 + math.exp(-max(-60.0, min(60.0, logit))))
 
 
-class Group(FrozenModel):
+class AgreementGroup(FrozenModel):
     """How much intervals of a group of cases are widened, for each coverage.
 
     A margin is None where only the whole scale is wide enough. `clip` says whether intervals are
@@ -87,7 +87,7 @@ class Uncertainty(FrozenModel):
     temperature: float = Field(gt=0)
     bin_width: float = Field(gt=0)
     coverages: tuple[float, ...] = COVERAGES
-    groups: dict[str, Group]
+    groups: dict[str, AgreementGroup]
 
 
 class Agreement(FrozenModel):
@@ -106,9 +106,9 @@ class Agreement(FrozenModel):
     verdict: Calibration
     coverages: tuple[float, ...] = COVERAGES
     edges: tuple[float, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[AgreementGroup, ...]
 
-    def group_of(self, term_probability: float) -> Group:
+    def group_of(self, term_probability: float) -> AgreementGroup:
         """The group of an answer, given the calibrated probability of its term."""
         return self.groups[place_in(self.edges, term_probability)]
 
@@ -260,7 +260,7 @@ def charge_evidence(scores: Floats) -> Doubles:
 
 
 def widen(
-    low: float, high: float, group: Group, coverage_place: int, charges: Sequence[str]
+    low: float, high: float, group: AgreementGroup, coverage_place: int, charges: Sequence[str]
 ) -> TermInterval:
     """An interval of severities with its group's margin, clipped to the tiers of the charges."""
     margin = group.margins[coverage_place]
@@ -274,7 +274,9 @@ def widen(
     return to_interval(max(0.0, low), min(DEATH, high), charges)
 
 
-def around(term: Term, charges: Sequence[str], group: Group, coverage_place: int) -> TermInterval:
+def around(
+    term: Term, charges: Sequence[str], group: AgreementGroup, coverage_place: int
+) -> TermInterval:
     """An interval around a model's own term, which it contains even where clipping cut it off."""
     place = severity(term)
     found = widen(place, place, group, coverage_place, charges)

@@ -49,7 +49,7 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class SpeedLine:
     """`base + slope · x`, never below zero and never falling.
 
     `least` is what it counts as at least when something is compared with it: where it says almost
@@ -68,9 +68,9 @@ class Line:
         """How many times the line's value `y` is."""
         return y / max(self.at(x), self.least) if self.least > 0 else 1.0
 
-    def times(self, scale: float) -> Line:
+    def times(self, scale: float) -> SpeedLine:
         """The line, that many times higher."""
-        return Line(self.base * scale, self.slope * scale)
+        return SpeedLine(self.base * scale, self.slope * scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,8 @@ class Estimates:
     an answer and `thinking_tokens` that of the thinking before it, as the model ended it.
     """
 
-    tokens_of_chars: Line
-    prefill_ms_of_tokens: Line
+    tokens_of_chars: SpeedLine
+    prefill_ms_of_tokens: SpeedLine
     tpot_ms: float
     answer_tokens: int
     thinking_tokens: float = 0.0
@@ -150,7 +150,7 @@ class SpeedEstimator:
             raise ValueError(f"quantile {quantile}: use above 0, up to 1")
         self._quantile, self._max_age_s = quantile, max_age_s
         self._calibration: deque[Observation] = deque(maxlen=32)
-        self._tokens_of_chars = self._prefill_ms_of_tokens = Line(0.0, 0.0)  # as calibrated
+        self._tokens_of_chars = self._prefill_ms_of_tokens = SpeedLine(0.0, 0.0)  # as calibrated
         self._recent: deque[tuple[float, Observation]] = deque(maxlen=WINDOW)
         # Measured once, not anew for each of the estimates they are part of.
         self._recent_measured: deque[_Measured] = deque(maxlen=WINDOW)
@@ -252,7 +252,7 @@ class SpeedEstimator:
         )
 
 
-def fit_line(points: Sequence[tuple[float, float]]) -> Line:
+def fit_line(points: Sequence[tuple[float, float]]) -> SpeedLine:
     """Least squares through `points`, with a slope of at least zero.
 
     Where all x are the same, a line through the origin: a guess that errs on long prompts' side.
@@ -264,9 +264,9 @@ def fit_line(points: Sequence[tuple[float, float]]) -> Line:
     least = mean_y / 2
     spread = sum((x - mean_x) ** 2 for x, _ in points)
     if spread == 0:
-        return Line(0.0, mean_y / mean_x, least) if mean_x else Line(mean_y, 0.0, least)
+        return SpeedLine(0.0, mean_y / mean_x, least) if mean_x else SpeedLine(mean_y, 0.0, least)
     slope = max(0.0, sum((x - mean_x) * (y - mean_y) for x, y in points) / spread)
-    return Line(mean_y - slope * mean_x, slope, least)
+    return SpeedLine(mean_y - slope * mean_x, slope, least)
 
 
 def upper_quantile(values: Sequence[float], quantile: float) -> float:

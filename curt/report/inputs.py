@@ -65,7 +65,7 @@ class TraitRow(Part):
     mean_thinking: float | None = None
 
 
-class Example(Part):
+class WorkedExample(Part):
     """One generated case and what a model made of it."""
 
     fact: str
@@ -89,7 +89,7 @@ class Evaluation(Part):
     thinking_lengths: list[int] = []
     by_budget: list[BudgetRow] = []
     by_trait: dict[str, TraitRow] = {}
-    examples: list[Example] = []
+    examples: list[WorkedExample] = []
 
 
 class TrainingStep(Part):
@@ -114,7 +114,7 @@ class Parity(Part):
     decode_tokens_per_s_1_threads: float | None = None
 
 
-class Classifier(Part):
+class ClassifierPart(Part):
     """`<folder>/manifest.json` of a classifier: the cheapest rival of every model of the run."""
 
     evaluation: dict[str, float]
@@ -130,7 +130,7 @@ class LoadSettings(Part):
     deadline_ms: float | None = None
 
 
-class Confidence(Part):
+class LoadConfidence(Part):
     """What the load test proves."""
 
     proven: bool
@@ -158,7 +158,7 @@ class LoadTest(Part):
     duration_s: float | None = None
     ended: str = ""
     settings: LoadSettings
-    confidence: Confidence
+    confidence: LoadConfidence
     verdict: LoadVerdict
 
 
@@ -186,7 +186,7 @@ class RunParts:
     evaluations: Mapping[str, Evaluation]
     histories: Mapping[str, list[TrainingStep]]
     artifacts: list[Artifact]
-    classifiers: Mapping[str, Classifier]
+    classifiers: Mapping[str, ClassifierPart]
     load_test: LoadTest | None
     timing_s: Mapping[str, float]
 
@@ -208,7 +208,9 @@ def read_run(folder: Path) -> RunParts:
     }
     folders = [path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))]
     classifiers = {
-        path.name: _read(path / MANIFEST, Classifier) for path in folders if _is_classifier(path)
+        path.name: _read(path / MANIFEST, ClassifierPart)
+        for path in folders
+        if _is_classifier(path)
     }
     load_path, timing_path = folder / "loadtest.json", folder / "timing.json"
     return RunParts(

@@ -15,7 +15,7 @@ from curt.html import render_html
 from curt.report import claims, figures
 from curt.report.claims import NOT_RUN
 from curt.report.figures import LABELS
-from curt.report.inputs import Artifact, Evaluation, Example, Parity, RunParts, TraitRow
+from curt.report.inputs import Artifact, Evaluation, Parity, RunParts, TraitRow, WorkedExample
 from curt.scores.statistics import bootstrap_mean, wilson
 
 BEFORE, CONTROL, AFTER = "warm-start", "grpo-none", "grpo-default"
@@ -49,7 +49,7 @@ class Pair:
 
     fact: str
     reference: str
-    sides: tuple[tuple[str, Example | None], ...]
+    sides: tuple[tuple[str, WorkedExample | None], ...]
 
 
 def render_page(run: RunParts) -> str:

@@ -24,7 +24,7 @@ _SEED = 20_180_101
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class MixComparison:
     """Distances run from 0 to 1.
 
     `chance` is the mean and `limit` the 99th percentile of the distance between the reference
@@ -49,7 +49,7 @@ class Comparison:
         return "slight shift" if self.distance > self.limit else "as trained"
 
 
-def compare(observed: Mapping[str, int], reference: Mapping[str, int]) -> Comparison | None:
+def compare(observed: Mapping[str, int], reference: Mapping[str, int]) -> MixComparison | None:
     """Hold observed counts against the reference's; None where either is empty."""
     names = sorted(observed.keys() | reference.keys())
     seen = np.array([observed.get(name, 0) for name in names], np.float64)
@@ -58,7 +58,7 @@ def compare(observed: Mapping[str, int], reference: Mapping[str, int]) -> Compar
         return None
     labels = int(seen.sum())
     by_chance = _distances_by_chance(tuple(int(count) for count in known if count), _round(labels))
-    return Comparison(
+    return MixComparison(
         labels,
         distance=float(jensen_shannon_distance(seen[None], known[None])[0]),
         chance=float(by_chance.mean()),

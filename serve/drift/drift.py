@@ -26,8 +26,8 @@ from prometheus_client.registry import Collector
 
 from curt.files import write_json
 from curt.law.verdict import Verdict
-from serve.drift.divergence import Comparison, compare
-from serve.drift.tally import DAY_S, HOUR_S, DriftTally, Mix
+from serve.drift.divergence import MixComparison, compare
+from serve.drift.tally import DAY_S, HOUR_S, ChargeMix, DriftTally
 from serve.errors import OverloadedError
 from serve.served import Served
 
@@ -53,7 +53,7 @@ class Drift:
     def __init__(
         self,
         path: Path | None = None,
-        reference: Mix | None = None,
+        reference: ChargeMix | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`path`: where the counts outlive a restart; a file that can't be read is set aside."""
@@ -109,7 +109,7 @@ class Drift:
             first = int(now_s - WINDOWS[window]) // step_s
             return DriftTally.sum(tally for key, tally in wanted.items() if key > first)
 
-    def compare(self, window: Window) -> Comparison | None:
+    def compare(self, window: Window) -> MixComparison | None:
         """Compare a window's charges with the training corpus; None without a reference."""
         if self.reference is None:
             return None

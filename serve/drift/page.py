@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from curt.drawing import LINES, MARKERS, SERIES, finish_figure, new_figure
 from curt.html import render_html
-from serve.drift.divergence import MIN_DISTANCE, Comparison, compare
-from serve.drift.tally import DAY_S, HOUR_S, DriftTally, Mix
+from serve.drift.divergence import MIN_DISTANCE, MixComparison, compare
+from serve.drift.tally import DAY_S, HOUR_S, ChargeMix, DriftTally
 
 MAX_CHARGES = 20
 
@@ -37,17 +37,17 @@ class WindowRow:
     name: str
     tally: DriftTally
     figures: Mapping[str, float | None]
-    comparison: Comparison | None
+    comparison: MixComparison | None
 
 
 def render_page(figures: Mapping[str, Any]) -> str:
-    """The page of `Drift.snapshot` with a "reference" (`Mix.to_json`) or none.
+    """The page of `Drift.snapshot` with a "reference" (`ChargeMix.to_json`) or none.
 
     Raises KeyError, TypeError or ValueError on anything else.
     """
     now_s = float(figures["at_s"])
     given = figures.get("reference")
-    reference = Mix.from_json(given) if given else None
+    reference = ChargeMix.from_json(given) if given else None
     hours = _points(figures["hours"], int(now_s) // HOUR_S)
     days = _points(figures["days"], int(now_s) // DAY_S)
     spans = (
@@ -81,7 +81,7 @@ def render_page(figures: Mapping[str, Any]) -> str:
     )
 
 
-def charge_rows(tally: DriftTally, reference: Mix | None) -> list[ChargeRow]:
+def charge_rows(tally: DriftTally, reference: ChargeMix | None) -> list[ChargeRow]:
     """Charges by how far their share moved from the reference, or by share without one."""
     seen = sum(tally.charges.values())
     known = sum(reference.charges.values()) if reference else 0
@@ -124,7 +124,7 @@ _MIX_CAPTION = (
 )
 
 
-def _distances(reference: Mix | None) -> Series:
+def _distances(reference: ChargeMix | None) -> Series:
     def read(part: str) -> Callable[[DriftTally], float | None]:
         def value(tally: DriftTally) -> float | None:
             comparison = compare(tally.charges, reference.charges) if reference else None
@@ -141,7 +141,7 @@ def _points(rows: Mapping[str, Any], now: int) -> Points:
     )
 
 
-def _window(name: str, tallies: Sequence[DriftTally], reference: Mix | None) -> WindowRow:
+def _window(name: str, tallies: Sequence[DriftTally], reference: ChargeMix | None) -> WindowRow:
     tally = DriftTally.sum(tallies)
     comparison = compare(tally.charges, reference.charges) if reference else None
     return WindowRow(name, tally, tally.shares(), comparison)

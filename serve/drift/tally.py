@@ -155,7 +155,7 @@ _SPREADS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Mix:
+class ChargeMix:
     """What a training corpus holds: cases a charge (all of several charges), lengths of facts."""
 
     cases: int
@@ -167,7 +167,7 @@ class Mix:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Mix:
+    def from_json(cls, row: dict[str, Any]) -> ChargeMix:
         """Inverse of `to_json`. Raises KeyError, TypeError or ValueError on a malformed row."""
         charges = {str(name): int(count) for name, count in row["charges"].items()}
         if not charges or min(charges.values()) < 0:
@@ -175,17 +175,17 @@ class Mix:
         return cls(int(row["cases"]), charges, row["fact_chars_median"])
 
 
-def read_mix(path: Path) -> Mix:
+def read_mix(path: Path) -> ChargeMix:
     """A mix made by `python -m serve.drift mix`. Raises ValueError or OSError when it is none."""
     try:
-        return Mix.from_json(json.loads(path.read_bytes()))
+        return ChargeMix.from_json(json.loads(path.read_bytes()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} holds no mix of charges: make it with `python -m serve.drift mix`"
         ) from error
 
 
-def read_corpus_mix(path: Path) -> Mix:
+def read_corpus_mix(path: Path) -> ChargeMix:
     """The mix of a case file. Raises ValueError when it is none, or empty."""
     tally = DriftTally()
     for case in read_cases(path):
@@ -193,4 +193,4 @@ def read_corpus_mix(path: Path) -> Mix:
     if not tally.answers:
         raise ValueError(f"{path} holds no cases: give the training split")
     median = tally.fact_chars.quantile(0.5)
-    return Mix(tally.answers, dict(tally.charges.most_common()), median)
+    return ChargeMix(tally.answers, dict(tally.charges.most_common()), median)

@@ -34,7 +34,7 @@ RENEWED_AT = 1.05  # the baseline's bound is computed again when its count has g
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
+class CanaryObservation:
     """How one request went. `seconds` is None where there was no answer to time."""
 
     error: bool = False
@@ -124,7 +124,7 @@ class CanaryTest:
         self._slow_s: float | None = None
         self._rates = {rate: Comparison(rate) for rate in MARGINS}
 
-    def observe(self, arm: Arm, observation: Observation) -> Comparison | None:
+    def observe(self, arm: Arm, observation: CanaryObservation) -> Comparison | None:
         """Count one request; the comparison in which the canary is worse now, if there is one."""
         self._rates["errors"].add(arm, observation.error)
         self._rates["degraded"].add(arm, observation.degraded)

@@ -19,7 +19,7 @@ from serve.answering.answering import Pool
 from serve.errors import OverloadedError, RequestError
 from serve.pool.job import Job, ServedStream
 from serve.served import Identity, Served
-from serve.variants.canary import Arm, CanaryTest, Comparison, Observation
+from serve.variants.canary import Arm, CanaryObservation, CanaryTest, Comparison
 from serve.variants.metrics import Ending, VariantMetrics
 from serve.variants.plan import Source
 from serve.variants.shadow import Shadow
@@ -99,7 +99,7 @@ class Router:
         if name != self.split.live and not (variant.state == "ready" and variant.pool.ready):
             self._metrics.rerouted.labels(name).inc()
             # Without this a canary that is dead would never look bad.
-            self._observe(variant, Observation(error=True))
+            self._observe(variant, CanaryObservation(error=True))
             variant = self.live
         return Route(self, variant, user, request_id)
 
@@ -154,7 +154,7 @@ class Router:
                 how.status < 500 or how.reason == "draining"
             )
             if not blameless:
-                self._observe(variant, Observation(error=True))
+                self._observe(variant, CanaryObservation(error=True))
 
     def _answered(self, route: Route, job: Job, served: Served) -> None:
         """Count an answer, compare it with the baseline and let the shadow have a copy."""
@@ -163,7 +163,7 @@ class Router:
         variant.latencies_s.append(seconds)
         self._count(variant, "degraded" if degraded else "full")
         self._metrics.latency.labels(variant.name).observe(seconds)
-        self._observe(variant, Observation(degraded=degraded, seconds=seconds))
+        self._observe(variant, CanaryObservation(degraded=degraded, seconds=seconds))
         if self.split.shadow is None or variant is not self.live or self._draining:
             return
         name = self.split.shadow_for(routing_key(job.fact, route.user))
@@ -171,7 +171,7 @@ class Router:
             fields = {"request_id": route.request_id, "variant": variant.name}
             self.shadow.offer(name, self.variants[name].pool, job, served, fields)
 
-    def _observe(self, variant: Variant, observation: Observation) -> None:
+    def _observe(self, variant: Variant, observation: CanaryObservation) -> None:
         canary = self.split.canary
         if self.canary is None or canary is None:
             return

@@ -21,7 +21,7 @@ Role = Literal["live", "canary", "shadow", "weight"]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
-class Share(FrozenModel):
+class TrafficShare(FrozenModel):
     """A variant and the share of requests it gets, from 0 to 1."""
 
     name: Name
@@ -37,8 +37,8 @@ class Split(FrozenModel):
 
     live: Name
     weights: dict[Name, float] = Field(default_factory=dict)
-    canary: Share | None = None
-    shadow: Share | None = None
+    canary: TrafficShare | None = None
+    shadow: TrafficShare | None = None
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Split:
@@ -110,7 +110,7 @@ class Split(FrozenModel):
             scale = (1 - share) / sum(arms.values())
             weights = {arm: weight * scale for arm, weight in arms.items()} | {name: share}
             return Split(**{**dict(rest), "weights": weights})
-        return Split(**{**dict(rest), role: Share(name=name, share=share)})
+        return Split(**{**dict(rest), role: TrafficShare(name=name, share=share)})
 
 
 def routing_key(fact: str, user: str | None = None) -> str:

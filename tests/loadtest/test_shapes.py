@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest._arrivals import arrival_times_s
-from loadtest._plan import Share
-from loadtest._shapes import KINDS, Shape, make_shape
+from loadtest._plan import RateShare
+from loadtest._shapes import KINDS, LoadShape, make_shape
 
 
-def within(shape: Shape, seed: int, start_s: float, end_s: float) -> int:
+def within(shape: LoadShape, seed: int, start_s: float, end_s: float) -> int:
     times = itertools.takewhile(lambda at_s: at_s < end_s, shape.arrival_times_s(seed))
     return sum(at_s >= start_s for at_s in times)
 
@@ -61,7 +61,7 @@ def test_the_shares_of_a_run_add_up_to_it(kind: str, shares: int) -> None:
     part = shape.split(shares)
     for at_s in (0.0, 10.0, 21.0, 30.0, 59.0):
         assert part.rate_at(at_s) * shares == pytest.approx(shape.rate_at(at_s))
-    seeds = {Share(index, shares).seed_of(7) for index in range(shares)}
+    seeds = {RateShare(index, shares).seed_of(7) for index in range(shares)}
     assert len(seeds) == shares
     seen = sum(within(part, seed, 0, 60) for seed in seeds)
     expected = shape.expected_arrivals(60.0)

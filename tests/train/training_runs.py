@@ -15,10 +15,10 @@ from curt.corpus.store import write_cases
 from train.grpo import GRPOSettings
 from train.penalties.gated import GatedPenalty
 from train.sft import SFTConfig
-from train.warm_start.scratch import Shape
+from train.warm_start.scratch import ModelSize
 
 ROOT = Path(__file__).parents[2]
-SHAPE = Shape(hidden=64, layers=2, heads=2, kv_heads=1, head_dim=32, ffn=128, vocab=600)
+SHAPE = ModelSize(hidden=64, layers=2, heads=2, kv_heads=1, head_dim=32, ffn=128, vocab=600)
 PROMPTS, GENERATIONS = 2, 4
 
 

@@ -50,7 +50,7 @@ from train.data.verification import (
     conclude,
     verify,
 )
-from train.judge import Judge, JudgeSettings, JudgeUnavailableError, Question, make_judge
+from train.judge import Judge, JudgeQuestion, JudgeSettings, JudgeUnavailableError, make_judge
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ def verify_batch(
         return outcomes
     passed = [number for number, outcome in enumerate(outcomes) if outcome and outcome.accepted]
     questions = [
-        Question(task, completions[number], _known(references[number]))
+        JudgeQuestion(task, completions[number], _known(references[number]))
         for number in passed
         for task in settings.judge_tasks
     ]

@@ -4,17 +4,17 @@
 (vLLM, TensorRT-LLM, any other). A judge that fails says None, never a grade.
 """
 
-from train.judge.protocol import Grade, Judge, JudgeUnavailableError, Level, Question, Task
+from train.judge.protocol import Grade, Judge, JudgeQuestion, JudgeUnavailableError, Level, Task
 from train.judge.settings import EndpointJudgeSettings, JudgeSettings, RuleJudgeSettings
 
 __all__ = [
     "EndpointJudgeSettings",
     "Grade",
     "Judge",
+    "JudgeQuestion",
     "JudgeSettings",
     "JudgeUnavailableError",
     "Level",
-    "Question",
     "RuleJudgeSettings",
     "Task",
     "make_judge",

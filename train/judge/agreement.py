@@ -27,16 +27,16 @@ from curt.dialogue import parse_completion
 from curt.files import write_atomic
 from train.judge import (
     Grade,
+    JudgeQuestion,
     JudgeSettings,
     JudgeUnavailableError,
-    Question,
     Task,
     make_judge,
 )
 from train.judge.rule import RuleJudge
 
 
-class AgreementConfig(Config):
+class JudgeAgreementConfig(Config):
     """Judge against rule judge on completions of a run."""
 
     judge: JudgeSettings
@@ -54,7 +54,7 @@ class AgreementConfig(Config):
     """Folder to write agreement.json and agreement.md into."""
 
 
-def main(config: AgreementConfig) -> None:
+def main(config: JudgeAgreementConfig) -> None:
     """Ask both judges, and show and write the tables."""
     figures = measure_agreement(config)
     page = render_agreement(figures)
@@ -65,7 +65,7 @@ def main(config: AgreementConfig) -> None:
     sys.stdout.write(page)
 
 
-def measure_agreement(config: AgreementConfig) -> dict[str, Any]:
+def measure_agreement(config: JudgeAgreementConfig) -> dict[str, Any]:
     """Figures by task. Raises ValueError when a completion's case is not in the case file."""
     from train.data.trajectories import read_rollouts
 
@@ -80,7 +80,7 @@ def measure_agreement(config: AgreementConfig) -> dict[str, Any]:
     figures = {}
     for task in config.tasks:
         questions = [
-            Question(task, parse_completion(row["completion"]), references[row["case_id"]])
+            JudgeQuestion(task, parse_completion(row["completion"]), references[row["case_id"]])
             for row in drawn
         ]
         figures[task] = compare_grades(judge.grade(questions), rule.grade(questions))
@@ -154,4 +154,4 @@ def _cell(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    run(AgreementConfig, main, expected=(JudgeUnavailableError, OSError, ValueError))
+    run(JudgeAgreementConfig, main, expected=(JudgeUnavailableError, OSError, ValueError))

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from curt.endpoint import ChatEndpoint, EndpointUnavailableError
-from curt.endpoint import Question as ChatQuestion
+from curt.endpoint import JudgeQuestion as ChatQuestion
 from train.judge.prompts import PROMPTS_VERSION, build_judge_messages, parse_grade, render_grade
-from train.judge.protocol import Grade, JudgeUnavailableError, Question, Task
+from train.judge.protocol import Grade, JudgeQuestion, JudgeUnavailableError, Task
 from train.judge.settings import EndpointJudgeSettings
 
 
@@ -27,7 +27,7 @@ class EndpointJudge:
         """How many questions were asked, answered from the cache, or failed, by reason."""
         return self._endpoint.counts
 
-    def grade(self, questions: Sequence[Question]) -> list[Grade | None]:
+    def grade(self, questions: Sequence[JudgeQuestion]) -> list[Grade | None]:
         """One grade a question. Raises JudgeUnavailableError when too many of the newest fail."""
         asked = [
             ChatQuestion(build_judge_messages(question), partial(_read_grade, question.task))

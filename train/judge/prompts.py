@@ -13,7 +13,7 @@ from typing import Any, get_args
 from curt.dialogue import ParseFailure, normalise_fact, render_ruling
 from curt.dialogue.answer import ARTICLES_LINE, CHARGES_LINE, LINES, TERM_LINE
 from curt.law.verdict import Verdict
-from train.judge.protocol import Grade, Level, Question, Task
+from train.judge.protocol import Grade, JudgeQuestion, Level, Task
 
 PROMPTS_VERSION = "judge-2"
 
@@ -37,7 +37,7 @@ _SYSTEM = (
 )
 
 
-def build_judge_messages(question: Question) -> list[dict[str, str]]:
+def build_judge_messages(question: JudgeQuestion) -> list[dict[str, str]]:
     """Chat messages that ask for one grade."""
     rule = _MONTHS_RULE if question.task == "term" else _LEVELS_RULE
     system = _SYSTEM.format(subject=_SUBJECTS[question.task], rule=rule)

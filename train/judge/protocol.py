@@ -14,7 +14,7 @@ Level = Literal["full", "partial", "wrong", "undecided"]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class JudgeQuestion:
     """Grade one aspect of a completion against the reference verdict."""
 
     task: Task
@@ -48,6 +48,6 @@ class Judge(Protocol):
         """How many questions were asked, answered from the cache, or failed, by reason."""
         ...
 
-    def grade(self, questions: Sequence[Question]) -> list[Grade | None]:
+    def grade(self, questions: Sequence[JudgeQuestion]) -> list[Grade | None]:
         """One grade a question. Raises JudgeUnavailableError when too many fail."""
         ...

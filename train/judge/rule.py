@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from curt.dialogue import ParseFailure
 from curt.law.verdict import Verdict
 from curt.scores.metrics import cail_term_score
-from train.judge.protocol import Grade, Level, Question
+from train.judge.protocol import Grade, JudgeQuestion, Level
 from train.rewards import compare_labels, months_apart
 
 CLOSE_TERM = 0.6
@@ -29,13 +29,13 @@ class RuleJudge:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
-    def grade(self, questions: Sequence[Question]) -> list[Grade | None]:
+    def grade(self, questions: Sequence[JudgeQuestion]) -> list[Grade | None]:
         """One grade a question."""
         self.counts["asked"] += len(questions)
         return [_grade(question) for question in questions]
 
 
-def _grade(question: Question) -> Grade:
+def _grade(question: JudgeQuestion) -> Grade:
     guess, reference = question.completion.verdict, question.reference
     if isinstance(guess, ParseFailure):
         return Grade("wrong")

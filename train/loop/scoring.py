@@ -9,7 +9,7 @@ from typing import get_args
 
 from curt.dialogue import Completion
 from curt.law.verdict import Verdict
-from train.judge import Grade, Judge, Question, Task
+from train.judge import Grade, Judge, JudgeQuestion, Task
 from train.loop.advantages import aggregate_scores
 from train.rewards import (
     DEATH_MONTHS,
@@ -95,7 +95,7 @@ class Scorer:
         judge, separator, task = name.partition(SEPARATOR)
         if not separator:
             return [REWARDS[name](completion, reference) for completion, reference in pairs]
-        questions = [Question(task, completion, reference) for completion, reference in pairs]
+        questions = [JudgeQuestion(task, completion, reference) for completion, reference in pairs]
         return [reward_of_grade(grade, task) for grade in self.judges[judge].grade(questions)]
 
     def _combine(

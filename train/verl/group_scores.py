@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class GradedSample:
     """One completion: its text without the end token, and the token ids that were sampled."""
 
     text: str
@@ -77,7 +77,7 @@ class GroupScores:
         self._end_ids = encode(tokenizer, THINK_END)
 
     def __call__(
-        self, samples: Sequence[Sample], *, reference: str, budget: int, case_id: str
+        self, samples: Sequence[GradedSample], *, reference: str, budget: int, case_id: str
     ) -> list[dict[str, float]]:
         """One row a completion: `score`, what the policy is trained on, and metrics beside it.
 

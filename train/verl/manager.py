@@ -29,7 +29,7 @@ from verl.trainer.ppo.core_algos import register_adv_est
 
 from train.verl.advantages import VERL_ESTIMATORS
 from train.verl.barrier import GroupBarrier
-from train.verl.group_scores import GroupScores, Sample, read_settings
+from train.verl.group_scores import GradedSample, GroupScores, read_settings
 
 MOST_IN_FLIGHT = 1000  # Ray's limit of concurrent calls of an asynchronous actor
 PATIENCE_S = 3600.0  # longer than any step: only a group that lost a member waits so long
@@ -62,7 +62,7 @@ class GroupRewardManager(RewardManagerBase):
         options = config.reward.custom_reward_function.reward_kwargs
         settings = read_settings(Path(options.settings), options.get("changes"))
         self.scores = GroupScores(settings, tokenizer)
-        self.barrier: GroupBarrier[Sample] = GroupBarrier(PATIENCE_S)
+        self.barrier: GroupBarrier[GradedSample] = GroupBarrier(PATIENCE_S)
 
     async def run_single(self, data: Any) -> dict[str, Any]:
         """The reward of one completion, known when its whole group is here."""
@@ -72,7 +72,7 @@ class GroupRewardManager(RewardManagerBase):
         response = item.batch["responses"]
         length = int(item.batch["attention_mask"][-response.shape[-1] :].sum())
         ids = response[:length].tolist()
-        sample = Sample(self.tokenizer.decode(ids, skip_special_tokens=True), ids)
+        sample = GradedSample(self.tokenizer.decode(ids, skip_special_tokens=True), ids)
         result = await self.barrier.submit(
             str(fields["uid"]),
             int(fields["session_id"]),
@@ -87,5 +87,5 @@ class GroupRewardManager(RewardManagerBase):
         )
         return {"reward_score": result["score"], "reward_extra_info": result}
 
-    def _score(self, samples: Sequence[Sample], **options: Any) -> list[dict[str, float]]:
+    def _score(self, samples: Sequence[GradedSample], **options: Any) -> list[dict[str, float]]:
         return self.scores(samples, **options)

@@ -31,7 +31,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from curt.dialogue import encode, parse_completion
 from train.penalties import PENALTIES
-from train.verl.group_scores import GroupScores, Sample, as_plain, read_settings
+from train.verl.group_scores import GradedSample, GroupScores, as_plain, read_settings
 
 Score = dict[str, float]
 
@@ -120,7 +120,7 @@ def _score_texts(
         ids = encode(scores.tokenizer, text)
         if parse_completion(text).thinking_closed:
             ids.append(scores.tokenizer.eos_token_id)
-        samples.append(Sample(text, ids))
+        samples.append(GradedSample(text, ids))
     return scores(
         samples, reference=reference, budget=int(info["budget"]), case_id=str(info["case_id"])
     )

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 
-class Shape(FrozenModel):
+class ModelSize(FrozenModel):
     """Size of a model trained from scratch."""
 
     hidden: int = 256
@@ -29,7 +29,7 @@ class Shape(FrozenModel):
     """Base of the rotary position embedding."""
 
 
-def build_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
+def build_model(shape: ModelSize, tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
     """A randomly initialised model whose vocabulary is the tokenizer's, padded to 64."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 

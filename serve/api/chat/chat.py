@@ -111,7 +111,7 @@ def make_router(
         def reply_to(served: Served) -> PredictReply:
             return replies.reply_to(request, asked, served)
 
-        completion = Completion(request.state.request_id, identity, schema, int(time.time()))
+        completion = ChatCompletion(request.state.request_id, identity, schema, int(time.time()))
         headers = {IGNORED_HEADER: ", ".join(ignored)} if ignored else {}
         if not body.stream:
             served = await answering.serve(request, job)
@@ -143,7 +143,7 @@ def make_router(
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class ChatCompletion:
     """One chat completion in OpenAI's shape. `schema` is None for text, {} for any JSON."""
 
     request_id: str
@@ -218,7 +218,7 @@ class Completion:
 class Chunks:
     """The chunks of one streamed completion."""
 
-    completion: Completion
+    completion: ChatCompletion
     reply_to: Callable[[Served], PredictReply]
     include_usage: bool
     attempt: int = 1

@@ -85,7 +85,7 @@ class ApiError(Exception):
 _TYPES = {429: "rate_limit_error", 499: "server_error", 500: "server_error", 503: "server_error"}
 
 
-class Part(BaseModel):
+class ContentPart(BaseModel):
     """A part of a message; only text is read."""
 
     model_config = ConfigDict(frozen=True)
@@ -98,7 +98,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Part] | None = None
+    content: str | list[ContentPart] | None = None
 
 
 class JsonSchema(BaseModel):

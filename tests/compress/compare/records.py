@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.compare.rows import Closeness, Identity, Measured, Quality
+from compress.compare.rows import ArtifactIdentity, Closeness, Measured, Quality
 from compress.compare.speed import Speed, Spread
 
 CASES = 200
@@ -25,7 +25,7 @@ def measure(name: str, *, weights_mb: float, right: int | None, decode: float | 
         )
         closeness = Closeness(kl=0.001, argmax_agreement=0.99, positions=CASES)
     return Measured(
-        identity=Identity(
+        identity=ArtifactIdentity(
             name=name,
             folder=f"models/{name}",
             manifest_sha256="0" * 64,

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from compress.distill.examples import (
-    Example,
+    TokenisedExample,
     batch_order,
     from_case,
     from_row,
@@ -32,7 +32,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_cases(tmp_path_factory.mktemp("cases") / "cases.jsonl", 12)
 
 
-def read_text(example: Example, tokenizer: Any) -> tuple[str, str, str]:
+def read_text(example: TokenisedExample, tokenizer: Any) -> tuple[str, str, str]:
     """Prompt, thinking with its end, answer with the end of turn."""
     ids, cut = example.completion_ids, example.thinking_tokens
     return tuple(tokenizer.decode(part) for part in (example.prompt_ids, ids[:cut], ids[cut:]))
@@ -123,7 +123,7 @@ def test_data_that_cannot_be_read_is_refused_by_name(
 
 
 def test_held_out_sources_are_learned_by_none():
-    examples = [Example(f"s{i % 5}", [1] * (i + 1), [2], 0) for i in range(15)]
+    examples = [TokenisedExample(f"s{i % 5}", [1] * (i + 1), [2], 0) for i in range(15)]
     learned, measured = split_examples(examples, 2, context=14, seed=0)
     assert {e.source for e in learned}.isdisjoint({e.source for e in measured})
     assert len({e.source for e in measured}) == 2

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
-from compress.distill.examples import Example
+from compress.distill.examples import TokenisedExample
 from compress.distill.loss import (
     Batch,
     LossSettings,
-    Mix,
+    MixUp,
     Models,
     Spans,
     distillation_loss,
@@ -26,10 +26,10 @@ from compress.distill.loss import (
 )
 
 EXAMPLES = [
-    Example("a", [5, 6, 7], [8, 9, 10, 11], 3),
-    Example("b", [5, 6, 7, 12, 13], [14, 15], 1),
-    Example("c", [20], [21, 22, 23], 0),  # an answer alone
-    Example("d", [30, 31], [32], 1),  # thinking alone, cut short
+    TokenisedExample("a", [5, 6, 7], [8, 9, 10, 11], 3),
+    TokenisedExample("b", [5, 6, 7, 12, 13], [14, 15], 1),
+    TokenisedExample("c", [20], [21, 22, 23], 0),  # an answer alone
+    TokenisedExample("d", [30, 31], [32], 1),  # thinking alone, cut short
 ]
 
 
@@ -234,7 +234,7 @@ def test_the_spans_cover_exactly_the_completion():
 
 def test_a_batch_refuses_an_example_without_a_completion():
     with pytest.raises(ValueError, match="leave it out"):
-        Batch.of([Example("a", [1], [], 0)], pad_token_id=0)
+        Batch.of([TokenisedExample("a", [1], [], 0)], pad_token_id=0)
 
 
 def test_a_batch_has_the_losses_its_examples_have_alone(micro_model: Path):
@@ -288,11 +288,11 @@ def test_a_share_of_one_is_no_mixup_and_another_is(micro_model: Path):
     chosen = LossSettings(thinking_weight=1, label_smoothing=0.1)
     plain = models.losses(EXAMPLES, chosen).to_row()
     partner = [3, 2, 1, 0]
-    assert models.losses(EXAMPLES, chosen, Mix(partner, 1.0)).to_row() == pytest.approx(plain)
+    assert models.losses(EXAMPLES, chosen, MixUp(partner, 1.0)).to_row() == pytest.approx(plain)
     # every row its own partner: mixing a thing with itself changes nothing, whatever the share
-    itself = models.losses(EXAMPLES, chosen, Mix([0, 1, 2, 3], 0.3)).to_row()
+    itself = models.losses(EXAMPLES, chosen, MixUp([0, 1, 2, 3], 0.3)).to_row()
     assert itself == pytest.approx(plain, rel=1e-3)
-    mixed = models.losses(EXAMPLES, chosen, Mix(partner, 0.5)).to_row()
+    mixed = models.losses(EXAMPLES, chosen, MixUp(partner, 0.5)).to_row()
     assert abs(mixed["kl"] - plain["kl"]) > 0.001
     assert all(math.isfinite(value) for value in mixed.values())
 

@@ -12,9 +12,9 @@ from curt.classifier.confidence import (
     COVERAGES,
     POOL,
     Agreement,
+    AgreementGroup,
     Assessor,
     Calibration,
-    Group,
     Uncertainty,
     around,
     coverage_index,
@@ -33,11 +33,11 @@ SCORES = st.lists(st.floats(-5, 5, width=32), min_size=8, max_size=8).map(
 N = len(COVERAGES)
 
 
-def group(margin: float | None = 0.0, clip: bool = False) -> Group:
-    return Group(cases=100, clip=(clip,) * N, margins=(margin,) * N)
+def group(margin: float | None = 0.0, clip: bool = False) -> AgreementGroup:
+    return AgreementGroup(cases=100, clip=(clip,) * N, margins=(margin,) * N)
 
 
-def assessor(**groups: Group) -> Assessor:
+def assessor(**groups: AgreementGroup) -> Assessor:
     fit = Uncertainty(
         charge=Calibration(weights=(1.0, 2.0), bias=0.3),
         verdict=Calibration(weights=(1.0, 1.0), bias=0.0),

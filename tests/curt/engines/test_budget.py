@@ -10,9 +10,9 @@ from curt.dialogue import MAX_ANSWER_TOKENS
 from curt.engines.budget import (
     ENOUGH,
     Estimates,
-    Line,
     Observation,
     SpeedEstimator,
+    SpeedLine,
     allowed_thinking_tokens,
     fit_line,
     upper_quantile,
@@ -20,15 +20,15 @@ from curt.engines.budget import (
 
 SPEEDS = st.builds(
     Estimates,
-    tokens_of_chars=st.just(Line(0, 1)),
-    prefill_ms_of_tokens=st.builds(Line, st.floats(-50, 50), st.floats(0, 5)),
+    tokens_of_chars=st.just(SpeedLine(0, 1)),
+    prefill_ms_of_tokens=st.builds(SpeedLine, st.floats(-50, 50), st.floats(0, 5)),
     tpot_ms=st.floats(0.05, 50),
     answer_tokens=st.just(32),
 )
 
 
 def at_speed(prefill_ms_per_token: float, tpot_ms: float) -> Estimates:
-    return Estimates(Line(0, 1), Line(0, prefill_ms_per_token), tpot_ms, 30)
+    return Estimates(SpeedLine(0, 1), SpeedLine(0, prefill_ms_per_token), tpot_ms, 30)
 
 
 def seen(

@@ -25,7 +25,7 @@ from serve.api.errors import install_handlers
 from serve.drift.__main__ import DriftConfig, work
 from serve.drift.divergence import compare, jensen_shannon_distance
 from serve.drift.drift import DAYS_KEPT, HOURS_KEPT, Drift, make_router
-from serve.drift.tally import DAY_S, HOUR_S, OTHER, DriftTally, Mix, Spread, read_mix
+from serve.drift.tally import DAY_S, HOUR_S, OTHER, ChargeMix, DriftTally, Spread, read_mix
 from serve.edge.context import RequestContext
 from serve.metrics import Metrics
 from serve.served import Served
@@ -34,7 +34,7 @@ from tests.serve.fake_engine import VERDICT
 from tests.serve.fake_pool import generation
 
 TRAINING = {"盗窃": 5000, "危险驾驶": 3000, "故意伤害": 1500, "诈骗": 400, "抢劫": 100}
-REFERENCE = Mix(10_000, TRAINING, 180.0)
+REFERENCE = ChargeMix(10_000, TRAINING, 180.0)
 SERVED = Served(generation(f"窃取{THINK_END}{render_answer(VERDICT)}"), 48, 48, False, 1.5)
 COUNTS = st.lists(st.integers(0, 1000), min_size=3, max_size=3).filter(any)
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.variants.canary import (
+    CanaryObservation,
     CanaryTest,
-    Observation,
     log_evidence,
     upper_bound,
 )
@@ -35,7 +35,7 @@ def simulate(
         error = draw.random() < (canary if is_canary else baseline)
         seconds = draw.lognormvariate(-2, 0.4) * (slowdown if is_canary else 1)
         had += is_canary
-        seen = Observation(error=error, seconds=None if error else seconds)
+        seen = CanaryObservation(error=error, seconds=None if error else seconds)
         if test.observe("canary" if is_canary else "baseline", seen):
             return had
     return None

@@ -24,7 +24,7 @@ from serve.variants.compare import (
     render_page,
     work,
 )
-from serve.variants.split import Share, Split
+from serve.variants.split import Split, TrafficShare
 from tests.serve.fake_pool import FakePool
 from tests.serve.variants.test_router import FULL, OTHER, make_router, submit
 
@@ -185,7 +185,7 @@ def test_a_shadow_line_as_the_router_writes_it_is_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     router, _ = make_router(
-        Split(live="a", shadow=Share(name="b", share=1.0)), FakePool(FULL), FakePool(OTHER)
+        Split(live="a", shadow=TrafficShare(name="b", share=1.0)), FakePool(FULL), FakePool(OTHER)
     )
 
     async def scenario() -> None:

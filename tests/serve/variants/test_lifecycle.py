@@ -26,7 +26,7 @@ from serve.settings import Settings
 from serve.variants import lifecycle
 from serve.variants.lifecycle import Variants
 from serve.variants.plan import ServingPlan, VariantError, find_folder, verify
-from serve.variants.split import Share, Split
+from serve.variants.split import Split, TrafficShare
 from tests.micro import FACTS
 from tests.serve.fake_engine import MANIFEST
 from tests.serve.fake_pool import FakePool
@@ -339,7 +339,9 @@ def test_a_restart_comes_back_with_the_promoted_model_and_its_canary(models: Pat
     async def after() -> None:
         works = Works()
         async with running(models, works) as variants:
-            assert variants.router.split == Split(live="new", canary=Share(name="try", share=0.25))
+            assert variants.router.split == Split(
+                live="new", canary=TrafficShare(name="try", share=0.25)
+            )
             assert [pool.folder for pool in works.made] == ["two", "three"]
             await variants.rollback()
             assert await variants.rollback() == "default"

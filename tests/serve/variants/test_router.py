@@ -21,7 +21,7 @@ from serve.variants.canary import (
 from serve.variants.metrics import VariantMetrics
 from serve.variants.plan import Source
 from serve.variants.router import Router, Variant
-from serve.variants.split import Share, Split
+from serve.variants.split import Split, TrafficShare
 from tests.micro import FACTS
 from tests.serve.fake_engine import MANIFEST, VERDICT, open_streaming_engine
 from tests.serve.fake_pool import FakePool, generation
@@ -93,7 +93,7 @@ def test_requests_are_counted_by_variant_and_the_route_says_which() -> None:
 def test_a_canary_that_fails_loses_its_traffic_and_the_live_one_keeps_serving() -> None:
     told: list[str] = []
     router, metrics = make_router(
-        Split(live="a", canary=Share(name="b", share=0.3)),
+        Split(live="a", canary=TrafficShare(name="b", share=0.3)),
         FakePool(FULL),
         FakePool(EngineFailedError("engine_error", "no")),
         on_rollback=lambda name, why: told.append(f"{name} {why.rate}"),
@@ -119,7 +119,7 @@ def test_a_canary_that_fails_loses_its_traffic_and_the_live_one_keeps_serving() 
 def test_a_degrading_canary_is_rolled_back_and_a_like_one_is_not() -> None:
     async def scenario(answer: object) -> Split:
         router, _ = make_router(
-            Split(live="a", canary=Share(name="b", share=0.3)),
+            Split(live="a", canary=TrafficShare(name="b", share=0.3)),
             FakePool(FULL),
             FakePool(answer),  # type: ignore[arg-type]
         )
@@ -133,7 +133,7 @@ def test_a_degrading_canary_is_rolled_back_and_a_like_one_is_not() -> None:
 
 def test_what_clients_do_is_not_held_against_a_canary() -> None:
     router, _ = make_router(
-        Split(live="a", canary=Share(name="b", share=0.9)),
+        Split(live="a", canary=TrafficShare(name="b", share=0.9)),
         FakePool(FULL),
         FakePool(ClientGoneError("client_closed", "gone")),
     )
@@ -152,7 +152,7 @@ def test_what_clients_do_is_not_held_against_a_canary() -> None:
 def test_a_dead_canary_costs_nobody_an_answer_and_is_rolled_back() -> None:
     dead = FakePool(FULL, ready=False)
     router, metrics = make_router(
-        Split(live="a", canary=Share(name="b", share=0.5)), FakePool(FULL), dead
+        Split(live="a", canary=TrafficShare(name="b", share=0.5)), FakePool(FULL), dead
     )
 
     async def scenario() -> None:
@@ -181,7 +181,7 @@ def test_a_variant_that_is_not_ready_gets_no_traffic() -> None:
     with pytest.raises(ValueError, match="b is not ready"):
         router.set_split(Split(live="b"))
     with pytest.raises(ValueError, match="x is not ready"):
-        router.set_split(Split(live="a", shadow=Share(name="x", share=0.5)))
+        router.set_split(Split(live="a", shadow=TrafficShare(name="x", share=0.5)))
     with pytest.raises(ValueError, match="traffic"):
         router.remove("a")
     router.remove("b")

@@ -15,7 +15,7 @@ from serve.pool.job import Job
 from serve.served import Served
 from serve.variants.router import Router
 from serve.variants.shadow import compare
-from serve.variants.split import Share, Split
+from serve.variants.split import Split, TrafficShare
 from tests.serve.fake_engine import VERDICT
 from tests.serve.fake_pool import FakePool
 from tests.serve.variants.test_router import (
@@ -49,7 +49,7 @@ class SlowPool(FakePool):
 
 
 def shadowed(live: FakePool, shadow: FakePool) -> tuple[Router, Metrics]:
-    return make_router(Split(live="a", shadow=Share(name="b", share=1.0)), live, shadow)
+    return make_router(Split(live="a", shadow=TrafficShare(name="b", share=1.0)), live, shadow)
 
 
 def test_a_shadow_is_compared_and_never_returned(caplog: pytest.LogCaptureFixture) -> None:

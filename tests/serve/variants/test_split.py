@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from serve.variants.split import Share, Split, pick, routing_key
+from serve.variants.split import Split, TrafficShare, pick, routing_key
 
 KEYS = [f"user:{number}" for number in range(4000)]
 
@@ -48,8 +48,8 @@ def test_moving_a_weight_moves_only_the_needed_share() -> None:
 
 
 def test_a_growing_canary_keeps_those_it_had() -> None:
-    few = Split(live="a", canary=Share(name="b", share=0.05))
-    more = Split(live="a", canary=Share(name="b", share=0.2))
+    few = Split(live="a", canary=TrafficShare(name="b", share=0.05))
+    more = Split(live="a", canary=TrafficShare(name="b", share=0.2))
     had = {key for key in KEYS if few.assign(key) == "b"}
     assert len(had) / len(KEYS) == pytest.approx(0.05, abs=0.015)
     assert had < {key for key in KEYS if more.assign(key) == "b"}

@@ -12,7 +12,7 @@ from tests.train.judge.judge_server import Reply, judge_server
 from tests.train.rollouts import make_rollout
 from train.data.trajectories import TrajectoryWriter
 from train.judge import Grade
-from train.judge.agreement import AgreementConfig, cohen_kappa, compare_grades, main
+from train.judge.agreement import JudgeAgreementConfig, cohen_kappa, compare_grades, main
 
 F, P, W = Grade("full"), Grade("partial"), Grade("wrong")
 
@@ -58,7 +58,7 @@ def test_the_report_shows_a_judge_that_says_yes_to_everything(tmp_path, monkeypa
             "--tasks": '["charge"]',
             "--out": str(tmp_path / "out"),
         }
-        run(AgreementConfig, main, [x for option in options.items() for x in option])
+        run(JudgeAgreementConfig, main, [x for option in options.items() for x in option])
     report = json.loads((tmp_path / "out" / "agreement.json").read_bytes())["tasks"]["charge"]
     assert report["n"] == 20
     assert report["agreement"] < 0.5

@@ -29,7 +29,7 @@ from train.penalties import PENALTIES, Group
 from train.verl.advantages import VERL_ESTIMATORS
 from train.verl.barrier import GroupBarrier
 from train.verl.export import TEMPLATE, VerlExportConfig, export
-from train.verl.group_scores import GroupScores, Sample, read_settings
+from train.verl.group_scores import GradedSample, GroupScores, read_settings
 from train.verl.reward import compute_score, compute_score_batch
 
 ROOT = Path(__file__).parents[3]
@@ -56,7 +56,8 @@ def samples(tokenizer):
     eos = tokenizer.eos_token_id
     ids = [tokenizer(text)["input_ids"] for text in TEXTS]
     return [
-        Sample(text, i + [eos] * (THINK_END in text)) for text, i in zip(TEXTS, ids, strict=True)
+        GradedSample(text, i + [eos] * (THINK_END in text))
+        for text, i in zip(TEXTS, ids, strict=True)
     ]
 
 
@@ -109,7 +110,7 @@ def test_recorded_rollouts_of_the_demo_are_scored_as_they_were():
         if number % 6:  # a sixth of the run takes seconds
             continue
         rows = scores(
-            [Sample(r.completion, r.token_ids) for r in group],
+            [GradedSample(r.completion, r.token_ids) for r in group],
             reference=references[group[0].case_id],
             budget=group[0].budget,
             case_id=group[0].case_id,

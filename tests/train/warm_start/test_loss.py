@@ -12,10 +12,10 @@ from train.warm_start.loss import (
     ExampleDataset,
     history_rows,
 )
-from train.warm_start.scratch import Shape, build_model
+from train.warm_start.scratch import ModelSize, build_model
 from train.warm_start.tokenizer import corpus_texts, train_tokenizer
 
-SHAPE = Shape(hidden=64, layers=2, heads=2, kv_heads=1, head_dim=32, ffn=128, vocab=600)
+SHAPE = ModelSize(hidden=64, layers=2, heads=2, kv_heads=1, head_dim=32, ffn=128, vocab=600)
 PAD = 0
 
 
