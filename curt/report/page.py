@@ -270,8 +270,11 @@ def classifier_rows(run: RunParts) -> list[dict[str, str]]:
     return [
         {
             "name": name,
-            "latency": _measured(classifier.evaluation.get("latency_p50_ms"), ".2f"),
-            **{score: _score(classifier.evaluation.get(score)) for score in CLASSIFIER_SCORES},
+            "latency": _measured(classifier.evaluation.get("dev_latency_p50_ms"), ".2f"),
+            **{
+                score: _score(classifier.evaluation.get(f"dev_{score}"))
+                for score in CLASSIFIER_SCORES
+            },
         }
         for name, classifier in run.classifiers.items()
     ]

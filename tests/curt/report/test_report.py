@@ -359,7 +359,11 @@ def test_budget_sentences_name_the_leader_or_a_tie() -> None:
 
 def test_a_classifier_folder_is_the_rival_and_no_broken_model(tmp_path: Path) -> None:
     run = make_run(tmp_path / "demo")
-    scores = {"charge_micro_f1": 0.899, "term_score_official": 0.607, "latency_p50_ms": 0.41}
+    scores = {
+        "dev_charge_micro_f1": 0.899,
+        "dev_term_score_official": 0.607,
+        "dev_latency_p50_ms": 0.41,
+    }
     put(
         run / "fallback/manifest.json",
         {"format": "fallback-onnx", "evaluation": scores, "tools": {}, "files": {}, "features": ""},
