@@ -47,7 +47,7 @@ class Fleet:
 
 
 @dataclass(slots=True, eq=False)
-class Request:
+class SimulatedRequest:
     """One request, the measured reply that it repeats, and what became of it.
 
     `how` is "answered" by the model, "refused", or the reason why the classifier stood in.
@@ -88,7 +88,7 @@ class Server:
         self.under_way = 0
         self.busy_s = 0.0
 
-    def handle(self, request: Request) -> Events:
+    def handle(self, request: SimulatedRequest) -> Events:
         """From the instant a client sends the request until it has the reply."""
         self.under_way += 1
         # Half of the time outside the worker is before it, half behind it.
@@ -99,7 +99,7 @@ class Server:
         self.under_way -= 1
         request.done_s = self._env.now
 
-    def _answer(self, request: Request) -> Generator[simpy.Event, Any, str]:
+    def _answer(self, request: SimulatedRequest) -> Generator[simpy.Event, Any, str]:
         now_s, forecast, chars = self._env.now, self._forecast, request.sample.chars
         forecast.note_arrival(now_s)
         prompt_tokens = forecast.prompt_tokens(chars, now_s)
@@ -150,7 +150,9 @@ class Server:
             self._at_work += 1
             self._queue.pop(0)[1].succeed()
 
-    def _generate(self, request: Request, deadline_s: float) -> Generator[simpy.Event, Any, bool]:
+    def _generate(
+        self, request: SimulatedRequest, deadline_s: float
+    ) -> Generator[simpy.Event, Any, bool]:
         """Hold a worker; whether the answer was done in time. Teaches the speed estimator."""
         stop_s = deadline_s - min(self._fleet.margin_ms, REPLY_MS) / 1e3
         room_ms = max(0.0, (stop_s - self._env.now) * 1e3)
@@ -183,19 +185,19 @@ class Server:
 
 def simulate(
     service: Service, fleet: Fleet, arrivals_s: Iterable[float], seed: int = 0
-) -> tuple[list[Request], float]:
+) -> tuple[list[SimulatedRequest], float]:
     """What became of a request at each arrival, and the busy share of the workers.
 
     The same seed gives the same run.
     """
     source, env = random.Random(seed), simpy.Environment()
     servers = [Server(env, service, fleet) for _ in range(fleet.replicas)]
-    requests: list[Request] = []
+    requests: list[SimulatedRequest] = []
 
     def arrive() -> Events:
         for at_s in arrivals_s:
             yield env.timeout(max(0.0, at_s - env.now))
-            request = Request(env.now, fleet.deadline_ms, source.choice(service.samples))
+            request = SimulatedRequest(env.now, fleet.deadline_ms, source.choice(service.samples))
             turn = len(requests) % len(servers)  # equally loaded servers take turns
             requests.append(request)
             server = min(servers[turn:] + servers[:turn], key=lambda each: each.under_way)
@@ -207,7 +209,7 @@ def simulate(
     return requests, busy_s / (fleet.replicas * fleet.workers * env.now) if env.now else 0.0
 
 
-def summarise(requests: Sequence[Request], seconds: float, busy: float) -> dict[str, Any]:
+def summarise(requests: Sequence[SimulatedRequest], seconds: float, busy: float) -> dict[str, Any]:
     """What clients got. A miss is whatever the model does not answer within the deadline.
 
     `uncut_share` counts the requests whose thinking was not shortened. Raises ValueError without

@@ -76,7 +76,7 @@ class DeadlinesConfig(ReachedConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AskedCase:
     """A case and what came of asking it."""
 
     case: Case
@@ -161,7 +161,7 @@ async def measure(
     }, rows
 
 
-def summarise(asked: Sequence[Asked], rate: float, deadline_ms: int) -> dict[str, Any]:
+def summarise(asked: Sequence[AskedCase], rate: float, deadline_ms: int) -> dict[str, Any]:
     """Latency, thinking and accuracy of one deadline at one rate."""
     answers = [each.exchange.answer for each in asked]
     answered = [each for each, answer in zip(asked, answers, strict=True) if answer]
@@ -190,12 +190,12 @@ def summarise(asked: Sequence[Asked], rate: float, deadline_ms: int) -> dict[str
     }
 
 
-def lateness(asked: Sequence[Asked], deadline_ms: float) -> list[float]:
+def lateness(asked: Sequence[AskedCase], deadline_ms: float) -> list[float]:
     """Milliseconds from the deadline to each answer, negative where it came before."""
     return [e.exchange.service_ms - deadline_ms for e in asked if e.exchange.got.status == 200]
 
 
-def score(asked: Sequence[Asked]) -> dict[str, dict[str, float]]:
+def score(asked: Sequence[AskedCase]) -> dict[str, dict[str, float]]:
     """Shares of right charges, articles, terms and all three, with 95% intervals."""
     scores = score_verdicts([each.verdict for each in asked], [each.case.verdict for each in asked])
     different = len({each.case.id for each in asked})
@@ -206,9 +206,9 @@ def score(asked: Sequence[Asked]) -> dict[str, dict[str, float]]:
     return rows
 
 
-def score_by_allowance(asked: Sequence[Asked]) -> list[dict[str, Any]]:
+def score_by_allowance(asked: Sequence[AskedCase]) -> list[dict[str, Any]]:
     """Accuracy by the budget that was stated to the model: what load took and what it cost."""
-    groups: dict[int, list[Asked]] = {}
+    groups: dict[int, list[AskedCase]] = {}
     for each in asked:
         groups.setdefault(each.exchange.answer["thinking"]["stated_budget"], []).append(each)
     return [
@@ -219,7 +219,7 @@ def score_by_allowance(asked: Sequence[Asked]) -> list[dict[str, Any]]:
 
 async def _ask_all(
     config: DeadlinesConfig, url: str, cases: Sequence[Case], rate: float, deadline_ms: int
-) -> list[Asked]:
+) -> list[AskedCase]:
     await asyncio.sleep(config.settle_seconds)
     source = random.Random(config.seed)
     order: list[Case] = []
@@ -230,13 +230,13 @@ async def _ask_all(
 
 async def _ask(
     url: str, cases: Sequence[Case], rate: float, deadline_ms: int, seed: int
-) -> list[Asked]:
+) -> list[AskedCase]:
     client = Client(url, deadline_ms / 1e3 + PATIENCE_S)
     offsets_s = islice(arrival_times_s(rate, seed), len(cases))
     exchanges = await send_on_time(
         client, offsets_s, lambda index: write_body(cases[index].fact, deadline_ms)
     )
-    return [Asked(case, each) for case, each in zip(cases, exchanges, strict=True)]
+    return [AskedCase(case, each) for case, each in zip(cases, exchanges, strict=True)]
 
 
 if __name__ == "__main__":

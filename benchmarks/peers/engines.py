@@ -22,7 +22,7 @@ import numpy as np
 Order = dict[str, Any]
 
 
-class Engine(Protocol):
+class PeerEngine(Protocol):
     """A loaded model."""
 
     def complete(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
@@ -286,7 +286,7 @@ def _until_stop(tokens: list[int], stops: set[int]) -> list[int]:
     return tokens[:end]
 
 
-ENGINES: dict[str, Callable[[Order], Engine]] = {
+ENGINES: dict[str, Callable[[Order], PeerEngine]] = {
     "onnxruntime-genai": OnnxRuntimeGenai,
     "transformers": Transformers,
     "openvino": OpenVino,

@@ -26,11 +26,11 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from benchmarks.peers.engines import ENGINES, Engine
+from benchmarks.peers.engines import ENGINES, PeerEngine
 
 ORDER = "PEER_ORDER"
 Waiting = tuple[list[int], int, asyncio.Future[list[int]]]
-_engine: Engine | None = None  # one a process: what a pool's initializer leaves for its calls
+_engine: PeerEngine | None = None  # one a process: what a pool's initializer leaves for its calls
 
 
 class Ask(BaseModel):

@@ -13,13 +13,13 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from compress.compare.settings import ReportConfig
+from compress.compare.settings import CompareConfig
 from curt.config import run
 
 log = logging.getLogger(__name__)
 
 
-def work(config: ReportConfig) -> None:
+def work(config: CompareConfig) -> None:
     """Measure what is missing and write the report."""
     from compress.compare.compare import write_report
     from curt.evaluate import open_engine
@@ -29,4 +29,4 @@ def work(config: ReportConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(ReportConfig, work)
+    run(CompareConfig, work)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from compress.compare.rows import Row
+from compress.compare.rows import ArtifactRow
 from curt.config import FrozenModel
 
 MAX_LOSS = 0.005  # exact accuracy: half a point
@@ -42,7 +42,7 @@ def pareto_front(points: Mapping[str, Sequence[float]]) -> set[str]:
     }
 
 
-def choose(rows: Iterable[Row]) -> Choice:
+def choose(rows: Iterable[ArtifactRow]) -> Choice:
     """Apply `RULE` to the table; the parent itself is no candidate."""
     candidates = [row for row in rows if not row.is_parent]
     refused = {
@@ -59,7 +59,7 @@ def choose(rows: Iterable[Row]) -> Choice:
     )
 
 
-def _why_not(row: Row) -> str | None:
+def _why_not(row: ArtifactRow) -> str | None:
     if row.change is None:
         return "its accuracy was not measured"
     reasons = []
@@ -71,7 +71,7 @@ def _why_not(row: Row) -> str | None:
     return " and ".join(reasons) or None
 
 
-def _caveat(row: Row) -> str | None:
+def _caveat(row: ArtifactRow) -> str | None:
     assert row.change is not None
     assert row.cases is not None
     if row.change.low >= -MAX_LOSS:

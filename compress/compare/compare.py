@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from compress.compare.choice import choose
 from compress.compare.page import render_page
 from compress.compare.rows import ArtifactIdentity, Closeness, Measured, Quality, make_rows
-from compress.compare.settings import ReportConfig
+from compress.compare.settings import CompareConfig
 from compress.compare.speed import Speed, measure_speeds
 from compress.compare.weights import folder_bytes, fp32_bytes
 from compress.distance import compare_along_parent
@@ -70,7 +70,7 @@ class Store:
         return result
 
 
-def write_report(config: ReportConfig, open_engine: OpenEngine) -> dict[str, Any]:
+def write_report(config: CompareConfig, open_engine: OpenEngine) -> dict[str, Any]:
     """Write report.json and report.html; returns what report.json holds.
 
     Raises ArtifactError, before anything is measured, when any folder is not what its manifest
@@ -97,7 +97,7 @@ def write_report(config: ReportConfig, open_engine: OpenEngine) -> dict[str, Any
     return report
 
 
-def _notes(identity: ArtifactIdentity, config: ReportConfig) -> list[str]:
+def _notes(identity: ArtifactIdentity, config: CompareConfig) -> list[str]:
     """What will be missing of a folder, and why."""
     if identity.format not in RUNNABLE:
         return [f"{identity.format}: no engine on this machine runs it; only its size is known"]
@@ -107,7 +107,7 @@ def _notes(identity: ArtifactIdentity, config: ReportConfig) -> list[str]:
 
 
 def _add_quality(
-    config: ReportConfig,
+    config: CompareConfig,
     limits: Manifest,
     budget: int,
     measured: list[Measured],
@@ -148,7 +148,7 @@ def _add_quality(
     return done
 
 
-def _add_speeds(config: ReportConfig, measured: list[Measured], store: Store) -> list[Measured]:
+def _add_speeds(config: CompareConfig, measured: list[Measured], store: Store) -> list[Measured]:
     """Speeds of all folders that an engine here runs, from one run of alternating rounds."""
     able = [one.identity for one in measured if one.identity.format in RUNNABLE]
     settings: dict[str, Any] = {
@@ -170,7 +170,7 @@ def _add_speeds(config: ReportConfig, measured: list[Measured], store: Store) ->
     ]
 
 
-def _draw_prompts(config: ReportConfig, limits: Manifest, cases: list[Case]) -> list[list[int]]:
+def _draw_prompts(config: CompareConfig, limits: Manifest, cases: list[Case]) -> list[list[int]]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(config.parent)

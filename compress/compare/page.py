@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.ticker import PercentFormatter
 
 from compress.compare.choice import Choice, pareto_front
-from compress.compare.rows import Row
+from compress.compare.rows import ArtifactRow
 from compress.compare.speed import Speed, Spread
 from curt.drawing import INK, MARKERS, SERIES, finish_figure, new_figure
 from curt.html import render_html
@@ -32,7 +32,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class RecipeText:
     """How an artifact was made, from its manifest."""
 
     name: str
@@ -42,7 +42,7 @@ class Recipe:
     settings: list[tuple[str, str]]
 
 
-def render_page(rows: Sequence[Row], choice: Choice, settings: Mapping[str, Any]) -> str:
+def render_page(rows: Sequence[ArtifactRow], choice: Choice, settings: Mapping[str, Any]) -> str:
     """The whole report as one HTML text that loads nothing from anywhere."""
     return render_html(
         "compress.html.j2",
@@ -66,7 +66,9 @@ def render_page(rows: Sequence[Row], choice: Choice, settings: Mapping[str, Any]
     )
 
 
-def summarise(rows: Sequence[Row], choice: Choice, settings: Mapping[str, Any]) -> list[str]:
+def summarise(
+    rows: Sequence[ArtifactRow], choice: Choice, settings: Mapping[str, Any]
+) -> list[str]:
     """The sentences under the title."""
     if settings["speed_only"]:
         return [
@@ -87,7 +89,7 @@ def summarise(rows: Sequence[Row], choice: Choice, settings: Mapping[str, Any]) 
     return said
 
 
-def quality_table(rows: Sequence[Row]) -> Table:
+def quality_table(rows: Sequence[ArtifactRow]) -> Table:
     """Accuracy, official scores, thinking, closeness, and the time of a whole request."""
     heads = (
         "artifact", "exact, 95%", "against parent, points, 95%", "charge score",
@@ -118,7 +120,7 @@ def quality_table(rows: Sequence[Row]) -> Table:
     )
 
 
-def size_table(rows: Sequence[Row]) -> Table:
+def size_table(rows: Sequence[ArtifactRow]) -> Table:
     """What each folder is and how much room it takes."""
     heads = ("artifact", "format", "precision", "weights, MB", "folder, MB", "smaller than fp32")
     return Table(
@@ -137,7 +139,7 @@ def size_table(rows: Sequence[Row]) -> Table:
     )
 
 
-def speed_table(rows: Sequence[Row], threads: int) -> Table:
+def speed_table(rows: Sequence[ArtifactRow], threads: int) -> Table:
     """Speeds of every measured artifact at one thread count."""
     heads = (
         "artifact", "load, s", "peak memory, MB", "prompt", "prefill, tokens/s",
@@ -148,7 +150,7 @@ def speed_table(rows: Sequence[Row], threads: int) -> Table:
     return Table(heads, [(row.identity.name, *_speed_cells(speed)) for row, speed in pairs])
 
 
-def make_panels(rows: Sequence[Row]) -> list[Panel]:
+def make_panels(rows: Sequence[ArtifactRow]) -> list[Panel]:
     """Accuracy against size and against decode speed, each with its Pareto front."""
     sizes = {r.identity.name: (r.identity.weights_mb, r.exact) for r in rows if r.exact}
     speeds = {
@@ -206,13 +208,13 @@ def draw_front(
     return finish_figure(figure, axes, title)
 
 
-def make_recipe(row: Row) -> Recipe:
+def make_recipe(row: ArtifactRow) -> RecipeText:
     """An artifact's settings in the order its manifest has them."""
     identity = row.identity
     origin = identity.made_from
     if not row.is_parent and not identity.of_this_parent:
         origin += " (not the parent of this report)"
-    return Recipe(
+    return RecipeText(
         name=identity.name,
         stage=identity.stage,
         made_from=origin,

@@ -62,7 +62,7 @@ class Measured(FrozenModel):
     """Why something is missing."""
 
 
-class Row(FrozenModel):
+class ArtifactRow(FrozenModel):
     """One line of the table. Shares run from 0 to 1, `score_*` to 100 except `score_term`."""
 
     identity: ArtifactIdentity
@@ -109,7 +109,7 @@ class Row(FrozenModel):
         return 1e3 * (prefill_s + written / self.speed.decode_tokens_per_s.median)
 
 
-def make_rows(measured: Sequence[Measured], fp32_mb: float) -> list[Row]:
+def make_rows(measured: Sequence[Measured], fp32_mb: float) -> list[ArtifactRow]:
     """The table: the parent, which comes first, and its artifacts.
 
     `fp32_mb` is what the parent's weights take at 32 bits. Raises ValueError when two folders
@@ -119,7 +119,7 @@ def make_rows(measured: Sequence[Measured], fp32_mb: float) -> list[Row]:
     return [_make_row(one, parent, fp32_mb) for one in measured]
 
 
-def _make_row(one: Measured, parent: Measured, fp32_mb: float) -> Row:
+def _make_row(one: Measured, parent: Measured, fp32_mb: float) -> ArtifactRow:
     is_parent = one is parent
     close = one.closeness
     row: dict[str, Any] = {
@@ -132,7 +132,7 @@ def _make_row(one: Measured, parent: Measured, fp32_mb: float) -> Row:
         "notes": one.notes,
     }
     if one.quality is None:
-        return Row(**row)
+        return ArtifactRow(**row)
     own, n = one.quality, len(one.quality.exact_cases)
     exact = sum(own.exact_cases) / n
     lengths = length_statistics(own.thinking_lengths)
@@ -150,7 +150,7 @@ def _make_row(one: Measured, parent: Measured, fp32_mb: float) -> Row:
     if parent.quality is not None and not is_parent:
         row["change"] = paired_difference(parent.quality.exact_cases, own.exact_cases)
         row["same_verdict"] = _agreement(parent.quality.verdicts, own.verdicts)
-    return Row(**row)
+    return ArtifactRow(**row)
 
 
 def _agreement(parent: Sequence[str], child: Sequence[str]) -> float:

@@ -9,7 +9,7 @@ from pydantic import model_validator
 from curt.config import Config
 
 
-class ReportConfig(Config):
+class CompareConfig(Config):
     """Settings of `python -m compress.compare`."""
 
     parent: Path
@@ -43,7 +43,7 @@ class ReportConfig(Config):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _names_differ(self) -> ReportConfig:
+    def _names_differ(self) -> CompareConfig:
         names = [folder.resolve().name for folder in (self.parent, *self.artifacts)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

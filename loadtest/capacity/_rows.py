@@ -10,7 +10,7 @@ from typing import Any
 
 from curt.files import write_atomic
 from loadtest._reply import Slo
-from loadtest.capacity._step import RateStep, Row
+from loadtest.capacity._step import RateStep, ResultRow
 
 COLUMNS = ("step", "rate_per_s", "at_s", "latency_ms", "lag_ms", "miss", "answered")
 
@@ -41,11 +41,11 @@ def read_rows(path: Path, summaries: Sequence[Mapping[str, Any]], slo: Slo) -> l
 
     Raises ValueError when the two files are not of one search.
     """
-    by_step: dict[int, list[Row]] = {}
+    by_step: dict[int, list[ResultRow]] = {}
     try:
         with path.open(encoding="utf-8", newline="") as file:
             for line in csv.DictReader(file):
-                row = Row(
+                row = ResultRow(
                     float(line["at_s"]),
                     float(line["latency_ms"]),
                     float(line["lag_ms"]),

@@ -86,7 +86,7 @@ class StepPlan(SearchPlan):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ResultRow:
     """One request: due at `at_s`, sent `lag_ms` late, over after `latency_ms` from due.
 
     `answered` tells a late answer (whose latency ranks) from none (which ranks last).
@@ -106,7 +106,7 @@ class RateStep:
     number: int
     rate_per_s: float
     slo: Slo
-    rows: tuple[Row, ...]
+    rows: tuple[ResultRow, ...]
     stopped_early: bool = False
     figures: Mapping[str, float] = field(default_factory=dict)
     asked: int = 0
@@ -197,7 +197,7 @@ class _Running:
         self._start_s = 0.0
         self._misses = 0
         self.asked = 0
-        self.rows: list[Row] = []
+        self.rows: list[ResultRow] = []
 
     async def arrive(self, schedule_s: Iterator[float]) -> bool:
         """Make all arrivals and wait for the replies; True when it was hopeless before."""
@@ -261,7 +261,7 @@ class _Running:
             self._figures.append(answer.figures)
         self._misses += miss is not None
         at_s, lag_ms = due_s - self._start_s, (sent_s - due_s) * 1e3
-        self.rows.append(Row(at_s, latency_ms, lag_ms, miss, answered=answer.miss is None))
+        self.rows.append(ResultRow(at_s, latency_ms, lag_ms, miss, answered=answer.miss is None))
 
     def _hopeless(self) -> bool:
         self._raise_failure()

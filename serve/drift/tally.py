@@ -25,7 +25,7 @@ LATENCY_MS = (
 
 
 @dataclass(slots=True)
-class Spread:
+class BinnedCounts:
     """A histogram with fixed bounds, and the sum of what fell into it."""
 
     bounds: tuple[int, ...]
@@ -42,7 +42,7 @@ class Spread:
         self.counts[bisect.bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    def merge(self, other: Spread) -> None:
+    def merge(self, other: BinnedCounts) -> None:
         """Add another's counts."""
         self.counts = [mine + its for mine, its in zip(self.counts, other.counts, strict=True)]
         self.total += other.total
@@ -73,9 +73,9 @@ class DriftTally:
     feedback: int = 0
     wrong: int = 0
     charges: Counter[str] = field(default_factory=Counter)
-    fact_chars: Spread = field(default_factory=lambda: Spread(FACT_CHARS))
-    thinking_tokens: Spread = field(default_factory=lambda: Spread(THINKING_TOKENS))
-    latency_ms: Spread = field(default_factory=lambda: Spread(LATENCY_MS))
+    fact_chars: BinnedCounts = field(default_factory=lambda: BinnedCounts(FACT_CHARS))
+    thinking_tokens: BinnedCounts = field(default_factory=lambda: BinnedCounts(THINKING_TOKENS))
+    latency_ms: BinnedCounts = field(default_factory=lambda: BinnedCounts(LATENCY_MS))
 
     def add_answer(
         self,
@@ -142,7 +142,7 @@ class DriftTally:
             setattr(tally, name, int(row[name]))
         for name, bounds in _SPREADS.items():
             counts = [int(count) for count in row[name]["counts"]]
-            setattr(tally, name, Spread(bounds, counts, float(row[name]["total"])))
+            setattr(tally, name, BinnedCounts(bounds, counts, float(row[name]["total"])))
         return tally
 
 

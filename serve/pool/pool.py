@@ -26,7 +26,7 @@ from serve.pool.messages import Calibrate, Calibrated, EngineRaised, Generated
 from serve.pool.process import Spawn, Worker, WorkerError, WorkerProcess
 from serve.pool.schedule import Demand, admits, seconds_until_free
 from serve.pool.spares import ReadyWorker, Spares
-from serve.pool.stand_in import LEAST_S, Classifier, StandIn
+from serve.pool.stand_in import LEAST_S, StandIn, VerdictSource
 from serve.pool.worker import OpenEngine, observe, open_worker_engine
 from serve.served import Served
 
@@ -58,7 +58,7 @@ class WorkerPool:
         queue_size: int,
         margin_ms: float,
         spares: int = 0,
-        fallback: Classifier | None = None,
+        fallback: VerdictSource | None = None,
         open_engine: OpenEngine = open_worker_engine,
         spawn: Spawn | None = None,
         on_refusal: Callable[[], None] | None = None,

@@ -41,7 +41,7 @@ NOTHING = Generation(
 )
 
 
-class Classifier(Protocol):
+class VerdictSource(Protocol):
     """What is needed of `curt.classifier.model.Classifier`."""
 
     def predict(self, fact: str) -> Prediction:
@@ -52,7 +52,7 @@ class Classifier(Protocol):
 class StandIn:
     """Answers in the model's place, if there is a classifier."""
 
-    def __init__(self, classifier: Classifier | None) -> None:
+    def __init__(self, classifier: VerdictSource | None) -> None:
         self._classifier = classifier
 
     @property

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.client import Exchange, Failure, Got
 from benchmarks.load import deadlines, front, rates, survival
-from benchmarks.load.deadlines import Asked
+from benchmarks.load.deadlines import AskedCase
 from benchmarks.load.plots import draw_deadlines, draw_rates
 from curt.artifact import Manifest
 from curt.corpus.case import Case
@@ -74,8 +74,8 @@ def test_pictures_of_rates_and_deadlines_are_drawn() -> None:
     assert draw_deadlines(results).startswith(b"\x89PNG")
 
 
-def asked(got: Exchange, verdict: Verdict = THEFT, name: str = "a") -> Asked:
-    return Asked(Case(name, "", verdict, "test"), got)
+def asked(got: Exchange, verdict: Verdict = THEFT, name: str = "a") -> AskedCase:
+    return AskedCase(Case(name, "", verdict, "test"), got)
 
 
 def test_requests_without_a_verdict_are_wrong_over_all_and_left_out_of_full_answers() -> None:

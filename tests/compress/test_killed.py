@@ -18,6 +18,7 @@ from curt.corpus.store import write_cases as write_generated
 from tests.compress.onnx.exports import make_untied_model, write_cases
 
 pytestmark = pytest.mark.slow
+STEPS = ("onnx.export", "tensorrt.export", "prune", "distill", "classifier.train")
 MOMENTS = (0.5, 0.9)  # of the time that the whole step takes
 
 
@@ -41,17 +42,18 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def commands(model: Path, cases: Path, generated: Path) -> dict[str, list[str]]:
     case = str(cases)
     return {
-        "export_ort": ["--model", str(model), "--cases", case, "--calibration", case,
+        "onnx.export": ["--model", str(model), "--cases", case, "--calibration", case,
                        "--prompts", "4", "--precision", "int4", "--calibration_cases", "8",
                        "--max_kl", "9"],
-        "export_trt": ["--model", str(model), "--cases", case, "--precision", "fp8",
+        "tensorrt.export": ["--model", str(model), "--cases", case, "--precision", "fp8",
                        "--calibration_cases", "8", "--compared_cases", "2",
                        "--max_kl", "9", "--max_nll_difference", "9"],
         "prune": ["--model", str(model), "--cases", case, "--layers", "1",
                   "--calibration_cases", "8"],
         "distill": ["--teacher", str(model), "--shape.layers", "1", "--data", case,
                     "--steps", "12", "--batch", "4", "--held_out", "4", "--checkpoint_steps", "3"],
-        "fallback": ["--cases", str(generated), "--dev", str(generated), "--features", "1024"],
+        "classifier.train": ["--cases", str(generated), "--dev", str(generated),
+                             "--features", "1024"],
     }  # fmt: skip
 
 
@@ -64,10 +66,10 @@ def run(step: str, arguments: list[str], out: Path) -> subprocess.Popen[bytes]:
 
 
 def load(step: str, folder: Path) -> None:
-    load_classifier(folder) if step == "fallback" else load_manifest(folder)
+    load_classifier(folder) if step == "classifier.train" else load_manifest(folder)
 
 
-@pytest.mark.parametrize("step", ["export_ort", "export_trt", "prune", "distill", "fallback"])
+@pytest.mark.parametrize("step", STEPS)
 def test_a_killed_step_leaves_no_half_artifact(
     step, model: Path, cases: Path, generated: Path, tmp_path: Path
 ):

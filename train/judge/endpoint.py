@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from curt.endpoint import ChatEndpoint, EndpointUnavailableError
-from curt.endpoint import JudgeQuestion as ChatQuestion
+from curt.endpoint import Question as ChatQuestion
 from train.judge.prompts import PROMPTS_VERSION, build_judge_messages, parse_grade, render_grade
 from train.judge.protocol import Grade, JudgeQuestion, JudgeUnavailableError, Task
 from train.judge.settings import EndpointJudgeSettings

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.compare.choice import RULE, choose, pareto_front
-from compress.compare.rows import Measured, Quality, Row, make_rows
+from compress.compare.rows import ArtifactRow, Measured, Quality, make_rows
 from compress.compare.speed import Spread
 from compress.onnx.recipes import DEFAULT_RECIPE
 from curt.scores.statistics import Span
@@ -23,7 +23,7 @@ POINTS = st.dictionaries(
 )
 
 
-def table(*artifacts: Measured, fp32_mb: float = 40.0) -> list[Row]:
+def table(*artifacts: Measured, fp32_mb: float = 40.0) -> list[ArtifactRow]:
     parent = measure("parent", weights_mb=fp32_mb, right=160, decode=100.0)
     return make_rows([parent, *artifacts], fp32_mb)
 
@@ -77,7 +77,7 @@ def test_a_prompt_read_faster_outweighs_an_answer_written_slower() -> None:
 def test_the_committed_figures_choose_the_default_recipe() -> None:
     """With w8a8's of docs/experiments.md (2026-11-21), which benchmarks/results does not hold."""
     report = json.loads((ROOT / "benchmarks" / "results" / "compression.json").read_text())
-    rows = [Row.model_validate(row) for row in report["rows"]]
+    rows = [ArtifactRow.model_validate(row) for row in report["rows"]]
     int4 = next(row for row in rows if row.identity.name == "ort-int4")
     # a prompt of 67 tokens in 1.3 ms in place of int4's 3.0, a pass over one in .17 in place of .15
     faster = {"prefill_tokens_per_s": 3.0 / 1.3, "decode_tokens_per_s": 0.15 / 0.17}

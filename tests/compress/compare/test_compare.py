@@ -9,7 +9,7 @@ import pytest
 
 from compress.compare.__main__ import work
 from compress.compare.compare import Store, measure_closeness, verdict_key, write_report
-from compress.compare.settings import ReportConfig
+from compress.compare.settings import CompareConfig
 from compress.compare.weights import (
     context_tokens,
     folder_bytes,
@@ -74,8 +74,8 @@ def folders(micro_model: Path, tmp_path: Path) -> list[Path]:
     return [parent, *(copy_artifact(parent, tmp_path / name) for name in ("same", "worse"))]
 
 
-def configure(folders: Sequence[Path], tmp_path: Path, **settings: object) -> ReportConfig:
-    return ReportConfig(
+def configure(folders: Sequence[Path], tmp_path: Path, **settings: object) -> CompareConfig:
+    return CompareConfig(
         parent=folders[0],
         artifacts=list(folders[1:]),
         corpus=write_cases(tmp_path / "test.jsonl"),
@@ -165,7 +165,7 @@ def test_the_command_reports_sizes_and_speeds_of_random_weights(
         "prompt_tokens": "100",
         "decode_tokens": "8",
     }
-    run(ReportConfig, work, [f"--{name}={value}" for name, value in settings.items()])
+    run(CompareConfig, work, [f"--{name}={value}" for name, value in settings.items()])
     report = json.loads((out / "report.json").read_text())
     assert report["rows"].pop()["speeds"] == []
     assert "trtllm-hf: no engine on this machine runs it" in (out / "report.html").read_text()
@@ -221,9 +221,9 @@ def test_verdicts_are_the_same_by_charges_articles_and_principal_penalty() -> No
 def test_folders_of_one_name_and_no_folders_are_refused(tmp_path: Path) -> None:
     common = ["--parent", "a/model", "--out", str(tmp_path)]
     with pytest.raises(SystemExit, match="more than one folder named model"):
-        load_config(ReportConfig, [*common, "--artifacts", '["b/model"]'])
+        load_config(CompareConfig, [*common, "--artifacts", '["b/model"]'])
     with pytest.raises(SystemExit, match="give at least one folder"):
-        load_config(ReportConfig, [*common, "--artifacts", "[]"])
+        load_config(CompareConfig, [*common, "--artifacts", "[]"])
 
 
 def test_a_tied_embedding_is_read_for_every_token_and_an_untied_one_is_not(

@@ -25,7 +25,7 @@ from serve.api.errors import install_handlers
 from serve.drift.__main__ import DriftConfig, work
 from serve.drift.divergence import compare, jensen_shannon_distance
 from serve.drift.drift import DAYS_KEPT, HOURS_KEPT, Drift, make_router
-from serve.drift.tally import DAY_S, HOUR_S, OTHER, ChargeMix, DriftTally, Spread, read_mix
+from serve.drift.tally import DAY_S, HOUR_S, OTHER, BinnedCounts, ChargeMix, DriftTally, read_mix
 from serve.edge.context import RequestContext
 from serve.metrics import Metrics
 from serve.served import Served
@@ -207,7 +207,7 @@ def test_it_is_saved_when_the_server_ends(tmp_path: Path) -> None:
 @hypothesis_settings(max_examples=50)
 @given(values=st.lists(st.integers(0, 5000), min_size=1, max_size=60), share=st.floats(0.01, 1))
 def test_a_quantile_lies_in_the_bin_of_the_true_one(values: list[int], share: float) -> None:
-    spread = Spread((10, 100, 1000))
+    spread = BinnedCounts((10, 100, 1000))
     for value in values:
         spread.add(value)
     estimate = spread.quantile(share)

@@ -20,7 +20,7 @@ from serve.errors import EngineFailedError, OverloadedError
 from serve.metrics import Metrics
 from serve.pool.job import Job, Piece
 from serve.pool.pool import WorkerPool
-from serve.pool.stand_in import Classifier
+from serve.pool.stand_in import VerdictSource
 from serve.pool.worker import OpenEngine
 from serve.served import Served
 from tests.serve.fake_engine import (
@@ -51,7 +51,7 @@ async def running_pool(
     queue_size: int = 8,
     open_engine: OpenEngine = open_fake_engine,
     spares: int = 0,
-    fallback: Classifier | None = None,
+    fallback: VerdictSource | None = None,
     folder: Path = Path("unused"),
     on_refusal: Callable[[], None] | None = None,
 ) -> AsyncIterator[WorkerPool]:

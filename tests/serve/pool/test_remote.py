@@ -23,7 +23,7 @@ from serve.pool.job import Job, Piece
 from serve.pool.pool import WorkerPool
 from serve.pool.process import WorkerError
 from serve.pool.remote import RemoteServer, RemoteWorker
-from serve.pool.stand_in import Classifier
+from serve.pool.stand_in import VerdictSource
 from serve.served import Served
 from tests.curt.engines.completions_server import CompletionsServer
 from tests.micro import FACTS
@@ -54,7 +54,7 @@ async def running_pool(
     folder: Path,
     *,
     workers: int = 2,
-    fallback: Classifier | None = None,
+    fallback: VerdictSource | None = None,
 ) -> AsyncIterator[WorkerPool]:
     remote = RemoteServer(functools.partial(VllmModel, folder, server.url))
     pool = WorkerPool(
