@@ -10,10 +10,10 @@ them stop.
 from __future__ import annotations
 
 import asyncio
+import collections
 import hashlib
 import logging
 import time
-from collections import Counter as Tally
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -94,7 +94,7 @@ class Batches:
         finally:
             leaving.cancel()
             await asyncio.gather(leaving, return_exceptions=True)
-        statuses = Tally(result.status for result in results)
+        statuses = collections.Counter(result.status for result in results)
         request.state.log["cases_failed"] = count - statuses[200]
         return BatchReply(request_id=request.state.request_id, results=results)
 
