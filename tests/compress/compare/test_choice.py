@@ -74,7 +74,7 @@ def test_a_prompt_read_faster_outweighs_an_answer_written_slower() -> None:
     assert choose(table(reader.model_copy(update={"speeds": speeds}), writer)).name == "reader"
 
 
-def test_the_committed_figures_choose_the_default_recipe() -> None:
+def test_the_logged_figures_choose_the_default_recipe() -> None:
     """With w8a8's of docs/experiments.md (2026-11-21), which benchmarks/results does not hold."""
     report = json.loads((ROOT / "benchmarks" / "results" / "compression.json").read_text())
     rows = [ArtifactRow.model_validate(row) for row in report["rows"]]
