@@ -31,7 +31,7 @@ from train.loop.curriculum import Curriculum, Levels, draw_budget
 from train.loop.guard import AccuracyGuard
 from train.loop.scoring import check_weights
 from train.penalties import Penalty
-from train.penalties.kimi import KimiPenalty
+from train.penalties.group.kimi import KimiPenalty
 from train.rewards import Combination
 from train.runs.checkpoints import (
     checkpoint_step,

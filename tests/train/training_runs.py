@@ -13,7 +13,7 @@ from pathlib import Path
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases
 from train.grpo import GRPOSettings
-from train.penalties.gated import GatedPenalty
+from train.penalties.group.gated import GatedPenalty
 from train.sft import SFTConfig
 from train.warm_start.scratch import ModelSize
 

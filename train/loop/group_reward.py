@@ -13,7 +13,7 @@ from train.data.trajectories import Rollout
 from train.loop.guard import AccuracyGuard, weigh_penalty
 from train.loop.scoring import Score, Scorer, mean_known
 from train.penalties import Group, Penalty
-from train.penalties.history import History, group_outcomes
+from train.penalties.base import History, group_outcomes
 
 
 class GroupReward:

@@ -12,7 +12,7 @@ from statistics import fmean
 from pydantic import Field
 
 from curt.config import FrozenModel
-from train.penalties.history import History
+from train.penalties.base import History
 
 
 class AccuracyGuard(FrozenModel):

@@ -19,7 +19,7 @@ from train.loop.advantages import Estimator, estimate, gdpo
 from train.loop.group_reward import GroupReward
 from train.loop.packed_update import packed_log_probs
 from train.loop.sampler import row_uniforms, sample_completions
-from train.penalties.history import History, group_outcomes
+from train.penalties.base import History, group_outcomes
 from train.runs.processes import SHARDED, call_within
 
 

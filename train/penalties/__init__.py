@@ -2,8 +2,9 @@
 
 Each module holds one algorithm with its formula, constants, source and a worked example. Its class
 declares what it needs (`needs_group`, `needs_history`) and which promises its published formula
-breaks (`breaks`); `train.penalties.base` says what these mean. A new penalty is its module, a line
-in `PENALTIES` and a line of constants in tests/train/penalties/test_penalties.py.
+breaks (`breaks`); `train.penalties.base` says what these mean. It stands in `alone/` when it needs
+neither, in `history/` when it needs the history, else in `group/`. A new penalty is its module, an
+entry of `PENALTIES` and its constants in tests/train/penalties/test_penalties.py.
 """
 
 from __future__ import annotations
@@ -12,25 +13,25 @@ from typing import Annotated, Union
 
 from pydantic import Field
 
-from train.penalties.alp import AlpPenalty
-from train.penalties.arora_zanette import AroraZanettePenalty
+from train.penalties.alone.cosine import CosinePenalty
+from train.penalties.alone.dapo_overlong import DapoOverlongPenalty
+from train.penalties.alone.dler import DlerPenalty
+from train.penalties.alone.laser import LaserPenalty
+from train.penalties.alone.lcpo_exact import LcpoExactPenalty
+from train.penalties.alone.lcpo_max import LcpoMaxPenalty
+from train.penalties.alone.linear import LinearPenalty
+from train.penalties.alone.none import NoPenalty
 from train.penalties.base import Group, Invariant, LengthPenalty
-from train.penalties.cosine import CosinePenalty
-from train.penalties.dapo_overlong import DapoOverlongPenalty
-from train.penalties.ddca import DdcaPenalty
-from train.penalties.dler import DlerPenalty
-from train.penalties.drpo import DrpoPenalty
-from train.penalties.gated import GatedPenalty
-from train.penalties.gr3 import Gr3Penalty
-from train.penalties.kimi import KimiPenalty
-from train.penalties.laser import LaserPenalty
-from train.penalties.laser_d import LaserDPenalty
-from train.penalties.lcpo_exact import LcpoExactPenalty
-from train.penalties.lcpo_max import LcpoMaxPenalty
-from train.penalties.linear import LinearPenalty
-from train.penalties.none import NoPenalty
-from train.penalties.short_rl import ShortRlPenalty
-from train.penalties.shorter_better import ShorterBetterPenalty
+from train.penalties.group.alp import AlpPenalty
+from train.penalties.group.arora_zanette import AroraZanettePenalty
+from train.penalties.group.ddca import DdcaPenalty
+from train.penalties.group.drpo import DrpoPenalty
+from train.penalties.group.gated import GatedPenalty
+from train.penalties.group.gr3 import Gr3Penalty
+from train.penalties.group.kimi import KimiPenalty
+from train.penalties.group.shorter_better import ShorterBetterPenalty
+from train.penalties.history.laser_d import LaserDPenalty
+from train.penalties.history.short_rl import ShortRlPenalty
 
 PENALTIES: dict[str, type[LengthPenalty]] = {
     "none": NoPenalty,

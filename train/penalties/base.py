@@ -1,4 +1,4 @@
-"""What every length penalty is: a pure function of one prompt's group of completions.
+"""What every length penalty is: a pure function of one prompt's group and of the run's history.
 
 A penalty turns each completion's correctness `c` and length `L` in thinking tokens into a shaped
 correctness. A completion is right when c > 0, wrong otherwise; exact correctness is 1 or 0, the
@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from statistics import fmean, pstdev
 from typing import ClassVar, Literal
 
 from curt.config import FrozenModel
-from train.penalties.history import History
-
-NO_HISTORY = History()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +60,53 @@ class Group:
         """Lengths of the right completions, in order."""
         return [n for ok, n in zip(self.right, self.lengths, strict=True) if ok]
 
+
+@dataclass(frozen=True, slots=True)
+class GroupOutcome:
+    """One finished group: which completions were right, and their lengths in thinking tokens."""
+
+    step: int
+    correct: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def pass_rate(self) -> float:
+        """Share of right completions."""
+        return fmean(self.correct)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a run has shown so far: its finished groups, oldest first.
+
+    Built from the rollouts alone, which the trajectory store keeps: after a resume it is read back
+    from there, so nothing that adapts needs a state of its own.
+    """
+
+    groups: tuple[GroupOutcome, ...] = ()
+
+    def accuracies(self) -> list[float]:
+        """Mean exact correctness of every step, oldest first."""
+        return [
+            fmean(g.pass_rate for g in groups)
+            for _, groups in groupby(self.groups, key=lambda g: g.step)
+        ]
+
+    def extend(self, outcomes: Iterable[GroupOutcome]) -> History:
+        """A history with newer groups added."""
+        return History((*self.groups, *outcomes))
+
+
+def group_outcomes(rows: Iterable[tuple[int, int, float, int]]) -> list[GroupOutcome]:
+    """Groups from rows of (step, group, exact, thinking tokens), in the order of the store."""
+    outcomes = []
+    for (step, _), members in groupby(rows, key=lambda row: row[:2]):
+        _, _, correct, lengths = zip(*members, strict=True)
+        outcomes.append(GroupOutcome(step, correct, lengths))
+    return outcomes
+
+
+NO_HISTORY = History()
 
 Invariant = Literal[
     "ranks_right_first",  # no wrong completion is worth more than a right one

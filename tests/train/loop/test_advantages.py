@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from train.loop.advantages import ESTIMATORS, aggregate_scores, estimate, gdpo
 from train.penalties import Group
-from train.penalties.gated import GatedPenalty
-from train.penalties.gr3 import Gr3Penalty
+from train.penalties.group.gated import GatedPenalty
+from train.penalties.group.gr3 import Gr3Penalty
 
 reward = st.floats(-2, 2).map(lambda r: round(r, 3))
 

@@ -16,9 +16,9 @@ from train.loop.group_reward import (
     count_thinking,
 )
 from train.loop.scoring import Scorer
-from train.penalties.gated import GatedPenalty
-from train.penalties.kimi import KimiPenalty
-from train.penalties.none import NoPenalty
+from train.penalties.alone.none import NoPenalty
+from train.penalties.group.gated import GatedPenalty
+from train.penalties.group.kimi import KimiPenalty
 
 END, EOS = 90, 99
 RIGHT = Verdict(("盗窃",), ("264",), Term("fixed", 8))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from train.loop.guard import AccuracyGuard, weigh_penalty
-from train.penalties.history import GroupOutcome, History
+from train.penalties.base import GroupOutcome, History
 
 shares = st.floats(0, 1)
 guards = st.builds(

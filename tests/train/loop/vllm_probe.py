@@ -21,7 +21,7 @@ from vllm import SamplingParams
 import train.loop.trainer
 from tests.train.loop.vllm_on_cpu import keep_weights_plain
 from train.grpo import GRPOSettings, train_grpo
-from train.penalties.kimi import KimiPenalty
+from train.penalties.group.kimi import KimiPenalty
 
 SEEN: list[dict[str, Any]] = []
 

@@ -1,4 +1,4 @@
-"""Invariants of all penalties; each formula by itself is in test_formulas.py."""
+"""Invariants of all penalties; formulas by themselves are in the files beside this one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from train.penalties import PENALTIES, Group, Invariant, Penalty
-from train.penalties.gated import GatedPenalty
-from train.penalties.history import GroupOutcome, History
-from train.penalties.kimi import KimiPenalty
-from train.penalties.linear import LinearPenalty
-from train.penalties.none import NoPenalty
+from train.penalties.alone.linear import LinearPenalty
+from train.penalties.alone.none import NoPenalty
+from train.penalties.base import GroupOutcome, History
+from train.penalties.group.gated import GatedPenalty
+from train.penalties.group.kimi import KimiPenalty
 
 few = settings(max_examples=30)  # for each of many penalties
 share = st.floats(0, 0.99)
@@ -316,6 +316,13 @@ def test_without_weight_a_penalty_is_plain_correctness(group):
     ]
     for penalty in plain:
         assert penalty(group) == list(group.correct)
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_the_folder_says_what_a_penalty_reads(name):
+    cls = PENALTIES[name]
+    reads = "history" if cls.needs_history else "group" if cls.needs_group else "alone"
+    assert cls.__module__ == f"train.penalties.{reads}.{name.replace('-', '_')}"
 
 
 @pytest.mark.parametrize("name", PENALTIES)

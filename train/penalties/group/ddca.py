@@ -7,8 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from train.penalties.base import NO_HISTORY, Group, LengthPenalty, standings
-from train.penalties.history import History
+from train.penalties.base import NO_HISTORY, Group, History, LengthPenalty, standings
 
 
 class DdcaPenalty(LengthPenalty):

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from train.penalties.base import NO_HISTORY, Group, LengthPenalty, shrink, standings
-from train.penalties.history import History
+from train.penalties.base import NO_HISTORY, Group, History, LengthPenalty, shrink, standings
 
 
 class AroraZanettePenalty(LengthPenalty):

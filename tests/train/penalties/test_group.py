@@ -1,4 +1,4 @@
-"""Each penalty's formula on small groups worked by hand."""
+"""Formulas of the penalties that compare a completion with its group, worked by hand."""
 
 from __future__ import annotations
 
@@ -10,55 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train.penalties import Group
-from train.penalties.alp import AlpPenalty
-from train.penalties.arora_zanette import AroraZanettePenalty
-from train.penalties.cosine import CosinePenalty
-from train.penalties.dapo_overlong import DapoOverlongPenalty
-from train.penalties.ddca import DdcaPenalty
-from train.penalties.dler import DlerPenalty
-from train.penalties.drpo import DrpoPenalty
-from train.penalties.gated import GatedPenalty
-from train.penalties.gr3 import Gr3Penalty
-from train.penalties.history import GroupOutcome, History
-from train.penalties.kimi import KimiPenalty
-from train.penalties.laser import LaserPenalty
-from train.penalties.laser_d import LaserDPenalty
-from train.penalties.lcpo_exact import LcpoExactPenalty
-from train.penalties.linear import LinearPenalty
-from train.penalties.short_rl import ShortRlPenalty
-from train.penalties.shorter_better import ShorterBetterPenalty
+from train.penalties.alone.dler import DlerPenalty
+from train.penalties.group.alp import AlpPenalty
+from train.penalties.group.arora_zanette import AroraZanettePenalty
+from train.penalties.group.ddca import DdcaPenalty
+from train.penalties.group.drpo import DrpoPenalty
+from train.penalties.group.gated import GatedPenalty
+from train.penalties.group.gr3 import Gr3Penalty
+from train.penalties.group.kimi import KimiPenalty
+from train.penalties.group.shorter_better import ShorterBetterPenalty
 
 
 def test_kimi_gives_a_wrong_completion_no_bonus_for_being_short():
     shaped = KimiPenalty(weight=0.4)(Group((0, 1, 0), (10, 20, 30), 128))
     assert shaped == pytest.approx([0.0, 1.0, -0.2])
-
-
-def test_cosine_does_not_pay_again_at_twice_the_limit():
-    shaped = CosinePenalty()(Group((1, 1, 1), (32, 64, 128), 64))
-    assert shaped == pytest.approx([0.75, 0.5, 0.5])
-
-
-def test_linear_knows_a_budget_of_nothing():
-    assert LinearPenalty(weight=0.4)(Group((1, 1), (0, 1), 0)) == pytest.approx([1.0, 0.6])
-
-
-def test_dapo_cuts_the_cache_to_a_short_limit():
-    shaped = DapoOverlongPenalty(weight=0.5, cache=24)(Group((1, 1, 1, 1), (0, 8, 16, 17), 16))
-    assert shaped == pytest.approx([1.0, 0.75, 0.5, 0.5])
-
-
-def test_a_configured_limit_replaces_the_stated_budget():
-    group = Group((1, 1), (90, 110), 32)
-    assert LaserPenalty(limit=100)(group) == [1.5, 1]
-    assert DlerPenalty(limit=100)(group) == [1, 0.1]
-    assert DapoOverlongPenalty(limit=100, cache=20)(group) == pytest.approx([0.75, 0.5])
-    assert LinearPenalty(limit=100, weight=0.4)(group) == pytest.approx([0.64, 0.6])
-
-
-def test_lcpo_exact_falls_on_both_sides_of_the_budget():
-    shaped = LcpoExactPenalty(alpha=0.01)(Group((1, 1, 1), (32, 64, 96), 64))
-    assert shaped == pytest.approx([0.68, 1.0, 0.68])
 
 
 def test_arora_zanette_standardises_over_the_right_completions_only():
@@ -80,10 +45,6 @@ def test_truncation_does_not_soften_a_negative_reward():
     assert Gr3Penalty()(group) == [-1, -1]
 
 
-def test_dler_keeps_a_tenth_of_a_completion_cut_off():
-    assert DlerPenalty()(Group((1, 1), (20, 20), 64, (False, True))) == [1, 0.1]
-
-
 def test_alp_presses_where_the_prompt_is_easy():
     penalty = AlpPenalty(beta=0.5, scale=100)
     easy = penalty(Group((1, 1, 1, 1), (100,) * 4, 128))
@@ -99,60 +60,6 @@ def test_alp_presses_a_little_where_nothing_is_right():
 def test_shorter_better_aims_at_the_mean_where_nothing_is_right():
     shaped = ShorterBetterPenalty(beta=0.02)(Group((0, 0), (20, 80), 128))
     assert shaped == pytest.approx([-0.6, -0.6])
-
-
-def past(*accuracies: float) -> History:
-    return History(
-        tuple(
-            GroupOutcome(step, (1.0,) * round(10 * a) + (0.0,) * round(10 - 10 * a), (9,) * 10)
-            for step, a in enumerate(accuracies, start=1)
-        )
-    )
-
-
-def test_short_rl_rests_while_accuracy_is_down():
-    penalty, group = ShortRlPenalty(window=1, tolerance=0), Group((1, 1), (10, 90), 128)
-    assert penalty(group, past(0.5, 0.8, 0.8)) == [1.5, 0.5]
-    assert penalty(group, past(0.5, 0.8, 0.7)) == [1, 1]
-    assert penalty(group, past(0.5, 0.8, 0.7, 0.9)) == [1.5, 0.5]
-
-
-def test_short_rl_does_not_take_one_lucky_batch_for_the_best():
-    lucky = past(0.5, 0.5, 1.0, 0.5, 0.5, 0.5)
-    assert not ShortRlPenalty(window=1).applies(lucky)
-    assert ShortRlPenalty(window=3, drop=0.2).applies(lucky)
-    assert ShortRlPenalty(window=10).applies(lucky)  # no whole window yet
-
-
-def test_laser_d_finds_the_shortest_target_with_a_right_completion_a_group():
-    easy = [
-        GroupOutcome(1, (1, 1, 1), (20, 50, 90)),
-        GroupOutcome(2, (1, 1, 0), (30, 60, 5)),
-    ]
-    hard = [GroupOutcome(2, (1, 0, 0, 0), (80, 9, 9, 9))]
-    penalty = LaserDPenalty(refresh_steps=2, start=128)
-    history = History((*easy, *hard))
-    # two easy groups: two right completions are needed, the second shortest has 30
-    assert penalty.target("easy", history) == 30
-    assert penalty.target("hard", history) == 80
-    assert penalty.target("medium", history) == 128
-    assert penalty(Group((1, 1, 1), (30, 31, 5), 64), history) == [1.5, 1, 1.5]
-
-
-def test_laser_d_keeps_the_start_where_too_little_is_right():
-    none_right = GroupOutcome(1, (0, 0, 0, 0), (9, 9, 9, 9))
-    one_right = GroupOutcome(1, (1, 0, 0, 0), (80, 9, 9, 9))
-    history = History((none_right, one_right))
-    assert LaserDPenalty(refresh_steps=1, start=100).target("hard", history) == 100
-
-
-def test_laser_d_renews_its_targets_once_a_block():
-    penalty = LaserDPenalty(refresh_steps=20, start=128)
-    steps = [GroupOutcome(step, (1, 1, 1), (step,) * 3) for step in range(1, 46)]
-    targets = [penalty.target("easy", History(tuple(steps[:n]))) for n in (0, 19, 20, 39, 40, 45)]
-    assert targets[:2] == [128, 128]
-    assert targets[2] == targets[3] == 7  # 20 groups: the 20th of 3 x 1, 3 x 2, ...
-    assert targets[4] == targets[5] == 27
 
 
 def test_gr3_scales_by_the_mean_of_the_whole_group():

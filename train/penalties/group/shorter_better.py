@@ -8,8 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from train.penalties.base import NO_HISTORY, Group, Invariant, LengthPenalty
-from train.penalties.history import History
+from train.penalties.base import NO_HISTORY, Group, History, Invariant, LengthPenalty
 
 
 class ShorterBetterPenalty(LengthPenalty):

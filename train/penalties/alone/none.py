@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from train.penalties.base import NO_HISTORY, Group, LengthPenalty
-from train.penalties.history import History
+from train.penalties.base import NO_HISTORY, Group, History, LengthPenalty
 
 
 class NoPenalty(LengthPenalty):

@@ -11,12 +11,12 @@ from pydantic import Field
 from train.penalties.base import (
     NO_HISTORY,
     Group,
+    History,
     Invariant,
     LengthPenalty,
     clip,
     resolve_limit,
 )
-from train.penalties.history import History
 
 
 class CosinePenalty(LengthPenalty):

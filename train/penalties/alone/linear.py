@@ -9,12 +9,12 @@ from pydantic import Field
 from train.penalties.base import (
     NO_HISTORY,
     Group,
+    History,
     LengthPenalty,
     clip,
     resolve_limit,
     shrink,
 )
-from train.penalties.history import History
 
 
 class LinearPenalty(LengthPenalty):

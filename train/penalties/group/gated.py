@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from train.penalties.base import NO_HISTORY, Group, LengthPenalty, clip, shrink
-from train.penalties.history import History
+from train.penalties.base import NO_HISTORY, Group, History, LengthPenalty, clip, shrink
 
 
 class GatedPenalty(LengthPenalty):

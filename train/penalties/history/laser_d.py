@@ -7,9 +7,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from train.penalties.base import NO_HISTORY, Group, LengthPenalty
-from train.penalties.history import GroupOutcome, History
-from train.penalties.laser import add_bonus
+from train.penalties.alone.laser import add_bonus
+from train.penalties.base import NO_HISTORY, Group, GroupOutcome, History, LengthPenalty
 
 Bucket = Literal["easy", "medium", "hard"]
 

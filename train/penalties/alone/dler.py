@@ -6,8 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from train.penalties.base import NO_HISTORY, Group, LengthPenalty, resolve_limit, shrink
-from train.penalties.history import History
+from train.penalties.base import NO_HISTORY, Group, History, LengthPenalty, resolve_limit, shrink
 
 
 class DlerPenalty(LengthPenalty):

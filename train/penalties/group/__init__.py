@@ -1,0 +1,1 @@
+"""Penalties that compare a completion with the others of its prompt's group."""

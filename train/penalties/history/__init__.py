@@ -1,0 +1,1 @@
+"""Penalties that change with what the run's earlier steps have shown."""
