@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from curt.classifier.model import load_classifier
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases as write_generated
 from tests.compress.onnx.exports import make_untied_model, write_cases
+from tests.warm import WarmProcess, start_warm
 
 pytestmark = pytest.mark.slow
 STEPS = ("onnx.export", "tensorrt.export", "prune", "distill", "classifier.train")
@@ -57,12 +55,13 @@ def commands(model: Path, cases: Path, generated: Path) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def run(step: str, arguments: list[str], out: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", f"compress.{step}", *arguments, "--out", str(out)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+def run(step: str, arguments: list[str], out: Path) -> WarmProcess:
+    log = out.with_suffix(".log")
+    return start_warm(f"compress.{step}", [*arguments, "--out", str(out)], log)
+
+
+def finish(process: WarmProcess, out: Path) -> None:
+    assert process.wait(300) == 0, out.with_suffix(".log").read_text()[-3000:]
 
 
 def load(step: str, folder: Path) -> None:
@@ -75,9 +74,7 @@ def test_a_killed_step_leaves_no_half_artifact(
 ):
     arguments = commands(model, cases, generated)[step]
     start = time.monotonic()
-    process = run(step, arguments, tmp_path / "whole")
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors.decode()
+    finish(run(step, arguments, tmp_path / "whole"), tmp_path / "whole")
     whole_s = time.monotonic() - start
     load(step, tmp_path / "whole")
     out = tmp_path / "out"
@@ -87,13 +84,11 @@ def test_a_killed_step_leaves_no_half_artifact(
         try:
             process.wait(whole_s * moment)
         except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
+            process.wait(30)
             killed += 1
-        process.communicate()
         if out.exists():
             load(step, out)  # a whole one, or this raises
     assert killed
-    process = run(step, arguments, out)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors.decode()
+    finish(run(step, arguments, out), out)
     load(step, out)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases
+from tests.warm import WarmProcess, start_warm
 from train.grpo import GRPOSettings
 from train.penalties.group.gated import GatedPenalty
 from train.sft import SFTConfig
@@ -63,19 +62,17 @@ def made_by(work: Callable, config) -> Path:
     return config.out
 
 
-def start(module: str, config, log: Path) -> subprocess.Popen[bytes]:
+def start(module: str, config, log: Path) -> WarmProcess:
     """Run an entry point as a user does, from a TOML file of its settings."""
+    return start_warm(module, [f"@{write_settings(config, log)}"], log)
+
+
+def write_settings(config, log: Path) -> Path:
+    """The TOML file of a configuration, beside its log."""
     settings = {k: v for k, v in config.model_dump(mode="json").items() if v is not None}
     toml = log.with_suffix(".toml")
     toml.write_text(write_toml(settings), encoding="utf-8")
-    with open(log, "ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, f"@{toml}"],
-            cwd=ROOT,
-            stdout=output,
-            stderr=output,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-        )
+    return toml
 
 
 def write_toml(settings: dict) -> str:
@@ -86,7 +83,9 @@ def write_toml(settings: dict) -> str:
     return "\n".join(plain)
 
 
-def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until(
+    reached: Callable[[], bool], process: WarmProcess | subprocess.Popen[bytes], log: Path
+) -> None:
     deadline = time.monotonic() + 120
     while not reached():
         assert process.poll() is None, f"ended too early: {log.read_text()[-2000:]}"
@@ -94,5 +93,5 @@ def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], lo
         time.sleep(0.02)
 
 
-def finish(process: subprocess.Popen[bytes], log: Path) -> None:
+def finish(process: WarmProcess | subprocess.Popen[bytes], log: Path) -> None:
     assert process.wait(timeout=180) == 0, log.read_text()[-2000:]

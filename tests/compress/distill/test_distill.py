@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from curt.artifact import ArtifactError, load_manifest, write_artifact
 from curt.config import load_config
 from tests.compress.onnx.exports import make_untied_model, write_cases
 from tests.micro import make_micro_model
+from tests.warm import start_warm
 
 ROOT = Path(__file__).parents[3]
 
@@ -333,17 +333,13 @@ def test_a_killed_run_ends_as_an_unbroken_one(teacher: Path, cases: Path, tmp_pa
     numbers = {"held_out": 2, "steps": 60, "batch": 4, "warmup": 2, "checkpoint_steps": 2}
     for name, value in {**numbers, "learning_rate": 3e-3}.items():
         arguments += [f"--{name}", str(value)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "compress.distill", *arguments],
-        cwd=ROOT,
-        env=os.environ,
-        stderr=subprocess.PIPE,
-    )
+    log = tmp_path / "killed.log"
+    process = start_warm("compress.distill", arguments, log)
     run = tmp_path / "killed.run"
     while process.poll() is None and not any(run.glob("checkpoint-*")):
         time.sleep(0.005)
     process.kill()
-    _, errors = process.communicate()
-    assert not chosen.out.exists(), errors.decode()
-    assert any(run.glob("checkpoint-*")), errors.decode()
+    process.wait(30)
+    assert not chosen.out.exists(), log.read_text()
+    assert any(run.glob("checkpoint-*")), log.read_text()
     assert same_weights(whole, distill(chosen))

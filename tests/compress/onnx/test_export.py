@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from curt.engines.onnx.engine import OrtEngine
 from curt.engines.protocol import Request
 from tests.compress.onnx.exports import export, write_cases
 from tests.micro import FACTS
+from tests.warm import start_warm
 
 GIVEN = ["--model", "m", "--out", "o"]
 
@@ -143,12 +142,8 @@ def test_a_tokenizer_the_runtime_misreads_is_refused(micro_model: Path, tmp_path
 def test_a_kill_leaves_nothing_that_loads(micro_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     cases = write_cases(tmp_path / "cases.jsonl")
-    command = [sys.executable, "-m", "compress.onnx.export", "--model", str(micro_model)]
-    process = subprocess.Popen(
-        [*command, "--out", str(out), "--cases", str(cases)],
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    arguments = ["--model", str(micro_model), "--out", str(out), "--cases", str(cases)]
+    process = start_warm("compress.onnx.export", arguments, tmp_path / "log")
     try:
         patience = time.monotonic() + 120
         while not list(tmp_path.glob(".out.*/model.onnx")) and time.monotonic() < patience:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -21,9 +22,11 @@ from tests.train.training_runs import (
     grpo_config,
     make_corpus,
     sft_config,
+    start,
     wait_until,
-    write_toml,
+    write_settings,
 )
+from tests.warm import WarmProcess, start_warm
 from train.data.trajectories import read_rollouts
 from train.runs.processes import any_process, ask_main, call_within
 
@@ -53,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("made")
     corpus = make_corpus(folder)
     log = folder / "log"
-    finish(launch("train.sft", sft_config(corpus, folder / "warm"), log, 1), log)
+    finish(start("train.sft", sft_config(corpus, folder / "warm"), log), log)
     return corpus, folder / "warm"
 
 
@@ -62,30 +65,51 @@ def alone(made: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     """The run on one process, unbroken."""
     folder = tmp_path_factory.mktemp("alone")
     log = folder / "log"
-    finish(launch("train.grpo", grpo_config(*made, folder / "grpo", **SEEDED), log, 1), log)
+    finish(start("train.grpo", grpo_config(*made, folder / "grpo", **SEEDED), log), log)
     return folder / "grpo"
 
 
 def launch(module: str, config, log: Path, processes: int) -> subprocess.Popen[bytes]:
-    """Start an entry point as a user does, in a process group as a terminal gives it."""
-    toml = log.with_suffix(".toml")
-    settings = {k: v for k, v in config.model_dump(mode="json").items() if v is not None}
-    toml.write_text(write_toml(settings), encoding="utf-8")
+    """Start an entry point through accelerate's launcher, in a process group as a terminal does."""
     file = ROOT / "configs" / "accelerate" / "cpu-ddp.yaml"
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(file),
-                "--num_processes", str(processes)]  # fmt: skip
     with open(log, "ab") as output:
         return subprocess.Popen(
-            [sys.executable, *(launcher if processes > 1 else []), "-m", module, f"@{toml}"],
+            [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file),
+             "--num_processes", str(processes), "-m", module, f"@{write_settings(config, log)}"],
             cwd=ROOT,
             stdout=output,
             stderr=output,
             env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
             start_new_session=True,
-        )
+        )  # fmt: skip
 
 
-def end(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def run_ranks(module: str, config, log: Path, processes: int) -> list[int]:
+    """Exit codes of the processes that the launcher would start, without the launcher."""
+    toml = write_settings(config, log)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "ACCELERATE_USE_CPU": "true",
+              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+    ranks = [
+        start_warm(module, [f"@{toml}"], log,
+                   {k: str(v) for k, v in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()})
+        for rank in range(processes)
+    ]  # fmt: skip
+    return [rank.wait(180) for rank in ranks]
+
+
+def run_on(module: str, config, log: Path, processes: int) -> None:
+    """Run an entry point to its end on one process or several."""
+    if processes == 1:
+        finish(start(module, config, log), log)
+    else:
+        codes = run_ranks(module, config, log, processes)
+        assert codes == [0] * processes, log.read_text()[-2000:]
+
+
+def end(process: WarmProcess | subprocess.Popen[bytes], number: signal.Signals) -> None:
     if process.poll() is None:
         os.killpg(process.pid, number)
     process.wait(timeout=90)
@@ -118,7 +142,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
 def test_the_same_run_on_any_number_of_processes(tmp_path, made, alone, processes):
     log = tmp_path / "log"
     config = grpo_config(*made, tmp_path / "grpo", **SEEDED)
-    finish(launch("train.grpo", config, log, processes), log)
+    run_on("train.grpo", config, log, processes)
     assert_same_run(tmp_path / "grpo", alone)
     assert load_manifest(tmp_path / "grpo").stage == "grpo-gated"
     moved = load_file(alone / "model.safetensors"), load_file(made[1] / "model.safetensors")
@@ -134,7 +158,11 @@ def test_a_run_goes_on_with_another_number_of_processes(
 ):
     out, run, log = tmp_path / "grpo", tmp_path / "grpo.run", tmp_path / "log"
     config = grpo_config(*made, out, **SEEDED)
-    process = launch("train.grpo", config, log, before)
+    process = (
+        start("train.grpo", config, log)
+        if before == 1
+        else launch("train.grpo", config, log, before)
+    )
     try:
         reached = run / "trajectories" / "step-000003-rank0.parquet"
         wait_until(reached.exists, process, log)
@@ -147,7 +175,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
                  for p in (run / "trajectories").glob("*.parquet")}  # fmt: skip
         checkpoints = {int(p.name.split("-")[1]) for p in run.glob("checkpoint-*")}
         assert max(steps) == max(checkpoints)
-    finish(launch("train.grpo", config, log, after), log)
+    run_on("train.grpo", config, log, after)
     assert "resuming from" in log.read_text()
     assert_same_run(out, alone)
 
@@ -159,7 +187,7 @@ def test_groups_are_chosen_from_those_of_all_processes(tmp_path, made):
     for processes in (1, 2):
         out, log = tmp_path / f"grpo-{processes}", tmp_path / f"log-{processes}"
         config = grpo_config(*made, out, **SEEDED | {"steps": 3, "prompts": 1, "oversample": 3})
-        finish(launch("train.grpo", config, log, processes), log)
+        run_on("train.grpo", config, log, processes)
         table = read_rollouts(tmp_path / f"grpo-{processes}.run" / "trajectories")
         kept = [(r["step"], r["group"]) for r in table.to_pylist() if r["kept"]]
         models.append((load_file(out / "model.safetensors"), kept))
@@ -173,7 +201,7 @@ def test_groups_are_chosen_from_those_of_all_processes(tmp_path, made):
 def test_processes_that_do_not_divide_the_groups_are_refused(tmp_path, made):
     log = tmp_path / "log"
     config = grpo_config(*made, tmp_path / "grpo", prompts=3)
-    assert launch("train.grpo", config, log, 2).wait(timeout=120) != 0
+    assert all(run_ranks("train.grpo", config, log, 2))
     assert "prompts + oversample = 3 does not divide among 2 processes" in log.read_text()
     assert not (tmp_path / "grpo.run").exists()
 
@@ -182,7 +210,7 @@ def test_processes_that_do_not_divide_the_groups_are_refused(tmp_path, made):
 def test_trls_own_sampling_keeps_groups_whole_on_two_processes(tmp_path, made):
     log = tmp_path / "log"
     config = grpo_config(*made, tmp_path / "grpo", steps=2, prompts=4, micro_batch=4, trackers=[])
-    finish(launch("train.grpo", config, log, 2), log)
+    run_on("train.grpo", config, log, 2)
     table = read_rollouts(tmp_path / "grpo.run" / "trajectories").to_pylist()
     groups = Counter((r["step"], r["group"], r["prompt_sha256"]) for r in table)
     assert list(groups.values()) == [GENERATIONS] * 8
@@ -197,7 +225,7 @@ def test_a_warm_start_on_two_processes_learns_what_one_does(tmp_path, made):
     for processes in (1, 2):
         out, log = tmp_path / f"warm-{processes}", tmp_path / f"log-{processes}"
         config = sft_config(corpus, out, batch=6, epochs=10.0)  # 60 cases: steps come out even
-        finish(launch("train.sft", config, log, processes), log)
+        run_on("train.sft", config, log, processes)
         histories.append(json.loads((out / "history.json").read_bytes()))
     ours, theirs = histories
     assert (
