@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from curt.config import FrozenModel
@@ -25,16 +25,10 @@ class Candidate:
 
     def to_row(self) -> dict[str, Any]:
         """A flat row of a table."""
-        return {
-            "prompt": self.prompt,
-            "completion": self.completion,
-            "reward": self.reward,
-            "exact": self.exact,
-            "thinking_tokens": self.thinking_tokens,
-            "source": self.source,
-            **self.columns,
-        }
+        return {name: getattr(self, name) for name in FIELDS} | dict(self.columns)
 
+
+FIELDS = tuple(f.name for f in fields(Candidate) if f.name != "columns")
 
 CandidateGroup = Sequence[Candidate]
 

@@ -37,7 +37,7 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 _LISTED = ("penalty", "budget", "config_sha256")
 _AVERAGED = ("reward", "exact", "thinking_tokens", "budget")
 _MOST_VALUES = 8
-_POLICY = re.compile(r"([0-9a-f]{0,12})\+(\d+)")  # as `train.data.tables` writes it
+_POLICY = re.compile(r"([0-9a-f]{0,12})\+(\d+)")  # as `train.data.sources` writes it
 
 
 class PublishConfig(Config):

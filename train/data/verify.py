@@ -39,7 +39,7 @@ from curt.files import write_json, write_rows
 from curt.law.verdict import Verdict
 from curt.scores.metrics import is_exact
 from train.data.candidates import Candidate, CandidateGroup
-from train.data.tables import TableConfig, read_source
+from train.data.sources import TableConfig, read_source
 from train.data.verification import (
     CHECKS,
     JUDGE_PREFIX,

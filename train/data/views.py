@@ -30,7 +30,7 @@ from curt.config import run
 from curt.corpus.store import read_cases
 from curt.files import write_rows
 from train.data.candidates import Candidate, CandidateGroup, Range, select
-from train.data.tables import TableConfig, read_source
+from train.data.sources import TableConfig, read_source
 from train.data.verification import VerificationSettings
 from train.data.verify import References, keep_verified
 

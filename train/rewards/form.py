@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from curt.dialogue import Completion, ParseFailure, render_answer
 from curt.dialogue.answer import LINES
-from curt.law.verdict import Verdict
+from curt.law.verdict import Term, Verdict
 from curt.scores.reasoning import repetition_ratio
 
 _HEADING = re.compile(r"^#{1,6} +\S")
 _SECTIONS = tuple(line.name for line in LINES if line.required)
 
 
-class AnswerObject(BaseModel):
-    """The answer as JSON, for models that are asked for it."""
+# How a part of a verdict stands in an answer of JSON, by its type in `Verdict` or `Term`.
+_JSON_FIELDS: dict[Any, Any] = {
+    tuple[str, ...]: (list[str], Field(min_length=1)),
+    Term: (str, Field(min_length=1)),
+    int: (int, Field(0, ge=0)),
+}
+_TYPES = get_type_hints(Term) | get_type_hints(Verdict)
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    charges: list[str] = Field(min_length=1)
-    articles: list[str] = Field(min_length=1)
-    term: str = Field(min_length=1)
-    probation_months: int = Field(0, ge=0)
-    fine_yuan: int = Field(0, ge=0)
+AnswerObject = create_model(
+    "AnswerObject",
+    __config__=ConfigDict(extra="forbid", strict=True),
+    __doc__="The answer as JSON, for models that are asked for it: a field for each line.",
+    **{line.field: _JSON_FIELDS[_TYPES[line.field]] for line in LINES},
+)
 
 
 def format_reward(completion: Completion, reference: Verdict) -> float:

@@ -21,7 +21,7 @@ from serve.feedback.feedback import FeedbackRequest, make_row
 from serve.feedback.log import FeedbackLog
 from serve.served import Identity, Model, Served
 from train.data.feedback import FeedbackConfig, find_files, main, make_dataset
-from train.data.tables import read_own
+from train.data.sources import read_own
 from train.data.views import ViewConfig, write_view
 
 WRONG = Verdict(("盗窃",), ("264",), Term("fixed", 8), 2000)

@@ -18,7 +18,7 @@ from tests.train.judge.judge_server import Reply, judge_server
 from tests.train.rollouts import make_rollout
 from train.data import verify, views
 from train.data.candidates import Candidate
-from train.data.tables import from_rows, read_own
+from train.data.sources import from_rows, read_own
 from train.data.trajectories import TrajectoryWriter
 from train.data.verification import (
     CHECKS,

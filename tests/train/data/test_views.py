@@ -11,8 +11,7 @@ from curt.config import run
 from tests.train.rollouts import make_rollout
 from train.data import views
 from train.data.candidates import Candidate, Range, select
-from train.data.public_datasets import group_rows
-from train.data.tables import from_rollouts
+from train.data.sources import from_rollouts, group_rows
 from train.data.trajectories import TrajectoryWriter
 from train.data.views import ViewConfig, drop_repeats, main, make_view, write_view
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from train.data.public_datasets import group_rows, read_public
+from train.data.sources import group_rows, read_public
 from train.data.views import ViewConfig, write_view
 
 WIDE = [
