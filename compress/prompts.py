@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -48,3 +50,8 @@ def sample_prompts(
             text += render_completion(thinking, case.verdict)
         prompts.append(encode(tokenizer, text))
     return prompts
+
+
+def hash_examples(examples: Sequence[Sequence[int]]) -> str:
+    """SHA-256 of a calibration set's token ids, in their order."""
+    return hashlib.sha256(json.dumps([list(e) for e in examples]).encode()).hexdigest()

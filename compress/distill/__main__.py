@@ -1,7 +1,7 @@
 """Run `compress.distill.distill`."""
 
-from compress.distill.distill import DistillConfig, work
+from compress.distill.distill import DistillConfig, distill
 from curt.config import run
 
 if __name__ == "__main__":
-    run(DistillConfig, work)
+    run(DistillConfig, distill)

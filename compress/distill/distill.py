@@ -12,14 +12,18 @@ for bit on one machine. With other settings it sets the unfinished run aside and
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
 import math
 import random
+import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,26 +31,22 @@ from pydantic import Field, field_validator, model_validator
 
 from compress.distill.examples import TokenisedExample, batch_order, read_examples, split_examples
 from compress.distill.loss import TERMS, LossSettings, Models, draw_mix
-from compress.distill.run import (
-    STAGE,
-    close_run,
-    open_run,
-    read_checkpoint,
-    stop_between_steps,
-    write_checkpoint,
-)
 from compress.distill.student import StudentShape, check_vocabulary, make_student
+from compress.folders import describe_child, load_model
 from curt.artifact import load_manifest, parent_of, write_artifact
 from curt.config import Config
 from curt.corpus.generate.generator import VERBOSITIES
 from curt.corpus.thinking import CUT, NONE
-from curt.files import sha256, write_json
+from curt.files import sha256, whole_folder, write_json
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
 
+STAGE = "distill"
+STATE, SEAL = "state.pt", "checkpoint.json"
+KEPT_CHECKPOINTS = 2
 LAST_STEPS = 20  # over which the final training losses are averaged
 
 
@@ -111,25 +111,25 @@ class DistillConfig(Config):
         return self
 
 
-def distill(config: DistillConfig) -> Path:
-    """Train as configured and return the model folder. Resumes an interrupted run.
+def distill(config: DistillConfig) -> None:
+    """Train as configured and write the model folder. Resumes an interrupted run.
 
     Raises ArtifactError when a model folder must not be loaded, ValueError when the data, the
     shape or the vocabularies do not fit, the loss diverges, or a checkpoint is damaged.
     """
     import torch
     from tqdm import tqdm
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     started = time.monotonic()
     origin = config.student or config.teacher
     limits = [load_manifest(folder, expect="hf") for folder in (config.teacher, origin)]
     tokenizer = AutoTokenizer.from_pretrained(config.teacher)
-    teacher = AutoModelForCausalLM.from_pretrained(config.teacher, dtype=torch.float32)
+    teacher = load_model(config.teacher)
     if config.student is None:
         student = make_student(teacher, config.shape, config.seed)
     else:
-        student = AutoModelForCausalLM.from_pretrained(config.student, dtype=torch.float32)
+        student = load_model(config.student)
         check_vocabulary(tokenizer.get_vocab(), AutoTokenizer.from_pretrained(config.student))
     if teacher.config.vocab_size != student.config.vocab_size:
         raise ValueError(
@@ -158,7 +158,7 @@ def distill(config: DistillConfig) -> Path:
     }
     run = open_run(config.out, settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    teacher.to(device).eval().requires_grad_(False)
+    teacher.to(device).requires_grad_(False)
     student.to(device).train()
     logger.info(
         "%d examples, %d held out; teacher %.1f M parameters, student %.1f M",
@@ -208,19 +208,18 @@ def distill(config: DistillConfig) -> Path:
     if held_out:
         evaluation |= {f"{name}_before": value for name, value in before.items()}
         evaluation |= models.measure(held_out)
-    describe = {
-        "format": "hf",
-        "precision": "fp32",
-        "stage": STAGE,
-        "base": limits[1].base,
-        "parent": parent_of(origin),
-        "prompt_version": limits[0].prompt_version,
-        "statute_version": limits[0].statute_version,
-        "max_fact_tokens": max_fact_tokens,
-        "max_thinking_tokens": max_thinking_tokens,
-        "config": {**settings, "student_origin": student_origin(config)},
-        "evaluation": evaluation,
-    }
+    describe = describe_child(
+        origin,
+        limits[1],
+        format="hf",
+        precision="fp32",
+        stage=STAGE,
+        statute_version=limits[0].statute_version,
+        max_fact_tokens=max_fact_tokens,
+        max_thinking_tokens=max_thinking_tokens,
+        config={**settings, "student_origin": student_origin(config)},
+        evaluation=evaluation,
+    )
     with write_artifact(config.out, describe) as folder:
         student.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -232,7 +231,6 @@ def distill(config: DistillConfig) -> Path:
         time.monotonic() - started,
         json.dumps({name: round(value, 4) for name, value in evaluation.items()}),
     )
-    return config.out
 
 
 def student_origin(config: DistillConfig) -> str:
@@ -284,9 +282,95 @@ def learn(
     return {"step": step, **losses.to_row(), "learning_rate": rate}
 
 
-def work(config: DistillConfig) -> None:
-    """Distil as the configuration says."""
-    from transformers.utils.logging import disable_progress_bar
+def open_run(out: Path, settings: dict[str, Any]) -> Path:
+    """The folder where the run that will produce `out` keeps its checkpoints.
 
-    disable_progress_bar()
-    distill(config)
+    A run with other settings or inputs, or of another kind, is moved aside with a warning that
+    names what changed; nothing is deleted but a save that was cut short. Raises ValueError when
+    the record of an unfinished run can't be read.
+    """
+    run = out.with_name(f"{out.name}.run")
+    recorded = run / "config.json"
+    # Neither how often a run is saved nor how its folder is spelled changes what it makes.
+    passing = ("checkpoint_steps", "out")
+    config = {k: v for k, v in settings.items() if k not in passing} | {"stage": STAGE}
+    if run.exists():
+        try:
+            previous = json.loads(recorded.read_bytes()) if recorded.is_file() else {}
+        except ValueError as error:
+            raise ValueError(f"{recorded} is damaged: delete {run} to start anew") from error
+        names = config.keys() | previous.keys()
+        if changed := sorted(k for k in names if config.get(k) != previous.get(k)):
+            number = 1
+            while (kept := run.with_name(f"{run.name}.{number}")).exists():
+                number += 1
+            run.rename(kept)
+            logger.warning(
+                "starting anew: the run there was made with other %s; it is kept in %s",
+                ", ".join(changed),
+                kept,
+            )
+    if not run.exists():
+        write_json(recorded, config)
+    for unfinished in run.glob(".checkpoint-*"):
+        shutil.rmtree(unfinished)
+    return run
+
+
+def write_checkpoint(run: Path, state: dict[str, Any]) -> None:
+    """Save the state after a step, whole or not at all, and drop all but the newest two."""
+    import torch
+
+    with whole_folder(run / f"checkpoint-{state['step']:08d}") as folder:
+        torch.save(state, folder / STATE)
+        write_json(folder / SEAL, {"sha256": sha256(folder / STATE)})
+    for old in sorted(run.glob("checkpoint-*"))[:-KEPT_CHECKPOINTS]:
+        shutil.rmtree(old)
+    logger.info("checkpoint after step %d", state["step"])
+
+
+def read_checkpoint(run: Path, device: torch.device) -> dict[str, Any] | None:
+    """The newest state of a run, or None. Raises ValueError when its checkpoint is damaged."""
+    import torch
+
+    found = sorted(run.glob("checkpoint-*"))
+    if not found:
+        return None
+    folder = found[-1]
+    try:
+        sealed = json.loads((folder / SEAL).read_bytes())["sha256"] == sha256(folder / STATE)
+    except (OSError, ValueError, KeyError):
+        sealed = False
+    if not sealed:
+        raise ValueError(
+            f"{folder} is damaged: delete it to go on from the checkpoint before, or from the start"
+        )
+    state: dict[str, Any] = torch.load(folder / STATE, map_location=device, weights_only=True)
+    return state
+
+
+def close_run(run: Path) -> None:
+    """Drop what only a resume needs, once the model folder is written."""
+    for checkpoint in run.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    (run / "config.json").unlink()
+    if not any(run.iterdir()):
+        run.rmdir()
+
+
+@contextlib.contextmanager
+def stop_between_steps() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; a second one interrupts at once."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    previous = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

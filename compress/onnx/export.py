@@ -20,10 +20,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import model_validator
 
+from compress.folders import describe_child
 from compress.onnx.builder import (
     build_graph,
     check_graph,
@@ -35,13 +36,10 @@ from compress.onnx.parity import measure_parity
 from compress.onnx.recipes import DEFAULT_RECIPE, RECIPES, Device, Recipe
 from compress.onnx.speculation import add_likeliest
 from compress.prompts import sample_prompts
-from curt.artifact import Manifest, load_manifest, parent_of, write_artifact
+from curt.artifact import Manifest, load_manifest, write_artifact
 from curt.config import Config, run
 from curt.corpus.store import read_cases
 from curt.files import write_json
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +99,8 @@ class ExportOrtConfig(Config):
         return RECIPES[self.precision](self.device, self.block_size)
 
 
-def export_ort(config: ExportOrtConfig) -> dict[str, float]:
-    """Build, measure and publish one ONNX Runtime artifact; returns its parity row.
+def export_ort(config: ExportOrtConfig) -> None:
+    """Build, measure and publish one ONNX Runtime artifact.
 
     Raises ArtifactError when the parent must not be loaded; ValueError when a setting does not
     fit the model, when cases to measure or calibrate on are not there, or when the artifact is
@@ -131,7 +129,15 @@ def export_ort(config: ExportOrtConfig) -> dict[str, float]:
             started = time.perf_counter()
             weights = recipe.calibrate(config.model, samples, source)
             log.info("calibrated on %d in %.1f s", len(samples), time.perf_counter() - started)
-        describe = _describe(config, parent, settings, row)
+        describe = describe_child(
+            config.model,
+            parent,
+            format="ort-genai",
+            precision=recipe.precision,
+            stage="export_ort",
+            config=settings,
+            evaluation=row,
+        )
         folder = stack.enter_context(write_artifact(config.out, describe))
         started = time.perf_counter()
         build_graph(source, folder, recipe)
@@ -158,28 +164,7 @@ def export_ort(config: ExportOrtConfig) -> dict[str, float]:
                 f"max_kl {config.max_kl}: use a smaller block_size or another precision"
             )
         write_json(folder / PARITY, row)
-    return row
-
-
-def _describe(
-    config: ExportOrtConfig,
-    parent: Manifest,
-    settings: dict[str, Any],
-    evaluation: dict[str, float],
-) -> dict[str, Any]:
-    return {
-        "format": "ort-genai",
-        "precision": config.recipe.precision,
-        "stage": "export_ort",
-        "base": parent.base,
-        "parent": parent_of(config.model),
-        "prompt_version": parent.prompt_version,
-        "statute_version": parent.statute_version,
-        "max_fact_tokens": parent.max_fact_tokens,
-        "max_thinking_tokens": parent.max_thinking_tokens,
-        "config": settings,
-        "evaluation": evaluation,
-    }
+    log.info("%s is ready", config.out)
 
 
 def _calibration_prompts(
@@ -244,14 +229,5 @@ def _check_tokenizers(folder: Path, parent: Any, prompts: Sequence[list[int]]) -
                 )
 
 
-def work(config: ExportOrtConfig) -> None:
-    """Export as the configuration says."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    export_ort(config)
-    log.info("%s is ready", config.out)
-
-
 if __name__ == "__main__":
-    run(ExportOrtConfig, work, expected=(OSError, RuntimeError, ValueError))
+    run(ExportOrtConfig, export_ort, expected=(OSError, RuntimeError, ValueError))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compress.distance import compare_along_parent
+from compress.folders import load_model, weight_bytes
 from compress.prompts import sample_prompts
 from curt.artifact import load_manifest
 from curt.config import Config, run
@@ -28,13 +29,10 @@ from curt.files import write_json
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
-    from transformers import PreTrainedModel
 
     Logits = NDArray[np.float32]
 
 log = logging.getLogger(__name__)
-
-MODEL_SUFFIXES = (".onnx", ".data", ".safetensors")
 
 
 class ParityConfig(Config):
@@ -73,7 +71,7 @@ def measure_parity(
         return torch.from_numpy(runner.teacher_force(prompt, continuation))
 
     row = compare_along_parent(
-        _load_parent(model), read_artifact, prompts, continuation_tokens
+        load_model(model), read_artifact, prompts, continuation_tokens
     ).to_full_row() | {
         "size_mb": weight_bytes(artifact) / 1e6,
         "parent_size_mb": weight_bytes(model) / 1e6,
@@ -120,19 +118,6 @@ class _Runner:
             decodes.append(time.perf_counter() - prefilled)
             prefills.append(prefilled - started)
         return len(prompt) / min(prefills), decode_tokens / min(decodes)
-
-
-def _load_parent(model: Path) -> PreTrainedModel:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    parent: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    return parent.eval()
-
-
-def weight_bytes(folder: Path) -> int:
-    """Bytes of a model folder's files that hold weights."""
-    return sum(f.stat().st_size for f in folder.iterdir() if f.suffix in MODEL_SUFFIXES)
 
 
 def work(config: ParityConfig) -> None:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from compress.folders import load_model
+
 if TYPE_CHECKING:
     from compress.onnx.gptq import QuantisedWeight
 
@@ -129,15 +131,11 @@ class Int4(Blockwise):
         self, model: Path, samples: Sequence[list[int]], folder: Path
     ) -> Mapping[str, QuantisedWeight]:
         """Round by GPTQ (`compress.onnx.gptq`) and write the checkpoint."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
         from compress.onnx.checkpoint import write_gptq_checkpoint
         from compress.onnx.gptq import quantise_model
 
         assert self.block_size is not None
-        parent = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        weights = quantise_model(parent, samples, self.block_size)
+        weights = quantise_model(load_model(model), samples, self.block_size)
         write_gptq_checkpoint(model, weights, folder)
         return weights
 

@@ -9,7 +9,6 @@ exporter sees an ordinary model. Quality lost here is won back by training after
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
 import math
@@ -21,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from compress.prompts import sample_prompts
-from curt.artifact import Manifest, load_manifest, parent_of, write_artifact
+from compress.folders import describe_child, load_model
+from compress.prompts import hash_examples, sample_prompts
+from curt.artifact import Manifest, load_manifest, write_artifact
 from curt.config import Config
 from curt.corpus.store import read_cases
 
@@ -265,14 +265,14 @@ def _head_dim(config: PretrainedConfig) -> int:
     return explicit if explicit else config.hidden_size // config.num_attention_heads
 
 
-def prune(config: PruneConfig) -> dict[str, Any]:
-    """Prune one model folder; returns what was asked and removed, as the manifest keeps it.
+def prune(config: PruneConfig) -> None:
+    """Prune one model folder; its manifest keeps what was asked and removed.
 
     Raises ArtifactError when the parent must not be loaded and ValueError when the request can
     not be met or there are no cases to measure on; then nothing is written.
     """
     parent = load_manifest(config.model, expect="hf")
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     shape = AutoConfig.from_pretrained(config.model)
     _check(config, shape)
@@ -280,18 +280,26 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     neurons = plan_neurons(shape.intermediate_size, config.neurons, config.neuron_multiple)
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     prompts = _calibration_prompts(config, parent, tokenizer, shape.max_position_embeddings)
-    model = AutoModelForCausalLM.from_pretrained(config.model, dtype="auto").eval()
+    model = load_model(config.model, "auto")
     importance = _judge(config, model, prompts)
     plan = make_plan(shape, importance, cut=cut, neurons=neurons, layers=config.layers)
     smaller = shrink(model, plan)
 
     report = _report(config, model, smaller, plan, importance, prompts)
-    with write_artifact(config.out, _describe(config, parent, report)) as folder:
+    describe = describe_child(
+        config.model,
+        parent,
+        format="hf",
+        precision=parent.precision,
+        stage="prune",
+        config=config.model_dump(mode="json") | {"pruning": report},
+    )
+    with write_artifact(config.out, describe) as folder:
         smaller.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     log.info("asked for %s, removed %s", json.dumps(report["asked"]), json.dumps(report["removed"]))
     log.info("parameters %(parameters_before)d -> %(parameters_after)d", report)
-    return report
+    log.info("%s is ready", config.out)
 
 
 def _check(config: PruneConfig, shape: PretrainedConfig) -> None:
@@ -343,7 +351,6 @@ def _report(
     before, after = model.config, smaller.config
     kept = {layer.source for layer in plan}
     heads = set(range(before.num_attention_heads))
-    calibration = hashlib.sha256(json.dumps(prompts).encode()).hexdigest() if prompts else ""
 
     def share(name: str) -> float:
         return (getattr(before, name) - getattr(after, name)) / float(getattr(before, name))
@@ -362,29 +369,5 @@ def _report(
         "parameters_before": model.num_parameters(),
         "parameters_after": smaller.num_parameters(),
         "calibration_cases": len(prompts),
-        "calibration_sha256": calibration,
+        "calibration_sha256": hash_examples(prompts) if prompts else "",
     }
-
-
-def _describe(config: PruneConfig, parent: Manifest, report: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "format": "hf",
-        "precision": parent.precision,
-        "stage": "prune",
-        "base": parent.base,
-        "parent": parent_of(config.model),
-        "prompt_version": parent.prompt_version,
-        "statute_version": parent.statute_version,
-        "max_fact_tokens": parent.max_fact_tokens,
-        "max_thinking_tokens": parent.max_thinking_tokens,
-        "config": config.model_dump(mode="json") | {"pruning": report},
-    }
-
-
-def work(config: PruneConfig) -> None:
-    """Prune as the configuration says."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    prune(config)
-    log.info("%s is ready", config.out)

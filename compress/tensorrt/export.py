@@ -26,12 +26,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compress.distance import compare_on
-from compress.prompts import sample_prompts
+from compress.folders import count_parameters, describe_child, load_model, weight_bytes
+from compress.prompts import hash_examples, sample_prompts
 from compress.tensorrt.formats import FORMATS, Precision, choose_precision
 from compress.tensorrt.quantise import (
     COMPARED_EXAMPLES,
-    count_parameters,
-    hash_examples,
     model_widths,
     quantise,
 )
@@ -47,7 +46,7 @@ from compress.tensorrt.serve import (
     write_server,
 )
 from compress.tensorrt.verify import verify_checkpoint
-from curt.artifact import Manifest, load_manifest, parent_of, write_artifact
+from curt.artifact import Manifest, load_manifest, write_artifact
 from curt.config import Config, run
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases
@@ -107,8 +106,8 @@ class ExportTrtConfig(Config):
     port: int = 8001
 
 
-def export_trt(config: ExportTrtConfig) -> dict[str, float]:
-    """Quantise, export, verify and publish one checkpoint; returns the verification's figures.
+def export_trt(config: ExportTrtConfig) -> None:
+    """Quantise, export, verify and publish one checkpoint.
 
     Raises ArtifactError when the parent must not be loaded, ValueError when a setting does not
     fit the model or the GPU or no cases are there, and VerificationError when the checkpoint
@@ -132,7 +131,7 @@ def export_trt(config: ExportTrtConfig) -> dict[str, float]:
         config.seed,
         with_completion=True,
     )
-    chosen = {
+    settings = config.model_dump(mode="json") | {
         "precision": precision,
         "precision_reason": reason,
         "calibration_cases": len(examples),
@@ -140,7 +139,16 @@ def export_trt(config: ExportTrtConfig) -> dict[str, float]:
         "cases_sha256": sha256(config.cases),
     }
     figures: dict[str, float] = {}  # the manifest's evaluation, filled in before it is written
-    with write_artifact(config.out, _describe(config, parent, chosen, figures)) as folder:
+    describe = describe_child(
+        config.model,
+        parent,
+        format="trtllm-hf",
+        precision=precision,
+        stage="export_trt",
+        config=settings,
+        evaluation=figures,
+    )
+    with write_artifact(config.out, describe) as folder:
         started = time.perf_counter()
         distance = quantise(config.model, precision, examples, config.seed, folder)
         log.info("quantised to %s in %.1f s", precision, time.perf_counter() - started)
@@ -153,8 +161,7 @@ def export_trt(config: ExportTrtConfig) -> dict[str, float]:
             config, parent, precision, folder, distance, tokenizer, examples, compared
         )
         _gate(config, precision, figures)
-        weight_bytes = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-        sizes = _size(config, parent, shape, precision, weight_bytes)
+        sizes = _size(config, parent, shape, precision, weight_bytes(folder))
         options = build_options(
             sizes,
             memory_fraction=config.gpu_memory_fraction,
@@ -166,7 +173,7 @@ def export_trt(config: ExportTrtConfig) -> dict[str, float]:
         figures["engine_started"] = float(start_engine(folder, examples[0]))
         log.info("verified in %.1f s: %s", time.perf_counter() - started, json.dumps(figures))
         write_json(folder / VERIFICATION, figures)
-    return figures
+    log.info("%s is ready", config.out)
 
 
 def start_engine(folder: Path, prompt: list[int]) -> bool:
@@ -223,9 +230,7 @@ def _compare_models(
     examples: Sequence[list[int]],
     cases: Sequence[Case],
 ) -> dict[str, float]:
-    from transformers import AutoModelForCausalLM
-
-    source = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32).eval()
+    source = load_model(config.model)
     child = load_dequantised(folder, precision)
     if not distance:  # the quantiser could not simulate this format without a GPU
         distance = compare_on(source, child, examples[:COMPARED_EXAMPLES]).to_row()
@@ -259,33 +264,12 @@ def _gate(config: ExportTrtConfig, precision: Precision, figures: dict[str, floa
         )
 
 
-def _describe(
-    config: ExportTrtConfig,
-    parent: Manifest,
-    chosen: dict[str, Any],
-    evaluation: dict[str, float],
-) -> dict[str, Any]:
-    return {
-        "format": "trtllm-hf",
-        "precision": chosen["precision"],
-        "stage": "export_trt",
-        "base": parent.base,
-        "parent": parent_of(config.model),
-        "prompt_version": parent.prompt_version,
-        "statute_version": parent.statute_version,
-        "max_fact_tokens": parent.max_fact_tokens,
-        "max_thinking_tokens": parent.max_thinking_tokens,
-        "config": config.model_dump(mode="json") | chosen,
-        "evaluation": evaluation,
-    }
-
-
 def _size(
     config: ExportTrtConfig,
     parent: Manifest,
     shape: dict[str, Any],
     precision: Precision,
-    weight_bytes: int | None = None,
+    written_bytes: int | None = None,
 ) -> Sizes:
     """The server's sizes; before the weights are written, from the least they can take."""
     parameters = count_parameters(config.model)
@@ -295,7 +279,7 @@ def _size(
         fact_tokens=parent.max_fact_tokens,
         thinking_tokens=parent.max_thinking_tokens,
         context_tokens=shape["max_position_embeddings"],
-        weight_bytes=least if weight_bytes is None else weight_bytes,
+        weight_bytes=least if written_bytes is None else written_bytes,
         parameters=parameters,
         kv_bytes_per_token=count_kv_bytes(shape),
         precision=precision,
@@ -306,14 +290,5 @@ def _size(
     return size_server(work, config.gpu, config.max_batch_size, config.gpu_memory_fraction)
 
 
-def work(config: ExportTrtConfig) -> None:
-    """Export as the configuration says."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    export_trt(config)
-    log.info("%s is ready", config.out)
-
-
 if __name__ == "__main__":
-    run(ExportTrtConfig, work, expected=(OSError, RuntimeError, ValueError))
+    run(ExportTrtConfig, export_trt, expected=(OSError, RuntimeError, ValueError))

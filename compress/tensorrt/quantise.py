@@ -8,11 +8,8 @@ for it with the stored numbers.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-import json
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,16 +18,12 @@ from typing import Any
 import torch
 
 from compress.distance import compare_on
+from compress.folders import load_model
 from compress.tensorrt.formats import FORMATS, Precision
 
 log = logging.getLogger(__name__)
 
 COMPARED_EXAMPLES = 16
-
-
-def hash_examples(examples: Sequence[Sequence[int]]) -> str:
-    """SHA-256 of a calibration set's token ids, in their order."""
-    return hashlib.sha256(json.dumps([list(e) for e in examples]).encode()).hexdigest()
 
 
 def quantise(
@@ -45,14 +38,12 @@ def quantise(
     Returns how far the quantised model, simulated with its rounding of what goes into the
     layers, is from its source (`compress.distance`); nothing where simulating needs a GPU.
     """
-    from transformers import AutoModelForCausalLM
-
     torch.manual_seed(seed)
     with _quiet_modelopt(), torch.inference_mode():
         import modelopt.torch.quantization as mtq
         from modelopt.torch.export import export_hf_checkpoint
 
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()
+        model = load_model(source, torch.bfloat16)
         if not model.config.architectures:  # the exporter looks its layer names up by it
             model.config.architectures = [type(model).__name__]
 
@@ -65,7 +56,7 @@ def quantise(
             model = mtq.quantize(model, getattr(mtq, form.modelopt_config), calibrate)
         distance: dict[str, float] = {}
         if not form.needs_cuda:
-            parent = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+            parent = load_model(source)
             distance = compare_on(parent, model, examples[:COMPARED_EXAMPLES]).to_row()
             del parent
         export_hf_checkpoint(model, dtype=torch.bfloat16, export_dir=folder)
@@ -98,15 +89,3 @@ def model_widths(config: Mapping[str, Any]) -> dict[str, int]:
         "intermediate_size": config["intermediate_size"],
         "attention width": heads * head_dim,
     }
-
-
-def count_parameters(folder: Path) -> int:
-    """Numbers in a model folder's safetensors files, read from their headers."""
-    from safetensors import safe_open
-
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as handle:
-            for name in handle.keys():  # noqa: SIM118
-                total += math.prod(handle.get_slice(name).get_shape())
-    return total

@@ -16,7 +16,7 @@ from compress.compare.weights import (
     fp32_bytes,
     weight_bytes_per_token,
 )
-from compress.onnx.parity import weight_bytes
+from compress.folders import weight_bytes
 from curt.artifact import ArtifactError, load_manifest, parent_of, write_artifact
 from curt.config import load_config, run
 from curt.dialogue import THINK_END, ParseFailure, render_answer

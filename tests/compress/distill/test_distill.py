@@ -58,6 +58,11 @@ def config(teacher: Path, cases: Path, out: Path, **changes: Any) -> DistillConf
     return DistillConfig(**{**settings, **changes})
 
 
+def distilled(chosen: DistillConfig) -> Path:
+    distill(chosen)
+    return chosen.out
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
@@ -81,7 +86,7 @@ class StopAt(logging.Handler):
 
 def interrupted(chosen: DistillConfig, step: int) -> None:
     """Run until Ctrl-C, pressed after the given step's checkpoint."""
-    logger = logging.getLogger("compress.distill.run")
+    logger = logging.getLogger("compress.distill.distill")
     handler, level = StopAt(step), logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -141,7 +146,7 @@ def test_help_is_shown_without_loading_a_framework():
 
 
 def test_a_student_comes_nearer_its_teacher(teacher: Path, cases: Path, tmp_path: Path):
-    out = distill(config(teacher, cases, tmp_path / "out", steps=25, loss={"ce_weight": 0}))
+    out = distilled(config(teacher, cases, tmp_path / "out", steps=25, loss={"ce_weight": 0}))
     manifest = load_manifest(out, expect="hf")
     assert manifest.evaluation["kl"] < 0.8 * manifest.evaluation["kl_before"]
     history = json.loads((out / "history.json").read_text())
@@ -186,7 +191,7 @@ def test_a_given_student_recovers(teacher: Path, cases: Path, tmp_path: Path):
         learning_rate=1e-3,
         loss={"ce_weight": 0},  # random weights agree with no data
     )
-    manifest = load_manifest(distill(chosen))
+    manifest = load_manifest(distilled(chosen))
     assert manifest.evaluation["kl"] < manifest.evaluation["kl_before"]
     assert manifest.parent is not None
     assert manifest.parent.path == str(pruned)
@@ -197,7 +202,7 @@ def test_a_given_student_recovers(teacher: Path, cases: Path, tmp_path: Path):
 def test_mixup_smoothing_and_bf16_run_together(teacher: Path, cases: Path, tmp_path: Path):
     loss = {"mixup_alpha": 0.4, "label_smoothing": 0.1, "thinking_weight": 1, "answer_weight": 1}
     chosen = config(teacher, cases, tmp_path / "out", shape={"hidden": 64}, loss=loss, bf16=True)
-    manifest = load_manifest(distill(chosen))
+    manifest = load_manifest(distilled(chosen))
     assert manifest.config["student_origin"] == "random"
     assert all(math.isfinite(value) for value in manifest.evaluation.values())
 
@@ -205,12 +210,12 @@ def test_mixup_smoothing_and_bf16_run_together(teacher: Path, cases: Path, tmp_p
 @pytest.mark.usefixtures("ctrl_c")
 def test_a_stopped_run_ends_as_an_unbroken_one(teacher: Path, cases: Path, tmp_path: Path):
     changes = {"loss": {"mixup_alpha": 0.4}}
-    whole = distill(config(teacher, cases, tmp_path / "whole", **changes))
+    whole = distilled(config(teacher, cases, tmp_path / "whole", **changes))
     chosen = config(teacher, cases, tmp_path / "broken", **changes)
     interrupted(chosen, 4)
     assert not chosen.out.exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    resumed = distill(chosen)
+    resumed = distilled(chosen)
     assert same_weights(whole, resumed)
     assert (whole / "history.json").read_text() == (resumed / "history.json").read_text()
     assert load_manifest(whole).evaluation == load_manifest(resumed).evaluation
@@ -218,9 +223,9 @@ def test_a_stopped_run_ends_as_an_unbroken_one(teacher: Path, cases: Path, tmp_p
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_how_often_a_run_is_saved_changes_nothing(teacher: Path, cases: Path, tmp_path: Path):
-    whole = distill(config(teacher, cases, tmp_path / "whole"))
+    whole = distilled(config(teacher, cases, tmp_path / "whole"))
     interrupted(config(teacher, cases, tmp_path / "broken"), 2)
-    resumed = distill(config(teacher, cases, tmp_path / "broken", checkpoint_steps=5))
+    resumed = distilled(config(teacher, cases, tmp_path / "broken", checkpoint_steps=5))
     assert not (tmp_path / "broken.run.1").exists()
     assert same_weights(whole, resumed)
 
@@ -235,7 +240,7 @@ def test_other_settings_start_anew_and_say_so(
     distill(config(teacher, more, tmp_path / "out", seed=8))
     assert "starting anew: the run there was made with other data, inputs, seed" in caplog.text
     assert (tmp_path / "out.run.1" / "checkpoint-00000002").is_dir()
-    fresh = distill(config(teacher, more, tmp_path / "fresh", seed=8))
+    fresh = distilled(config(teacher, more, tmp_path / "fresh", seed=8))
     assert same_weights(tmp_path / "out", fresh)
 
 
@@ -254,8 +259,8 @@ def test_a_damaged_checkpoint_is_refused_with_a_remedy(
     for part in newest.iterdir():
         part.unlink()
     newest.rmdir()
-    whole = distill(config(teacher, cases, tmp_path / "whole"))
-    assert same_weights(whole, distill(chosen))
+    whole = distilled(config(teacher, cases, tmp_path / "whole"))
+    assert same_weights(whole, distilled(chosen))
 
 
 @pytest.mark.usefixtures("ctrl_c")
@@ -327,7 +332,7 @@ def test_a_diverging_run_is_stopped_with_a_remedy(teacher: Path, cases: Path, tm
 
 @pytest.mark.slow
 def test_a_killed_run_ends_as_an_unbroken_one(teacher: Path, cases: Path, tmp_path: Path):
-    whole = distill(config(teacher, cases, tmp_path / "whole", steps=60))
+    whole = distilled(config(teacher, cases, tmp_path / "whole", steps=60))
     chosen = config(teacher, cases, tmp_path / "killed", steps=60)
     arguments = f"--teacher {teacher} --shape.layers 1 --data {cases} --out {chosen.out}".split()
     numbers = {"held_out": 2, "steps": 60, "batch": 4, "warmup": 2, "checkpoint_steps": 2}
@@ -342,4 +347,4 @@ def test_a_killed_run_ends_as_an_unbroken_one(teacher: Path, cases: Path, tmp_pa
     process.wait(30)
     assert not chosen.out.exists(), log.read_text()
     assert any(run.glob("checkpoint-*")), log.read_text()
-    assert same_weights(whole, distill(chosen))
+    assert same_weights(whole, distilled(chosen))

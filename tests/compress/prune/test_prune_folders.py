@@ -16,7 +16,6 @@ from transformers import (
 from compress.prune.prune import (
     PruneConfig,
     prune,
-    work,
 )
 from curt.artifact import ArtifactError, load_manifest, parent_of, write_artifact
 from curt.config import load_config, run
@@ -45,9 +44,9 @@ def test_a_pruned_folder_is_smaller_describes_itself_and_generates(
         criterion=criterion,
         calibration_cases=4,
     )
-    report = prune(config)
+    prune(config)
     manifest, parent = load_manifest(config.out, expect="hf"), load_manifest(micro_model)
-    assert manifest.config["pruning"] == report
+    report = manifest.config["pruning"]
     assert manifest.config["heads"] == 0.4
     assert manifest.parent == parent_of(micro_model)
     assert (manifest.stage, manifest.precision, manifest.base) == ("prune", "fp32", parent.base)
@@ -105,7 +104,8 @@ def test_a_bf16_parent_gives_a_bf16_child(micro_model: Path, tmp_path: Path) -> 
 def test_magnitude_without_layers_needs_no_cases(micro_model: Path, tmp_path: Path) -> None:
     absent = tmp_path / "absent.jsonl"
     settings = {"heads": 0.5, "cases": absent, "head_unit": "query"}
-    report = prune(make_config(micro_model, tmp_path / "a", criterion="magnitude", **settings))
+    prune(make_config(micro_model, tmp_path / "a", criterion="magnitude", **settings))
+    report = load_manifest(tmp_path / "a").config["pruning"]
     assert (report["calibration_cases"], report["layer_influence"]) == (0, [])
     assert report["calibration_sha256"] == ""
     with pytest.raises(ValueError, match="no case file"):
@@ -203,9 +203,9 @@ def test_the_command_line_prunes_and_reports_what_it_cannot(
     cases = write_cases(tmp_path / "cases.jsonl")
     command = ["--model", str(micro_model), "--out", str(tmp_path / "out"), "--cases", str(cases)]
     with pytest.raises(SystemExit, match=r"error: heads 0\.2 removes no head"):
-        run(PruneConfig, work, [*command, "--heads", "0.2"])
+        run(PruneConfig, prune, [*command, "--heads", "0.2"])
     assert not (tmp_path / "out").exists()
-    run(PruneConfig, work, [*command, "--heads", "0.5", "--criterion", "magnitude", "--seed", "7"])
+    run(PruneConfig, prune, [*command, "--heads", "0.5", "--criterion", "magnitude", "--seed", "7"])
     assert load_manifest(tmp_path / "out").config["criterion"] == "magnitude"
 
 

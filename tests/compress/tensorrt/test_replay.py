@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compress.distance import compare_on
+from compress.prompts import hash_examples
 from compress.tensorrt.formats import Precision
-from compress.tensorrt.quantise import hash_examples, quantise
+from compress.tensorrt.quantise import quantise
 from compress.tensorrt.readers import write_for_older_readers
 from compress.tensorrt.replay import compare_answers, load_dequantised, round_activations
 from curt.corpus.case import Case
