@@ -25,7 +25,7 @@ from pydantic import Field
 
 from benchmarks.client import Client, endless, load, send_in_turn, write_body
 from benchmarks.run import EXPECTED, describe_machine, serve, write_results
-from compress.compare.subject import OrtSubject, RunTimes, make_request
+from compress.compare.speed import OrtSubject, RunTimes, make_request
 from curt.config import Config, run
 from curt.engines.protocol import Request
 from loadtest._arrivals import load_facts

@@ -1,6 +1,11 @@
-"""From folders to the report: verify, measure what is missing, choose, write.
+"""Compare artifacts with the parent they were made from: one table, one page, one default.
 
-What is measured once is kept under the hash of its content.
+    python -m compress.compare --parent artifacts/demo/grpo-default \
+        --artifacts '["artifacts/demo/ort-fp32", "artifacts/demo/ort-int4"]' \
+        --corpus artifacts/demo/corpus/test.jsonl --limit 100 --out artifacts/demo/choice
+
+Every result is kept under the hash of what it depends on, so a stopped run goes on where it
+was. Speeds are the exception: they are measured for all folders together or not at all.
 """
 
 from __future__ import annotations
@@ -10,26 +15,32 @@ import json
 import logging
 import platform
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, model_validator
 
-from compress.compare.choice import choose
-from compress.compare.page import render_page
-from compress.compare.rows import ArtifactIdentity, Closeness, Measured, Quality, make_rows
-from compress.compare.settings import CompareConfig
+from compress.compare.choice import (
+    ArtifactIdentity,
+    Closeness,
+    Measured,
+    Quality,
+    choose,
+    make_rows,
+)
 from compress.compare.speed import Speed, measure_speeds
-from compress.compare.weights import folder_bytes, fp32_bytes
 from compress.distance import compare_along_parent
-from compress.onnx.parity import measure_parity, weight_bytes
+from compress.folders import count_parameters, folder_bytes, load_model, weight_bytes
+from compress.onnx.parity import measure_parity
 from compress.prompts import sample_prompts
 from curt.artifact import MANIFEST, Manifest, load_manifest
+from curt.config import Config
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases
 from curt.dialogue import ParseFailure, parse_completion
 from curt.engines import Engine
-from curt.evaluate import EvaluateConfig, run_budget, score_outcomes
+from curt.evaluate import EvaluateConfig, open_engine, run_budget, score_outcomes
 from curt.files import sha256, write_atomic, write_json
 from curt.law.verdict import Verdict
 
@@ -42,6 +53,50 @@ RUNNABLE = ("hf", "ort-genai")
 
 OpenEngine = Callable[[Path], Engine]
 T = TypeVar("T")
+
+
+class CompareConfig(Config):
+    """Settings of `python -m compress.compare`."""
+
+    parent: Path
+    """The Hugging Face model folder the artifacts are compared with."""
+    artifacts: list[Path]
+    """Model folders to choose from, as a JSON list."""
+    corpus: Path = Path("artifacts/demo/corpus/test.jsonl")
+    """Case file for accuracy and KL; not read with `speed_only`."""
+    out: Path
+    """Folder for report.json, report.html and the kept results."""
+    limit: int | None = None
+    """Use only the first so many cases."""
+    budget: int | None = None
+    """Thinking budget in tokens, stated and enforced; the parent's largest when not given."""
+    batch: int = 50
+    """Sequences at once, where the engine batches."""
+    speed_only: bool = False
+    """Sizes and speeds alone, for a model whose weights are random."""
+    speed_threads: tuple[int, ...] = (1, 2)
+    """Thread counts to measure speed at."""
+    speed_rounds: int = 5
+    """Rounds of the speed measurement."""
+    prompt_tokens: int = 500
+    """Prompt length of the speed measurement."""
+    decode_tokens: int = 64
+    """Tokens decoded after it."""
+    kl_prompts: int = 16
+    """Prompts to compare next-token distributions on."""
+    kl_tokens: int = 96
+    """Length limit of the parent's completion of each."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> CompareConfig:
+        names = [folder.resolve().name for folder in (self.parent, *self.artifacts)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"more than one folder named {', '.join(twice)}: rename one")
+        if not self.artifacts:
+            raise ValueError("no artifacts: give at least one folder")
+        return self
 
 
 class Store:
@@ -76,6 +131,8 @@ def write_report(config: CompareConfig, open_engine: OpenEngine) -> dict[str, An
     Raises ArtifactError, before anything is measured, when any folder is not what its manifest
     says; ValueError when the corpus holds no case.
     """
+    from compress.compare.page import render_page
+
     limits = load_manifest(config.parent, expect="hf")
     budget = limits.max_thinking_tokens if config.budget is None else config.budget
     identities = [identify(f, config.parent) for f in (config.parent, *config.artifacts)]
@@ -84,7 +141,7 @@ def write_report(config: CompareConfig, open_engine: OpenEngine) -> dict[str, An
     if not config.speed_only:
         measured = _add_quality(config, limits, budget, measured, store, open_engine)
     measured = _add_speeds(config, measured, store)
-    rows = make_rows(measured, fp32_bytes(config.parent) / 1e6)
+    rows = make_rows(measured, 4 * count_parameters(config.parent) / 1e6)
     choice = choose(rows)
     settings = {**config.model_dump(mode="json"), "budget": budget}
     report = {
@@ -94,6 +151,7 @@ def write_report(config: CompareConfig, open_engine: OpenEngine) -> dict[str, An
     }
     write_json(config.out / "report.json", report)
     write_atomic(config.out / "report.html", render_page(rows, choice, settings))
+    log.info("default: %s; page in %s", choice.name, config.out / "report.html")
     return report
 
 
@@ -202,7 +260,6 @@ def measure_quality(
     """Answer every case under one thinking budget, stated and enforced, as evaluation does."""
     outcomes = run_budget(engine, cases, budget, config)
     return Quality(
-        engine=engine.name,
         scores=score_outcomes(outcomes),
         exact_cases=[o.exact for o in outcomes],
         verdicts=[verdict_key(parse_completion(o.generation.text).verdict) for o in outcomes],
@@ -249,12 +306,8 @@ def _compare_transformers(
 ) -> dict[str, float]:
     """As `compress.onnx.parity` does for ONNX Runtime, for two Hugging Face folders."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    left, right = (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        for folder in (parent, artifact)
-    )
+    left, right = load_model(parent), load_model(artifact)
     context = min(model.config.max_position_embeddings for model in (left, right))
 
     def read_child(prompt: list[int], continuation: list[int]) -> torch.Tensor:
@@ -265,3 +318,8 @@ def _compare_transformers(
 
     distance = compare_along_parent(left, read_child, prompts, continuation_tokens, context)
     return distance.to_full_row()
+
+
+def work(config: CompareConfig) -> None:
+    """Measure what is missing and write the report."""
+    write_report(config, partial(open_engine, batch=config.batch))

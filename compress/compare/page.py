@@ -11,8 +11,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.ticker import PercentFormatter
 
-from compress.compare.choice import Choice, pareto_front
-from compress.compare.rows import ArtifactRow
+from compress.compare.choice import ArtifactRow, Choice, pareto_front
 from compress.compare.speed import Speed, Spread
 from curt.drawing import INK, MARKERS, SERIES, finish_figure, new_figure
 from curt.html import render_html
@@ -144,7 +143,6 @@ def speed_table(rows: Sequence[ArtifactRow], threads: int) -> Table:
     heads = (
         "artifact", "load, s", "peak memory, MB", "prompt", "prefill, tokens/s",
         "decode, tokens/s", "decode, × parent", "prefill, × bare loop", "decode, × bare loop",
-        "weights a token, MB", "share of bandwidth bound",
     )  # fmt: skip
     pairs = [(row, s) for row in rows for s in row.speeds if s.threads == threads]
     return Table(heads, [(row.identity.name, *_speed_cells(speed)) for row, speed in pairs])
@@ -233,8 +231,6 @@ def _speed_cells(speed: Speed) -> tuple[str, ...]:
         _spread(speed.decode_to_first, ".2f"),
         _spread(speed.prefill_to_bare, ".2f"),
         _spread(speed.decode_to_bare, ".2f"),
-        f"{speed.weight_mb_per_token:,.2f}",
-        _spread(speed.bandwidth_share, ".0%"),
     )
 
 

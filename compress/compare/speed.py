@@ -1,6 +1,4 @@
-"""How fast model folders load, read a prompt and write, and how near that is to what is possible.
-
-    python -m compress.compare.speed --artifacts '["artifacts/demo/ort-int4"]' --out speed.json
+"""How fast model folders load, read a prompt and write, beside the library's own loop.
 
 Every folder gets a process of its own for each thread count. The processes stay loaded and take
 turns, one round each, so that a ratio compares two folders measured at nearly the same time and
@@ -10,49 +8,35 @@ not the machine's load at two times; memory must hold all folders at once.
 from __future__ import annotations
 
 import contextlib
-import itertools
+import functools
 import json
 import logging
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
-from compress.compare.weights import weight_bytes_per_token
-from curt.artifact import ArtifactError, load_manifest
-from curt.config import Config, FrozenModel, run
-from curt.files import write_json
+from curt.artifact import ArtifactError, Format, load_manifest
+from curt.config import FrozenModel
+from curt.dialogue import MAX_ANSWER_TOKENS, state_budget
+from curt.engines.onnx.graph import GENAI_CONFIG
+from curt.engines.protocol import Generation, Request
 
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
-COPY_BYTES = 256 << 20  # larger than most caches, so that the copy reads memory
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-class SpeedConfig(Config):
-    """Settings of `python -m compress.compare.speed`."""
-
-    artifacts: list[Path]
-    """Model folders, as a JSON list; the first is what the others are compared with."""
-    out: Path
-    """JSON file to write."""
-    threads: tuple[int, ...] = (1, 2)
-    """Thread counts to measure at."""
-    rounds: int = 5
-    """Rounds at each thread count, all folders in each."""
-    prompt_tokens: int = 500
-    """Prompt length; less where a model's context is too short."""
-    decode_tokens: int = 64
-    """Tokens to decode after it."""
+SENTENCE = "被告人张某在某市某超市窃取他人现金8000元，归案后如实供述，认罪认罚。"
+MAX_REQUESTS = 32  # a round, for a model that ends its turn at once
+MIN_ROUND_S = 0.2  # of our engine: a shorter round measures the scheduler
 
 
 class Spread(FrozenModel):
@@ -67,8 +51,7 @@ class Speed(FrozenModel):
     """One folder at one thread count.
 
     Rates are our engine's. `*_to_bare` are ratios to the library's own loop on the same prompt,
-    `decode_to_first` to the first folder's decoding in the same round. `bandwidth_share` is the
-    traffic of the weights alone over the machine's copy bandwidth.
+    `decode_to_first` to the first folder's decoding in the same round.
     """
 
     threads: int
@@ -81,9 +64,6 @@ class Speed(FrozenModel):
     prefill_to_bare: Spread
     decode_to_bare: Spread
     decode_to_first: Spread
-    weight_mb_per_token: float
-    copy_gb_per_s: Spread
-    bandwidth_share: Spread
 
 
 def measure_speeds(
@@ -116,26 +96,9 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(median=statistics.median(values), low=min(values), high=max(values))
 
 
-def copy_gb_per_s(source: np.ndarray, target: np.ndarray, threads: int) -> float:
-    """Memory bandwidth of a copy, counting each byte read and each written (as STREAM does)."""
-    edges = [len(source) * i // threads for i in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:  # numpy copies outside the interpreter lock
-        started = time.perf_counter()
-        parts = [
-            pool.submit(np.copyto, target[low:high], source[low:high])
-            for low, high in itertools.pairwise(edges)
-        ]
-        for part in parts:
-            part.result()
-        return 2 * source.nbytes / (time.perf_counter() - started) / 1e9
-
-
 def _measure_at(
     folders: Sequence[Path], threads: int, rounds: int, prompt_tokens: int, decode_tokens: int
 ) -> list[Speed]:
-    source = np.ones(COPY_BYTES // 8)
-    target = np.zeros_like(source)
-    copies: list[float] = []
     seen: list[list[dict[str, Any]]] = [[] for _ in folders]
     with contextlib.ExitStack() as stack:
         workers = [
@@ -143,33 +106,26 @@ def _measure_at(
             for folder in folders
         ]
         for turn in range(rounds):
-            copies.append(max(copy_gb_per_s(source, target, threads) for _ in range(3)))
             for place in range(len(folders)):
                 index = (turn + place) % len(folders)  # each folder is first in turn
                 seen[index].append(workers[index].run_round())
             log.info("speed at %d threads: round %d of %d", threads, turn + 1, rounds)
         ready = [worker.ready for worker in workers]
     first = [_rate(one["engine"], "decode_s", "passes") for one in seen[0]]
-    return [
-        _summarise(folder, threads, start, own, first, copies)
-        for folder, start, own in zip(folders, ready, seen, strict=True)
-    ]
+    return [_summarise(threads, start, own, first) for start, own in zip(ready, seen, strict=True)]
 
 
 def _summarise(
-    folder: Path,
     threads: int,
     ready: dict[str, Any],
     seen: Sequence[dict[str, Any]],
     first: Sequence[float],
-    copies: Sequence[float],
 ) -> Speed:
     length = ready["prompt_tokens"]
     decode = [_rate(one["engine"], "decode_s", "passes") for one in seen]
     bare_decode = [_rate(one["bare"], "decode_s", "passes") for one in seen]
     prefill = [_rate(one["engine"], "prefill_s", length) for one in seen]
     bare_prefill = [_rate(one["bare"], "prefill_s", length) for one in seen]
-    weight_bytes = weight_bytes_per_token(folder)
 
     def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
         return spread([a / b for a, b in zip(ours, theirs, strict=True)])
@@ -185,9 +141,6 @@ def _summarise(
         prefill_to_bare=ratios(prefill, bare_prefill),
         decode_to_bare=ratios(decode, bare_decode),
         decode_to_first=ratios(decode, first),
-        weight_mb_per_token=weight_bytes / 1e6,
-        copy_gb_per_s=spread(copies),
-        bandwidth_share=ratios([d * weight_bytes / 1e9 for d in decode], copies),
     )
 
 
@@ -198,7 +151,7 @@ def _rate(runs: Sequence[dict[str, float]], seconds: str, tokens: str | int) -> 
 
 
 class _Worker:
-    """A process that runs `compress.compare.subject.work`."""
+    """A process that runs `answer_rounds`."""
 
     def __init__(self, folder: Path, process: subprocess.Popen[str], errors: IO[str]) -> None:
         self._folder, self._process, self._errors = folder, process, errors
@@ -233,7 +186,7 @@ def _worker(
         "prompt_tokens": prompt_tokens,
         "decode_tokens": decode_tokens,
     }
-    code = "import sys; from compress.compare.subject import work; work(sys.argv[1])"
+    code = "import sys; from compress.compare.speed import answer_rounds as run; run(sys.argv[1])"
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         process = subprocess.Popen(
             [sys.executable, "-c", code, json.dumps(order)],
@@ -256,31 +209,248 @@ def _worker(
             process.communicate()
 
 
-def work(config: SpeedConfig) -> None:
-    """Measure the folders and write their speeds."""
-    speeds = measure_speeds(
-        config.artifacts,
-        threads=config.threads,
-        rounds=config.rounds,
-        prompt_tokens=config.prompt_tokens,
-        decode_tokens=config.decode_tokens,
-    )
-    rows = {
-        str(folder): [speed.model_dump() for speed in own]
-        for folder, own in zip(config.artifacts, speeds, strict=True)
-    }
-    write_json(config.out, rows)
-    for folder, own in zip(config.artifacts, speeds, strict=True):
-        for speed in own:
-            log.info(
-                "%s, %d threads: prefill %.0f, decode %.0f tokens/s, %.2f of the bare loop",
-                folder,
-                speed.threads,
-                speed.prefill_tokens_per_s.median,
-                speed.decode_tokens_per_s.median,
-                speed.decode_to_bare.median,
+@dataclass(frozen=True, slots=True)
+class RunTimes:
+    """One prompt through the model; `passes` counts the forward passes after the prefill."""
+
+    prefill_s: float
+    decode_s: float
+    passes: int
+
+
+class Subject(ABC):
+    """A loaded model that runs one prompt of about `prompt_tokens` through either loop."""
+
+    engine: Any
+    """Of `curt.engines`."""
+
+    def widen(self, prompt_tokens: int) -> None:
+        """Let facts fill a prompt of this many tokens, as if the folder were made for it."""
+        limits = {"max_fact_tokens": prompt_tokens}
+        self.engine.manifest = self.engine.manifest.model_copy(update=limits)
+
+    def count_prompt(self, request: Request) -> int:
+        """Tokens of a request's prompt."""
+        return len(self.engine.encode(request))
+
+    @abstractmethod
+    def run_engine(self, request: Request) -> RunTimes:
+        """Complete a request as evaluation and serving do."""
+
+    @abstractmethod
+    def run_bare(self, request: Request, passes: int) -> RunTimes:
+        """The same prompt and number of tokens through the library's own greedy loop."""
+
+
+class OrtSubject(Subject):
+    """An "ort-genai" folder."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        from curt.engines.onnx.engine import OrtEngine
+
+        self.engine = OrtEngine(folder, threads=threads)
+        self._genai_model = functools.cache(lambda: _open_genai(folder, threads))
+
+    def widen(self, prompt_tokens: int) -> None:
+        """The same, and a key-value cache of that size."""
+        super().widen(prompt_tokens)
+        self.engine._prepare_prefix()
+
+    def run_engine(self, request: Request) -> RunTimes:
+        """Complete a request as evaluation and serving do."""
+        (generation,) = self.engine.generate([request])
+        return RunTimes(
+            generation.prefill_ms / 1e3, generation.decode_ms / 1e3, _ort_passes(generation)
+        )
+
+    def run_bare(self, request: Request, passes: int) -> RunTimes:
+        """onnxruntime-genai's own loop over the same folder."""
+        import onnxruntime_genai as og
+
+        prompt = self.engine.encode(request)
+        total = len(prompt) + passes + 1
+        model = self._genai_model()
+        params = og.GeneratorParams(model)
+        # min_length keeps it from stopping early
+        params.set_search_options(max_length=total, min_length=total, do_sample=False)
+        generator = og.Generator(model, params)
+        started = time.perf_counter()
+        generator.append_tokens(prompt)
+        prefilled = time.perf_counter()
+        for _ in range(passes + 1):  # the first one only picks from the prefill's logits
+            generator.generate_next_token()
+        return RunTimes(prefilled - started, time.perf_counter() - prefilled, passes)
+
+
+class TransformersSubject(Subject):
+    """An "hf" folder. A hook on the model tells the prefill from the decoding."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        import torch
+
+        from curt.engines.transformers import TransformersEngine
+
+        torch.set_num_threads(threads)
+        self.engine = TransformersEngine(folder, batch=1, device="cpu")
+        self._ends: list[float] = []
+        self.engine.model.register_forward_hook(lambda *_: self._ends.append(time.perf_counter()))
+
+    def run_engine(self, request: Request) -> RunTimes:
+        """Complete a request as evaluation does."""
+        return self._time(lambda: self.engine.generate([request]))
+
+    def run_bare(self, request: Request, passes: int) -> RunTimes:
+        """transformers' own `generate`."""
+        import torch
+
+        ids = self._encode(request)
+        with torch.inference_mode():
+            return self._time(
+                lambda: self.engine.model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    do_sample=False,
+                    min_new_tokens=passes + 1,
+                    max_new_tokens=passes + 1,
+                    pad_token_id=0,
+                )
             )
 
+    def _encode(self, request: Request) -> Any:
+        import torch
 
-if __name__ == "__main__":
-    run(SpeedConfig, work)
+        return torch.tensor([self.engine.encode(request)])
+
+    def _time(self, run: Callable[[], object]) -> RunTimes:
+        self._ends.clear()
+        started = time.perf_counter()
+        run()
+        ended = time.perf_counter()
+        return RunTimes(self._ends[0] - started, ended - self._ends[0], len(self._ends) - 1)
+
+
+SUBJECTS: dict[Format, Callable[[Path, int], Subject]] = {
+    "ort-genai": OrtSubject,
+    "hf": TransformersSubject,
+}
+
+
+def answer_rounds(order: str) -> None:
+    """In a process of its own: load as ordered, say so, then answer every line with one round.
+
+    Replies are lines of JSON on stdout.
+    """
+    settings = json.loads(order)
+    # Libraries print to stdout too: keep it for replies, send theirs to stderr.
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    folder, decode_tokens = Path(settings["folder"]), settings["decode_tokens"]
+    kind = load_manifest(folder).format
+    if kind not in SUBJECTS:
+        raise ArtifactError(f"{folder} holds {kind}, which no engine on this machine runs")
+    _import_engine(kind)
+    started = time.perf_counter()
+    subject = SUBJECTS[kind](folder, settings["threads"])
+    load_s = time.perf_counter() - started
+    room = context_tokens(folder) - decode_tokens - MAX_ANSWER_TOKENS - 2
+    wanted = min(settings["prompt_tokens"], room)
+    subject.widen(wanted)
+    request = make_request(subject, wanted, decode_tokens)
+    subject.run_engine(request)  # warm up, and touch what an engine needs
+    ready = {
+        "load_s": load_s,
+        "peak_rss_mb": peak_rss_mb(),
+        "prompt_tokens": subject.count_prompt(request),
+    }
+    print(json.dumps(ready), file=replies, flush=True)
+    subject.run_bare(request, decode_tokens)
+    for _ in sys.stdin:
+        print(json.dumps(run_round(subject, request, decode_tokens)), file=replies, flush=True)
+
+
+def make_request(subject: Subject, prompt_tokens: int, decode_tokens: int) -> Request:
+    """A request whose prompt is as long as it gets without passing `prompt_tokens`.
+
+    Thinking, its end and the answer come to at most `decode_tokens` tokens. Raises ValueError
+    when even an empty fact is too long.
+    """
+    text = SENTENCE * (prompt_tokens // len(SENTENCE) * 8 + 8)
+
+    def request(chars: int) -> Request:
+        thinking = decode_tokens // 2
+        return Request(
+            text[:chars],
+            stated_budget=state_budget(thinking),
+            thinking_limit=thinking,
+            answer_limit=max(1, decode_tokens - thinking - 1),
+        )
+
+    if subject.count_prompt(request(0)) > prompt_tokens:
+        raise ValueError(f"no prompt fits {prompt_tokens} tokens: allow longer ones")
+    low, high = 0, len(text)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if subject.count_prompt(request(middle)) <= prompt_tokens:
+            low = middle
+        else:
+            high = middle
+    return request(low)
+
+
+def run_round(subject: Subject, request: Request, decode_tokens: int) -> dict[str, list[Any]]:
+    """Engine and raw loop in turn until enough is decoded and enough time has passed.
+
+    A model may end its turn before `decode_tokens`: then the prompt is run again.
+    """
+    engine: list[RunTimes] = []
+    bare: list[RunTimes] = []
+    while len(engine) < MAX_REQUESTS and (
+        sum(r.passes for r in engine) < decode_tokens
+        or sum(r.prefill_s + r.decode_s for r in engine) < MIN_ROUND_S
+    ):
+        engine.append(subject.run_engine(request))
+        bare.append(subject.run_bare(request, engine[-1].passes))
+    return {"engine": [asdict(r) for r in engine], "bare": [asdict(r) for r in bare]}
+
+
+def context_tokens(folder: Path) -> int:
+    """The longest sequence a model folder takes, in tokens."""
+    if (folder / GENAI_CONFIG).is_file():
+        return int(json.loads((folder / GENAI_CONFIG).read_bytes())["model"]["context_length"])
+    return int(json.loads((folder / "config.json").read_bytes())["max_position_embeddings"])
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process ever held, in MB.
+
+    Not `ru_maxrss`: Linux carries that over from the parent through fork and exec.
+    """
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    match = re.search(r"VmHWM:\s+(\d+) kB", status)
+    if match is None:
+        raise OSError("/proc/self/status has no VmHWM: peak memory needs Linux")
+    return int(match[1]) * 1024 / 1e6
+
+
+def _import_engine(kind: Format) -> None:
+    """So that loading is timed and importing is not."""
+    if kind == "hf":
+        import curt.engines.transformers
+    else:
+        import curt.engines.onnx.engine  # noqa: F401
+
+
+def _open_genai(folder: Path, threads: int) -> Any:
+    """The folder as an onnxruntime_genai.Model with this many intra-op threads that don't spin."""
+    import onnxruntime_genai as og
+
+    config = og.Config(str(folder))
+    options = {"intra_op_num_threads": threads, "session.intra_op.allow_spinning": "0"}
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+    return og.Model(config)
+
+
+def _ort_passes(generation: Generation) -> int:
+    # A token that fills the answer's limit is not fed back.
+    fed = generation.thinking_tokens + 1 + generation.answer_tokens
+    return fed - (generation.finish == "length")

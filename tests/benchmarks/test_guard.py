@@ -22,7 +22,7 @@ from benchmarks.guard import (
     settle,
     work,
 )
-from compress.compare.subject import OrtSubject, make_request
+from compress.compare.speed import OrtSubject, make_request
 from curt.config import run
 from curt.engines.onnx.engine import OrtEngine
 from tests.compress.onnx.exports import write_cases

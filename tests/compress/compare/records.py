@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.compare.rows import ArtifactIdentity, Closeness, Measured, Quality
+from compress.compare.choice import ArtifactIdentity, Closeness, Measured, Quality
 from compress.compare.speed import Speed, Spread
 
 CASES = 200
@@ -17,7 +17,6 @@ def measure(name: str, *, weights_mb: float, right: int | None, decode: float | 
             1.0,
         )
         quality = Quality(
-            engine="hand",
             scores={**scores, "exact": right / CASES},
             exact_cases=[i < right for i in range(CASES)],
             verdicts=["盗窃|264|fixed 8"] * CASES,
@@ -58,7 +57,4 @@ def make_speed(threads: int, decode: float) -> Speed:
         prefill_to_bare=one,
         decode_to_bare=one,
         decode_to_first=one,
-        weight_mb_per_token=1.0,
-        copy_gb_per_s=one,
-        bandwidth_share=one,
     )

@@ -7,23 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from compress.compare.__main__ import work
-from compress.compare.compare import Store, measure_closeness, verdict_key, write_report
-from compress.compare.settings import CompareConfig
-from compress.compare.weights import (
-    context_tokens,
-    folder_bytes,
-    fp32_bytes,
-    weight_bytes_per_token,
+from compress.compare.compare import (
+    CompareConfig,
+    Store,
+    measure_closeness,
+    verdict_key,
+    work,
+    write_report,
 )
-from compress.folders import weight_bytes
 from curt.artifact import ArtifactError, load_manifest, parent_of, write_artifact
 from curt.config import load_config, run
 from curt.dialogue import THINK_END, ParseFailure, render_answer
 from curt.engines import Generation, Request
 from curt.law.verdict import Term, Verdict
 from tests.compress.onnx.exports import export, make_untied_model, write_cases
-from tests.micro import make_micro_model
 
 RIGHT = Verdict(("盗窃",), ("264",), Term("fixed", 8), 8000)
 WRONG = Verdict(("诈骗",), ("266",), Term("fixed", 8))
@@ -224,28 +221,3 @@ def test_folders_of_one_name_and_no_folders_are_refused(tmp_path: Path) -> None:
         load_config(CompareConfig, [*common, "--artifacts", '["b/model"]'])
     with pytest.raises(SystemExit, match="give at least one folder"):
         load_config(CompareConfig, [*common, "--artifacts", "[]"])
-
-
-def test_a_tied_embedding_is_read_for_every_token_and_an_untied_one_is_not(
-    micro_model: Path, tmp_path: Path
-) -> None:
-    tied, untied = micro_model, make_untied_model(tmp_path / "untied", micro_model)
-    embedding = fp32_bytes(untied) - fp32_bytes(tied)
-    assert embedding > 0
-    assert weight_bytes_per_token(tied) == fp32_bytes(tied)
-    assert weight_bytes_per_token(untied) == fp32_bytes(untied) - embedding
-    assert fp32_bytes(tied) < weight_bytes(tied) < folder_bytes(tied)
-    assert context_tokens(tied) == 512
-
-
-@pytest.mark.slow
-def test_an_export_reads_the_same_weights_as_its_parent(tmp_path: Path) -> None:
-    parent = make_micro_model(tmp_path / "model")
-    fp32 = export(parent, tmp_path / "fp32")
-    assert weight_bytes_per_token(fp32) == weight_bytes_per_token(parent)
-    assert context_tokens(fp32) == 512
-
-
-def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"no \.safetensors"):
-        fp32_bytes(tmp_path)

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from compress.compare.choice import choose
+from compress.compare.choice import Measured, choose, make_rows
 from compress.compare.page import make_panels, make_recipe, render_page
-from compress.compare.rows import Measured, make_rows
 from tests.compress.compare.records import measure
 
 SETTINGS: dict[str, Any] = {"speed_only": False, "budget": 64, "limit": None}
