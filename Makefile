@@ -312,8 +312,8 @@ replicas-down: $(STAMP) ## Stop the replicas
 
 .PHONY: bench-simulation
 bench-simulation: $(RUN)/fallback/agreement.json ## A simulated fleet beside two real replicas, then sizes
-	$(PY) -m benchmarks.fleet validate --model $(ORT) --fallback $(RUN)/fallback
-	$(PY) -m benchmarks.fleet size
+	$(PY) -m benchmarks.fleet.validate --model $(ORT) --fallback $(RUN)/fallback
+	$(PY) -m benchmarks.fleet.size
 
 RAY ?= .venv-ray
 $(RAY)/ready: constraints.txt pyproject.toml

@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
-from typing import Any, Literal, Protocol
+from statistics import fmean
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from curt.dialogue import ParseFailure
 from curt.law.verdict import Term, Verdict
 from loadtest._arrivals import arrival_times_s, number_fact
+from loadtest._slo import nearest_rank
 
 PATIENCE_S = 5.0  # beyond the deadline; a request without an answer by then is lost
 LEAD_S = 0.1  # before the first arrival
@@ -107,10 +109,9 @@ class Client:
         self.opened = 0
         self.under_way = 0
 
-    async def exchange(self, body: bytes, *, request_id: str = "") -> Got:
+    async def exchange(self, body: bytes) -> Got:
         """The reply to one request, or why there is none."""
         head = f"{self._what} HTTP/1.1\r\nHost: curt\r\nContent-Type: application/json\r\n"
-        head += f"X-Request-ID: {request_id}\r\n" if request_id else ""
         head += f"Content-Length: {len(body)}\r\n\r\n"
         reader = writer = None
         failure: Failure = "not_connected"
@@ -164,16 +165,6 @@ class Client:
         return await asyncio.open_connection(self._host, self._port)
 
 
-class Sender(Protocol):
-    """What `send_on_time` asks of a client: one to a single server, or a balancer over several."""
-
-    async def exchange(self, body: bytes) -> Got:
-        """The reply to one request, or why there is none."""
-
-    def close(self) -> None:
-        """Close every idle connection."""
-
-
 async def _read_reply(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
     """Status, body (a chunked one as it came) and whether the connection may be used again."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -189,7 +180,7 @@ async def _read_reply(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
 
 
 async def send_on_time(
-    client: Sender,
+    client: Client | Balancer,
     offsets_s: Iterable[float],
     make_body: Callable[[int], bytes],
     is_lost: Callable[[Sequence[Exchange]], bool] | None = None,
@@ -336,14 +327,19 @@ def fill_up(fact: str, chars: int) -> str:
     return (fact * (chars // len(fact) + 1))[-chars:]
 
 
+def thinking_of(exchanges: Sequence[Exchange]) -> dict[str, Any]:
+    """Tokens that the model's answers took, were allowed, and how many were cut short."""
+    told = [e.answer["thinking"] for e in exchanges if e.answer.get("source") == "model"]
+    return {
+        "thinking_used": quantiles([row["tokens"] for row in told]),
+        "thinking_allowed": quantiles([row["allowed"] for row in told]),
+        "thinking_cut_share": fmean(row["cut"] for row in told) if told else None,
+    }
+
+
 def quantiles(values: Sequence[float]) -> dict[str, float]:
     """p50, p95, p99, p99.9 and the greatest, each a value that occurred; empty for none."""
-    ordered = sorted(values)
-    if not ordered:
+    if not values:
         return {}
     shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p999": 0.999, "max": 1.0}
-    last = len(ordered) - 1
-    return {
-        name: round(ordered[min(last, int(share * len(ordered)))], 3)
-        for name, share in shares.items()
-    }
+    return {name: round(nearest_rank(values, share), 3) for name, share in shares.items()}

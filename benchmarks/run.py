@@ -119,15 +119,13 @@ def run_server(
             _end(process)
 
 
-def serve(
-    model: Path, *, port: int = 0, **settings: object
-) -> AbstractContextManager[RunningServer]:
+def serve(model: Path, **settings: object) -> AbstractContextManager[RunningServer]:
     """Serve a model folder until the block ends; `settings` are those of `serve.settings`.
 
     None of this process's own CURT_ variables reaches the server. Its result cache is off unless
-    `cache_ttl_s` says otherwise; a port of 0 takes a free one. Raises StartError.
+    `cache_ttl_s` says otherwise. Raises StartError.
     """
-    port = port or _free_port()
+    port = free_port()
     chosen = {"model": model, "host": HOST, "port": port, "cache_ttl_s": 0, **settings}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CURT_")}
     environment |= {f"CURT_{k.upper()}": str(v) for k, v in chosen.items() if v is not None}
@@ -146,8 +144,6 @@ class ServedConfig(Config):
     """Model folder to serve."""
     fallback: Path | None = Path("artifacts/demo/fallback")
     """Its classifier folder; without one, what can't be met is refused."""
-    port: int = 0
-    """Of the server; 0 takes a free one."""
     workers: int | None = Field(None, ge=1)
     """Of the server; one per core when left out."""
     deadline_ms: int = 400
@@ -160,29 +156,13 @@ class ServedConfig(Config):
     def serve(self, **settings: object) -> AbstractContextManager[RunningServer]:
         """The server of these settings, for a block."""
         chosen = {"fallback": self.fallback, "workers": self.workers, **settings}
-        return serve(self.model, port=self.port, **chosen)
-
-
-class ReachedConfig(ServedConfig):
-    """Settings of a benchmark that may also measure a server that runs already."""
-
-    url: str | None = None
-    """A running server to use instead, its result cache off; only plain HTTP."""
-
-    @contextlib.contextmanager
-    def reach(self) -> Iterator[str]:
-        """The address of the running server where one is given, else of one for this block."""
-        if self.url is not None:
-            yield self.url
-            return
-        with self.serve() as server:
-            yield server.url
+        return serve(self.model, **chosen)
 
     def describe(self) -> dict[str, Any]:
-        """Machine, model and server, for a report."""
+        """Machine and server, for a report."""
         return {
             "machine": describe_machine(),
-            "model": self.model.name if self.url is None else None,
+            "model": self.model.name,
             "workers": self.workers,
             "fallback": self.fallback is not None,
         }
@@ -225,13 +205,6 @@ def write_results(
     write_json(report, summary)
 
 
-def to_png(figure: Any) -> bytes:
-    """A matplotlib figure as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
-
-
 def _end(process: subprocess.Popen[bytes]) -> None:
     """First politely, then the whole group, so that no worker stays behind."""
     process.terminate()
@@ -249,7 +222,8 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,7 @@
-"""Figures as inline SVG that takes its colours from the page, so that dark mode reaches them."""
+"""Figures outside pyplot: PNG files, and inline SVG that takes its colours from the page.
+
+So dark mode reaches the SVG.
+"""
 
 from __future__ import annotations
 
@@ -36,15 +39,23 @@ STYLE: dict[Any, Any] = {
 
 
 def new_figure(
-    panels: int, *, height_in: float | None = None, columns: int = 1
+    panels: int, *, width_in: float = WIDTH_IN, height_in: float | None = None, columns: int = 1
 ) -> tuple[Figure, list[Axes]]:
     """A figure outside pyplot, whose global state a report has no use for."""
     with mpl.rc_context(STYLE):
         rows = panels // columns
         height = height_in or HEIGHT_IN + 1.5 * (rows - 1)
-        figure = Figure(figsize=(WIDTH_IN, height), layout="constrained")
+        figure = Figure(figsize=(width_in, height), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=columns == 1)
     return figure, [axes for row in grid for axes in row]
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
 
 
 def finish_figure(figure: Figure, axes: Sequence[Axes], title: str) -> str:

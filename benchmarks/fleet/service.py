@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from benchmarks.client import Exchange
 from curt.config import FrozenModel
 from curt.dialogue import MAX_ANSWER_TOKENS
 
@@ -52,6 +53,30 @@ class Service(FrozenModel):
         """Time to think and answer where the sample's thinking ends after so many tokens."""
         saved_ms = self.token_ms * (sample.thinking_tokens - thinking_tokens)
         return max(0.2 * sample.decode_ms, sample.decode_ms - saved_ms)
+
+
+def read_samples(exchanges: Sequence[Exchange], facts: Sequence[str]) -> list[Sample]:
+    """What whole answers took. One that a deadline cut does not tell how long it would have been.
+
+    The n-th request was about the n-th fact, begun again at the end of the list.
+    """
+    samples = []
+    for exchange in exchanges:
+        reply = exchange.answer
+        if not exchange.by_model or reply["thinking"]["cut"]:
+            continue
+        times = reply["timings_ms"]
+        known_ms = times["queue"] + times["prefill"] + times["decode"]
+        samples.append(
+            Sample(
+                chars=len(facts[exchange.index % len(facts)]),
+                thinking_tokens=reply["thinking"]["tokens"],
+                prefill_ms=times["prefill"],
+                decode_ms=times["decode"],
+                outside_ms=max(0.0, exchange.latency_ms - known_ms),
+            )
+        )
+    return samples
 
 
 def fit_service(samples: Sequence[Sample], max_thinking_tokens: int) -> Service:

@@ -4,7 +4,6 @@
 
 The same cases, as they are, are asked at every deadline at one rate below the capacity, then at
 rising rates under one deadline, where load shortens everyone's reasoning. Arrivals are Poisson.
-A running server (`--url`) must have its result cache off, since the cases repeat.
 
 Accuracy is given over all requests, where one without a verdict is wrong and the classifier's
 verdict counts as what it says, and over full verdicts of the model alone. Intervals are Wilson's
@@ -23,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from pydantic import Field
@@ -35,9 +33,10 @@ from benchmarks.client import (
     quantiles,
     read_verdict,
     send_on_time,
+    thinking_of,
     write_body,
 )
-from benchmarks.run import EXPECTED, ReachedConfig, write_results
+from benchmarks.run import EXPECTED, ServedConfig, write_results
 from curt.config import run
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases
@@ -54,7 +53,7 @@ SCORES = ("exact", "charge_accuracy", "article_accuracy", "term_accuracy")
 WARM_UP = 20  # requests before the first measurement
 
 
-class DeadlinesConfig(ReachedConfig):
+class DeadlinesConfig(ServedConfig):
     """What to ask of what, how soon and how often. `deadline_ms` is that under load."""
 
     deadlines: list[int] = [30, 50, 100, 200, 400, 800]
@@ -96,10 +95,10 @@ class AskedCase:
 
 def work(config: DeadlinesConfig) -> None:
     """Measure, write and draw."""
-    from benchmarks.load.plots import draw_deadlines
+    from benchmarks.pictures import draw_deadlines
 
-    with config.reach() as url:
-        results, rows = asyncio.run(measure(config, url))
+    with config.serve() as server:
+        results, rows = asyncio.run(measure(config, server.url))
     write_results(config.report, results, rows=rows, picture=draw_deadlines(results))
     logger.info("%s is ready: %s", config.report, results["passed"])
 
@@ -136,7 +135,7 @@ async def measure(
             rate,
             json.dumps(summary["latency_ms"]),
             summary["of_requests"]["exact"]["share"],
-            summary["thinking_allowed_mean"],
+            summary["thinking_allowed"].get("p50"),
         )
         return summary, lateness(asked, deadline_ms)
 
@@ -165,7 +164,6 @@ def summarise(asked: Sequence[AskedCase], rate: float, deadline_ms: int) -> dict
     """Latency, thinking and accuracy of one deadline at one rate."""
     answers = [each.exchange.answer for each in asked]
     answered = [each for each, answer in zip(asked, answers, strict=True) if answer]
-    thinking = [answer["thinking"] for answer in answers if answer.get("source") == "model"]
     full = [each for each in asked if each.full]
     in_time = sum(each.exchange.latency_ms <= deadline_ms for each in full)
     return {
@@ -178,11 +176,7 @@ def summarise(asked: Sequence[AskedCase], rate: float, deadline_ms: int) -> dict
         "latency_ms": quantiles([each.exchange.latency_ms for each in answered]),
         "from_sending_ms": quantiles([each.exchange.service_ms for each in answered]),
         "later_than_deadline_ms": quantiles(lateness(asked, deadline_ms)),
-        "thinking_used": quantiles([row["tokens"] for row in thinking]),
-        "thinking_used_mean": fmean(row["tokens"] for row in thinking) if thinking else None,
-        "thinking_allowed": quantiles([row["allowed"] for row in thinking]),
-        "thinking_allowed_mean": fmean(row["allowed"] for row in thinking) if thinking else None,
-        "thinking_cut_share": fmean(row["cut"] for row in thinking) if thinking else None,
+        **thinking_of([each.exchange for each in asked]),
         "of_requests": score(asked),
         "of_full_answers": score(full) if full else None,
         "by_allowed_thinking": score_by_allowance(full),

@@ -1,6 +1,6 @@
 """Load a server at a multiple of its capacity and record what its clients get.
 
-    python -m benchmarks.load.overload --url http://127.0.0.1:8000 --seconds 120
+    python -m benchmarks.load.overload --model artifacts/demo/ort-w8a8
 
 First the capacity: Poisson arrivals at rising rates, until fewer than nine in ten get a good answer
 (a full verdict of the model within the deadline) at a rate twice; the most good answers a second
@@ -18,10 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
-from urllib.parse import urlsplit
 
 from benchmarks.client import Exchange, load, quantiles
-from benchmarks.run import EXPECTED, ReachedConfig, ServedConfig, describe_machine, write_results
+from benchmarks.run import EXPECTED, ServedConfig, describe_machine, write_results
 from curt.config import run
 from loadtest._arrivals import load_facts
 from loadtest.capacity._rates import SearchPlan, find_highest
@@ -54,7 +53,7 @@ class RampConfig(ServedConfig):
         return [fact[: self.chars] for fact in load_facts(self.cases)]
 
 
-class OverloadConfig(RampConfig, ReachedConfig):
+class OverloadConfig(RampConfig):
     """What to load and how much."""
 
     multiple: float = 5.0
@@ -67,8 +66,8 @@ class OverloadConfig(RampConfig, ReachedConfig):
 
 def work(config: OverloadConfig) -> None:
     """Measure and write the results."""
-    with config.reach() as url:
-        results = asyncio.run(measure(config, url))
+    with config.serve() as server:
+        results = asyncio.run(measure(config, server.url))
     write_results(config.report, results)
     logger.info("%s: passed %s", config.report, results["passed"])
 
@@ -83,7 +82,6 @@ async def measure(config: OverloadConfig, url: str) -> dict[str, Any]:
     row = summarise(exchanges, rate, config.seconds, config.deadline_ms)
     share = row["goodput_per_s"] / capacity
     return {
-        "url_host_is_local": urlsplit(url).hostname in ("127.0.0.1", "localhost"),
         "machine": describe_machine(),
         "deadline_ms": config.deadline_ms,
         "capacity_per_s": capacity,

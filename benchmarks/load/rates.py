@@ -3,7 +3,7 @@
     python -m benchmarks.load.rates --model artifacts/demo/ort-w8a8
 
 Poisson arrivals of facts of one length, no two the same, at each rate for so long, against a
-server started for it or a running one (`--url`). A miss is whatever is no full verdict of the model
+server started for it. A miss is whatever is no full verdict of the model
 within the deadline, counted from the scheduled instant; one whose answer could not be read is told
 apart from those that had no time. Facts that are too short are told again up to the length.
 """
@@ -19,8 +19,8 @@ from typing import Any
 
 from pydantic import Field
 
-from benchmarks.client import Exchange, fill_up, load, quantiles
-from benchmarks.run import EXPECTED, ReachedConfig, write_results
+from benchmarks.client import Exchange, fill_up, load, quantiles, thinking_of
+from benchmarks.run import EXPECTED, ServedConfig, write_results
 from curt.config import run
 from curt.scores.statistics import wilson
 from loadtest._arrivals import load_facts
@@ -31,7 +31,7 @@ DOCKET_CHARS = 20  # of the number before each fact, to within three digits
 WARM_UP = 20  # requests before the first rate: the server learns how quick it is
 
 
-class RatesConfig(ReachedConfig):
+class RatesConfig(ServedConfig):
     """What to ask of what, and how often."""
 
     rates: list[float] = Field([2.0, 5.0, 8.0, 12.0], min_length=1)
@@ -48,10 +48,10 @@ class RatesConfig(ReachedConfig):
 
 def work(config: RatesConfig) -> None:
     """Measure, write and draw."""
-    from benchmarks.load.plots import draw_rates
+    from benchmarks.pictures import draw_rates
 
-    with config.reach() as url:
-        results, rows = asyncio.run(measure(config, url))
+    with config.serve() as server:
+        results, rows = asyncio.run(measure(config, server.url))
     write_results(config.report, results, rows=rows, picture=draw_rates(results))
     logger.info("%s is ready", config.report)
 
@@ -89,7 +89,6 @@ def summarise(exchanges: Sequence[Exchange], deadline_ms: float) -> dict[str, An
     kinds = Counter(why_missed(exchange, deadline_ms) for exchange in exchanges)
     good = kinds.pop("", 0)
     arrived, missed = len(exchanges), sum(kinds.values())
-    thinking = [e.answer["thinking"] for e in exchanges if e.answer.get("source") == "model"]
     return {
         "arrived": arrived,
         "good": good,
@@ -97,12 +96,7 @@ def summarise(exchanges: Sequence[Exchange], deadline_ms: float) -> dict[str, An
         "miss_share": missed / arrived if arrived else None,
         "miss_share_interval": wilson(missed / arrived, arrived) if arrived else None,
         "latency_ms": quantiles([e.latency_ms for e in exchanges if e.got.status]),
-        "thinking_used": quantiles([row["tokens"] for row in thinking]),
-        "thinking_allowed": quantiles([row["allowed"] for row in thinking]),
-        "thinking_allowed_least": min((row["allowed"] for row in thinking), default=None),
-        "thinking_cut_share": sum(row["cut"] for row in thinking) / len(thinking)
-        if thinking
-        else None,
+        **thinking_of(exchanges),
         "client_lag_ms": quantiles([e.lag_ms for e in exchanges]),
     }
 

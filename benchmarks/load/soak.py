@@ -24,6 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -38,7 +39,10 @@ from curt.config import run
 log = logging.getLogger(__name__)
 
 MEBIBYTE = 1 << 20
-
+# Growth over the run that counts.
+GROWTH_MIB = 16.0  # of one process's memory
+GROWTH_P99 = 0.25  # of its median
+GROWTH_MISSES = 0.005  # of all requests
 
 Series = dict[str, list[tuple[float, float]]]
 """(share of the run, value) points by name."""
@@ -55,12 +59,6 @@ class SoakConfig(RampConfig):
     """Of the capacity."""
     settle: float = Field(0.1, ge=0, lt=0.9)
     """Share of the run, from its start, that is not judged."""
-    growth_mib: float = Field(16.0, gt=0)
-    """Growth of memory over the run, of one process, that counts."""
-    growth_p99: float = Field(0.25, gt=0)
-    """Growth of p99 over the run that counts, as a share of its median."""
-    growth_misses: float = Field(0.005, gt=0)
-    """Growth of the share of misses over the run that counts."""
     report: Path = Path("benchmarks/results/soak.json")
     """File of results; raw rows go beside it."""
 
@@ -118,7 +116,7 @@ async def soak(
     trends = judge(config, series)
     return {
         "machine": describe_machine(),
-        "settings": config.model_dump(mode="json", exclude={"report", "port"}),
+        "settings": config.model_dump(mode="json", exclude={"report"}),
         "ramp": ramp,
         "capacity_per_s": capacity,
         "rate_per_s": rate,
@@ -196,7 +194,9 @@ def judge(
             rows[name] = {"points": len(judged), "verdict": "undecided"}
             continue
         trend = fit_trend(judged, seed=config.seed)
-        limit = _limit(config, name, [value for _, value in judged])
+        limit = GROWTH_MISSES if name == "miss_share" else GROWTH_MIB
+        if name == "p99_ms":
+            limit = GROWTH_P99 * median(value for _, value in judged)
         rows[name] = {
             "points": len(judged),
             "growth": trend.slope,
@@ -212,12 +212,6 @@ def verdict_on(trend: Trend, limit: float) -> str:
     if trend.high < limit:
         return "flat"
     return "rising" if trend.low >= limit else "undecided"
-
-
-def _limit(config: SoakConfig, name: str, values: Sequence[float]) -> float:
-    if name == "p99_ms":
-        return config.growth_p99 * sorted(values)[len(values) // 2]
-    return config.growth_misses if name == "miss_share" else config.growth_mib
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 
@@ -37,13 +37,7 @@ from benchmarks.client import (
     send_on_time,
     write_body,
 )
-from benchmarks.run import (
-    EXPECTED,
-    RunningServer,
-    ServedConfig,
-    describe_machine,
-    write_results,
-)
+from benchmarks.run import EXPECTED, RunningServer, ServedConfig, describe_machine, write_results
 from curt.config import run
 from curt.dialogue import parse_completion
 from curt.engines.onnx.engine import OrtEngine
@@ -53,29 +47,27 @@ from loadtest._arrivals import load_facts
 from serve.api.reply import build_defendant
 from serve.api.schemas import ALL_TASKS
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
 WHOLE_AGAIN_S = 2.0  # within which a worker that died must have been replaced
+KILL_EVERY_S = 5.0
+BEFORE_STOP_S, AFTER_STOP_S = 4.0, 3.0  # load before a server is told to end, and after
 POLL_S = 0.002
 TO_THE_WORKER_S = 0.004  # from the client to the middle of a request's work
 EXIT_S = 30.0  # for the server to end after SIGTERM
 
 
 class SurvivalConfig(ServedConfig):
-    """What to mistreat, how and how often."""
+    """What to mistreat, and how often."""
 
     rate: float = Field(10.0, gt=0)
     """Arrivals a second."""
-    kill_seconds: float = Field(120.0, ge=0)
+    kill_seconds: float = Field(120.0, gt=0)
     """How long workers are killed."""
-    kill_every_s: float = Field(5.0, gt=0)
-    """Between two kills."""
-    stops: int = Field(5, ge=0)
+    stops: int = Field(5, ge=1)
     """How often the server is told to end."""
-    before_stop_s: float = Field(4.0, gt=0)
-    """Load before that."""
-    after_stop_s: float = Field(3.0, gt=0)
-    """Load after that."""
     report: Path = Path("benchmarks/results/survival.json")
     """File of results."""
 
@@ -92,39 +84,39 @@ def measure(config: SurvivalConfig) -> dict[str, Any]:
     """Both parts, and whether the server stood."""
     machine = describe_machine()
     facts = load_facts(config.cases)
-    results: dict[str, Any] = {
+    kills = survive_kills(config, facts)
+    stops = [survive_stop(config, facts, seed) for seed in range(config.stops)]
+    lost = sum(row["lost"] for row in stops)
+    slowest_ms = kills["worker_replaced_ms"].get("max", 0.0)
+    return {
         "machine": machine,
         "model": config.model.name,
         "rate_per_s": config.rate,
         "deadline_ms": config.deadline_ms,
-    }
-    passed: dict[str, bool] = {}
-    if config.kill_seconds:
-        kills = results["kills"] = survive_kills(config, facts)
-        slowest_ms = kills["worker_replaced_ms"].get("max", 0.0)
-        passed |= {
+        "kills": kills,
+        "stops": stops,
+        "lost_at_stops": lost,
+        "passed": {
             "workers_were_killed_at_work": kills["killed_at_work"] > 0,
             "no_wrong_answer": kills["compared"] > 0 and not kills["wrong"],
             "no_hang": not kills["fates"].get("lost"),
             f"whole_again_within_{WHOLE_AGAIN_S:g}_s": not kills["not_replaced"]
             and slowest_ms <= WHOLE_AGAIN_S * 1e3,
-        }
-    if config.stops:
-        stops = [survive_stop(config, facts, seed) for seed in range(config.stops)]
-        results["stops"] = stops
-        results["lost_at_stops"] = sum(row["lost"] for row in stops)
-        passed |= {
-            "nothing_lost_at_stops": not results["lost_at_stops"],
+            "nothing_lost_at_stops": not lost,
             "exit_code_0": all(row["exit_code"] == 0 for row in stops),
             "new_ones_refused": not any(row["served_once_unready"] for row in stops),
-        }
-    return {**results, "passed": passed}
+        },
+    }
 
 
 def survive_kills(config: SurvivalConfig, facts: Sequence[str]) -> dict[str, Any]:
     """Kill a worker again and again under load, and judge every answer."""
     with config.serve() as server:
-        exchanges, killed_s = asyncio.run(_kill_under_load(config, facts, server))
+        client = Client(server.url, config.deadline_ms / 1e3 + PATIENCE_S)
+        killing = kill_workers(config, server, client)
+        exchanges, killed_s = asyncio.run(
+            load_during(killing, client, config, facts, config.kill_seconds, config.seed)
+        )
         time.sleep(WHOLE_AGAIN_S)
         log = server.read_log()
     replaced, late = recoveries(log, killed_s, " ready")
@@ -159,7 +151,11 @@ def survive_kills(config: SurvivalConfig, facts: Sequence[str]) -> dict[str, Any
 def survive_stop(config: SurvivalConfig, facts: Sequence[str], seed: int) -> dict[str, Any]:
     """SIGTERM under load: what became of every request, and how the server ended."""
     with config.serve() as server:
-        exchanges, times = asyncio.run(_stop_under_load(config, facts, server, seed))
+        client = Client(server.url, config.deadline_ms / 1e3 + PATIENCE_S)
+        seconds = BEFORE_STOP_S + AFTER_STOP_S
+        exchanges, times = asyncio.run(
+            load_during(end(server), client, config, facts, seconds, config.seed + seed)
+        )
         code = server.process.poll()
     return judge_stop(exchanges, times) | {"exit_code": code}
 
@@ -255,76 +251,57 @@ def expected_answer(generation: Generation) -> dict[str, object]:
     }
 
 
-async def _kill_under_load(
-    config: SurvivalConfig, facts: Sequence[str], server: RunningServer
-) -> tuple[list[Exchange], list[float]]:
-    client = _client(config, server)
+async def load_during(
+    trouble: Awaitable[T],
+    client: Client,
+    config: SurvivalConfig,
+    facts: Sequence[str],
+    seconds: float,
+    seed: int,
+) -> tuple[list[Exchange], T]:
+    """Every request of a load and what the trouble that ran beside it returned."""
+
+    def make_body(index: int) -> bytes:
+        return write_body(facts[index % len(facts)], config.deadline_ms)
+
+    arrivals_s = arrivals_for(config.rate, seed, seconds)
+    return await asyncio.gather(send_on_time(client, arrivals_s, make_body), trouble)
+
+
+async def kill_workers(
+    config: SurvivalConfig, server: RunningServer, client: Client
+) -> list[float]:
+    """Kill a random worker every few seconds, each while a request is under way: Unix times."""
+    source = random.Random(config.seed)
     killed_s: list[float] = []
-
     start_s = time.monotonic()
-
-    async def kill_again_and_again() -> None:
-        source = random.Random(config.seed)
-        for number in range(1, math.ceil(config.kill_seconds / config.kill_every_s)):
-            await asyncio.sleep(start_s + number * config.kill_every_s - time.monotonic())
-            pids = await asyncio.to_thread(server.worker_pids)
-            while not client.under_way or not pids:
-                await asyncio.sleep(POLL_S)
-                pids = pids or await asyncio.to_thread(server.worker_pids)
-            await asyncio.sleep(TO_THE_WORKER_S)
-            killed_s.append(time.time())
-            os.kill(source.choice(pids), signal.SIGKILL)
-
-    killing = asyncio.create_task(kill_again_and_again())
-    arrivals = arrivals_for(config.rate, config.seed, config.kill_seconds)
-    exchanges = await send_on_time(client, arrivals, _bodies(config, facts))
-    killing.cancel()
-    outcome = (await asyncio.gather(killing, return_exceptions=True))[0]
-    if isinstance(outcome, Exception):
-        raise outcome
-    return exchanges, killed_s
-
-
-async def _stop_under_load(
-    config: SurvivalConfig, facts: Sequence[str], server: RunningServer, seed: int
-) -> tuple[list[Exchange], dict[str, float]]:
-    times: dict[str, float] = {}
-
-    async def stop() -> None:
-        await asyncio.sleep(config.before_stop_s)
-        times["told"] = time.monotonic()
-        server.process.send_signal(signal.SIGTERM)
-        while await _ask_ready(server) == 200:
+    for number in range(1, math.ceil(config.kill_seconds / KILL_EVERY_S)):
+        await asyncio.sleep(start_s + number * KILL_EVERY_S - time.monotonic())
+        pids: list[int] = []
+        while not (client.under_way and pids):
+            if time.monotonic() > start_s + config.kill_seconds:
+                return killed_s
             await asyncio.sleep(POLL_S)
-        times["unready"] = time.monotonic()
-        while server.process.poll() is None:
-            if time.monotonic() > times["told"] + EXIT_S:
-                raise RuntimeError(f"the server did not end within {EXIT_S:.0f} s of SIGTERM")
-            await asyncio.sleep(POLL_S)
-        times["ended"] = time.monotonic()
-
-    arrivals = arrivals_for(
-        config.rate, config.seed + seed, config.before_stop_s + config.after_stop_s
-    )
-    sending = send_on_time(_client(config, server), arrivals, _bodies(config, facts))
-    exchanges, _ = await asyncio.gather(sending, stop())
-    return exchanges, times
+            pids = pids or await asyncio.to_thread(server.worker_pids)
+        await asyncio.sleep(TO_THE_WORKER_S)
+        killed_s.append(time.time())
+        os.kill(source.choice(pids), signal.SIGKILL)
+    return killed_s
 
 
-async def _ask_ready(server: RunningServer) -> int:
-    client = Client(server.url, what="GET /readyz")  # a connection of its own each time
-    try:
-        return (await client.exchange(b"")).status
-    finally:
-        client.close()
-
-
-def _client(config: SurvivalConfig, server: RunningServer) -> Client:
-    return Client(server.url, config.deadline_ms / 1e3 + PATIENCE_S)
-
-
-def _bodies(config: SurvivalConfig, facts: Sequence[str]) -> Any:
-    return lambda index: write_body(facts[index % len(facts)], config.deadline_ms)
+async def end(server: RunningServer) -> dict[str, float]:
+    """Tell a server to end: the instants that `judge_stop` takes."""
+    await asyncio.sleep(BEFORE_STOP_S)
+    times = {"told": time.monotonic()}
+    server.process.send_signal(signal.SIGTERM)
+    while await asyncio.to_thread(server.is_ready):
+        await asyncio.sleep(POLL_S)
+    times["unready"] = time.monotonic()
+    while server.process.poll() is None:
+        if time.monotonic() > times["told"] + EXIT_S:
+            raise RuntimeError(f"the server did not end within {EXIT_S:.0f} s of SIGTERM")
+        await asyncio.sleep(POLL_S)
+    return times | {"ended": time.monotonic()}
 
 
 if __name__ == "__main__":

@@ -2,30 +2,105 @@
 
 from __future__ import annotations
 
-import json
+import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from benchmarks.peers.formats import DONE
-from benchmarks.run import ROOT
+from pydantic import Field
+
+from benchmarks.peers.formats import GGUF_FILE
+from benchmarks.run import HOST, ROOT, RunningServer, free_port, run_server, serve
 from curt.artifact import MANIFEST
-from curt.dialogue import MAX_ANSWER_TOKENS
+from curt.config import Config
 from curt.files import sha256
 
-Protocol = Literal["predict", "chat", "completions"]
-PATHS: Mapping[Protocol, str] = {
-    "predict": "/predict",
-    "chat": "/v1/chat/completions",
-    "completions": "/v1/completions",
-}
-NO_DEADLINE_MS = 60_000  # the longest that the server takes: no budget is ever cut for it
-THINKING_CAP = 32  # tokens; the demo model's reasoning is 31 at its 95th percentile
+PREDICT, COMPLETIONS = "/predict", "/v1/completions"
+READY_S = 240.0  # vLLM compiles the model for over a minute
 MODEL_NAME = "peer"
 VLLM_SERVER = ROOT / "deploy" / "vllm-cpu" / "serve.sh"
+VLLM_AT_ONCE = 16
+
+Options = Mapping[str, Any]
+"""Options of `python -m benchmarks.peers.server`."""
+
+PROCESSES: Mapping[str, Options] = {
+    "pool of 2 processes, 1 thread": {"arrangement": "processes", "slots": 2}
+}
+GENAI: Mapping[str, Options] = {
+    "generator in a pool of 2 threads": {"arrangement": "threads", "slots": 2},
+    "2 uvicorn workers, 1 thread each": {"arrangement": "uvicorn", "slots": 2},
+    **PROCESSES,
+}
+TRANSFORMERS: Mapping[str, Options] = {
+    "one process, 2 threads": {"arrangement": "threads", "slots": 1, "threads": 2},
+    **PROCESSES,
+}
+BATCHING: Mapping[str, Options] = {
+    "continuous batching of 8, 1 thread": {"arrangement": "threads", "slots": 8},
+    "continuous batching of 8, 2 threads": {"arrangement": "threads", "slots": 8, "threads": 2},
+}
+
+PLACES = {"model", "ort", "plain_ort", "fallback", "cases", "work", "peers_python", "vllm"}
+"""Settings that say where things lie on this machine, no part of a result."""
+
+
+class OursConfig(Config):
+    """This project's server, and what is asked of it."""
+
+    model: Path = Path("artifacts/demo/grpo-default")
+    """The Hugging Face model folder whose weights and tokenizer all have."""
+    ort: Path = Path("artifacts/demo/ort-w8a8")
+    """Its ONNX Runtime folder for this project's server."""
+    fallback: Path | None = Path("artifacts/demo/fallback")
+    """Classifier folder of this project's server."""
+    cases: Path = Path("artifacts/demo/corpus/test.jsonl")
+    """What to ask about."""
+    vllm: Path = Path(".venv-vllm")
+    """Environment that has vLLM."""
+    chars: int = Field(300, ge=1)
+    """Length that facts are cut to."""
+    rounds: int = Field(3, ge=1)
+    """Turns of everybody who is compared."""
+
+    def serve(self) -> AbstractContextManager[RunningServer]:
+        """This project's server, for a block."""
+        return serve(self.ort, fallback=self.fallback)
+
+
+class PeersConfig(OursConfig):
+    """Settings of `python -m benchmarks.peers`; whose environment is not there is left out."""
+
+    plain_ort: list[Path] = [
+        Path("artifacts/demo/ort-w8a8-plain"),
+        Path("artifacts/demo/ort-int4-plain"),
+    ]
+    """Folders with logits as their only output, as onnxruntime-genai's own generator takes it; the
+    first is the format that this project's server has."""
+    work: Path = Path("artifacts/bench/peers")
+    """Folder that keeps converted models for the next run."""
+    peers_python: Path = Path(".venv-peers/bin/python")
+    """Python of the environment with llama.cpp and OpenVINO."""
+    slo_ms: int = Field(400, ge=20)
+    """Limit of the 99th percentile, and the deadline of this project's requests."""
+    step_requests: int = Field(150, ge=20)
+    """Requests at one rate, at least, where `step_s` allows."""
+    step_s: float = Field(15.0, gt=0)
+    """The longest that one rate lasts."""
+    accuracy_cases: int = Field(300, ge=1)
+    """Cases that are asked about, and on which accuracy is measured."""
+    tuning_requests: int = Field(200, ge=1)
+    """Requests with which a setting is tried."""
+    max_tokens: int = Field(192, ge=1)
+    """Tokens that a completion may have: thinking and answer, far more than either takes."""
+    report: Path = Path("benchmarks/results/peers.json")
+    """File of results; raw rows and a picture go beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +110,9 @@ class Setting:
     name: str
     label: str
     model: str
-    command: tuple[str, ...]
-    port: int
-    protocol: Protocol = "completions"
-    environment: Mapping[str, str] = field(default_factory=dict)
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    ready_path: str = "/health"
-    slow_to_start: bool = False
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def path(self) -> str:
-        """Where its requests go."""
-        return PATHS[self.protocol]
+    start: Callable[[], AbstractContextManager[RunningServer]]
+    path: str = COMPLETIONS
+    extra: Options = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """What a reader needs to start it again, without this machine's paths."""
@@ -63,188 +124,99 @@ class Setting:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where the weights lie, in which form, and the environments that have the peers."""
-
-    model: Path
-    ort: Path
-    plain_ort: tuple[Path, ...]
-    fallback: Path | None
-    work: Path
-    peers_python: Path
-    vllm: Path
-    port: int
+def curt_setting(config: PeersConfig) -> Setting:
+    """This project's server as shipped."""
+    extra = {"deadline_ms": config.slo_ms}
+    return Setting("curt", "as shipped", config.ort.name, config.serve, PREDICT, extra)
 
 
-def curt_settings(places: Places, deadline_ms: int) -> list[Setting]:
-    """This project's server as shipped, with deadlines off, and with its thinking capped."""
-    environment = {
-        "CURT_MODEL": str(places.ort),
-        "CURT_PORT": str(places.port),
-        "OMP_NUM_THREADS": "1",
-    }
-    if places.fallback is not None:
-        environment["CURT_FALLBACK"] = str(places.fallback)
-    capped = {"model": "curt", "max_completion_tokens": MAX_ANSWER_TOKENS + THINKING_CAP}
-
-    def make(name: str, label: str, protocol: Protocol, extra: Mapping[str, Any]) -> Setting:
-        return Setting(
-            name=name,
-            label=label,
-            model=places.ort.name,
-            command=(sys.executable, "-m", "serve"),
-            port=places.port,
-            protocol=protocol,
-            environment=environment,
-            extra=extra,
-            ready_path="/readyz",
-        )
-
-    off = f"deadline of {NO_DEADLINE_MS // 1000} s: no budget is cut"
-    cap = f"deadline of {deadline_ms} ms, thinking at most {THINKING_CAP} tokens"
-    return [
-        make("curt", "as shipped", "predict", {"deadline_ms": deadline_ms}),
-        make("curt, deadlines off", off, "predict", {"deadline_ms": NO_DEADLINE_MS}),
-        make("curt, thinking capped", cap, "chat", capped | {"deadline_ms": deadline_ms}),
-    ]
-
-
-def peer_settings(places: Places, max_tokens: int) -> dict[str, list[Setting]]:
+def peer_settings(config: PeersConfig) -> dict[str, list[Setting]]:
     """What each peer is tried at; the best is kept. Converts weights where that was not done yet.
 
     A peer whose environment is not there has no setting.
     """
-    own, peers = sys.executable, places.peers_python
-    ort: list[tuple[str, dict[str, Any]]] = [
-        ("generator in a pool of 2 threads", {"arrangement": "threads", "slots": 2, "threads": 1}),
-        ("2 uvicorn workers, 1 thread each", {"arrangement": "uvicorn", "slots": 2, "threads": 1}),
-        ("pool of 2 processes, 1 thread", {"arrangement": "processes", "slots": 2, "threads": 1}),
-    ]
-    torch: list[tuple[str, dict[str, Any]]] = [
-        ("one process, 2 threads", {"arrangement": "threads", "slots": 1, "threads": 2}),
-        ("pool of 2 processes, 1 thread", {"arrangement": "processes", "slots": 2, "threads": 1}),
-    ]
-    found: dict[str, list[Setting]] = {
-        "onnxruntime-genai + FastAPI": [
-            _ours(
-                "onnxruntime-genai", places, own, max_tokens, folder,
-                f"{label}, {folder.name.removeprefix('ort-').removesuffix('-plain')}", order,
+    found: dict[str, list[Setting]] = defaultdict(list)
+
+    def add(
+        name: str,
+        library: str,
+        model: Path,
+        told: str,
+        tried: Mapping[str, Options],
+        python: str = sys.executable,
+    ) -> None:
+        tokenizer = config.model.resolve() / "tokenizer.json"
+        for label, options in tried.items():
+            own = {"library": library, "model": model.resolve(), "tokenizer": tokenizer, **options}
+            words = [str(word) for key, value in own.items() for word in (f"--{key}", value)]
+            command = [python, "-m", "benchmarks.peers.server", *words, "--port"]
+            threads = str(options.get("threads", 1))
+            setting = Setting(
+                name,
+                f"{label}, {told}",
+                model.parent.name if model.is_file() else model.name,
+                partial(_start, command, {"OMP_NUM_THREADS": threads}),
+                extra={"max_tokens": config.max_tokens},
             )
-            for folder in places.plain_ort
-            for label, order in ort
-        ],
-        "transformers + FastAPI": [
-            _ours(
-                "transformers", places, own, max_tokens, places.model,
-                f"{label}, {dtype}, batches of up to 8", order | {"dtype": dtype, "batch": 8},
-            )
-            for label, order in torch
-            for dtype in ("float32", "bfloat16")
-        ],
-    }  # fmt: skip
-    if peers.is_file():
-        found |= _compiled_peers(places, str(peers), max_tokens)
-    if (places.vllm / "bin" / "vllm").is_file():
-        found["vLLM"] = [
-            _vllm(places, dtype, places.port + 2 + place, max_tokens)  # both stay up
-            for place, dtype in enumerate(("float32", "bfloat16"))
-        ]
+            found[name].append(setting)
+
+    for folder in config.plain_ort:
+        told = folder.name.removeprefix("ort-").removesuffix("-plain")
+        add("onnxruntime-genai + FastAPI", "onnxruntime-genai", folder, told, GENAI)
+    for dtype in ("float32", "bfloat16"):
+        more = {"dtype": dtype, "batch": 8}
+        tried = {label: {**options, **more} for label, options in TRANSFORMERS.items()}
+        told = f"{dtype}, batches of up to 8"
+        add("transformers + FastAPI", "transformers", config.model, told, tried)
+    if config.peers_python.is_file():
+        python = str(config.peers_python)
+        for kind in ("q4_0", "q8_0"):
+            file = _converted(config, kind) / GGUF_FILE
+            add("llama.cpp", "llama.cpp", file, kind, {**BATCHING, **PROCESSES}, python)
+        folder = _converted(config, "ov-int8")
+        add("OpenVINO GenAI", "openvino", folder, "int8", BATCHING, python)
+    if (config.vllm / "bin" / "vllm").is_file():
+        found["vLLM"] = [_vllm(config, dtype) for dtype in ("float32", "bfloat16")]
     return found
 
 
-def _compiled_peers(places: Places, python: str, max_tokens: int) -> dict[str, list[Setting]]:
-    batched = {"arrangement": "threads", "slots": 8}
-    pooled = {"arrangement": "processes", "slots": 2, "threads": 1}
-
-    def converted(library: str, kind: str, label: str, order: dict[str, Any]) -> Setting:
-        folder = _converted(places, kind)
-        model = folder / "model.gguf" if library == "llama.cpp" else folder
-        return _ours(library, places, python, max_tokens, model, label, order)
-
-    alone = "pool of 2 processes, 1 thread, 1 slot"
-    return {
-        "llama.cpp": [
-            converted("llama.cpp", "q4_0", "8 slots, 1 thread, q4_0", batched | {"threads": 1}),
-            converted("llama.cpp", "q4_0", "8 slots, 2 threads, q4_0", batched | {"threads": 2}),
-            *(converted("llama.cpp", kind, f"{alone}, {kind}", pooled)
-              for kind in ("q4_0", "q8_0", "f32")),
-        ],
-        "OpenVINO GenAI": [
-            converted("openvino", "ov-int8",
-                      "continuous batching of 8, 1 thread, int8", batched | {"threads": 1}),
-            converted("openvino", "ov-int8",
-                      "continuous batching of 8, 2 threads, int8", batched | {"threads": 2}),
-        ],
-    }  # fmt: skip
-
-
-def _ours(
-    library: str,
-    places: Places,
-    python: str,
-    max_tokens: int,
-    model: Path,
-    label: str,
-    order: dict[str, Any],
-) -> Setting:
-    whole = order | {
-        "library": library,
-        "model": str(model.resolve()),
-        "tokenizer": str((places.model / "tokenizer.json").resolve()),
-        "port": places.port,
+def _vllm(config: PeersConfig, dtype: str) -> Setting:
+    environment = {
+        "SERVED_NAME": MODEL_NAME,
+        "VLLM_DTYPE": dtype,
+        "VLLM_MAX_NUM_SEQS": str(VLLM_AT_ONCE),
     }
-    threads = str(order.get("threads", 1))
-    names = {
-        "onnxruntime-genai": "onnxruntime-genai + FastAPI",
-        "transformers": "transformers + FastAPI",
-        "llama.cpp": "llama.cpp",
-    }
+    command = [str(VLLM_SERVER), str(config.vllm), str(config.model)]
     return Setting(
-        name=names.get(library, "OpenVINO GenAI"),
-        label=label,
-        model=model.parent.name if model.is_file() else model.name,
-        command=(python, "-m", "benchmarks.peers.server", json.dumps(whole)),
-        port=places.port,
-        environment={"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"},
-        extra={"max_tokens": max_tokens},
+        "vLLM",
+        f"compiled, {dtype}, up to {VLLM_AT_ONCE} at once, prefix cache",
+        config.model.name,
+        partial(_start, command, environment),
+        extra={"model": MODEL_NAME, "max_tokens": config.max_tokens, "temperature": 0.0},
     )
 
 
-def _vllm(places: Places, dtype: str, port: int, max_tokens: int) -> Setting:
-    most = 16  # at once
-    return Setting(
-        name="vLLM",
-        label=f"compiled, {dtype}, up to {most} at once, prefix cache",
-        model=places.model.name,
-        command=(str(VLLM_SERVER), str(places.vllm), str(places.model), str(port)),
-        port=port,
-        slow_to_start=True,  # over a minute
-        environment={
-            "SERVED_NAME": MODEL_NAME,
-            "VLLM_DTYPE": dtype,
-            "VLLM_MAX_NUM_SEQS": str(most),
-            "HF_HUB_OFFLINE": "1",
-        },
-        extra={"model": MODEL_NAME, "max_tokens": max_tokens, "temperature": 0.0},
+def _start(
+    command: Sequence[str], environment: Mapping[str, str]
+) -> AbstractContextManager[RunningServer]:
+    """Run a command whose last argument is the port, for a block."""
+    port = free_port()
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    url = f"http://{HOST}:{port}"
+    return run_server(
+        [*command, str(port)], url, environment, ready_path="/health", ready_s=READY_S
     )
 
 
-def _converted(places: Places, kind: str) -> Path:
+def _converted(config: PeersConfig, kind: str) -> Path:
     """The weights in a peer's format, made in the peers' environment unless they are there."""
-    origin = sha256(places.model / MANIFEST)[:12]
-    folder = places.work / f"{places.model.resolve().name}-{origin}-{kind}"
-    if not (folder / DONE).is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        command = [str(places.peers_python), "-m", "benchmarks.peers.formats", kind]
-        done = subprocess.run(
-            [*command, str(places.model.resolve()), str(folder.resolve())],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    origin = sha256(config.model / MANIFEST)[:12]
+    folder = config.work / f"{config.model.resolve().name}-{origin}-{kind}"
+    if not folder.is_dir():
+        command = [str(config.peers_python), "-m", "benchmarks.peers.formats", "--kind", kind]
+        command += ["--source", str(config.model.resolve()), "--target", str(folder.resolve())]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["nothing said"]
-            raise RuntimeError(f"no {kind} of {places.model.name}: {said[-1]}")
+            raise RuntimeError(f"no {kind} of {config.model.name}: {said[-1]}")
     return folder

@@ -24,7 +24,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -33,85 +32,61 @@ from typing import Any
 from pydantic import Field
 
 from benchmarks.client import Client, Exchange, endless, send_in_turn, send_on_time
-from benchmarks.peers.catalogue import NO_DEADLINE_MS, Places, Setting, curt_settings
-from benchmarks.peers.running import run_setting
+from benchmarks.peers.catalogue import PLACES, OursConfig
 from benchmarks.run import EXPECTED, describe_machine, end_servers_when_told, write_results
-from curt.config import Config, run
+from curt.config import run
 from loadtest._arrivals import arrival_times_s, load_facts
+from loadtest._slo import nearest_rank
 
 log = logging.getLogger(__name__)
 
+CHAT = "/v1/chat/completions"
+NO_DEADLINE_MS = 60_000  # the longest that the server takes: no budget is ever cut for it
 OUTPUT_TOKENS = 192  # thinking and answer; the model's widest budget fits
 PERCENTILES = (50, 90, 99)
-PLACES = {"vllm", "model", "ort", "fallback", "cases", "report", "port"}
+THEIRS, OURS, WHOLE = "vllm bench serve", "ours", "ours, whole reply"
 
 
-class CrossCheckConfig(Config):
-    """Settings of `python -m benchmarks.peers.cross_check`."""
+class CrossCheckConfig(OursConfig):
+    """What both tools ask, and how often."""
 
-    vllm: Path = Path(".venv-vllm")
-    """Environment that has vLLM."""
-    model: Path = Path("artifacts/demo/grpo-default")
-    """Folder whose tokenizer the tool counts prompt tokens with."""
-    ort: Path = Path("artifacts/demo/ort-w8a8")
-    """Model folder to serve."""
-    fallback: Path | None = Path("artifacts/demo/fallback")
-    """Its classifier."""
-    cases: Path = Path("artifacts/demo/corpus/test.jsonl")
-    """What to ask about."""
-    chars: int = Field(300, ge=1)
-    """Length that facts are cut to."""
     rate: float = Field(20.0, gt=0)
     """Arrivals a second; well below the highest, so that nobody measures a queue."""
     requests: int = Field(400, ge=10)
     """Requests of one turn."""
-    rounds: int = Field(3, ge=1)
-    """Turns of each."""
-    port: int = Field(8171, ge=1024, le=65535)
-    """Where to serve."""
     report: Path = Path("benchmarks/results/cross_check.json")
     """File of results."""
 
 
-async def check(config: CrossCheckConfig) -> dict[str, Any]:
+async def check(config: CrossCheckConfig, url: str) -> dict[str, Any]:
     """Both tools in turns. Raises RuntimeError when vLLM's fails."""
     texts = endless([fact[: config.chars] for fact in load_facts(config.cases)])
-    nowhere = Path()  # the peers' folders
-    places = Places(config.model, config.ort, nowhere, config.fallback, nowhere, nowhere,
-                    config.vllm, config.port)  # fmt: skip
-    setting = replace(curt_settings(places, 400)[2], extra={})
-    seen: dict[str, list[dict[str, float]]] = {"vllm bench serve": [], "ours": [],
-                                               "ours, whole reply": []}  # fmt: skip
-    with run_setting(setting):
-        for turn in range(config.rounds):
-            warm, theirs, own, whole = (
-                list(islice(texts, n)) for n in (20, *[config.requests] * 3)
-            )
-            await send_in_turn(_client(setting), _bodies(warm, False), 2)
-            seen["vllm bench serve"].append(
-                await asyncio.to_thread(run_theirs, config, setting, theirs, turn)
-            )
-            seen["ours"].append(await run_ours(config, setting, _bodies(own, True), turn))
-            seen["ours, whole reply"].append(
-                await run_ours(config, setting, _bodies(whole, False), turn)
-            )
-            log.info("round %d: %s", turn + 1, {k: v[-1] for k, v in seen.items()})
-    tools = {name: _medians(turns) | {"rounds": turns} for name, turns in seen.items()}
-    theirs_of, ours_of = tools["vllm bench serve"], tools["ours"]
+    seen: dict[str, list[dict[str, float]]] = {THEIRS: [], OURS: [], WHOLE: []}
+    for turn in range(config.rounds):
+        warm, theirs, own, whole = (list(islice(texts, n)) for n in (20, *[config.requests] * 3))
+        await send_in_turn(Client(url, what=f"POST {CHAT}"), _bodies(warm, False), 2)
+        seen[THEIRS].append(await asyncio.to_thread(run_theirs, config, url, theirs, turn))
+        seen[OURS].append(await run_ours(config, url, _bodies(own, True), turn))
+        seen[WHOLE].append(await run_ours(config, url, _bodies(whole, False), turn))
+        log.info("round %d: %s", turn + 1, {name: turns[-1] for name, turns in seen.items()})
+    tools: dict[str, dict[str, Any]] = {
+        name: {key: median(turn[key] for turn in turns) for key in turns[0]} | {"rounds": turns}
+        for name, turns in seen.items()
+    }
+    p50_ms = tools[OURS]["p50_ms"]
+    ratios = {f"p{p}": tools[OURS][f"p{p}_ms"] / tools[THEIRS][f"p{p}_ms"] for p in PERCENTILES}
     return {
-        "settings": config.model_dump(mode="json", exclude=PLACES),
+        "settings": config.model_dump(mode="json", exclude=PLACES | {"report"}),
         "machine": describe_machine(),
         "tools": tools,
-        "ours_to_theirs": {
-            f"p{p}": ours_of[f"p{p}_ms"] / theirs_of[f"p{p}_ms"] for p in PERCENTILES
-        }
-        | {"sent_p50": ours_of["sent_p50_ms"] / theirs_of["p50_ms"]},
-        "streaming_costs_p50_ms": ours_of["p50_ms"] - tools["ours, whole reply"]["p50_ms"],
+        "ours_to_theirs": ratios
+        | {"sent_p50": tools[OURS]["sent_p50_ms"] / tools[THEIRS]["p50_ms"]},
+        "streaming_costs_p50_ms": p50_ms - tools[WHOLE]["p50_ms"],
     }
 
 
 def run_theirs(
-    config: CrossCheckConfig, setting: Setting, texts: Sequence[str], turn: int
+    config: CrossCheckConfig, url: str, texts: Sequence[str], turn: int
 ) -> dict[str, float]:
     """One run of `vllm bench serve`. Raises RuntimeError with its last words when it fails."""
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +95,7 @@ def run_theirs(
         prompts.write_text("\n".join(lines), encoding="utf-8")
         command = [
             str(config.vllm / "bin" / "vllm"), "bench", "serve",
-            "--backend", "openai-chat", "--base-url", setting.url, "--endpoint", setting.path,
+            "--backend", "openai-chat", "--base-url", url, "--endpoint", CHAT,
             "--model", "curt", "--tokenizer", str(config.model.resolve()),
             "--dataset-name", "custom", "--dataset-path", str(prompts), "--skip-chat-template",
             "--custom-output-len", str(OUTPUT_TOKENS), "--num-prompts", str(len(texts)),
@@ -153,18 +128,15 @@ def run_theirs(
 
 
 async def run_ours(
-    config: CrossCheckConfig, setting: Setting, bodies: Sequence[bytes], turn: int
+    config: CrossCheckConfig, url: str, bodies: Sequence[bytes], turn: int
 ) -> dict[str, float]:
     """One run of our client at the same rate."""
     offsets_s = islice(arrival_times_s(config.rate, turn), len(bodies))
+    client = Client(url, what=f"POST {CHAT}")
     started = time.monotonic()
-    exchanges = await send_on_time(_client(setting), offsets_s, bodies.__getitem__)
+    exchanges = await send_on_time(client, offsets_s, bodies.__getitem__)
     seconds = time.monotonic() - started
     return summarise(exchanges) | {"achieved_per_s": len(exchanges) / seconds}
-
-
-def _client(setting: Setting) -> Client:
-    return Client(setting.url, what=f"POST {setting.path}")
 
 
 def summarise(exchanges: Sequence[Exchange]) -> dict[str, float]:
@@ -175,15 +147,10 @@ def summarise(exchanges: Sequence[Exchange]) -> dict[str, float]:
     good = [each for each in exchanges if each.got.status == 200]
     if not good:
         raise ValueError("no reply with status 200: is this server ready, is the rate too high?")
-    due = sorted(each.latency_ms for each in good)
-    sent = sorted(each.service_ms for each in good)
-
-    def at(values: Sequence[float], percent: int) -> float:
-        return values[min(len(values) - 1, len(values) * percent // 100)]
-
+    latencies_ms = [each.latency_ms for each in good]
     return {
-        **{f"p{p}_ms": at(due, p) for p in PERCENTILES},
-        "sent_p50_ms": at(sent, 50),
+        **{f"p{p}_ms": nearest_rank(latencies_ms, p / 100) for p in PERCENTILES},
+        "sent_p50_ms": nearest_rank([each.service_ms for each in good], 0.5),
         "answered": len(good),
         "degraded": sum(b'"degraded":true' in each.got.body for each in good),
     }
@@ -203,14 +170,11 @@ def _bodies(texts: Sequence[str], stream: bool) -> list[bytes]:
     return [json.dumps(row, ensure_ascii=False).encode() for row in rows]
 
 
-def _medians(turns: Sequence[dict[str, float]]) -> dict[str, Any]:
-    return {name: median(turn[name] for turn in turns) for name in turns[0]}
-
-
 def work(config: CrossCheckConfig) -> None:
     """Check and write the results."""
     end_servers_when_told()
-    results = asyncio.run(check(config))
+    with config.serve() as server:
+        results = asyncio.run(check(config, server.url))
     write_results(config.report, results)
     log.info("%s: ours to theirs %s", config.report, results["ours_to_theirs"])
 

@@ -1,8 +1,6 @@
 """The libraries that the servers here run, each in the way its own documentation shows.
 
-All complete greedily until the model stops, at four bits, eight or full width as ordered, and
-take and give token ids. An order names the `model` folder or file, the `threads` of one engine and
-whatever else the engine reads below.
+All complete greedily until the model stops, and take and give token ids.
 """
 
 from __future__ import annotations
@@ -15,11 +13,24 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-Order = dict[str, Any]
+from curt.config import Config
+
+
+class EngineConfig(Config):
+    """What an engine loads, and what it may use."""
+
+    model: Path
+    """Model folder, or a GGUF file."""
+    slots: int
+    """Completions at once."""
+    threads: int = 1
+    """Of one engine."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of transformers' weights."""
 
 
 class PeerEngine(Protocol):
@@ -33,20 +44,19 @@ class PeerEngine(Protocol):
 class OnnxRuntimeGenai:
     """onnxruntime-genai's generator, one prompt after another."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, own: EngineConfig) -> None:
         import onnxruntime_genai as og
 
         self._og = og
-        config = og.Config(order["model"])
+        config = og.Config(str(own.model))
         options = {
-            "intra_op_num_threads": order["threads"],
+            "intra_op_num_threads": own.threads,
             "session.intra_op.allow_spinning": "0",  # faster on shared cores
         }
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         self._model = og.Model(config)
-        settings = json.loads((Path(order["model"]) / "genai_config.json").read_bytes())["model"]
-        stops = settings["eos_token_id"]
-        self._stops = set(stops if isinstance(stops, list) else [stops])
+        settings = json.loads((own.model / "genai_config.json").read_bytes())["model"]
+        self._stops = _as_set(settings["eos_token_id"])
 
     def complete(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
         """Greedy completions without the stop token."""
@@ -66,26 +76,23 @@ class OnnxRuntimeGenai:
 class Transformers:
     """transformers' `generate`, all prompts in one batch padded on the left."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, own: EngineConfig) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
-        torch.set_num_threads(order["threads"])
+        torch.set_num_threads(own.threads)
         self._torch = torch
         loader: Any = AutoModelForCausalLM
-        self._model = loader.from_pretrained(order["model"], dtype=getattr(torch, order["dtype"]))
+        self._model = loader.from_pretrained(own.model, dtype=getattr(torch, own.dtype))
         self._model.eval()
-        stops = self._model.generation_config.eos_token_id
-        self._stops = set(stops if isinstance(stops, list) else [stops])
+        self._stops = _as_set(self._model.generation_config.eos_token_id)
 
     def complete(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
         """Greedy completions without the stop token."""
         torch = self._torch
         longest = max(map(len, prompts))
         ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
-        mask = torch.tensor(
-            [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        )
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
         with torch.inference_mode():
             whole = self._model.generate(
                 ids,
@@ -161,30 +168,26 @@ class Continuous:
 class OpenVino(Continuous):
     """OpenVINO GenAI's own continuous batching."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, own: EngineConfig) -> None:
         import openvino
         import openvino_genai
 
         self._openvino, self._genai = openvino, openvino_genai
         settings = openvino_genai.GenerationConfig()
-        stops = json.loads((Path(order["model"]) / "generation_config.json").read_bytes())
-        stops = stops["eos_token_id"]
-        settings.stop_token_ids = set(stops if isinstance(stops, list) else [stops])
+        told = json.loads((own.model / "generation_config.json").read_bytes())
+        settings.stop_token_ids = _as_set(told["eos_token_id"])
         settings.do_sample = False
         self._settings = settings
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size = 1  # GiB
-        scheduler.max_num_seqs = order["slots"]
+        scheduler.max_num_seqs = own.slots
         scheduler.enable_prefix_caching = True  # the system message is the same in all
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(
-            order["model"],
-            scheduler,
-            "CPU",
-            {"INFERENCE_NUM_THREADS": order["threads"]},
+            str(own.model), scheduler, "CPU", {"INFERENCE_NUM_THREADS": own.threads}
         )
         self._running: list[PromptRun] = []
         self._count = 0
-        super().__init__(order["slots"])
+        super().__init__(own.slots)
 
     def begin(self, sequence: PromptRun) -> None:
         """Hand the sequence to the pipeline."""
@@ -214,7 +217,7 @@ class LlamaCpp(Continuous):
     Through the C interface, as the Python package's `Llama` class completes one at a time.
     """
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, own: EngineConfig) -> None:
         import llama_cpp
 
         self._library = llama_cpp
@@ -222,16 +225,16 @@ class LlamaCpp(Continuous):
         llama_cpp.llama_log_set(self._quiet, None)
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(
-            os.fsencode(order["model"]), llama_cpp.llama_model_default_params()
+            os.fsencode(own.model), llama_cpp.llama_model_default_params()
         )
-        slots, context = order["slots"], llama_cpp.llama_context_default_params()
+        slots, context = own.slots, llama_cpp.llama_context_default_params()
         context.n_ctx = 512 * slots
         context.n_batch = context.n_ubatch = 512 * slots
         context.n_seq_max = slots
-        context.n_threads = context.n_threads_batch = order["threads"]
+        context.n_threads = context.n_threads_batch = own.threads
         self._context = llama_cpp.llama_init_from_model(self._model, context)
         if not self._context:
-            raise RuntimeError(f"llama.cpp refuses {order['model']}: is it a GGUF file?")
+            raise RuntimeError(f"llama.cpp refuses {own.model}: is it a GGUF file?")
         vocabulary = llama_cpp.llama_model_get_vocab(self._model)
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(vocabulary)
         self._stop = llama_cpp.llama_vocab_eos(vocabulary)
@@ -281,12 +284,16 @@ class LlamaCpp(Continuous):
         return int(np.ctypeslib.as_array(address, (self._vocab_size,)).argmax())
 
 
+def _as_set(stops: int | list[int]) -> set[int]:
+    return set(stops if isinstance(stops, list) else [stops])
+
+
 def _until_stop(tokens: list[int], stops: set[int]) -> list[int]:
     end = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
     return tokens[:end]
 
 
-ENGINES: dict[str, Callable[[Order], PeerEngine]] = {
+ENGINES: dict[str, Callable[[EngineConfig], PeerEngine]] = {
     "onnxruntime-genai": OnnxRuntimeGenai,
     "transformers": Transformers,
     "openvino": OpenVino,

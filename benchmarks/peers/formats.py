@@ -1,10 +1,10 @@
 """A Hugging Face folder in the formats of llama.cpp and OpenVINO; runs in the peers' environment.
 
-    python -m benchmarks.peers.formats q4_0 MODEL_FOLDER TARGET_FOLDER
+    python -m benchmarks.peers.formats --kind q4_0 --source MODEL_FOLDER --target NEW_FOLDER
 
 `benchmarks.peers.catalogue` calls it. GGUF files are written at float32 by the `gguf` package and
 quantised by llama.cpp's own routine; OpenVINO's come from optimum-intel, weights compressed by
-NNCF. Imports nothing of this project, whose packages that environment lacks.
+NNCF. Imports nothing of this project that takes more than that environment has.
 """
 
 from __future__ import annotations
@@ -12,38 +12,51 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-DONE = "done"
-"""The file that says that a folder is whole; written last."""
+from curt.config import Config, run
+from curt.files import whole_folder
+
 GGUF_FILE = "model.gguf"
-OPENVINO_BITS: dict[str, dict[str, Any]] = {
-    "ov-int8": {"bits": 8},
-}
-GGUF_TYPES = {"q4_0": "Q4_0", "q8_0": "Q8_0", "f32": None}
 
 
-def write_gguf(source: Path, target: Path, kind: str) -> None:
-    """Write `model.gguf` of one of GGUF_TYPES.
+class FormatConfig(Config):
+    """What to write of what."""
+
+    kind: Literal["q4_0", "q8_0", "ov-int8"]
+    """The first two are llama.cpp's, the last is OpenVINO's."""
+    source: Path
+    """Hugging Face model folder."""
+    target: Path
+    """Folder to make; it appears under its name only when all of it is there."""
+
+
+def work(config: FormatConfig) -> None:
+    """Convert."""
+    with whole_folder(config.target) as folder:
+        if config.kind == "ov-int8":
+            write_openvino(config.source, folder)
+        else:
+            write_gguf(config.source, folder / GGUF_FILE, config.kind)
+
+
+def write_gguf(source: Path, file: Path, kind: str) -> None:
+    """Write weights of four or eight bits as one file.
 
     Raises ValueError for an architecture that is not Qwen2 or Qwen3, RuntimeError when the
     quantiser fails.
     """
-    whole = target / (GGUF_FILE if kind == "f32" else "f32.gguf")
-    _write_float_gguf(source, whole)
-    if (name := GGUF_TYPES[kind]) is not None:
-        import llama_cpp
+    import llama_cpp
 
-        options = llama_cpp.llama_model_quantize_default_params()
-        options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
-        paths = (os.fsencode(whole), os.fsencode(target / GGUF_FILE))
-        if status := llama_cpp.llama_model_quantize(*paths, ctypes.byref(options)):
-            raise RuntimeError(f"llama.cpp's quantiser failed with status {status}")
-        whole.unlink()
+    whole = file.with_name("f32.gguf")
+    _write_float_gguf(source, whole)
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
+    paths = (os.fsencode(whole), os.fsencode(file))
+    if status := llama_cpp.llama_model_quantize(*paths, ctypes.byref(options)):
+        raise RuntimeError(f"llama.cpp's quantiser failed with status {status}")
+    whole.unlink()
 
 
 def _write_float_gguf(source: Path, file: Path) -> None:
@@ -112,14 +125,14 @@ def _add_vocabulary(writer: Any, source: Path, config: dict[str, Any]) -> None:
     writer.add_add_bos_token(False)
 
 
-def write_openvino(source: Path, target: Path, kind: str) -> None:
-    """Write the model of one of OPENVINO_BITS and its tokenizer."""
+def write_openvino(source: Path, target: Path) -> None:
+    """Write the model with weights of eight bits, and its tokenizer."""
     import openvino
     from openvino_tokenizers import convert_tokenizer
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
     from transformers import AutoTokenizer
 
-    quantization = OVWeightQuantizationConfig(**OPENVINO_BITS[kind])
+    quantization = OVWeightQuantizationConfig(bits=8)
     model = OVModelForCausalLM.from_pretrained(
         source, export=True, compile=False, quantization_config=quantization
     )
@@ -129,23 +142,5 @@ def write_openvino(source: Path, target: Path, kind: str) -> None:
         openvino.save_model(part, target / f"openvino_{name}.xml")
 
 
-WRITERS: dict[str, Callable[[Path, Path, str], None]] = {
-    **dict.fromkeys(GGUF_TYPES, write_gguf),
-    **dict.fromkeys(OPENVINO_BITS, write_openvino),
-}
-
-
-def convert(kind: str, source: Path, target: Path) -> None:
-    """Write `target` as a whole: it appears under its name only when all of it is there."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        WRITERS[kind](source, temporary, kind)
-        (temporary / DONE).touch()
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 if __name__ == "__main__":
-    convert(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    run(FormatConfig, work, expected=(OSError, RuntimeError, ValueError))

@@ -1,7 +1,7 @@
 """A completions server over one of `engines`, as a team would write it in an afternoon.
 
-    python -m benchmarks.peers.server '{"library": "onnxruntime-genai", "model": "...",
-        "port": 8172, "arrangement": "processes", "slots": 2, "threads": 1}'
+    python -m benchmarks.peers.server --library onnxruntime-genai --model FOLDER \
+        --tokenizer FOLDER/tokenizer.json --arrangement processes --slots 2 --port 8172
 
 Prompts arrive rendered and leave as text: no facts to clean, no verdict to read, no statute to
 look up, no metrics, so whatever this project's server does beside generation counts against it.
@@ -13,24 +13,39 @@ a pool of `processes` behind it that share one queue, or `uvicorn`'s own workers
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from multiprocessing import get_context
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from benchmarks.peers.engines import ENGINES, PeerEngine
+from benchmarks.peers.engines import ENGINES, EngineConfig, PeerEngine
+from curt.config import run
 
-ORDER = "PEER_ORDER"
+CONFIG = "PEER_SERVER"
 Waiting = tuple[list[int], int, asyncio.Future[list[int]]]
 _engine: PeerEngine | None = None  # one a process: what a pool's initializer leaves for its calls
+
+
+class ServerConfig(EngineConfig):
+    """What to serve and how."""
+
+    library: Literal["onnxruntime-genai", "transformers", "openvino", "llama.cpp"]
+    """What completes."""
+    tokenizer: Path
+    """tokenizer.json of the model."""
+    port: int
+    """Where to listen, on this machine only."""
+    arrangement: Literal["threads", "processes", "uvicorn"]
+    """Where engines run."""
+    batch: int = 1
+    """Requests that are completed together."""
 
 
 class Ask(BaseModel):
@@ -40,11 +55,11 @@ class Ask(BaseModel):
     max_tokens: int = 192
 
 
-def load_engine(order: dict[str, Any]) -> None:
-    """Load the ordered engine into this process and let it complete something."""
+def load_engine(config: ServerConfig) -> None:
+    """Load the engine into this process and let it complete something."""
     global _engine
-    _engine = ENGINES[order["library"]](order)
-    _engine.complete([[1, 2, 3]] * order.get("batch", 1), 8)
+    _engine = ENGINES[config.library](config)
+    _engine.complete([[1, 2, 3]] * config.batch, 8)
 
 
 def complete(prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
@@ -54,25 +69,25 @@ def complete(prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
 
 
 def make_app() -> FastAPI:
-    """The app that the environment orders."""
+    """The app that the environment configures."""
     from tokenizers import Tokenizer
 
-    order = json.loads(os.environ[ORDER])
-    tokenizer = Tokenizer.from_file(order["tokenizer"])
+    config = ServerConfig.model_validate_json(os.environ[CONFIG])
+    tokenizer = Tokenizer.from_file(str(config.tokenizer))
     queue: asyncio.Queue[Waiting] = asyncio.Queue()
 
     @asynccontextmanager
-    async def run(app: FastAPI) -> AsyncIterator[None]:
-        with make_pool(order) as pool:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with make_pool(config) as pool:
             tasks = [
-                asyncio.create_task(serve_queue(queue, pool, order.get("batch", 1)))
-                for _ in range(order["slots"])
+                asyncio.create_task(serve_queue(queue, pool, config.batch))
+                for _ in range(config.slots)
             ]
             yield
             for task in tasks:
                 task.cancel()
 
-    app = FastAPI(lifespan=run)
+    app = FastAPI(lifespan=lifespan)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -92,15 +107,14 @@ def make_app() -> FastAPI:
     return app
 
 
-def make_pool(order: dict[str, Any]) -> Executor:
+def make_pool(config: ServerConfig) -> Executor:
     """Whatever the engine runs in, loaded and warm."""
-    slots = order["slots"]
-    if order["arrangement"] != "processes":
-        load_engine(order)
-        return ThreadPoolExecutor(slots)
-    pool = ProcessPoolExecutor(slots, get_context("spawn"), load_engine, (order,))
+    if config.arrangement != "processes":
+        load_engine(config)
+        return ThreadPoolExecutor(config.slots)
+    pool = ProcessPoolExecutor(config.slots, get_context("spawn"), load_engine, (config,))
     # All start at once, and none is ready before the others are.
-    for future in [pool.submit(complete, [[1, 2, 3]], 64) for _ in range(4 * slots)]:
+    for future in [pool.submit(complete, [[1, 2, 3]], 64) for _ in range(4 * config.slots)]:
         future.result()
     return pool
 
@@ -128,18 +142,16 @@ async def serve_queue(queue: asyncio.Queue[Waiting], pool: Executor, batch: int)
                 done.set_result(tokens[:limit])
 
 
-def main() -> None:
-    """Serve as ordered by the first argument until told to stop."""
-    order = json.loads(sys.argv[1])
-    os.environ[ORDER] = sys.argv[1]
-    workers = order["slots"] if order["arrangement"] == "uvicorn" else 1
-    if workers > 1:
-        os.environ[ORDER] = json.dumps(order | {"slots": 1})
+def work(config: ServerConfig) -> None:
+    """Serve until told to stop."""
+    workers = config.slots if config.arrangement == "uvicorn" else 1
+    own = config.model_copy(update={"slots": 1}) if workers > 1 else config
+    os.environ[CONFIG] = own.model_dump_json()
     uvicorn.run(
         "benchmarks.peers.server:make_app",
         factory=True,
         host="127.0.0.1",
-        port=order["port"],
+        port=config.port,
         workers=workers,
         access_log=False,
         log_level="warning",
@@ -147,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(ServerConfig, work)

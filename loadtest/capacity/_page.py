@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from curt.drawing import INK, LINES, MARKERS, SERIES, STYLE, finish_figure, new_figure
+from curt.drawing import INK, LINES, MARKERS, SERIES, finish_figure, new_figure, to_png
 from curt.html import render_html
 from loadtest._page import MISSING, plain
 from loadtest.capacity._search import Capacity
@@ -24,15 +21,11 @@ TITLE = "p99 and goodput against the rate of arrivals"
 
 def draw_capacity(capacities: Mapping[str, Capacity], slo_ms: float) -> bytes:
     """A PNG with a line for every server: p99 on a log scale on the left, goodput on the right."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4.2), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        _plot([left, right], capacities, slo_ms)
-        left.set_xlabel(right.get_xlabel())
-        left.legend(fontsize=8)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    figure, (left, right) = new_figure(2, width_in=10, height_in=4.2, columns=2)
+    _plot([left, right], capacities, slo_ms)
+    left.set_xlabel(right.get_xlabel())
+    left.legend(fontsize=8)
+    return to_png(figure)
 
 
 def render_page(settings: Mapping[str, Any], capacity: Capacity) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.before_after.__main__ import (
+from benchmarks.before_after import (
     BeforeAfterConfig,
     Taken,
     check_same_recipe,
@@ -17,10 +17,9 @@ from benchmarks.before_after.__main__ import (
     search_rate,
     summarise,
     take,
-    work_out,
 )
-from benchmarks.before_after.plot import draw_before_after
 from benchmarks.client import Exchange, Got
+from benchmarks.pictures import draw_before_after
 from curt.law.verdict import Term, Verdict
 from tests.benchmarks.fake_server import answer, http, serving
 from tests.compress.onnx.exports import export, write_cases
@@ -75,15 +74,6 @@ def test_before_and_after_are_compared_case_by_case():
     assert found["exact_change"] == pytest.approx(-0.2)
     low, high = found["exact_change_interval"]
     assert low <= -0.2 <= high
-
-
-def test_arithmetic_follows_its_formula_and_says_what_it_is():
-    config = BeforeAfterConfig(tpots_ms=[2.0], prefill_ms=50, deadline_ms=400)
-    models = {name: {"off": summarise(taken(4, 1.0, 76, 4))} for name in ("before", "after")}
-    found = work_out(config, models, 23.0)
-    assert found["measured"] is False
-    assert found["models"]["after"]["latency_ms"] == [50 + (76 + 1 + 23) * 2.0]
-    assert found["models"]["after"]["longest_tpot_ms"] == 3.5
 
 
 @pytest.mark.slow

@@ -12,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.client import Exchange, Got, arrivals_for
-from benchmarks.fleet.__main__ import SizeConfig, compare, find_size, main, read_samples, try_fleet
-from benchmarks.fleet.service import Sample, Service, fit_service
+from benchmarks.fleet import size
+from benchmarks.fleet.service import Sample, Service, fit_service, read_samples
 from benchmarks.fleet.simulation import Fleet, simulate, summarise
+from benchmarks.fleet.size import SizeConfig, find_size, try_fleet
+from benchmarks.fleet.validate import compare
+from curt.config import run as run_command
 
 SIZING = SizeConfig(requests=800, cell=4)
 
@@ -200,21 +203,18 @@ def test_the_simulation_of_what_made_the_replies_is_close_to_them() -> None:
 def test_the_command_sizes_a_fleet_from_a_fit(tmp_path: Path) -> None:
     service, report = tmp_path / "service.json", tmp_path / "sizes.json"
     service.write_text(make_service().model_dump_json())
-    main(
-        [
-            "size", "--service", str(service), "--report", str(report),
-            "--rates", "[1, 300]", "--requests", "300", "--cell", "2",
-        ]
-    )  # fmt: skip
+    command = ["--service", str(service), "--report", str(report)]
+    command += ["--rates", "[1, 300]", "--requests", "300", "--cell", "2"]
+    run_command(SizeConfig, size.work, command)
     small, large = json.loads(report.read_text())["sizes"]
     assert small["replicas"] == 1 < large["replicas"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [([""], "say what to do"), (["size", "--service", "absent.json"], "No such file")],
-)
-def test_the_command_refuses_with_a_message(arguments: list[str], message: str) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert message in str(stopped.value)
+def test_a_fit_that_is_not_there_or_none_ends_the_command_with_a_message(tmp_path: Path) -> None:
+    for text, message in ((None, "No such file"), ("{}", "holds no service times")):
+        service = tmp_path / "service.json"
+        if text is not None:
+            service.write_text(text)
+        with pytest.raises(SystemExit) as stopped:
+            run_command(SizeConfig, size.work, ["--service", str(service)])
+        assert message in str(stopped.value)

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.client import Exchange, Failure, Got
 from benchmarks.load import deadlines, front, rates, survival
 from benchmarks.load.deadlines import AskedCase
-from benchmarks.load.plots import draw_deadlines, draw_rates
+from benchmarks.pictures import draw_deadlines, draw_rates
 from curt.artifact import Manifest
 from curt.corpus.case import Case
 from curt.engines.protocol import Generation, Request
@@ -108,7 +108,7 @@ def test_lateness_counts_answers_from_their_sending() -> None:
 
 def test_parts_of_a_request_add_up_to_its_overhead() -> None:
     timings = {"queue": 1.0, "prefill": 6.0, "decode": 12.0, "total": 20.5}
-    parts = front.split({"client_ms": 22.5, "log_ms": 21.5, "timings": timings})
+    parts = front.split({"client_ms": 22.5, "log_ms": 21.5, "timings_ms": timings})
     assert parts.pop("overhead") == pytest.approx(4.5)
     assert parts == pytest.approx({"wire": 1, "parse_and_queue": 1, "pipe": 1.5, "reply": 1})
     assert set(parts) == set(front.PARTS)

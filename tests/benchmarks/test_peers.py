@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
+import os
 import sys
 import threading
 import time
@@ -16,35 +16,44 @@ import pytest
 
 from benchmarks.client import Client, Exchange, Got
 from benchmarks.peers import server
-from benchmarks.peers.catalogue import Places, Setting, curt_settings, peer_settings
+from benchmarks.peers.__main__ import Bench
+from benchmarks.peers.catalogue import (
+    COMPLETIONS,
+    PREDICT,
+    PeersConfig,
+    Setting,
+    curt_setting,
+    peer_settings,
+)
 from benchmarks.peers.cross_check import summarise as summarise_check
 from benchmarks.peers.engines import Continuous, PromptRun
 from benchmarks.peers.judging import (
-    Bodies,
     JudgedReply,
+    Turn,
     accuracy_change,
     answer_of,
+    compare,
     judge,
     keeps_accuracy,
+    raw_rows,
     summarise,
+    summarise_server,
 )
-from benchmarks.peers.plot import draw_peers
-from benchmarks.peers.report import Turn, compare, raw_rows
-from benchmarks.peers.running import ServerRotation, run_setting
-from benchmarks.run import StartError
-from curt.corpus.case import Case
+from benchmarks.pictures import draw_peers
+from benchmarks.run import StartError, free_port, run_server
 from curt.dialogue import THINK_START
 from curt.engines.tokenizer import PromptTokenizer
 from curt.law.verdict import Term, Verdict
-from tests.micro import FACTS
+from tests.compress.onnx.exports import write_cases
 
 TRUTH = Verdict(("盗窃",), ("264",), Term("fixed", 8), 2000)
 ANSWER = "罪名：盗窃\n法条：264\n刑期：有期徒刑8个月\n罚金：2000元"
 
 
-def places(folder: Path, port: int = 8172) -> Places:
-    return Places(
-        folder, folder, (folder,), None, folder / "work", folder / "none", folder / "none", port
+def configured(folder: Path, **more: Any) -> PeersConfig:
+    nothing = folder / "none"
+    return PeersConfig(
+        model=folder, ort=folder, plain_ort=[folder], peers_python=nothing, vllm=nothing, **more
     )
 
 
@@ -62,10 +71,6 @@ def exchange_of(content: object, latency_ms: float = 10, status: int = 200) -> E
 def test_every_protocol_is_read_by_one_yardstick(micro_model: Path) -> None:
     tokenizer = PromptTokenizer(micro_model)
     completion = {"choices": [{"text": f"8个月</think>{ANSWER}<|im_end|>"}]}
-    chat = {
-        "choices": [{"message": {"content": ANSWER}}],
-        "curt": {"degraded": False, "thinking": {"tokens": 20}},
-    }
     predict = {
         "degraded": False,
         "thinking": {"tokens": 20},
@@ -78,20 +83,18 @@ def test_every_protocol_is_read_by_one_yardstick(micro_model: Path) -> None:
             }
         ],
     }
-    for protocol, content in (("completions", completion), ("chat", chat), ("predict", predict)):
-        read = judge(exchange_of(content), protocol, 3, TRUTH, 400, tokenizer)
-        assert (read.miss, read.exact, read.case) == (None, True, 3), protocol
+    for content in (completion, predict):
+        read = judge(exchange_of(content), 3, TRUTH, 400, tokenizer)
+        assert (read.miss, read.exact, read.case) == (None, True, 3)
         assert read.thinking_tokens > 0
-        late = judge(exchange_of(content, 400.1), protocol, 3, TRUTH, 400, tokenizer)
+        late = judge(exchange_of(content, 400.1), 3, TRUTH, 400, tokenizer)
         assert (late.miss, late.exact) == ("late", True)
-    degraded = judge(exchange_of(predict | {"degraded": True}), "predict", 0, TRUTH, 400, tokenizer)
+    degraded = judge(exchange_of(predict | {"degraded": True}), 0, TRUTH, 400, tokenizer)
     assert degraded.miss == "degraded"
-    unread = judge(
-        exchange_of({"choices": [{"text": "8个月"}]}), "completions", 0, TRUTH, 400, tokenizer
-    )
+    unread = judge(exchange_of({"choices": [{"text": "8个月"}]}), 0, TRUTH, 400, tokenizer)
     assert (unread.miss, unread.exact) == ("unreadable", False)
-    assert judge(exchange_of({}, status=503), "chat", 0, TRUTH, 400, tokenizer).miss == "status 503"
-    assert judge(exchange_of({}, status=0), "chat", 0, TRUTH, 400, tokenizer).miss == "no reply"
+    assert judge(exchange_of({}, status=503), 0, TRUTH, 400, tokenizer).miss == "status 503"
+    assert judge(exchange_of({}, status=0), 0, TRUTH, 400, tokenizer).miss == "no reply"
 
 
 def test_an_answer_is_found_where_the_end_of_thinking_was_left_out() -> None:
@@ -102,7 +105,7 @@ def test_an_answer_is_found_where_the_end_of_thinking_was_left_out() -> None:
 
 def test_a_miss_counts_as_an_infinite_latency() -> None:
     good = [reply(float(ms)) for ms in range(200)]
-    assert summarise(good, 10)["p99_ms"] == 198.0
+    assert summarise(good, 10)["p99_ms"] == 197.0
     spoilt = [*good[:197], *[reply(5, "degraded")] * 3]
     row = summarise(spoilt, 10)
     assert row["p99_ms"] is None
@@ -118,22 +121,27 @@ def test_accuracy_is_compared_case_by_case() -> None:
     assert not keeps_accuracy([hard] * 20 + [easy] * 20, [1.0, 1.0], 0.01)
 
 
-def test_bodies_are_all_different_and_hold_the_prompt(micro_model: Path, tmp_path: Path) -> None:
-    cases = [Case(str(i), fact, TRUTH, "test") for i, fact in enumerate(FACTS)]
-    bodies = Bodies(cases, PromptTokenizer(micro_model), 200, 64, 30)
-    shipped, off, capped = curt_settings(places(tmp_path), 400)
-    peer = Setting("p", "one", "m", ("true",), 8172, extra={"max_tokens": 9})
-    made = [json.loads(body) for body in bodies.make(peer, 1, 0, 4)]
+def test_requests_are_all_different_and_hold_the_prompt(micro_model: Path, tmp_path: Path) -> None:
+    cases = write_cases(tmp_path / "cases.jsonl")
+    bench = Bench(configured(micro_model, cases=cases, chars=30))
+    peer = Setting("p", "one", "m", nobody, extra={"max_tokens": 9})
+    first, bodies = bench.take(peer, 4)
+    made = [json.loads(body) for body in bodies]
+    assert first == 0
     assert len({content["prompt"] for content in made}) == 4
     assert all(content["prompt"].endswith(THINK_START) for content in made)
     assert made[0]["max_tokens"] == 9
-    assert json.loads(bodies.make(shipped, 1, 0, 1)[0])["deadline_ms"] == 400
-    assert json.loads(bodies.make(off, 1, 0, 1)[0])["deadline_ms"] == 60_000
-    assert json.loads(bodies.make(capped, 1, 0, 1)[0])["max_completion_tokens"] == 96
+    first, (shipped,) = bench.take(curt_setting(bench.config), 1)
+    assert first == 4
+    assert json.loads(shipped)["deadline_ms"] == 400
+
+
+def nobody() -> Any:
+    raise AssertionError("nobody starts it")
 
 
 def test_a_peer_that_is_not_installed_has_no_setting(tmp_path: Path) -> None:
-    found = peer_settings(places(tmp_path), 192)
+    found = peer_settings(configured(tmp_path))
     assert list(found) == ["onnxruntime-genai + FastAPI", "transformers + FastAPI"]
     assert len({s.label for settings in found.values() for s in settings}) == 7
 
@@ -141,6 +149,7 @@ def test_a_peer_that_is_not_installed_has_no_setting(tmp_path: Path) -> None:
 def server_row(rate: float, equal: float | None = None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "setting": "one",
+        "protocol": COMPLETIONS if equal is None else PREDICT,
         "highest_per_s": {"median": rate, "range": [rate, rate]},
         "steps": [{"rate_per_s": rate, "p99_ms": 100.0}],
     }
@@ -151,12 +160,12 @@ def server_row(rate: float, equal: float | None = None) -> dict[str, Any]:
 
 def test_the_ratio_is_to_the_best_peer_at_equal_accuracy() -> None:
     rows = {"a": server_row(10), "b": server_row(20), "curt": server_row(60, 40)}
-    summary = compare(rows, ["a", "b"])
+    summary = compare(rows)
     assert summary["best_peer"] == "b"
     assert summary["ratio_to_best_peer"] == 2
     assert summary["curt"]["ratio_to_best_peer"] == 3
     assert summary["curt"]["ratio_to_each_at_equal_accuracy"] == {"a": 4, "b": 2}
-    assert compare({"curt": server_row(60, 40)}, [])["ratio_to_best_peer"] is None
+    assert compare({"curt": server_row(60, 40)})["ratio_to_best_peer"] is None
     assert draw_peers({"servers": rows}, 400).startswith(b"\x89PNG")
 
 
@@ -168,50 +177,38 @@ def test_every_request_is_a_raw_row() -> None:
     ]
 
 
-def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
+def test_a_turn_is_summed_up_with_its_accuracy_against_the_peers() -> None:
+    turns = [Turn(0, {5.0: [reply(), reply(miss="late")], 7.0: [reply(exact=False)]}, 5.0, 7.0)]
+    seen = {"exact": 0.5, "cases": 2, "without_verdict": 0, "thinking_tokens": 20.0}
+    row = summarise_server(Setting("curt", "as shipped", "m", nobody, PREDICT), turns, seen, [1.0])
+    assert row["highest_per_s"] == {"median": 5.0, "range": [5.0, 5.0], "rounds": [5.0]}
+    assert row["equal_accuracy_highest_per_s"]["median"] == 7.0
+    assert (row["at_highest"]["requests"], row["at_highest"]["accuracy_change"]) == (2, -0.5)
+    assert [step["accuracy_change"] for step in row["steps"]] == [-0.5, -1.0]
+    assert row["exact"] == 0.5
+
+
+def test_a_server_that_does_not_start_says_why() -> None:
     dying = (sys.executable, "-c", "raise SystemExit('no such weights')")
-    with (
-        pytest.raises(StartError, match="no such weights"),
-        run_setting(Setting("p", "one", "m", dying, 8172)),
-    ):
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(StartError, match="no such weights"), run_server(dying, url, os.environ):
         pass
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def state_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-@pytest.mark.parametrize("slow", [True, False])
-def test_a_slow_starter_is_stopped_between_its_turns_and_gone_after(
-    slow: bool, tmp_path: Path
-) -> None:
-    port = free_port()
+def test_a_server_keeps_its_port_during_its_turn_and_is_gone_after(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{(port := free_port())}"
     command = (sys.executable, "-m", "http.server", str(port), "--directory", str(tmp_path))
-    setting = Setting("p", "one", "m", command, port, ready_path="/", slow_to_start=slow)
-    with ServerRotation() as rotation:
-        with rotation.run(setting) as first:
-            assert state_of(first.process.pid) in "RS"
-            with pytest.raises(StartError, match="is taken"), run_setting(setting):
+
+    def start() -> Any:
+        return run_server(command, url, os.environ, ready_path="/")
+
+    for _ in range(2):
+        with start() as server:
+            with pytest.raises(StartError, match="is taken"), start():
                 pass
-        if slow:
-            end_s = time.monotonic() + 5
-            while state_of(first.process.pid) != "T":  # it stops when it next runs
-                assert time.monotonic() < end_s
-                time.sleep(0.01)
-        else:
-            assert first.process.returncode is not None
-        with rotation.run(setting) as second:
-            assert (second.process.pid == first.process.pid) == slow
-            client = Client(setting.url, what="POST /")
-            got = asyncio.run(client.exchange(b""))
+            got = asyncio.run(Client(url, what="POST /").exchange(b""))
             assert got.status == 501  # it knows no POST, but it answers
-    assert second.process.returncode is not None
+        assert server.process.returncode is not None
 
 
 class Counting(Continuous):
@@ -285,9 +282,9 @@ def test_the_cross_check_counts_from_due_and_from_sending() -> None:
     good = Got(200, b'{"degraded":true}')
     row = summarise_check([*(exchange(10.0 + i, 2.0, good) for i in range(100)),
                            exchange(1.0, 0.0, Got(503))])  # fmt: skip
-    assert row["p50_ms"] == pytest.approx(60.0)
-    assert row["sent_p50_ms"] == pytest.approx(58.0)
-    assert row["p99_ms"] == pytest.approx(109.0)
+    assert row["p50_ms"] == pytest.approx(59.0)
+    assert row["sent_p50_ms"] == pytest.approx(57.0)
+    assert row["p99_ms"] == pytest.approx(108.0)
     assert (row["answered"], row["degraded"]) == (100, 100)
     with pytest.raises(ValueError, match="no reply with status 200"):
         summarise_check([])

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.penalties.__main__ import PenaltyBenchConfig
-from benchmarks.penalties.plot import draw_penalties
-from benchmarks.penalties.summary import (
+from benchmarks.penalties import (
+    PenaltyBenchConfig,
     area_under_curve,
     obedience_rows,
     summarise_method,
 )
+from benchmarks.pictures import draw_penalties
 from curt.config import load_config
 from train.grpo import GRPOSettings
 

@@ -7,9 +7,6 @@ length penalty lies between them. Each gets a server of this checkout, both stay
 case by case and round by round. Measured: latency, thinking tokens and accuracy with the deadline
 off (reasoning as long as the model likes) and under it, and the highest rate of Poisson arrivals
 whose 99th percentile stays under the deadline with reasoning uncut.
-
-The demo model is so small that either fits 400 ms; what the tokens mean for a larger model is
-worked out from its time per token, and labelled as arithmetic wherever it is shown.
 """
 
 from __future__ import annotations
@@ -31,8 +28,6 @@ from curt.artifact import load_manifest
 from curt.config import Config, run
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases
-from curt.dialogue import render_answer
-from curt.engines.tokenizer import PromptTokenizer
 from curt.law.verdict import Verdict
 from curt.scores.metrics import is_exact
 from curt.scores.statistics import bootstrap_mean
@@ -70,14 +65,8 @@ class BeforeAfterConfig(Config):
     """A search ends when the rate that broke is this close above the one that was kept."""
     pause_seconds: float = Field(1.0, ge=0)
     """Between two rates."""
-    tpots_ms: list[float] = [0.25, 0.5, 1, 2, 4, 8, 16]
-    """Times per token to work out latencies for."""
-    prefill_ms: float = Field(40.0, ge=0)
-    """Assumed there for reading the prompt, queue and front."""
     seed: int = 1
     """Of the arrivals."""
-    ports: tuple[int, int] = (0, 0)
-    """Of the servers; 0 takes a free one."""
     report: Path = Path("benchmarks/results/before_after.json")
     """File of results; raw rows and a picture go beside it."""
 
@@ -98,7 +87,7 @@ Runs = Mapping[str, Mapping[str, Sequence[Taken]]]
 
 def work(config: BeforeAfterConfig) -> None:
     """Measure, write and draw."""
-    from benchmarks.before_after.plot import draw_before_after
+    from benchmarks.pictures import draw_before_after
 
     result, runs = asyncio.run(measure(config))
     rows = [
@@ -130,8 +119,8 @@ async def measure(config: BeforeAfterConfig) -> tuple[dict[str, Any], Runs]:
         raise ValueError(f"{config.cases} holds no case")
     with ExitStack() as stack:
         urls = {
-            name: stack.enter_context(serve(folder, port=port, workers=config.workers)).url
-            for (name, folder), port in zip(folders.items(), config.ports, strict=True)
+            name: stack.enter_context(serve(folder, workers=config.workers)).url
+            for name, folder in folders.items()
         }
         runs = {
             mode: await answer_all(urls, cases, deadline_ms)
@@ -143,7 +132,6 @@ async def measure(config: BeforeAfterConfig) -> tuple[dict[str, Any], Runs]:
                 trials = await search_rate(config, urls[name], [case.fact for case in cases])
                 searches[name].append(trials)
                 log.info("round %d, %s: %.1f/s", turn + 1, name, highest(trials))
-    answer_tokens = _answer_tokens(config.penalised, cases)
     models = {
         name: {mode: summarise(runs[mode][name]) for mode in runs}
         | {"max_rate_per_s": _spread([highest(trials) for trials in searches[name]])}
@@ -151,12 +139,9 @@ async def measure(config: BeforeAfterConfig) -> tuple[dict[str, Any], Runs]:
     }
     return {
         "machine": describe_machine(),
-        "settings": config.model_dump(
-            mode="json", exclude={"warm_start", "penalised", "report", "ports"}
-        ),
+        "settings": config.model_dump(mode="json", exclude={"warm_start", "penalised", "report"}),
         "models": models,
         "penalised_to_warm_start": compare(runs, models),
-        "arithmetic": work_out(config, models, answer_tokens),
         "searches": searches,
     }, runs
 
@@ -274,38 +259,6 @@ def compare(runs: Runs, models: Mapping[str, Mapping[str, Any]]) -> dict[str, An
         "exact_change": fmean(change),
         "exact_change_interval": bootstrap_mean(change),
     }
-
-
-def work_out(
-    config: BeforeAfterConfig, models: Mapping[str, Mapping[str, Any]], answer_tokens: float
-) -> dict[str, Any]:
-    """Arithmetic, not measurement: latency = prefill + (thinking + 1 + answer) × time per token.
-
-    With the 95th percentile of the measured thinking tokens, for each time per token; and the
-    longest time per token at which that fits the deadline.
-    """
-    rows: dict[str, Any] = {}
-    for name, model in models.items():
-        tokens = model["off"]["thinking_tokens"]["p95"] + 1 + answer_tokens
-        rows[name] = {
-            "tokens": tokens,
-            "latency_ms": [config.prefill_ms + tokens * tpot for tpot in config.tpots_ms],
-            "longest_tpot_ms": (config.deadline_ms - config.prefill_ms) / tokens,
-        }
-    return {
-        "formula": "prefill_ms + (p95 thinking tokens + 1 + answer tokens) * tpot_ms",
-        "measured": False,
-        "prefill_ms": config.prefill_ms,
-        "answer_tokens": answer_tokens,
-        "tpots_ms": config.tpots_ms,
-        "models": rows,
-    }
-
-
-def _answer_tokens(folder: Path, cases: Sequence[Case]) -> float:
-    """Of the reference verdicts, in the model's own tokens."""
-    tokenizer = PromptTokenizer(folder)
-    return median(len(tokenizer.encode(render_answer(case.verdict))) for case in cases)
 
 
 def _spread(values: Sequence[float]) -> dict[str, float | None]:

@@ -1,1 +1,0 @@
-"""Long reasoning and penalised reasoning on one server."""

@@ -1,1 +1,0 @@
-"""Length penalties side by side: same warm start, steps and seeds."""
