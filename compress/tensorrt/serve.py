@@ -4,16 +4,7 @@ All arithmetic is in `size_server` and is written out as comments of the YAML fi
 steady load: while a request writes its tokens, each of the others running beside it is
 prefilled once.
 
-The options are checked against those of the pinned version, 1.2.1. `OPTIONS` and `NESTED` hold
-the keys that stand in both of
-
-- `tensorrt_llm/llmapi/llm_args.py` of the 1.2.0 release candidates (classes BaseLlmArgs,
-  TorchLlmArgs, KvCacheConfig, CudaGraphConfig), all of which forbid unknown keys, and
-- the reference pages `llm-api/reference/TorchLlmArgs`, `KvCacheConfig` and
-  `DecodeCudaGraphConfig` of the 1.3.0rc27 documentation,
-
-so 1.2.1, which lies between, has them as well. The command line's names are from
-`tests/unittest/api_stability/references/trtllm_serve_cli.yaml` at commit 029e223.
+The options are those of the pinned version; a test holds them to its keys and types.
 """
 
 from __future__ import annotations
@@ -22,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from compress.tensorrt.formats import FORMATS, Precision
 from curt.dialogue import MAX_ANSWER_TOKENS
@@ -47,58 +38,6 @@ Backend = Literal["xgrammar", "llguidance"]
 
 PINNED_VERSION = "1.2.1"
 IMAGE = f"nvcr.io/nvidia/tensorrt-llm/release:{PINNED_VERSION}"
-
-INTEGER, NUMBER, FLAG, TEXT = (int,), (int, float), (bool,), (str,)
-
-OPTIONS: Mapping[str, tuple[type, ...]] = {
-    "tensor_parallel_size": INTEGER,
-    "pipeline_parallel_size": INTEGER,
-    "max_batch_size": INTEGER,
-    "max_num_tokens": INTEGER,
-    "max_seq_len": INTEGER,
-    "max_beam_width": INTEGER,
-    "max_input_len": INTEGER,
-    "enable_chunked_prefill": FLAG,
-    "disable_overlap_scheduler": FLAG,
-    "guided_decoding_backend": TEXT,
-    "dtype": TEXT,
-    "stream_interval": INTEGER,
-    "enable_iter_perf_stats": FLAG,
-    "kv_cache_config": (dict,),
-    "cuda_graph_config": (dict,),
-}
-NESTED: Mapping[str, Mapping[str, tuple[type, ...]]] = {
-    "kv_cache_config": {
-        "enable_block_reuse": FLAG,
-        "enable_partial_reuse": FLAG,
-        "copy_on_partial_reuse": FLAG,
-        "free_gpu_memory_fraction": NUMBER,
-        "max_tokens": INTEGER,
-        "tokens_per_block": INTEGER,
-        "dtype": TEXT,
-        "host_cache_size": INTEGER,
-    },
-    "cuda_graph_config": {
-        "batch_sizes": (list,),
-        "max_batch_size": INTEGER,
-        "enable_padding": FLAG,
-    },
-}
-CHOICES: Mapping[str, tuple[str, ...]] = {"guided_decoding_backend": get_args(Backend)}
-
-SERVE_FLAGS = (
-    "--host",
-    "--port",
-    "--tp_size",
-    "--pp_size",
-    "--max_batch_size",
-    "--max_num_tokens",
-    "--max_seq_len",
-    "--kv_cache_free_gpu_memory_fraction",
-    "--backend",
-    "--tokenizer",
-    "--config",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,9 +194,9 @@ def build_options(
     pipeline_parallel: int,
     guided_decoding: Backend,
 ) -> dict[str, Any]:
-    """The LLM API's options, checked against the pinned version's keys."""
+    """The options of TensorRT-LLM's LLM API."""
     graphs = [n for n in (1, 2, 4, *range(8, sizes.max_batch_size, 8)) if n < sizes.max_batch_size]
-    options: dict[str, Any] = {
+    return {
         "tensor_parallel_size": tensor_parallel,
         "pipeline_parallel_size": pipeline_parallel,
         "max_batch_size": sizes.max_batch_size,
@@ -276,35 +215,6 @@ def build_options(
             "batch_sizes": [*graphs, sizes.max_batch_size],
         },
     }
-    check_options(options)
-    return options
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raise ValueError naming every key or value the pinned version would refuse."""
-    faults = _find_faults(options, OPTIONS, "")
-    for name, known in NESTED.items():
-        if isinstance(options.get(name), dict):
-            faults += _find_faults(options[name], known, f"{name}.")
-    graphs = options.get("cuda_graph_config", {})
-    if isinstance(graphs, dict) and {"batch_sizes", "max_batch_size"} <= graphs.keys():
-        faults.append("cuda_graph_config takes batch_sizes or max_batch_size, not both")
-    if faults:
-        raise ValueError(f"TensorRT-LLM {PINNED_VERSION} refuses: {'; '.join(faults)}")
-
-
-def _find_faults(
-    options: Mapping[str, Any], known: Mapping[str, tuple[type, ...]], prefix: str
-) -> list[str]:
-    faults = []
-    for name, value in options.items():
-        if name not in known:
-            faults.append(f"{prefix}{name} (no such option)")
-        elif not isinstance(value, known[name]) or (bool not in known[name] and value is True):
-            faults.append(f"{prefix}{name} = {value!r}")
-        elif name in CHOICES and value not in CHOICES[name]:
-            faults.append(f"{prefix}{name} = {value!r} (use {' or '.join(CHOICES[name])})")
-    return faults
 
 
 def render_options(options: Mapping[str, Any], reasons: tuple[str, ...]) -> str:
