@@ -25,7 +25,7 @@ from curt.artifact import MANIFEST, load_manifest, parent_of
 from curt.config import Config, run
 from curt.corpus.store import find_cases, read_cases
 from curt.dialogue import MAX_ANSWER_TOKENS, THINK_END, encode, prompt_for
-from train.judge import JudgeSettings, JudgeUnavailableError
+from train.judge import JudgeSettings, JudgeUnavailableError, make_judge
 from train.loop.advantages import Estimator
 from train.loop.curriculum import Curriculum, Levels, draw_budget
 from train.loop.guard import AccuracyGuard
@@ -152,7 +152,6 @@ def train_grpo(config: GRPOSettings) -> None:
     from trl import GRPOConfig
 
     from train.data.trajectories import TrajectoryWriter
-    from train.judge import make_judge
     from train.loop.group_reward import GroupReward
     from train.loop.scoring import Scorer
     from train.loop.trainer import RecordingTrainer, resume_history

@@ -4,8 +4,14 @@
 (vLLM, TensorRT-LLM, any other). A judge that fails says None, never a grade.
 """
 
+from train.judge.judges import (
+    EndpointJudgeSettings,
+    JudgeSettings,
+    RuleJudge,
+    RuleJudgeSettings,
+    make_judge,
+)
 from train.judge.protocol import Grade, Judge, JudgeQuestion, JudgeUnavailableError, Level, Task
-from train.judge.settings import EndpointJudgeSettings, JudgeSettings, RuleJudgeSettings
 
 __all__ = [
     "EndpointJudgeSettings",
@@ -15,18 +21,8 @@ __all__ = [
     "JudgeSettings",
     "JudgeUnavailableError",
     "Level",
+    "RuleJudge",
     "RuleJudgeSettings",
     "Task",
     "make_judge",
 ]
-
-
-def make_judge(settings: RuleJudgeSettings | EndpointJudgeSettings) -> Judge:
-    """The judge that the settings describe. Nothing is asked yet."""
-    if isinstance(settings, RuleJudgeSettings):
-        from train.judge.rule import RuleJudge
-
-        return RuleJudge()
-    from train.judge.endpoint import EndpointJudge
-
-    return EndpointJudge(settings)

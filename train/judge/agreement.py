@@ -30,10 +30,10 @@ from train.judge import (
     JudgeQuestion,
     JudgeSettings,
     JudgeUnavailableError,
+    RuleJudge,
     Task,
     make_judge,
 )
-from train.judge.rule import RuleJudge
 
 
 class JudgeAgreementConfig(Config):

@@ -21,7 +21,7 @@ from typing import Any
 
 from curt.config import run
 from train.plan.devices import GIB, Device, parse_gpus
-from train.plan.load import GRPOPlan, Load, SFTPlan, Sharding, grpo_load, sft_load
+from train.plan.load import GRPOPlan, Load, SFTPlan, grpo_load, sft_load
 from train.plan.memory import Memory, estimate_memory, vllm_rows
 from train.plan.shapes import ModelShape, find_shape
 from train.plan.speed import Efficiency, StepTime, estimate_step
@@ -33,7 +33,6 @@ class RunPlan:
 
     shape: ModelShape
     load: Load
-    sharding: Sharding
     device_name: str
     device: Device
     efficiency: Efficiency
@@ -41,12 +40,12 @@ class RunPlan:
     @cached_property
     def memory(self) -> Memory:
         """Bytes of one rank."""
-        return estimate_memory(self.shape, self.load, self.sharding, self.device)
+        return estimate_memory(self.shape, self.load, self.device)
 
     @cached_property
     def step(self) -> StepTime:
         """Seconds of one step."""
-        return estimate_step(self.shape, self.load, self.sharding, self.device, self.efficiency)
+        return estimate_step(self.shape, self.load, self.device, self.efficiency)
 
     @cached_property
     def vllm_rows(self) -> int:
@@ -99,7 +98,7 @@ def make_plan(config: GRPOPlan | SFTPlan) -> RunPlan:
         shape = ModelShape("from scratch", **own, tied=True, qk_norm=True)
     load = grpo_load(config, ranks) if isinstance(config, GRPOPlan) else sft_load(config, ranks)
     efficiency = Efficiency(config.mfu, config.decode_efficiency, config.engine_ms)
-    return RunPlan(shape, load, config.sharding, name, device, efficiency)
+    return RunPlan(shape, load, name, device, efficiency)
 
 
 def report(plan: RunPlan, price: float | None) -> Iterator[str]:
@@ -107,7 +106,7 @@ def report(plan: RunPlan, price: float | None) -> Iterator[str]:
     load, memory, step = plan.load, plan.memory, plan.step
     yield (
         f"{plan.shape.name}, {plan.shape.parameters / 1e9:.3f} B parameters, "
-        f"{load.ranks} x {plan.device_name}, {plan.sharding}"
+        f"{load.ranks} x {plan.device_name}, {load.sharding}"
         + (f", LoRA of rank {load.lora_rank}" if load.lora_rank else "")
     )
     yield f"memory a rank, GiB (of {plan.device.memory_gib:.1f})"
@@ -162,8 +161,8 @@ def remedies(plan: RunPlan) -> Iterator[tuple[str, RunPlan]]:
     """Changes that save memory, and the plan with each."""
     load = plan.load
 
-    def changed(sharding: Sharding = plan.sharding, **changes: Any) -> RunPlan:
-        return replace(plan, sharding=sharding, load=replace(load, **changes))
+    def changed(**changes: Any) -> RunPlan:
+        return replace(plan, load=replace(load, **changes))
 
     rows = load.pass_rows
     while rows := rows // 2:  # the largest smaller pass that fits
@@ -182,13 +181,13 @@ def remedies(plan: RunPlan) -> Iterator[tuple[str, RunPlan]]:
             if (candidate := changed(vllm_share=share)).fits:
                 yield f"trl.vllm_gpu_memory_utilization = {share}", candidate
                 break
-    order: tuple[Sharding, ...] = ("zero2", "fsdp", "zero3", "zero2-offload")
-    for name in order:
-        if name != plan.sharding:
-            yield f"--sharding {name}", changed(name)
+    for name in ("zero2", "fsdp", "zero3", "zero2-offload"):
+        if name != load.sharding:
+            yield f"--sharding {name}", changed(sharding=name)
     frugal = {"checkpointing": True, "pass_rows": 1, "vllm_sleeps": load.vllm}
-    if plan.sharding != "zero3":
-        yield "zero3 with checkpointing and micro_batch 1", changed("zero3", **frugal)
+    if load.sharding != "zero3":
+        zero3 = changed(sharding="zero3", **frugal)
+        yield "zero3 with checkpointing and micro_batch 1", zero3
     if not load.lora_rank:
         adapted = changed(lora_rank=16, **frugal)
         yield "LoRA of rank 16 with checkpointing and micro_batch 1", adapted

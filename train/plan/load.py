@@ -76,6 +76,7 @@ class Load:
     checkpointing: bool
     lora_rank: int | None
     generates: bool
+    sharding: Sharding = "ddp"
     extra_forwards: int = 0
     """Passes without a gradient: old and reference log-probabilities."""
     vllm: bool = False
@@ -134,6 +135,7 @@ def grpo_load(config: GRPOPlan, ranks: int) -> Load:
         checkpointing=bool(trl.get("gradient_checkpointing", False)),
         lora_rank=config.lora.rank if config.lora else None,
         generates=not server,
+        sharding=config.sharding,
         extra_forwards=int(vllm or server or passes > 1) + int(config.kl > 0),
         vllm=vllm,
         vllm_share=float(trl.get("vllm_gpu_memory_utilization", 0.3)),
@@ -165,6 +167,7 @@ def sft_load(config: SFTPlan, ranks: int) -> Load:
         checkpointing=config.gradient_checkpointing,
         lora_rank=config.lora.rank if config.lora else None,
         generates=False,
+        sharding=config.sharding,
     )
 
 

@@ -78,15 +78,15 @@ class Memory:
         return round(self.peak * (1 + FRAGMENTATION)) + DRIVER_BYTES
 
 
-def estimate_memory(shape: ModelShape, load: Load, sharding: Sharding, device: Device) -> Memory:
+def estimate_memory(shape: ModelShape, load: Load, device: Device) -> Memory:
     """Memory of one rank; the module's docstring has the formulas."""
     p, t, n = shape.parameters, shape.trained_parameters(load.lora_rank), load.ranks
-    weights, gradients, optimizer, host = state_bytes(p, t, n, sharding)
+    weights, gradients, optimizer, host = state_bytes(p, t, n, load.sharding)
     return Memory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
-        copies=copy_bytes(shape, t, load, sharding),
+        copies=copy_bytes(shape, t, load),
         activations=activation_bytes(shape, load),
         logits=LOGIT_COPIES * load.bytes_each * shape.vocab * load.pass_rows * load.completion,
         rollouts=rollout_bytes(shape, load, device),
@@ -108,15 +108,15 @@ def state_bytes(p: int, t: int, n: int, sharding: Sharding) -> tuple[int, int, i
     return 4 * p // n, 4 * t // n, 8 * t // n, 0
 
 
-def copy_bytes(shape: ModelShape, trained: int, load: Load, sharding: Sharding) -> int:
+def copy_bytes(shape: ModelShape, trained: int, load: Load) -> int:
     """Second copies of weights and gradients that a pass needs."""
     matrices = shape.layers * shape.layer_matrices + shape.output_matrix
     autocast = 2 * matrices if load.bf16 else 0
-    if sharding == "ddp":
+    if load.sharding == "ddp":
         return autocast + (4 * trained if load.ranks > 1 else 0)
-    if sharding in ("zero2", "zero2-offload"):
+    if load.sharding in ("zero2", "zero2-offload"):
         return 2 * 2 * min(trained, BUCKET_ELEMENTS)
-    if sharding == "zero3":
+    if load.sharding == "zero3":
         return 2 * min(shape.parameters, LIVE_ELEMENTS)
     largest = max(shape.layer_parameters, shape.output_matrix)
     return 2 * 4 * largest + autocast // load.ranks

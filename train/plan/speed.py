@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from train.plan.devices import Device
-from train.plan.load import Load, Sharding
+from train.plan.load import Load
 from train.plan.memory import vllm_rows
 from train.plan.shapes import ModelShape
 
@@ -65,14 +65,14 @@ class StepTime:
 
 
 def estimate_step(
-    shape: ModelShape, load: Load, sharding: Sharding, device: Device, efficiency: Efficiency
+    shape: ModelShape, load: Load, device: Device, efficiency: Efficiency
 ) -> StepTime:
     """Time of one step; the module's docstring has the formulas."""
     return StepTime(
         generation_s=generation_seconds(shape, load, device, efficiency) if load.generates else 0.0,
         update_s=update_seconds(shape, load, device, efficiency),
-        optimizer_s=optimizer_seconds(shape, load, sharding, device),
-        exchange_s=exchange_seconds(shape, load, sharding, device),
+        optimizer_s=optimizer_seconds(shape, load, device),
+        exchange_s=exchange_seconds(shape, load, device),
         generated_tokens=load.ranks * load.rows * load.mean_completion * load.generates,
         trained_tokens=load.ranks * trained_tokens(load),
     )
@@ -103,25 +103,25 @@ def update_seconds(shape: ModelShape, load: Load, device: Device, efficiency: Ef
     return max(computing, launching)
 
 
-def optimizer_seconds(shape: ModelShape, load: Load, sharding: Sharding, device: Device) -> float:
+def optimizer_seconds(shape: ModelShape, load: Load, device: Device) -> float:
     """The AdamW step of one rank's share."""
     trained = shape.trained_parameters(load.lora_rank)
-    if sharding == "zero2-offload":
+    if load.sharding == "zero2-offload":
         return trained / load.ranks * 6 / (device.host_gb_s * 1e9)
-    share = trained if sharding == "ddp" else trained / load.ranks
+    share = trained if load.sharding == "ddp" else trained / load.ranks
     return share * ADAMW_BYTES / (device.bandwidth_gb_s * 1e9)
 
 
-def exchange_seconds(shape: ModelShape, load: Load, sharding: Sharding, device: Device) -> float:
+def exchange_seconds(shape: ModelShape, load: Load, device: Device) -> float:
     """Gradients, and weights where they are sharded, between the ranks."""
     n = load.ranks
     part = (n - 1) / n
     trained = shape.trained_parameters(load.lora_rank)
-    gradients = 2 * part * trained * (2 if sharding.startswith("zero") else 4)
+    gradients = 2 * part * trained * (2 if load.sharding.startswith("zero") else 4)
     gathers = 0.0
-    if sharding in ("zero3", "fsdp"):
+    if load.sharding in ("zero3", "fsdp"):
         gathers = (3 if load.checkpointing else 2) * load.passes * part * shape.parameters * 2
-    elif sharding in ("zero2", "zero2-offload"):
+    elif load.sharding in ("zero2", "zero2-offload"):
         gathers = part * trained * 2
     return (gradients + gathers) / (device.link_gb_s * 1e9)
 

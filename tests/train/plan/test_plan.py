@@ -143,7 +143,7 @@ def test_checkpointing_keeps_a_layers_input_and_one_layer():
 
 
 def test_logits_rollouts_and_peak():
-    memory = estimate_memory(TINY, LOAD, "ddp", UNIT)
+    memory = estimate_memory(TINY, LOAD, UNIT)
     assert memory.logits == 5 * 4 * 100 * 4 * 10
     assert memory.rollouts == 8 * 30 * 2 * 2 * 32 * 4
     update = memory.copies + memory.activations + memory.logits
@@ -154,8 +154,8 @@ def test_logits_rollouts_and_peak():
 def test_vllms_share_stays_unless_it_sleeps():
     load = replace(LOAD, vllm=True, vllm_share=0.25, bf16=True)
     device = DEVICES["L4"]
-    awake = estimate_memory(TINY, load, "ddp", device)
-    asleep = estimate_memory(TINY, replace(load, vllm_sleeps=True), "ddp", device)
+    awake = estimate_memory(TINY, load, device)
+    asleep = estimate_memory(TINY, replace(load, vllm_sleeps=True), device)
     assert awake.rollouts == int(0.25 * 22.5 * GIB)
     assert awake.peak - asleep.peak == awake.copies + awake.activations + awake.logits
     room = int(0.25 * 22.5 * GIB) - GIB - 2 * TINY.parameters
@@ -192,19 +192,27 @@ def test_a_small_update_is_bound_by_launching():
 def test_optimizer_moves_28_bytes_a_parameter():
     p = TINY.parameters
     load = replace(LOAD, ranks=4)
-    assert optimizer_seconds(TINY, load, "ddp", UNIT) == pytest.approx(28 * p / 1e6)
-    assert optimizer_seconds(TINY, load, "zero3", UNIT) == pytest.approx(7 * p / 1e6)
-    assert optimizer_seconds(TINY, load, "zero2-offload", UNIT) == pytest.approx(1.5 * p / 1e6)
+    assert optimizer_seconds(TINY, load, UNIT) == pytest.approx(28 * p / 1e6)
+    assert optimizer_seconds(TINY, replace(load, sharding="zero3"), UNIT) == pytest.approx(
+        7 * p / 1e6
+    )
+    assert optimizer_seconds(TINY, replace(load, sharding="zero2-offload"), UNIT) == pytest.approx(
+        1.5 * p / 1e6
+    )
 
 
 def test_exchange_is_a_ring_and_nothing_alone():
     p = TINY.parameters
     load = replace(LOAD, ranks=4)
-    assert exchange_seconds(TINY, LOAD, "ddp", UNIT) == 0
-    assert exchange_seconds(TINY, load, "ddp", UNIT) == pytest.approx(2 * 0.75 * 4 * p / 1e6)
+    assert exchange_seconds(TINY, LOAD, UNIT) == 0
+    assert exchange_seconds(TINY, load, UNIT) == pytest.approx(2 * 0.75 * 4 * p / 1e6)
     # gradients 2 bytes twice, weights 2 bytes in two gathers of two passes
-    assert exchange_seconds(TINY, load, "zero3", UNIT) == pytest.approx(0.75 * (4 + 8) * p / 1e6)
-    assert exchange_seconds(TINY, load, "zero2", UNIT) == pytest.approx(0.75 * (4 + 2) * p / 1e6)
+    assert exchange_seconds(TINY, replace(load, sharding="zero3"), UNIT) == pytest.approx(
+        0.75 * (4 + 8) * p / 1e6
+    )
+    assert exchange_seconds(TINY, replace(load, sharding="zero2"), UNIT) == pytest.approx(
+        0.75 * (4 + 2) * p / 1e6
+    )
 
 
 def test_a_token_step_is_bound_by_bytes_or_flops_or_launches():
@@ -235,7 +243,7 @@ def test_generation_is_reading_then_the_longest_completion():
 
 
 def test_hours_and_cost_of_a_plan():
-    plan = RunPlan(TINY, LOAD, "ddp", "unit", UNIT, FULL)
+    plan = RunPlan(TINY, LOAD, "unit", UNIT, FULL)
     assert plan.hours == pytest.approx(3 * plan.step.seconds / 3600)
     priced = list(report(plan, 2.0))[-1]
     assert float(priced.split()[-1]) == pytest.approx(plan.hours * 2, abs=0.005)
