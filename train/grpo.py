@@ -143,6 +143,12 @@ class GRPOSettings(Config):
             raise ValueError("oversample chooses among whole batches: leave micro_batch out")
         return self
 
+    def draw_budget(self, rng: random.Random, step: int) -> int:
+        """The thinking budget that one prompt of a step, counted from 0, states."""
+        if self.curriculum is None:
+            return rng.choice(self.budgets)
+        return draw_budget(rng, step, self.steps, self.curriculum)
+
 
 def train_grpo(config: GRPOSettings) -> None:
     """Train as configured and write the model folder. Resumes an interrupted run."""
@@ -323,10 +329,7 @@ def build_prompts(
     drawn = rng.choices(cases, k=wanted) if wanted > len(cases) else rng.sample(cases, wanted)
     rows = []
     for index, case in enumerate(drawn):
-        if config.curriculum is None:
-            budget = rng.choice(config.budgets)
-        else:
-            budget = draw_budget(rng, index // a_step, config.steps, config.curriculum)
+        budget = config.draw_budget(rng, index // a_step)
         rows.append(
             {
                 "prompt": prompt_for(tokenizer, case.fact, budget, max_fact_tokens),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,33 +59,16 @@ class Rollout:
 
 
 _REWARDS = pa.map_(pa.string(), pa.float64())  # names differ between runs, the type must not
-SCHEMA = pa.schema(
-    {
-        "step": pa.int64(),
-        "group": pa.int64(),
-        "case_id": pa.string(),
-        "prompt": pa.string(),
-        "prompt_sha256": pa.string(),
-        "budget": pa.int64(),
-        "completion": pa.string(),
-        "token_ids": pa.list_(pa.int64()),
-        "thinking_tokens": pa.int64(),
-        "answer_tokens": pa.int64(),
-        "truncated": pa.bool_(),
-        "reward_raw": _REWARDS,
-        "partial": pa.float64(),
-        "exact": pa.float64(),
-        "shaped": pa.float64(),
-        "reward": pa.float64(),
-        "advantage": pa.float64(),
-        "penalty": pa.string(),
-        "config_sha256": pa.string(),
-        "kept": pa.bool_(),
-        "reward_weighted": _REWARDS,
-        "checkpoint_sha256": pa.string(),
-        "penalty_weight": pa.float64(),
-    }
-)
+_TYPES = {
+    int: pa.int64(),
+    float: pa.float64(),
+    float | None: pa.float64(),
+    bool: pa.bool_(),
+    str: pa.string(),
+    list[int]: pa.list_(pa.int64()),
+    dict[str, float | None]: _REWARDS,
+}
+SCHEMA = pa.schema({name: _TYPES[kind] for name, kind in get_type_hints(Rollout).items()})
 _MAPS = tuple(name for name in SCHEMA.names if SCHEMA.field(name).type == _REWARDS)
 
 

@@ -10,7 +10,6 @@ one of them is wrong, and the table says where to look.
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from collections import Counter
@@ -24,7 +23,7 @@ from pydantic import Field
 from curt.config import Config, run
 from curt.corpus.store import read_cases
 from curt.dialogue import parse_completion
-from curt.files import write_atomic
+from curt.files import write_atomic, write_json
 from train.judge import (
     Grade,
     JudgeQuestion,
@@ -59,9 +58,7 @@ def main(config: JudgeAgreementConfig) -> None:
     figures = measure_agreement(config)
     page = render_agreement(figures)
     write_atomic(config.out / "agreement.md", page)
-    write_atomic(
-        config.out / "agreement.json", json.dumps(figures, ensure_ascii=False, indent=2) + "\n"
-    )
+    write_json(config.out / "agreement.json", figures)
     sys.stdout.write(page)
 
 

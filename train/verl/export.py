@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,6 @@ from curt.dialogue import (
 )
 from curt.files import whole_folder, write_parquet
 from train.grpo import GRPOSettings, describe_start
-from train.loop.curriculum import draw_budget
 from train.verl.group_scores import read_settings
 
 if TYPE_CHECKING:
@@ -67,47 +67,29 @@ def export(config: VerlExportConfig) -> None:
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
     cases = list(read_cases(find_cases(settings.corpus, "train")))
     random.Random(settings.seed).shuffle(cases)
-    val = read_cases(find_cases(settings.corpus, "dev"), config.val_cases)
+    val = list(read_cases(find_cases(settings.corpus, "dev"), config.val_cases))
     with whole_folder(config.out) as folder:
-        for split, rows in (
-            ("train", train_rows(cases, settings, tokenizer, max_fact_tokens)),
-            ("val", val_rows(val, settings, tokenizer, max_fact_tokens)),
+        for split, drawn, budgets in (
+            ("train", cases, draw_budgets(settings, len(cases))),
+            ("val", val, repeat(max(settings.budgets), len(val))),
         ):
-            table = pa.Table.from_pylist(list(rows))
+            rows = [
+                make_row(case, budget, index, split, tokenizer, max_fact_tokens)
+                for index, (case, budget) in enumerate(zip(drawn, budgets, strict=True))
+            ]
+            table = pa.Table.from_pylist(rows)
             write_parquet(folder / f"{split}.parquet", table)
             logger.info("%d cases in %s", table.num_rows, config.out / f"{split}.parquet")
 
 
-def train_rows(
-    cases: Iterable[Case],
-    settings: GRPOSettings,
-    tokenizer: PreTrainedTokenizerBase,
-    max_fact_tokens: int,
-) -> Iterator[dict[str, Any]]:
-    """One row a case; a curriculum counts `prompts` rows as a step, in the file's order."""
+def draw_budgets(settings: GRPOSettings, count: int) -> Iterator[int]:
+    """A budget for each of so many cases; `prompts` of them, in their order, count as a step."""
     rng = random.Random(settings.seed)
-    for index, case in enumerate(cases):
-        if settings.curriculum is None:
-            budget = rng.choice(settings.budgets)
-        else:
-            step = min(index // settings.prompts, settings.steps - 1)
-            budget = draw_budget(rng, step, settings.steps, settings.curriculum)
-        yield _row(case, budget, index, "train", tokenizer, max_fact_tokens)
+    for index in range(count):
+        yield settings.draw_budget(rng, min(index // settings.prompts, settings.steps - 1))
 
 
-def val_rows(
-    cases: Iterable[Case],
-    settings: GRPOSettings,
-    tokenizer: PreTrainedTokenizerBase,
-    max_fact_tokens: int,
-) -> Iterator[dict[str, Any]]:
-    """One row a case, under the widest budget."""
-    widest = max(settings.budgets)
-    for index, case in enumerate(cases):
-        yield _row(case, widest, index, "val", tokenizer, max_fact_tokens)
-
-
-def _row(
+def make_row(
     case: Case,
     budget: int,
     index: int,
@@ -115,6 +97,7 @@ def _row(
     tokenizer: PreTrainedTokenizerBase,
     max_fact_tokens: int,
 ) -> dict[str, Any]:
+    """A case under a budget, in the columns that verl reads."""
     fact = prepare_fact(tokenizer, case.fact, max_fact_tokens)
     return {
         "data_source": DATA_SOURCE,

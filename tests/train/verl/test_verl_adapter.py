@@ -30,7 +30,7 @@ from train.verl.advantages import VERL_ESTIMATORS
 from train.verl.barrier import GroupBarrier
 from train.verl.export import TEMPLATE, VerlExportConfig, export
 from train.verl.group_scores import GradedSample, GroupScores, read_settings
-from train.verl.reward import compute_score, compute_score_batch
+from train.verl.reward import compute_score
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "configs" / "demo" / "grpo.toml"
@@ -142,18 +142,6 @@ def test_one_completion_at_a_time_takes_no_group_relative_penalty(micro_model):
         "curt", TEXTS[0], REFERENCE, info, changes={"penalty": {"type": "none"}}, **options
     )
     assert row["score"] == pytest.approx(1)
-
-
-def test_a_batch_is_regrouped_by_its_prompts(micro_model, tokenizer, samples):
-    order = [0, 4, 1, 5, 2, 6, 3, 7]  # two groups, interleaved
-    texts = [TEXTS[i % 4] for i in order]
-    infos = [{"budget": 32, "case_id": "c", "index": i // 4} for i in order]
-    rows = compute_score_batch(
-        ["curt"] * 8, texts, [REFERENCE] * 8, infos,
-        settings=str(DEMO), tokenizer=str(micro_model),
-    )  # fmt: skip
-    expected = trainers_own(read_settings(DEMO), tokenizer, samples)
-    assert [row["score"] for row in rows] == [expected[i % 4] for i in order]
 
 
 @pytest.mark.parametrize(
@@ -319,7 +307,7 @@ def test_the_shipped_configuration_names_what_exists_and_agrees():
 
 @pytest.mark.slow
 def test_verl_loads_and_calls_the_adapter(tmp_path, micro_model, tokenizer, samples):
-    """Through verl's own loaders: manager, plain function, batch manager, estimator, dataset."""
+    """Through verl's own loaders: manager, plain function, estimator, dataset."""
     site = os.environ.get("CURT_TEST_VERL")
     if not site:
         pytest.skip("CURT_TEST_VERL names no folder with verl (pip install --no-deps --target)")
@@ -360,7 +348,6 @@ def test_verl_loads_and_calls_the_adapter(tmp_path, micro_model, tokenizer, samp
     assert seen["advantages"] == pytest.approx(
         list(chain.from_iterable(estimate("whitened", [expected] * 3))), abs=1e-5
     )
-    assert seen["batch"] == pytest.approx(expected * 3, abs=1e-6)
     linear = read_settings(DEMO, {"penalty": {"type": "linear"}})
     assert seen["single"] == trainers_own(linear, tokenizer, samples) * 3
     by_id = {case.id: case for case in cases}

@@ -24,8 +24,6 @@ from verl import DataProto
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 from verl.trainer.ppo.reward import get_custom_reward_fn, load_reward_manager
 from verl.utils.dataset.rl_dataset import RLHFDataset
-from verl.utils.import_utils import load_extern_object
-from verl.workers.reward_manager.batch import BatchRewardManager
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -56,7 +54,6 @@ def main() -> None:
             "metrics": [r["reward_extra_info"] for r in rewards],
             "advantages": advantages[:, 0].tolist(),
             "single": call_single(config, groups),
-            "batch": call_batch(folder, tokenizer, groups),
             "dataset": read_dataset(config, tokenizer),
         },
         sys.stdout,
@@ -132,44 +129,6 @@ def call_single(config: Any, groups: list[dict[str, Any]]) -> list[float]:
         for group in groups
         for completion in group["completions"]
     ]
-
-
-def call_batch(folder: Path, tokenizer: Any, groups: list[dict[str, Any]]) -> list[float]:
-    """`compute_score_batch` through the reward manager of verl 0.7 and older."""
-    score = load_extern_object(str(ROOT / "train" / "verl" / "reward.py"), "compute_score_batch")
-    manager = BatchRewardManager(tokenizer, num_examine=0, compute_score=score)
-    # its own `tokenizer` argument is in the way of ours
-    manager.reward_kwargs = {
-        "settings": str(folder / "grpo.toml"),
-        "tokenizer": str(folder / "model"),
-    }
-    rows = [(group, c) for group in groups for c in group["completions"]]
-    longest = max(len(c["token_ids"]) for _, c in rows)
-    pad = tokenizer.pad_token_id
-    responses = torch.tensor(
-        [c["token_ids"] + [pad] * (longest - len(c["token_ids"])) for _, c in rows]
-    )
-    lengths = torch.tensor([len(c["token_ids"]) for _, c in rows])
-    mask = (torch.arange(longest) < lengths[:, None]).long()
-    data = DataProto(
-        batch=TensorDict(
-            {
-                "prompts": torch.ones(len(rows), 1, dtype=torch.long),
-                "responses": responses,
-                "attention_mask": torch.cat([torch.ones(len(rows), 1, dtype=torch.long), mask], 1),
-            },
-            batch_size=len(rows),
-        ),
-        non_tensor_batch={
-            "data_source": np.array(["curt"] * len(rows), dtype=object),
-            "reward_model": np.array(
-                [{"ground_truth": group["reference"]} for group, _ in rows], dtype=object
-            ),
-            "extra_info": np.array([dict(group["extra_info"]) for group, _ in rows], dtype=object),
-        },
-    )
-    rewards = manager(data)
-    return [float(row.sum()) for row in rewards]
 
 
 def read_dataset(config: Any, tokenizer: Any) -> list[dict[str, Any]]:
