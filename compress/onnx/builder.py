@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import importlib.util
+import io
 import json
 import logging
 import math
 import os
+import runpy
 import shutil
-import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -66,40 +70,62 @@ def check_room(model: Path, folder: Path, recipe: Recipe) -> None:
 def build_graph(model: Path, folder: Path, recipe: Recipe) -> None:
     """Write `model.onnx`, its weights, `genai_config.json` and the tokenizer into `folder`.
 
-    The builder runs in a process of its own: it prints and imports into the top level. Raises
-    OSError when the disk is full and RuntimeError when the builder fails otherwise.
+    Raises OSError when the disk is full and RuntimeError when the builder fails otherwise.
     """
     # The last position's logits are all an engine reads; the rest cost a seventh of a demo prefill.
     options = ["hf_token=false", "prune_lm_head=true"]
     if not recipe.fused:
         options.append("fuse_qk_norm_gqa=false")
     options += recipe.builder_options()
+    said = io.StringIO()
     with tempfile.TemporaryDirectory() as cache:
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
-        command += ["-i", str(model), "-o", str(folder), "-c", cache]
-        command += ["-p", recipe.built_as, "-e", recipe.device, "--extra_options", *options]
-        done = subprocess.run(
-            command,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-    log.debug("%s", done.stdout)
-    if not done.returncode:
-        recipe.finish(folder / "model.onnx")
-        return
-    for code, text in _FULL.items():
-        if text in done.stdout:
-            raise OSError(
-                code,
-                f"{text} while the model builder wrote {recipe.precision} to {folder}: make room "
-                "or name another folder with --out",
-            )
-    tail = "\n".join(done.stdout.splitlines()[-15:])
-    raise RuntimeError(f"the model builder failed with status {done.returncode}:\n{tail}")
+        arguments = ["-i", str(model), "-o", str(folder), "-c", cache]
+        arguments += ["-p", recipe.built_as, "-e", recipe.device, "--extra_options", *options]
+        try:
+            with (
+                contextlib.redirect_stdout(said),
+                contextlib.redirect_stderr(said),
+                warnings.catch_warnings(),
+            ):
+                warnings.simplefilter("default")  # its own: to be read, not to end the export
+                _run_builder(arguments)
+        except (Exception, SystemExit) as error:
+            said.write(f"{type(error).__name__}: {error}")
+            log.debug("%s", said.getvalue())
+            for code, text in _FULL.items():
+                if text in said.getvalue():
+                    raise OSError(
+                        code,
+                        f"{text} while the model builder wrote {recipe.precision} to {folder}: "
+                        "make room or name another folder with --out",
+                    ) from error
+            tail = "\n".join(said.getvalue().splitlines()[-15:])
+            raise RuntimeError(f"the model builder failed:\n{tail}") from error
+    log.debug("%s", said.getvalue())
+    recipe.finish(folder / "model.onnx")
+
+
+def _run_builder(arguments: list[str]) -> None:
+    """Run the builder's script as its command does, and forget the modules it brings.
+
+    It imports its neighbours by top-level names (`builders`, `quantization`) and reads `sys.argv`.
+    In a process of its own it would import torch and transformers anew, ten seconds an export.
+    """
+    spec = importlib.util.find_spec("onnxruntime_genai.models.builder")
+    assert spec is not None
+    assert spec.origin is not None
+    home = str(Path(spec.origin).parent)
+    before = set(sys.modules)
+    kept, sys.argv = sys.argv, [spec.origin, *arguments]
+    sys.path.insert(0, home)
+    try:
+        runpy.run_path(spec.origin, run_name="__main__")
+    finally:
+        sys.argv = kept
+        sys.path.remove(home)
+        for name in set(sys.modules) - before:
+            if (getattr(sys.modules[name], "__file__", None) or "").startswith(home):
+                del sys.modules[name]
 
 
 def check_graph(folder: Path, recipe: Recipe) -> dict[str, float]:

@@ -17,7 +17,7 @@ from tests.warm import WarmProcess, start_warm
 
 pytestmark = pytest.mark.slow
 STEPS = ("onnx.export", "tensorrt.export", "prune", "distill", "classifier.train")
-MOMENTS = (0.5, 0.9)  # of the time that the whole step takes
+MOMENTS = (0.4, 0.8)  # of the time that the whole step takes
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,9 @@ def test_a_killed_step_leaves_no_half_artifact(
     step, model: Path, cases: Path, generated: Path, tmp_path: Path
 ):
     arguments = commands(model, cases, generated)[step]
+    process = run(step, arguments, tmp_path / "whole")
     start = time.monotonic()
-    finish(run(step, arguments, tmp_path / "whole"), tmp_path / "whole")
+    finish(process, tmp_path / "whole")
     whole_s = time.monotonic() - start
     load(step, tmp_path / "whole")
     out = tmp_path / "out"

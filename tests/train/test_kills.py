@@ -32,7 +32,7 @@ from train.sft import train_warm_start
 pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("CURT_KILLS", "3"))
-STEPS = 60
+STEPS = 36
 
 
 def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(tmp_path: Path):
@@ -40,7 +40,7 @@ def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(tmp_path: Path):
     corpus = make_corpus(tmp_path)
     model = made_by(train_warm_start, sft_config(corpus, tmp_path / "warm", epochs=2.0))
     signal.signal(signal.SIGINT, kept)
-    changes = {"steps": STEPS, "checkpoint_steps": 7}
+    changes = {"steps": STEPS, "checkpoint_steps": 5}
 
     whole_log = tmp_path / "whole.log"
     whole = grpo_config(corpus, model, tmp_path / "whole", **changes)
