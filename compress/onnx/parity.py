@@ -1,15 +1,11 @@
 """How far an ONNX Runtime artifact is from the model it was made from, and how fast it runs.
 
-    python -m compress.onnx.parity --model PARENT --artifact DIR --cases cases.jsonl
-
 The parent writes a greedy continuation of each prompt; both models are then fed exactly those
 tokens and their next-token distributions are compared at every position of the continuation.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,38 +15,13 @@ import numpy as np
 
 from compress.distance import compare_along_parent
 from compress.folders import load_model, weight_bytes
-from compress.prompts import sample_prompts
-from curt.artifact import load_manifest
-from curt.config import Config, run
-from curt.corpus.store import read_cases
 from curt.engines.onnx.graph import open_graph
-from curt.files import write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
     Logits = NDArray[np.float32]
-
-log = logging.getLogger(__name__)
-
-
-class ParityConfig(Config):
-    """Settings of `python -m compress.onnx.parity`."""
-
-    model: Path
-    """The parent: a Hugging Face model folder of this project."""
-    artifact: Path
-    """The ONNX Runtime model folder made from it."""
-    cases: Path = Path("artifacts/demo/corpus/test.jsonl")
-    """JSON Lines file of cases to draw prompts from."""
-    prompts: int = 32
-    """How many prompts to compare."""
-    continuation_tokens: int = 96
-    """Length limit of the parent's greedy continuation."""
-    seed: int = 0
-    out: Path | None = None
-    """JSON file for the result; it is logged in any case."""
 
 
 def measure_parity(
@@ -118,23 +89,3 @@ class _Runner:
             decodes.append(time.perf_counter() - prefilled)
             prefills.append(prefilled - started)
         return len(prompt) / min(prefills), decode_tokens / min(decodes)
-
-
-def work(config: ParityConfig) -> None:
-    """Measure, log and optionally write the parity of one artifact."""
-    manifest = load_manifest(config.model, expect="hf")
-    load_manifest(config.artifact, expect="ort-genai")
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
-    prompts = sample_prompts(
-        list(read_cases(config.cases)), tokenizer, manifest, config.prompts, config.seed
-    )
-    row = measure_parity(config.model, config.artifact, prompts, config.continuation_tokens)
-    log.info("parity of %s: %s", config.artifact, json.dumps(row))
-    if config.out:
-        write_json(config.out, row)
-
-
-if __name__ == "__main__":
-    run(ParityConfig, work)

@@ -183,8 +183,8 @@ def write_habits(
     write_atomic(folder / GUESSES, json.dumps(table, separators=(",", ":")) + "\n")
 
 
-def add_guesses(config: GuessesConfig) -> int:
-    """Write a copy of an artifact that has a table; returns how many phrases it holds.
+def add_guesses(config: GuessesConfig) -> None:
+    """Write a copy of an artifact that has a table.
 
     A table of nothing, with a warning, where there are too few cases to learn from. Raises
     ArtifactError when the artifact must not be loaded, ValueError where its graph does not tell
@@ -214,13 +214,7 @@ def add_guesses(config: GuessesConfig) -> int:
                 shutil.copyfile(config.artifact / name, target)
         write_habits(folder, learnt, least_chance)
     log.info("%s guesses from %d phrases of %d cases", config.out, len(learnt), len(facts))
-    return len(learnt)
-
-
-def work(config: GuessesConfig) -> None:
-    """Write the folder with its table."""
-    add_guesses(config)
 
 
 if __name__ == "__main__":
-    run(GuessesConfig, work)
+    run(GuessesConfig, add_guesses)

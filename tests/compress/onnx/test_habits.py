@@ -96,7 +96,8 @@ def folders(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     tell_likeliest(export(model, folder / "plain"), folder / "ort")
     cases = many_cases(folder)
     config = GuessesConfig(artifact=folder / "ort", out=folder / "learnt", cases=cases, count=15)
-    assert add_guesses(config) > 0
+    add_guesses(config)
+    assert len(read_habits(config.out, ends=())) > 0
     return folder / "ort", folder / "learnt"
 
 
@@ -144,6 +145,6 @@ def test_nothing_is_learnt_without_the_likeliest_or_cases(
     with pytest.raises(ValueError, match="does not tell the likeliest"):
         add_guesses(config)
     assert not config.out.exists()
-    assert add_guesses(config.model_copy(update={"artifact": folders[0], "count": 2})) == 0
+    add_guesses(config.model_copy(update={"artifact": folders[0], "count": 2}))
     table = read_habits(config.out, ends=())
     assert len(table) == 0

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from compress.onnx import parity
-from curt.config import load_config, run
+from compress.onnx.parity import measure_parity
 from curt.engines.tokenizer import PromptTokenizer
-from curt.files import sha256
-from tests.compress.onnx.exports import export, make_untied_model, write_cases
+from tests.compress.onnx.exports import export, make_untied_model
 
 
 @pytest.fixture(scope="module")
@@ -55,30 +53,7 @@ def test_an_artifact_of_another_parent_is_seen_to_be_far_away(
     assert rows
     other = make_untied_model(tmp_path / "other", micro_model, seed=9)
     prompts = [PromptTokenizer(parent).encode("被告人张某")]
-    row = parity.measure_parity(other, parent.parent / "fp32", prompts, 16)
+    row = measure_parity(other, parent.parent / "fp32", prompts, 16)
     assert row["kl"] > 0.1
     with pytest.raises(ValueError, match="no prompts"):
-        parity.measure_parity(other, parent.parent / "fp32", [], 16)
-
-
-@pytest.mark.slow
-def test_the_command_writes_its_row_and_leaves_the_artifact_alone(
-    rows: dict[str, dict[str, float]], parent: Path, tmp_path: Path
-) -> None:
-    assert rows
-    artifact, out = parent.parent / "int4", tmp_path / "row.json"
-    before = sha256(artifact / "manifest.json")
-    cases = write_cases(tmp_path / "cases.jsonl")
-    run(
-        parity.ParityConfig,
-        parity.work,
-        f"--model {parent} --artifact {artifact} --cases {cases} --prompts 4 "
-        f"--continuation_tokens 24 --out {out}".split(),
-    )
-    assert json.loads(out.read_text())["kl"] == pytest.approx(rows["int4"]["kl"], rel=1e-3)
-    assert sha256(artifact / "manifest.json") == before
-
-
-def test_its_settings_need_a_model_and_an_artifact() -> None:
-    with pytest.raises(SystemExit):
-        load_config(parity.ParityConfig, ["--model", "m"])
+        measure_parity(other, parent.parent / "fp32", [], 16)
