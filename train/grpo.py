@@ -149,6 +149,16 @@ class GRPOSettings(Config):
             return rng.choice(self.budgets)
         return draw_budget(rng, step, self.steps, self.curriculum)
 
+    def cut_step(self, processes: int) -> tuple[int, int]:
+        """Completions of one pass and passes of one step, for each process; see `cut_batch`."""
+        return cut_batch(
+            self.prompts + self.oversample,
+            self.generations,
+            processes=processes,
+            micro_batch=self.micro_batch,
+            what="prompts + oversample",
+        )
+
 
 def train_grpo(config: GRPOSettings) -> None:
     """Train as configured and write the model folder. Resumes an interrupted run."""
@@ -273,13 +283,7 @@ def trl_options(config: GRPOSettings, run: Path, processes: int = 1) -> dict[str
     ValueError when groups don't divide among processes, a share doesn't into passes, or
     `config.trl` names what is set from elsewhere.
     """
-    one_pass, passes = cut_batch(
-        config.prompts + config.oversample,
-        config.generations,
-        processes=processes,
-        micro_batch=config.micro_batch,
-        what="prompts + oversample",
-    )
+    one_pass, passes = config.cut_step(processes)
     ours = {
         "output_dir": str(run),
         "max_steps": config.steps,

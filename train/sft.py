@@ -91,6 +91,12 @@ class SFTConfig(Config):
                              "set model, and leave muon_rate out")  # fmt: skip
         return self
 
+    def cut_step(self, processes: int) -> tuple[int, int]:
+        """Cases of one pass and passes of one step, for each process; see `cut_batch`."""
+        return cut_batch(
+            self.batch, 1, processes=processes, micro_batch=self.micro_batch, what="batch"
+        )
+
 
 def train_warm_start(config: SFTConfig) -> None:
     """Train as configured and write the model folder. Resumes an interrupted run."""
@@ -116,13 +122,7 @@ def train_warm_start(config: SFTConfig) -> None:
     processes = join_processes()
     settings = config.model_dump(mode="json")
     inputs = {"train": find_cases(config.corpus, "train")}
-    one_pass, passes = cut_batch(
-        config.batch,
-        1,
-        processes=processes.num_processes,
-        micro_batch=config.micro_batch,
-        what="batch",
-    )
+    one_pass, passes = config.cut_step(processes.num_processes)
     run_dir = ask_main(lambda: open_run(config.out, settings, inputs))
     arguments = TrainingArguments(
         output_dir=str(run_dir),

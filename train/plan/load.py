@@ -14,7 +14,6 @@ from curt.corpus.store import find_cases
 from curt.dialogue import MAX_ANSWER_TOKENS
 from train.grpo import GRPOSettings
 from train.plan.devices import Device
-from train.runs.shares import cut_batch
 from train.sft import SFTConfig
 
 Sharding = Literal["ddp", "zero2", "zero2-offload", "zero3", "fsdp"]
@@ -109,13 +108,7 @@ def grpo_load(config: GRPOPlan, ranks: int) -> Load:
 
     Raises ValueError when the step can't be shared among them, or no prompt length is known.
     """
-    pass_rows, passes = cut_batch(
-        config.prompts + config.oversample,
-        config.generations,
-        processes=ranks,
-        micro_batch=config.micro_batch,
-        what="prompts + oversample",
-    )
+    pass_rows, passes = config.cut_step(ranks)
     prompt_tokens = config.prompt_tokens
     if prompt_tokens is None:
         prompt_tokens = (config.max_fact_tokens or _facts_limit(config.model)) + PROMPT_WORDS
@@ -151,9 +144,7 @@ def sft_load(config: SFTPlan, ranks: int) -> Load:
 
     Raises ValueError when the batch can't be shared, or the number of cases is not known.
     """
-    pass_rows, passes = cut_batch(
-        config.batch, 1, processes=ranks, micro_batch=config.micro_batch, what="batch"
-    )
+    pass_rows, passes = config.cut_step(ranks)
     branches = config.per_case * (config.max_thinking_tokens + MAX_ANSWER_TOKENS)
     return Load(
         ranks=ranks,
