@@ -65,10 +65,10 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     if pool is None:
         variants = _make_variants(settings, metrics, classifier, admission.note_refusal)
         workers: Startable = variants
-        choose: Choose = variants.router.choose
+        choose: Choose = variants.choose
     else:
         only_way = OnlyWay(pool, identity)
-        workers, choose = pool, lambda fact, user, request_id: only_way
+        workers, choose = pool, lambda: only_way
     redis = RedisLink(settings.redis_url.get_secret_value()) if settings.redis_url else None
     cache = _make_cache(settings, manifest, metrics, redis)
     answering = Answering(choose, settings, metrics, cache=cache, classifier=classifier)
@@ -154,7 +154,6 @@ def _make_variants(
         models=settings.models,
         formats=serving_engine(settings.engine).formats,
         state=settings.variants_file,
-        keep_previous=settings.keep_previous,
     )
 
 

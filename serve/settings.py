@@ -137,10 +137,7 @@ class Settings(BaseSettings):
     """Folder of model folders that `/admin` may load; off without it."""
 
     variants_file: Path | None = None
-    """File that keeps the split of traffic, so that a restart serves the promoted model."""
-
-    keep_previous: bool = False
-    """Keep the model before a promotion loaded, for an instant roll-back."""
+    """File that keeps which model was promoted to live, so that a restart serves it."""
 
     feedback: Path | None = None
     """Folder for users' feedback on answers; without it none is taken."""

@@ -28,8 +28,8 @@ from serve.settings import Settings
 
 DEFAULT_VARIANT = "default"
 READ_AFTER_S = 0.002  # by then a worker has the request, if one was free
-Choose = Callable[[str, str | None, str], "Way"]
-"""From fact, user and request id to the way of a request."""
+Choose = Callable[[], "Way"]
+"""Draws the way of a request."""
 
 
 class Startable(Protocol):
@@ -77,7 +77,7 @@ class Way(JobServer, Protocol):
     """The way of one request: to which variant of the model."""
 
     @property
-    def variant(self) -> str:
+    def name(self) -> str:
         """Name of the variant."""
         ...
 
@@ -93,7 +93,7 @@ class OnlyWay:
 
     pool: Pool
     identity: Identity
-    variant: str = DEFAULT_VARIANT
+    name: str = DEFAULT_VARIANT
 
     async def submit(self, job: Job) -> Served:
         """Serve the job or raise a RequestError."""
@@ -126,23 +126,23 @@ class Answering:
         self._readers: dict[str, ConfidenceReader] = {}
         self._secret = settings.secret_bytes()
 
-    def choose(self, request: Request, fact: str, user: str | None) -> Way:
+    def choose(self, request: Request) -> Way:
         """Choose the way of a request and note it in the request's state and log."""
-        way = self._choose(fact, user, request.state.request_id)
+        way = self._choose()
         request.state.way = way
-        request.state.log["variant"] = way.variant
+        request.state.log["variant"] = way.name
         return way
 
-    def stream(self, request: Request, job: Job, user: str | None = None) -> ServedStream:
+    def stream(self, request: Request, job: Job) -> ServedStream:
         """Serve a job and stream its reasoning. Raises RequestError where it is refused."""
-        return self.choose(request, job.fact, user).stream(job)
+        return self.choose(request).stream(job)
 
-    async def serve(self, request: Request, job: Job, user: str | None = None) -> Served:
+    async def serve(self, request: Request, job: Job) -> Served:
         """Serve a job, from the cache if possible; stop when its client leaves.
 
         Raises RequestError, and ClientGoneError (a RequestError) when the client leaves.
         """
-        way = self.choose(request, job.fact, user)
+        way = self.choose(request)
         reading = self._read_later(request, job.fact)
         try:
             async with Attended(request):

@@ -112,7 +112,7 @@ class Batches:
                 self._settings,
                 kept_back_ms=min(REPLY_MS * len(body.cases), most_ms),
             )
-            served = await self._answering.serve(own, job, body.user)
+            served = await self._answering.serve(own, job)
             reply = self._replies.reply_to(own, body.one(case), served)
         except RequestError as fault:
             status, error = fault.status, _describe(fault)

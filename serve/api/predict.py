@@ -23,7 +23,7 @@ def make_router(answering: Answering, replies: Replies, settings: Settings) -> A
     async def predict(body: PredictRequest, request: Request) -> Response:
         """Charges, articles, term, fine and ruling for the facts of one case."""
         job = make_job(body.fact, request.state.started_s, body.deadline_ms, settings)
-        served = await answering.serve(request, job, body.user)
+        served = await answering.serve(request, job)
         return to_response(replies.reply_to(request, body, served))
 
     return router

@@ -47,7 +47,7 @@ class Replies:
             request_id=state.request_id,
             deadline_ms=self._settings.deadline_ms(body.deadline_ms),
             total_ms=(time.monotonic() - state.started_s) * 1e3,
-            variant=way.variant,
+            variant=way.name,
             confidence=confidence,
             doubt=doubt,
             withheld=WITHHELD if holds_back else (),

@@ -64,9 +64,6 @@ class Asked(RequestBody):
     include_reasoning: bool = True
     """Whether to return the model's reasoning."""
 
-    user: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
-    """Who asks, in a form that names nobody: the same user meets the same variant of a model."""
-
     top_k: int = Field(default=3, ge=1, le=20)
     """How many charges to give a probability for, where the server knows any."""
 

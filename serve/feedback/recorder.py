@@ -61,7 +61,7 @@ class AnswerRecorder:
                 fact=body.fact,
                 identity=request.state.way.identity,
                 owner=owner_of(request),
-                variant=request.state.way.variant,
+                variant=request.state.way.name,
             )
         self.drift.observe(served, fact_chars=len(body.fact), total_ms=reply.timings_ms.total)
 

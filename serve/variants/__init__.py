@@ -1,1 +1,1 @@
-"""Several models behind one server: A/B, canary, shadow, hot load."""
+"""Several models behind one server: A/B, canary, shadow, load and unload while it runs."""

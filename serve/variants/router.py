@@ -1,77 +1,109 @@
-"""Which variant answers a request, and what is counted of it.
+"""Which variant answers a request, which one gets a copy, and what is counted of both.
 
-`choose` names the variant of a request by the split of traffic; the request is then submitted to
-the `Route` it gave. A canary that does worse than the live variant (see `serve.variants.canary`)
-loses its traffic between two requests.
+`choose` draws the variant of a request by the split of traffic; the request is then submitted to
+it. A canary that does worse than the live variant (see `serve.variants.canary`) loses its traffic
+between two requests.
+
+Copies for a shadow are compared, counted, and never returned. They have the lowest priority: one
+starts only once the answer has been given and while no other request is under way, one at a time,
+and stops when another request comes. So quiet moments are seen more often than busy ones. A copy
+has as much time as the request had.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from curt.law.verdict import Verdict
 from serve.answering.answering import Pool
 from serve.errors import OverloadedError, RequestError
 from serve.pool.job import Job, ServedStream
 from serve.served import Identity, Served
-from serve.variants.canary import Arm, CanaryObservation, CanaryTest, Comparison
-from serve.variants.metrics import Ending, VariantMetrics
-from serve.variants.plan import Source
-from serve.variants.shadow import Shadow
-from serve.variants.split import Split, routing_key
+from serve.variants.canary import CanaryTest, Rate
+from serve.variants.metrics import Ending, ShadowEnding, VariantMetrics
+from serve.variants.split import Split
 
 logger = logging.getLogger(__name__)
 
-LATENCIES_KEPT = 1000  # of each variant, for what a canary is compared with
+COPY_DELAY_S = 0.005  # for the reply to be written and sent first
 State = Literal["loading", "ready", "draining", "failed"]
 
 
 @dataclass(slots=True, eq=False)
 class Variant:
-    """A model, where it lies, the pool that runs it, and its state.
+    """A model, the pool that runs it, and its state; the way of a request to it.
 
-    `note` says why it failed, is doubtful or was rolled back; `in_flight` counts requests of
-    clients.
+    `folder` lies below the models folder, or is None for the configured model. `note` says why it
+    failed, is doubtful or was rolled back; `in_flight` counts requests of clients.
     """
 
     name: str
-    source: Source
+    folder: str | None
     identity: Identity
     pool: Pool
+    router: Router = field(init=False)
     state: State = "loading"
     note: str = ""
     in_flight: int = 0
-    latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES_KEPT))
+
+    async def submit(self, job: Job) -> Served:
+        """Serve a job on this variant or raise a RequestError."""
+        self.router.began(self)
+        try:
+            served = await self.pool.submit(job)
+        except BaseException as error:
+            self.router.ended(self, job, error)
+            raise
+        self.router.ended(self, job, served)
+        return served
+
+    def stream(self, job: Job) -> ServedStream:
+        """Serve a job on this variant and stream its reasoning; raises as the pool's `stream`."""
+        self.router.began(self)
+        try:
+            stream = self.pool.stream(job)
+        except BaseException as error:
+            self.router.ended(self, job, error)
+            raise
+        stream.on_end(lambda how: self.router.ended(self, job, how))
+        return stream
+
+    def expected_thinking(self, job: Job) -> int | None:
+        """Thinking tokens this variant would grant a job now; None where it would refuse it."""
+        return self.pool.expected_thinking(job)
+
+
+def differing_parts(one: Verdict, other: Verdict) -> list[str]:
+    """The parts in which two verdicts differ; the order of charges and articles does not count."""
+    same = {
+        "charges": set(one.charges) == set(other.charges),
+        "articles": set(one.articles) == set(other.articles),
+        "term": one.term == other.term,
+    }
+    return [part for part, is_same in same.items() if not is_same]
 
 
 class Router:
-    """Assigns requests to variants and watches the canary."""
+    """Assigns requests to variants, watches the canary, and runs copies for the shadow."""
 
-    def __init__(
-        self,
-        first: Variant,
-        metrics: VariantMetrics,
-        on_rollback: Callable[[str, Comparison], None] = lambda name, why: None,
-    ) -> None:
+    def __init__(self, first: Variant, metrics: VariantMetrics) -> None:
         """All traffic goes to `first` until `set_split` says otherwise."""
-        self.variants: dict[str, Variant] = {first.name: first}
-        self.split = Split(live=first.name)
-        self.canary: CanaryTest | None = None
-        self.shadow = Shadow(metrics, lambda: sum(v.in_flight for v in self.variants.values()))
-        self._metrics, self._on_rollback = metrics, on_rollback
+        first.router = self
+        self.variants = {first.name: first}
+        self.metrics = metrics
+        self._copy: asyncio.Task[None] | None = None
+        self._copy_ending: ShadowEnding = "dropped"
         self._draining = False
-        metrics.is_quiet = self._is_quiet
-        metrics.announce(first.name)
-        self._show_shares()
+        self.set_split(Split(first.name))
 
     @property
     def live(self) -> Variant:
-        """The variant that answers what no policy sends elsewhere."""
+        """The variant that answers what no trial takes."""
         return self.variants[self.split.live]
 
     @property
@@ -88,63 +120,60 @@ class Router:
     async def stop(self) -> None:
         """Finish what was taken everywhere and end every pool."""
         self.drain()
-        await self.shadow.close()
+        await self.stop_copy()
         await asyncio.gather(*(variant.pool.stop() for variant in self.variants.values()))
 
-    def choose(self, fact: str, user: str | None = None, request_id: str | None = None) -> Route:
-        """The route of a request: the same for the same user, or without one for the same case."""
-        plain = self.split.canary is None and not self.split.weights
-        name = self.split.live if plain else self.split.assign(routing_key(fact, user))
-        variant = self.variants[name]
-        if name != self.split.live and not (variant.state == "ready" and variant.pool.ready):
-            self._metrics.rerouted.labels(name).inc()
-            # Without this a canary that is dead would never look bad.
-            self._observe(variant, CanaryObservation(error=True))
-            variant = self.live
-        return Route(self, variant, user, request_id)
+    def choose(self) -> Variant:
+        """The variant of a new request."""
+        variant = self.variants[self.split.assign(random.random())]
+        if variant is self.live or (variant.state == "ready" and variant.pool.ready):
+            return variant
+        self._count(variant, "rerouted")
+        # Without this a canary that is dead would never look bad.
+        self._observe(variant, time.monotonic(), "errors")
+        return self.live
 
     def add(self, variant: Variant) -> None:
         """Know one more variant, which gets no traffic yet."""
+        variant.router = self
         self.variants[variant.name] = variant
-        self._metrics.announce(variant.name)
+        self.metrics.show_split(self.split, self.variants)
         if self._draining:
             variant.pool.drain()
 
     def remove(self, name: str) -> None:
-        """Forget a variant. Raises ValueError where it has a part in the split."""
-        if name in self.split.names:
-            raise ValueError(f"{name} has traffic: take it out of the split first")
-        self._metrics.forget(name)
+        """Forget a variant, which must have no part in the split."""
+        assert name not in (self.split.live, *self.split.trials)
+        self.metrics.forget(name)
         del self.variants[name]
 
     def set_split(self, split: Split) -> None:
-        """Split traffic anew, from the next request on.
-
-        A canary whose share changes keeps what was counted of it, unless the live variant changes.
-        Raises ValueError where a variant that is to have a part in the split is not ready.
-        """
-        for name in split.names - {self.split.live}:
-            if name not in self.variants or self.variants[name].state != "ready":
-                raise ValueError(f"{name} is not ready: load it, and wait until it is")
-        before, self.split = self.split, split
-        same = before.canary and split.canary and before.canary.name == split.canary.name
-        if split.canary is None:
-            self.canary = None
-        elif not same or before.live != split.live:
-            self.canary = CanaryTest(self.live.latencies_s)
-        self._show_shares()
+        """Split traffic anew, from the next request on; the test of a canary begins again."""
+        self.split, self._split_s = split, time.monotonic()
+        self.canary: CanaryTest | None = None
+        if canary := split.named("canary"):
+            share = split.share_of(canary)
+            self.canary = CanaryTest(share / (share + split.share_of(split.live)))
+        self.metrics.show_split(split, self.variants)
 
     def began(self, variant: Variant) -> None:
         """Count a request that a variant has now."""
         variant.in_flight += 1
-        self.shadow.make_way()
+        if self._copy is not None:
+            self._copy.cancel()
 
-    def ended(self, route: Route, job: Job, how: Served | BaseException) -> None:
+    def ended(self, variant: Variant, job: Job, how: Served | BaseException) -> None:
         """Count the end of a request, by its answer or by what it ended with instead."""
-        variant = route.chosen
         variant.in_flight -= 1
         if isinstance(how, Served):
-            self._answered(route, job, how)
+            now_s = time.monotonic()
+            failure: Literal["degraded", "late"] | None = None
+            if how.model_verdict is None or now_s > job.deadline_s:
+                failure = "degraded" if how.model_verdict is None else "late"
+            self._count(variant, failure or "full")
+            self.metrics.latency.labels(variant.name).observe(now_s - job.arrived_s)
+            self._observe(variant, job.arrived_s, failure)
+            self._offer_copy(variant, job, how)
         elif isinstance(how, asyncio.CancelledError | GeneratorExit):
             self._count(variant, "cancelled")
         else:
@@ -154,95 +183,70 @@ class Router:
                 how.status < 500 or how.reason == "draining"
             )
             if not blameless:
-                self._observe(variant, CanaryObservation(error=True))
+                self._observe(variant, job.arrived_s, "errors")
 
-    def _answered(self, route: Route, job: Job, served: Served) -> None:
-        """Count an answer, compare it with the baseline and let the shadow have a copy."""
-        variant, seconds = route.chosen, time.monotonic() - job.arrived_s
-        degraded = served.model_verdict is None
-        variant.latencies_s.append(seconds)
-        self._count(variant, "degraded" if degraded else "full")
-        self._metrics.latency.labels(variant.name).observe(seconds)
-        self._observe(variant, CanaryObservation(degraded=degraded, seconds=seconds))
-        if self.split.shadow is None or variant is not self.live or self._draining:
-            return
-        name = self.split.shadow_for(routing_key(job.fact, route.user))
-        if name is not None and self.variants[name].pool.ready:
-            fields = {"request_id": route.request_id, "variant": variant.name}
-            self.shadow.offer(name, self.variants[name].pool, job, served, fields)
+    async def stop_copy(self) -> None:
+        """Stop the copy for a shadow that runs and wait for its end."""
+        if self._copy is not None:
+            self._copy.cancel()
+            await asyncio.wait({self._copy})
 
-    def _observe(self, variant: Variant, observation: CanaryObservation) -> None:
-        canary = self.split.canary
-        if self.canary is None or canary is None:
+    def _offer_copy(self, variant: Variant, job: Job, served: Served) -> None:
+        """Let the shadow have its share of what the live variant answered. Returns at once."""
+        name = self.split.named("shadow")
+        if name is None or variant is not self.live or self._draining:
             return
-        arms: Mapping[str, Arm] = {canary.name: "canary", self.split.live: "baseline"}
-        arm = arms.get(variant.name)
-        worse = self.canary.observe(arm, observation) if arm else None
+        shadow, share = self.variants[name], self.split.trials[name].share
+        if not shadow.pool.ready or random.random() >= share:
+            return
+        if self._copy is not None:
+            self.metrics.shadows.labels(name, "dropped").inc()
+            return
+        self._copy_ending = "dropped"
+        self._copy = asyncio.create_task(self._run_copy(shadow, job, served))
+        self._copy.add_done_callback(lambda _: self._end_copy(name))
+
+    def _end_copy(self, name: str) -> None:
+        self._copy = None
+        self.metrics.shadows.labels(name, self._copy_ending).inc()
+
+    async def _run_copy(self, shadow: Variant, job: Job, served: Served) -> None:
+        await asyncio.sleep(COPY_DELAY_S)
+        if any(variant.in_flight for variant in self.variants.values()):
+            return
+        self._copy_ending, now_s = "preempted", time.monotonic()
+        copy = Job(job.fact, now_s, now_s + job.deadline_s - job.arrived_s)
+        try:
+            one, other = served.model_verdict, (await shadow.pool.submit(copy)).model_verdict
+        except Exception as error:
+            self._copy_ending = "failed"
+            # Of a bug only the type is logged: its message may quote the fact.
+            reason = error.reason if isinstance(error, RequestError) else type(error).__name__
+            logger.info("shadow failed", extra={"shadow": shadow.name, "error": reason})
+            return
+        if one is None or other is None:
+            self._copy_ending = "degraded"
+            return
+        differing = differing_parts(one, other)
+        self._copy_ending = "differed" if differing else "agreed"
+        for part in differing:
+            self.metrics.shadow_differences.labels(shadow.name, part).inc()
+
+    def _observe(self, variant: Variant, arrived_s: float, failure: Rate | None) -> None:
+        """Tell the test of a canary how a request went, if it arrived under the present split."""
+        name = self.split.named("canary")
+        if self.canary is None or name is None or arrived_s < self._split_s:
+            return
+        if variant.name not in (name, self.split.live):
+            return
+        worse = self.canary.observe("canary" if variant.name == name else "baseline", failure)
         if worse is None:
             return
-        self.set_split(self.split.without(canary.name))
-        self.variants[canary.name].note = f"rolled back for its {worse}"
-        self._metrics.rollbacks.labels(worse.rate).inc()
-        share = worse.share("canary")
-        fields = {"variant": canary.name, "rate": worse.rate, "canary_rate": share}
-        logger.error("canary %s rolled back: %s", canary.name, worse, extra=fields)
-        self._on_rollback(canary.name, worse)
-
-    def _is_quiet(self, name: str) -> bool:
-        """Whether a variant serves nobody: it loads, or is only a shadow."""
-        shadow, variant = self.split.shadow, self.variants.get(name)
-        is_shadow = shadow is not None and shadow.name == name
-        return variant is None or variant.state == "loading" or is_shadow
+        canary, why = self.variants[name], self.canary.explain(worse)
+        canary.note = f"rolled back for its {why}"
+        self.metrics.rollbacks.labels(worse).inc()
+        logger.error("canary %s rolled back: %s", name, why, extra={"variant": name, "rate": worse})
+        self.set_split(self.split.without(name))
 
     def _count(self, variant: Variant, ending: Ending) -> None:
-        self._metrics.requests.labels(variant.name, ending).inc()
-
-    def _show_shares(self) -> None:
-        for name in self.variants:
-            self._metrics.share.labels(name).set(self.split.share_of(name))
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """The way of one request: which variant answers it, as which model."""
-
-    router: Router
-    chosen: Variant
-    user: str | None
-    request_id: str | None
-
-    @property
-    def variant(self) -> str:
-        """The variant's name, for the reply and the log line."""
-        return self.chosen.name
-
-    @property
-    def identity(self) -> Identity:
-        """The model that answers."""
-        return self.chosen.identity
-
-    async def submit(self, job: Job) -> Served:
-        """Serve the job on this variant or raise a RequestError."""
-        self.router.began(self.chosen)
-        try:
-            served = await self.chosen.pool.submit(job)
-        except BaseException as error:
-            self.router.ended(self, job, error)
-            raise
-        self.router.ended(self, job, served)
-        return served
-
-    def stream(self, job: Job) -> ServedStream:
-        """Serve the job on this variant and stream its reasoning; raises as the pool's `stream`."""
-        self.router.began(self.chosen)
-        try:
-            stream = self.chosen.pool.stream(job)
-        except BaseException as error:
-            self.router.ended(self, job, error)
-            raise
-        stream.on_end(lambda how: self.router.ended(self, job, how))
-        return stream
-
-    def expected_thinking(self, job: Job) -> int | None:
-        """Thinking tokens this variant would grant a job now; None where it would refuse it."""
-        return self.chosen.pool.expected_thinking(job)
+        self.metrics.requests.labels(variant.name, ending).inc()

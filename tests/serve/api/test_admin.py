@@ -19,7 +19,7 @@ from serve.edge.context import RequestContext
 from serve.edge.keys import KeyFile, KeyGuard, add_key, make_key
 from serve.metrics import Metrics
 from serve.variants.lifecycle import Variants
-from tests.serve.variants.test_lifecycle import Works, make_folder, make_variants
+from tests.serve.variants.test_lifecycle import Works, make_folder, make_variants, settled
 from tests.serve.variants.test_router import submit
 
 SECRET = "let me in"
@@ -50,7 +50,7 @@ async def serving(
     app.dependency_overrides[require_admin] = guard
     transport = httpx.ASGITransport(app=app)
     await variants.start()
-    await variants.settled()
+    await settled(variants)
     try:
         async with httpx.AsyncClient(
             transport=transport, base_url="http://curt", headers={"x-admin": SECRET}
@@ -67,27 +67,25 @@ def test_a_model_goes_from_its_folder_to_all_traffic_and_back(
         async with serving(models, Works()) as (client, variants):
             reply = await client.post("/admin/load", json={"name": "new", "folder": "two"})
             assert reply.status_code == 202
-            assert reply.json()["loading"] == "new"
-            await variants.settled()
+            assert reply.json()["variants"][1]["state"] == "loading"
+            await settled(variants)
             body = {"name": "new", "role": "canary", "share": 0.1}
             reply = await client.post("/admin/promote", json=body)
-            assert reply.json()["split"]["canary"] == {"name": "new", "share": 0.1}
-            for number in range(30):
-                await submit(variants.router, f"案{number}")
+            assert reply.json()["split"]["trials"] == {"new": {"role": "canary", "share": 0.1}}
+            for _ in range(30):
+                await submit(variants)
             shown = (await client.get("/admin/variants")).json()
             assert shown["canary"]["errors"]["baseline_requests"] > 20
             assert {each["name"]: each["share"] for each in shown["variants"]} == {
                 "default": 0.9, "new": 0.1,
             }  # fmt: skip
             assert (await client.post("/admin/promote", json={"name": "new"})).status_code == 200
-            await variants.settled()
+            await settled(variants)
             reply = await client.post("/admin/rollback")
             assert reply.status_code == 200
-            await variants.settled()
+            await settled(variants)
             shown = (await client.get("/admin/variants")).json()
             assert shown["live"] == "default"
-            await client.post("/admin/load", json={"name": "new", "folder": "two"})
-            await variants.settled()
             assert (await client.post("/admin/unload", json={"name": "new"})).status_code == 200
             assert str(models.parent) not in str(shown)
 
@@ -95,7 +93,7 @@ def test_a_model_goes_from_its_folder_to_all_traffic_and_back(
         asyncio.run(scenario())
     lines = [vars(record) for record in caplog.records if record.name == "serve.audit"]
     assert [line["action"] for line in lines] == [
-        "load", "promote", "promote", "rollback", "load", "unload",
+        "load", "promote", "promote", "rollback", "unload",
     ]  # fmt: skip
     assert {line["outcome"] for line in lines} == {"done"}
     assert lines[0]["model_folder"] == "two"
@@ -120,7 +118,7 @@ def test_nobody_else_comes_in(models: Path, method: str, path: str) -> None:
             body = {"name": "new", "folder": "two"}
             reply = await client.request(method, path, json=body, headers={"x-admin": "guess"})
             assert reply.status_code == 403
-            assert list(variants.router.variants) == ["default"]
+            assert list(variants.variants) == ["default"]
 
     asyncio.run(scenario())
 
@@ -161,7 +159,7 @@ def test_what_can_not_be_is_refused_and_noted(
             assert reply.status_code == status
             assert reply.json()["error"]["code"] == code
             assert str(models.parent) not in reply.text
-            assert list(variants.router.variants) == ["default"]
+            assert list(variants.variants) == ["default"]
 
     with caplog.at_level(logging.INFO, "serve.audit"):
         asyncio.run(scenario())
@@ -174,12 +172,12 @@ def test_a_plan_that_can_not_be_written_is_said_and_changes_nothing(models: Path
         state = models.parent / "file" / "state.json"
         async with serving(models, Works(), state=state) as (client, variants):
             await client.post("/admin/load", json={"name": "new", "folder": "two"})
-            await variants.settled()
+            await settled(variants)
             (models.parent / "file").write_text("")
             reply = await client.post("/admin/promote", json={"name": "new"})
             assert reply.status_code == 503
             assert reply.json()["error"]["code"] == "plan_unwritable"
-            assert variants.router.split.live == "default"
+            assert variants.split.live == "default"
 
     asyncio.run(scenario())
 

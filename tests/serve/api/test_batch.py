@@ -240,7 +240,7 @@ def test_a_client_that_leaves_stops_every_case(settings: Settings) -> None:
     manifest = settings.manifest()
     way = OnlyWay(pool, Identity.of(settings.model, manifest))
     metrics = Metrics()
-    answering = Answering(lambda fact, user, request_id: way, settings, metrics)
+    answering = Answering(lambda: way, settings, metrics)
     body = BatchRequest.model_validate({"cases": [{"fact": fact} for fact in numbered(4)]})
 
     async def scenario() -> float:

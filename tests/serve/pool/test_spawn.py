@@ -16,7 +16,7 @@ from serve.pool.process import WorkerProcess
 from serve.pool.remote import RemoteWorker
 from serve.pool.spawn import make_spawn
 from serve.settings import Settings
-from serve.variants.plan import verify
+from serve.variants.folders import verify
 from tests.curt.engines.completions_server import CompletionsServer
 from tests.micro import FACTS
 
@@ -53,10 +53,8 @@ def test_a_folder_the_engine_can_not_load_is_refused(micro_model: Path, empty_mo
 
 def test_a_folder_is_verified_in_the_formats_of_its_engine(micro_model: Path) -> None:
     with pytest.raises(ArtifactError, match="ort-genai is needed"):
-        verify(micro_model, None)
-    manifest, digest = verify(micro_model, None, ENGINES["vllm"].formats)
-    assert manifest == load_manifest(micro_model)
-    assert len(digest) == 64
+        verify(micro_model, None, ENGINES["onnxruntime"].formats)
+    assert verify(micro_model, None, ENGINES["vllm"].formats) == load_manifest(micro_model)
 
 
 def test_each_engine_has_its_workers(micro_model: Path, empty_model: Path) -> None:

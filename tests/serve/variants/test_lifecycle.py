@@ -24,9 +24,9 @@ from serve.pool.pool import WorkerPool
 from serve.pool.worker import open_worker_engine
 from serve.settings import Settings
 from serve.variants import lifecycle
+from serve.variants.folders import Promoted, VariantError, find_folder, verify
 from serve.variants.lifecycle import Variants
-from serve.variants.plan import ServingPlan, VariantError, find_folder, verify
-from serve.variants.split import Split, TrafficShare
+from serve.variants.split import Split
 from tests.micro import FACTS
 from tests.serve.fake_engine import MANIFEST
 from tests.serve.fake_pool import FakePool
@@ -39,13 +39,15 @@ class StandIn(FakePool):
     """A pool that notes its life."""
 
     folder: str = ""
+    metrics: Metrics = field(default_factory=Metrics)
     ready: bool = False
-    slow: bool = False
     life: list[str] = field(default_factory=list)
 
     async def start(self) -> None:
         self.life.append("start")
-        self.ready = not self.slow
+        self.ready = self.folder not in ("slow", "dying")
+        if self.folder == "dying":
+            self.metrics.worker_deaths.inc(2)
 
     async def stop(self) -> None:
         self.life.append("stop")
@@ -61,10 +63,7 @@ class Works:
 
     def __call__(self, folder: Path, manifest: Manifest, metrics: Metrics) -> StandIn:
         answer = self.answers.get(folder.name, FULL)
-        pool = StandIn(answer, folder=folder.name, slow="slow" in folder.name)
-        if "dying" in folder.name:
-            pool.slow = True
-            metrics.worker_deaths.inc(2)
+        pool = StandIn(answer, folder=folder.name, metrics=metrics)
         self.made.append(pool)
         return pool
 
@@ -86,16 +85,27 @@ def models(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
+FORMATS = ("ort-genai",)
+
+
 def make_variants(models: Path, works: Works, **options: Any) -> Variants:
-    options = {"models": models, "state": models.parent / "state.json", **options}
+    options = {
+        "models": models, "state": models.parent / "state.json", "formats": FORMATS, **options,
+    }  # fmt: skip
     return Variants(models / "one", works, options.pop("metrics", Metrics()), **options)
+
+
+async def settled(variants: Variants) -> None:
+    """Wait until no load and no end of a variant is under way."""
+    while variants.tasks:
+        await asyncio.wait(set(variants.tasks))
 
 
 @asynccontextmanager
 async def running(models: Path, works: Works, **options: Any) -> AsyncIterator[Variants]:
     variants = make_variants(models, works, **options)
     await variants.start()
-    await variants.settled()
+    await settled(variants)
     try:
         yield variants
     finally:
@@ -104,7 +114,7 @@ async def running(models: Path, works: Works, **options: Any) -> AsyncIterator[V
 
 async def load(variants: Variants, name: str, folder: str) -> None:
     await variants.load(name, folder)
-    await variants.settled()
+    await settled(variants)
 
 
 def states(variants: Variants) -> dict[str, str]:
@@ -131,13 +141,15 @@ def test_a_model_is_loaded_beside_the_old_one_and_has_no_traffic_before_promotio
             assert states(variants) == {"default": "ready", "new": "ready"}
             new = works.of("two")
             assert len(new.jobs) == 1  # the warm-up
-            for number in range(20):
-                await submit(variants.router, f"案{number}")
+            for _ in range(20):
+                await submit(variants)
             assert len(new.jobs) == 1
             await variants.promote("new")
-            await submit(variants.router)
+            await submit(variants)
             assert len(new.jobs) == 2
-            await variants.settled()
+            await settled(variants)
+            await variants.unload("default")
+            await settled(variants)
             assert works.of("one").life == ["start", "stop"]  # memory of one model again
             assert states(variants) == {"new": "ready"}
 
@@ -151,20 +163,20 @@ def test_a_failed_load_keeps_the_old_one_serving(
     monkeypatch.setattr(lifecycle, "LOAD_TIMEOUT_S", 0.2)
     works = Works()
     works.answers["three"] = EngineFailedError("engine_error", "no")
-    metrics = Metrics()
 
     async def scenario() -> None:
-        async with running(models, works, metrics=metrics) as variants:
+        async with running(models, works) as variants:
             await load(variants, "new", folder)
             assert states(variants) == {"default": "ready", "new": "failed"}
             assert works.of(folder).life == ["start", "stop"]
             await refused("not_ready", variants.promote("new"))
-            await submit(variants.router)
-            await load(variants, "new", "two")  # a failed one's name is free
+            await submit(variants)
+            await variants.unload("new")
+            await settled(variants)
+            await load(variants, "new", "two")
             assert states(variants)["new"] == "ready"
 
     asyncio.run(scenario())
-    assert metrics.registry.get_sample_value("curt_worker_deaths_total") == 0
 
 
 def test_an_altered_or_unlisted_file_is_refused(models: Path) -> None:
@@ -184,7 +196,7 @@ def test_an_altered_or_unlisted_file_is_refused(models: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_one_loads_at_a_time_and_three_at_most(
+def test_a_name_is_taken_once_and_three_are_loaded_at_most(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lifecycle, "LOAD_TIMEOUT_S", 0.3)
@@ -193,11 +205,9 @@ def test_one_loads_at_a_time_and_three_at_most(
     async def scenario() -> None:
         async with running(models, works) as variants:
             await variants.load("new", "slow")
-            await refused("loading", variants.load("other", "two"))
-            await refused("loading", variants.unload("new"))
-            await variants.settled()
-            await load(variants, "new", "two")
             await refused("name_taken", variants.load("new", "two"))
+            await refused("loading", variants.unload("new"))
+            await refused("not_ready", variants.promote("new"))
             await load(variants, "other", "three")
             await refused("too_many", variants.load("fourth", "two"))
 
@@ -213,7 +223,7 @@ def test_a_model_that_says_nothing_readable_is_promoted_by_force_only(models: Pa
             await load(variants, "new", "two")
             await refused("doubtful", variants.promote("new"))
             await variants.promote("new", force=True)
-            assert variants.router.split.live == "new"
+            assert variants.split.live == "new"
 
     asyncio.run(scenario())
 
@@ -249,29 +259,28 @@ def test_the_application_serves_over_variants_as_over_a_pool(
 # Rolling back and unloading
 
 
-@pytest.mark.parametrize("keep_previous", [True, False])
-def test_a_rollback_goes_back_to_the_previous_model(models: Path, keep_previous: bool) -> None:
+def test_a_rollback_goes_back_to_the_previous_model_at_once(models: Path) -> None:
     works = Works()
 
     async def scenario() -> None:
-        async with running(models, works, keep_previous=keep_previous) as variants:
+        async with running(models, works) as variants:
             await refused("nothing_before", variants.rollback())
             await load(variants, "new", "two")
             await variants.promote("new")
-            await variants.settled()
+            assert states(variants) == {"default": "ready", "new": "ready"}
+            assert variants.describe()["previous"] == "default"
             assert await variants.rollback() == "default"
-            serving = variants.router.split.live
-            assert serving == ("default" if keep_previous else "new")  # while the other loads
-            await submit(variants.router)
-            await variants.settled()
-            assert variants.router.split.live == "default"
+            assert variants.split == Split("default")
+            await refused("nothing_before", variants.rollback())
+            await variants.promote("new")
+            await variants.unload("default")
             await refused("nothing_before", variants.rollback())
 
     asyncio.run(scenario())
-    assert len([pool for pool in works.made if pool.folder == "one"]) == 2 - keep_previous
+    assert [pool.folder for pool in works.made] == ["one", "two"]
 
 
-def test_a_canary_is_ended_by_hand_or_by_the_test_and_its_workers_go(models: Path) -> None:
+def test_a_canary_is_ended_by_hand_or_by_the_test_and_stays_loaded(models: Path) -> None:
     works = Works()
 
     async def scenario() -> None:
@@ -279,24 +288,21 @@ def test_a_canary_is_ended_by_hand_or_by_the_test_and_its_workers_go(models: Pat
             await load(variants, "new", "two")
             await variants.promote("new", "canary", 0.5)
             assert await variants.rollback() == "default"
-            await variants.settled()
-            assert states(variants) == {"default": "ready"}
+            assert variants.split == Split("default")
 
-            await load(variants, "new", "two")
             await variants.promote("new", "canary", 0.5)
             works.of("two").answer = EngineFailedError("engine_error", "no")
-            for number in range(200):
+            for _ in range(200):
                 try:
-                    await submit(variants.router, f"案{number}")
+                    await submit(variants)
                 except EngineFailedError:
                     continue
-            await variants.settled()
-            assert states(variants) == {"default": "ready"}
-            assert works.of("two").life == ["start", "stop"]
-            events = [each["event"] for each in variants.describe()["history"]]
-            assert any(event.startswith("rolled back for its errors: 100.0%") for event in events)
-            state = json.loads((models.parent / "state.json").read_text())
-            assert state["split"]["canary"] is None
+            assert variants.split == Split("default")
+            assert states(variants) == {"default": "ready", "new": "ready"}
+            assert variants.describe()["variants"][1]["note"].startswith(
+                "rolled back for its errors"
+            )
+            await refused("doubtful", variants.promote("new", "canary", 0.5))
 
     asyncio.run(scenario())
 
@@ -311,14 +317,12 @@ def test_an_unloaded_variant_still_serves_what_chose_it(models: Path) -> None:
             with pytest.raises(VariantError, match="no such variant"):
                 await variants.unload("nobody")
             await variants.promote("new", "weight", 0.9)
-            fact = next(
-                f"案{n}" for n in range(99) if variants.router.choose(f"案{n}").variant == "new"
-            )
-            late = variants.router.choose(fact)
+            ways = [variants.choose() for _ in range(50)]
+            late = next(way for way in ways if way.name == "new")
             await variants.unload("new")
-            assert variants.router.choose(fact).variant == "default"
-            await late.submit(job(fact))  # chosen a moment before: still served
-            await variants.settled()
+            assert {variants.choose().name for _ in range(50)} == {"default"}
+            await late.submit(job())  # chosen a moment before: still served
+            await settled(variants)
             assert states(variants) == {"default": "ready"}
 
     asyncio.run(scenario())
@@ -327,77 +331,76 @@ def test_an_unloaded_variant_still_serves_what_chose_it(models: Path) -> None:
 # Restarts
 
 
-def test_a_restart_comes_back_with_the_promoted_model_and_its_canary(models: Path) -> None:
-    async def before() -> None:
-        async with running(models, Works()) as variants:
-            await load(variants, "new", "two")
-            await variants.promote("new")
-            await variants.settled()
-            await load(variants, "try", "three")
-            await variants.promote("try", "canary", 0.25)
+async def promote_new(models: Path) -> None:
+    """What a server before did."""
+    async with running(models, Works()) as variants:
+        await load(variants, "new", "two")
+        await variants.promote("new")
+        await load(variants, "try", "three")
+        await variants.promote("try", "canary", 0.25)
 
+
+def test_a_restart_comes_back_with_the_promoted_model_alone(models: Path) -> None:
     async def after() -> None:
         works = Works()
         async with running(models, works) as variants:
-            assert variants.router.split == Split(
-                live="new", canary=TrafficShare(name="try", share=0.25)
-            )
-            assert [pool.folder for pool in works.made] == ["two", "three"]
-            await variants.rollback()
-            assert await variants.rollback() == "default"
+            assert variants.split == Split("new")
+            assert [pool.folder for pool in works.made] == ["two"]
 
-    asyncio.run(before())
+    asyncio.run(promote_new(models))
     asyncio.run(after())
 
 
-def test_a_promoted_model_that_was_altered_gives_way_to_the_one_before(
-    models: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_restart_after_a_rollback_comes_back_with_the_configured_model(models: Path) -> None:
     async def before() -> None:
         async with running(models, Works()) as variants:
             await load(variants, "new", "two")
             await variants.promote("new")
-            await variants.settled()
+            await variants.rollback()
 
     asyncio.run(before())
+    works = Works()
+    assert make_variants(models, works).split == Split("default")
+    assert [pool.folder for pool in works.made] == ["one"]
+
+
+def test_a_promoted_model_that_was_altered_gives_way_to_the_configured_one(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asyncio.run(promote_new(models))
     shutil.rmtree(models / "two")
     make_folder(models / "two", 99)  # valid, but another
     with caplog.at_level(logging.ERROR):
         variants = make_variants(models, Works())
-    assert variants.router.split.live == "default"
+    assert variants.split == Split("default")
     assert "new can't be loaded" in caplog.text
 
 
 def test_another_configured_model_voids_what_was_promoted(models: Path) -> None:
-    async def before() -> None:
-        async with running(models, Works()) as variants:
-            await load(variants, "new", "two")
-            await variants.promote("new")
-
-    asyncio.run(before())
-    plan = ServingPlan.read(models.parent / "state.json", models / "three")
-    assert plan.split == Split(live="default")
+    asyncio.run(promote_new(models))
+    state = models.parent / "state.json"
+    configured = [sha256(models / name / "manifest.json") for name in ("one", "three")]
+    assert [Promoted.read(state, digest) is not None for digest in configured] == [True, False]
+    variants = Variants(
+        models / "three", Works(), Metrics(), models=models, state=state, formats=FORMATS
+    )
+    assert variants.split == Split("default")
 
 
 def test_a_state_file_that_is_none_is_refused_and_a_folder_outside_not_read(models: Path) -> None:
     state = models.parent / "state.json"
     state.write_text("{")
     with pytest.raises(ValueError, match="delete it"):
-        ServingPlan.read(state, models / "one")
+        make_variants(models, Works())
     outside = make_folder(models.parent / "outside")
-    digest = sha256(models / "one" / "manifest.json")
-    write_json(
-        state,
-        {
-            "version": 1,
-            "configured": digest,
-            "split": {"live": "x"},
-            "placed": {
-                "x": {"folder": "../outside", "manifest_sha256": sha256(outside / "manifest.json")}
-            },
-        },
+    promoted = Promoted(
+        configured=sha256(models / "one" / "manifest.json"),
+        name="x",
+        folder="../outside",
+        manifest_sha256=sha256(outside / "manifest.json"),
     )
-    assert make_variants(models, Works()).router.split.live == "default"
+    write_json(state, promoted.model_dump())
+    assert make_variants(models, Works()).split == Split("default")
 
 
 def test_a_plan_that_can_not_be_written_changes_nothing(models: Path) -> None:
@@ -409,7 +412,7 @@ def test_a_plan_that_can_not_be_written_changes_nothing(models: Path) -> None:
             (models.parent / "file").write_text("")  # where its folder should be
             with pytest.raises(OSError, match="file"):
                 await variants.promote("new")
-            assert variants.router.split.live == "default"
+            assert variants.split.live == "default"
 
     asyncio.run(scenario())
 
@@ -443,10 +446,12 @@ def test_nothing_outside_the_models_folder_is_found(models: Path, folder: str) -
 
 
 def test_verification_names_what_is_wrong(models: Path) -> None:
-    manifest, digest = verify(models / "one", None)
-    assert manifest.format == "ort-genai"
+    digest = sha256(models / "one" / "manifest.json")
+    assert verify(models / "one", digest, FORMATS).format == "ort-genai"
     with pytest.raises(ArtifactError, match="another manifest"):
-        verify(models / "two", digest)
+        verify(models / "two", digest, FORMATS)
+    with pytest.raises(ArtifactError, match="but hf is needed"):
+        verify(models / "one", None, ("hf",))
 
 
 # Real workers
@@ -499,10 +504,15 @@ def test_two_real_models_are_switched_under_load_without_a_lost_request(
 
     async def scenario() -> None:
         variants = Variants(
-            models / "one", make_pool, metrics, models=models, state=tmp_path / "state.json"
+            models / "one",
+            make_pool,
+            metrics,
+            models=models,
+            state=tmp_path / "state.json",
+            formats=FORMATS,
         )
         await variants.start()
-        await until(lambda: variants.router.ready, 60)
+        await until(lambda: variants.ready, 60)
         over = False
 
         async def ask() -> None:
@@ -510,10 +520,10 @@ def test_two_real_models_are_switched_under_load_without_a_lost_request(
             while not over:
                 number += 1
                 fact = f"{FACTS[0]}编号{number}"
-                route = variants.router.choose(fact)
+                way = variants.choose()
                 try:
-                    await route.submit(job(fact, 4000))
-                    answered.append(route.identity.manifest.stage)
+                    await way.submit(job(fact, 4000))
+                    answered.append(way.identity.manifest.stage)
                 except OverloadedError as fault:
                     lost.append(fault.reason)
                 await asyncio.sleep(0.01)
@@ -529,17 +539,20 @@ def test_two_real_models_are_switched_under_load_without_a_lost_request(
             memory["both"] = memory_mb(old + pools[-1].worker_pids)
             await variants.promote("new", "canary", 0.5, force=True)
             await asyncio.sleep(1.0)
-            assert variants.router.split.canary is not None  # as good: the same weights
+            assert variants.split.named("canary")  # as good: the same weights
             await variants.promote("new", force=True)
-            await variants.settled()
+            await asyncio.sleep(0.3)
+            assert answered[-1] == "other"
+            await variants.rollback()
+            await asyncio.sleep(0.3)
+            assert answered[-1] == first
+            await variants.promote("new", force=True)
+            await variants.unload("default")
+            await settled(variants)
             await until(lambda: not any(is_alive(pid) for pid in old))
             memory["after"] = memory_mb(pools[-1].worker_pids)
             await asyncio.sleep(0.3)
             assert answered[-1] == "other"
-            await variants.rollback()
-            await variants.settled()
-            await asyncio.sleep(0.3)
-            assert answered[-1] == first
         finally:
             over = True
             await asking

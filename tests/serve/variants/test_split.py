@@ -1,85 +1,70 @@
-"""How keys are split between variants."""
+"""How requests are split between variants."""
 
 from __future__ import annotations
 
-import statistics
+import random
 from collections import Counter
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from serve.variants.split import Split, TrafficShare, pick, routing_key
+from serve.variants.split import Role, Split, Trial
 
-KEYS = [f"user:{number}" for number in range(4000)]
-
-
-def test_the_same_key_always_has_the_same_variant_and_shares_are_kept() -> None:
-    split = Split(live="a", weights={"a": 3, "b": 1})
-    assigned = Counter(split.assign(key) for key in KEYS)
-    assert assigned["b"] / len(KEYS) == pytest.approx(0.25, abs=0.03)
-    assert split.share_of("b") == 0.25
-    assert [split.assign(key) for key in KEYS] == [split.assign(key) for key in KEYS]
+SPLIT = (
+    Split("a").with_role("b", "weight", 0.25).with_role("c", "canary", 0.1)
+    .with_role("d", "shadow", 0.9)
+)  # fmt: skip
 
 
-@given(
-    st.dictionaries(st.sampled_from("abcd"), st.floats(0.05, 10), min_size=2),
-    st.floats(0.05, 10),
-    st.integers(0, 10_000),
-)
-def test_a_changed_weight_moves_keys_to_or_from_that_variant_only(
-    weights: dict[str, float], weight: float, seed: int
+def test_every_variant_gets_its_share_and_the_live_one_the_rest() -> None:
+    draw = random.Random(0)
+    assigned = Counter(SPLIT.assign(draw.random()) for _ in range(4000))
+    for name, share in {"a": 0.65, "b": 0.25, "c": 0.1, "d": 0.0}.items():
+        assert SPLIT.share_of(name) == pytest.approx(share)
+        assert assigned[name] / 4000 == pytest.approx(share, abs=0.03)
+
+
+@given(st.lists(st.floats(0.01, 0.9), max_size=5), st.floats(0, 1, exclude_max=True))
+def test_shares_add_up_to_one_and_every_draw_has_a_variant(
+    shares: list[float], draw: float
 ) -> None:
-    changed = sorted(weights)[0]
-    after = {**weights, changed: weight}
-    for number in range(50):
-        key = f"{seed}:{number}"
-        before_name, after_name = pick(weights, key), pick(after, key)
-        if before_name != after_name:
-            assert changed == (after_name if weight > weights[changed] else before_name)
-
-
-def test_moving_a_weight_moves_only_the_needed_share() -> None:
-    before, after = {"a": 0.9, "b": 0.1}, {"a": 0.8, "b": 0.2}
-    moved = [pick(before, key) != pick(after, key) for key in KEYS]
-    assert statistics.fmean(moved) == pytest.approx(0.1, abs=0.02)
-
-
-def test_a_growing_canary_keeps_those_it_had() -> None:
-    few = Split(live="a", canary=TrafficShare(name="b", share=0.05))
-    more = Split(live="a", canary=TrafficShare(name="b", share=0.2))
-    had = {key for key in KEYS if few.assign(key) == "b"}
-    assert len(had) / len(KEYS) == pytest.approx(0.05, abs=0.015)
-    assert had < {key for key in KEYS if more.assign(key) == "b"}
-
-
-def test_the_key_is_the_user_or_else_the_case_whatever_its_spelling() -> None:
-    assert routing_key("甲", user="u1") == routing_key("乙", user="u1")
-    assert routing_key("甲 ") == routing_key("甲") != routing_key("乙")
-    assert "甲" not in routing_key("甲")
+    split = Split("live")
+    for number, share in enumerate(shares):
+        if share < split.share_of("live"):
+            split = split.with_role(f"arm{number}", "weight", share)
+    names = ("live", *split.trials)
+    assert sum(map(split.share_of, names)) == pytest.approx(1)
+    assert split.share_of(split.assign(draw)) > 0
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("name", "role", "share"),
     [
-        {"live": "a", "weights": {"b": 1}},
-        {"live": "a", "weights": {"a": float("nan")}},
-        {"live": "a", "weights": {"a": 1, "b": -1}},
-        {"live": "a", "canary": {"name": "a", "share": 0.1}},
-        {"live": "a", "canary": {"name": "b", "share": 0}},
-        {"live": "a", "shadow": {"name": "a", "share": 0.1}},
-        {"live": "../a"},
+        ("a", "canary", 0.1),  # is live
+        ("a", "live", None),
+        ("b", "canary", None),
+        ("b", "canary", 0.0),
+        ("b", "shadow", 1.0),
+        ("b", "weight", 0.8),  # nothing would be left for the live one
+        ("b", "weight", float("nan")),
     ],
 )
-def test_a_split_that_makes_no_sense_is_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        Split.model_validate(fields)
+def test_a_role_that_makes_no_sense_is_refused(name: str, role: Role, share: float | None) -> None:
+    with pytest.raises(ValueError, match=r"is live|a share of"):
+        Split("a", {"x": Trial("weight", 0.2)} if role != "live" else {}).with_role(
+            name, role, share
+        )
 
 
-def test_a_new_arm_takes_its_share_and_leaves_the_others_their_proportions() -> None:
-    split = Split(live="a").with_role("b", "weight", 0.5).with_role("c", "weight", 0.2)
-    assert [split.share_of(name) for name in "abc"] == pytest.approx([0.4, 0.4, 0.2])
-    with pytest.raises(ValueError, match="share of None"):
-        split.with_role("c", "canary", None)
+def test_a_new_canary_or_shadow_takes_the_place_of_the_one_before_and_a_weight_does_not() -> None:
+    split = SPLIT.with_role("e", "canary", 0.2).with_role("f", "weight", 0.3)
+    assert split.named("canary") == "e"
+    assert "c" not in split.trials
+    assert set(split.trials) == {"b", "d", "e", "f"}
+    assert split.with_role("e", "canary", 0.05).trials["e"].share == 0.05
+    assert split.without("e").named("canary") is None
+
+
+def test_a_new_live_variant_gets_everything() -> None:
+    assert SPLIT.with_role("c", "live") == Split("c")
