@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import Field
 
-from benchmarks.client import Client, Exchange, ask, load, quantiles, read_verdict, write_body
+from benchmarks.client import Exchange, ask, load, quantiles, read_verdict, write_body
 from benchmarks.run import EXPECTED, describe_machine, serve, write_results
 from curt.artifact import load_manifest
 from curt.config import Config, run
@@ -31,6 +31,7 @@ from curt.corpus.store import read_cases
 from curt.law.verdict import Verdict
 from curt.scores.metrics import is_exact
 from curt.scores.statistics import bootstrap_mean
+from loadtest._http import HttpClient
 from loadtest.capacity._rates import SearchPlan, find_highest
 
 log = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ async def answer_all(
 ) -> dict[str, list[Taken]]:
     """Every case to every server, one request at a time; who is first alternates."""
     taken: dict[str, list[Taken]] = {name: [] for name in urls}
-    clients = {name: Client(url, patience_s=90.0) for name, url in urls.items()}
+    clients = {name: HttpClient(url, patience_s=90.0) for name, url in urls.items()}
     for case in cases[:3]:  # first requests open connections
         for client in clients.values():
             await client.exchange(write_body(case.fact, deadline_ms))

@@ -1,4 +1,4 @@
-"""The one client of all benchmarks: requests on raw sockets, and what became of each.
+"""Requests of all benchmarks, when each is sent, and what became of it.
 
 A client that waits for one reply before it sends the next hides every stall of the server. So
 `send_on_time` sends each request at its scheduled instant, whatever the server does, and times it
@@ -11,38 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
 from statistics import fmean
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Any
 
 from curt.dialogue import ParseFailure
 from curt.law.verdict import Term, Verdict
 from loadtest._arrivals import arrival_times_s, number_fact
+from loadtest._http import PATIENCE_S, Got, HttpClient
 from loadtest._slo import nearest_rank
 
-PATIENCE_S = 5.0  # beyond the deadline; a request without an answer by then is lost
 LEAD_S = 0.1  # before the first arrival
 LOOK_S = 0.05  # between two looks at whether a run is lost
 
 MODELS_OWN = (None, "unreadable_answer", "answer_too_long")  # reasons that are no lack of time
-
-Failure = Literal["", "not_connected", "not_sent", "cut_off", "silence", "unreadable"]
-"""Why there is no reply: no connection; the server closed it before anything was sent, or after;
-nothing came in time; what came is no HTTP."""
-
-
-@dataclass(frozen=True, slots=True)
-class Got:
-    """A reply, or why there is none; `status` is then 0."""
-
-    status: int = 0
-    body: bytes = b""
-    failure: Failure = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,94 +78,8 @@ class Exchange:
         return self.answer.get("degraded_reason", "no answer") in MODELS_OWN
 
 
-class Client:
-    """Requests of one kind to one server, over as many kept-alive connections as are needed."""
-
-    def __init__(
-        self, url: str, patience_s: float = PATIENCE_S, what: str = "POST /predict"
-    ) -> None:
-        """Raises ValueError for anything but plain HTTP."""
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise ValueError(f"{url} is no plain HTTP address: use http://host:port")
-        self._host, self._port = parts.hostname, parts.port or 80
-        self._patience_s, self._what = patience_s, what
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        self.opened = 0
-        self.under_way = 0
-
-    async def exchange(self, body: bytes) -> Got:
-        """The reply to one request, or why there is none."""
-        head = f"{self._what} HTTP/1.1\r\nHost: curt\r\nContent-Type: application/json\r\n"
-        head += f"Content-Length: {len(body)}\r\n\r\n"
-        reader = writer = None
-        failure: Failure = "not_connected"
-        self.under_way += 1
-        try:
-            async with asyncio.timeout(self._patience_s):
-                reader, writer = self._take_idle() or await self._open()
-                if reader.at_eof():
-                    failure = "not_sent"
-                    raise ConnectionResetError
-                failure = "cut_off"
-                writer.write(head.encode() + body)
-                status, reply, reusable = await _read_reply(reader)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as error:
-            if writer:
-                writer.transport.abort()
-            if isinstance(error, TimeoutError):
-                failure = "silence"
-            elif isinstance(error, ValueError):
-                failure = "unreadable"
-            return Got(failure=failure)
-        except asyncio.CancelledError:
-            if writer:
-                writer.transport.abort()
-            raise
-        finally:
-            self.under_way -= 1
-        if reusable:
-            self._idle.append((reader, writer))
-        else:
-            writer.close()
-        return Got(status, reply)
-
-    def close(self) -> None:
-        """Close every idle connection."""
-        while self._idle:
-            _, writer = self._idle.pop()  # held: dropped before it is aborted, a writer warns
-            writer.transport.abort()
-
-    def _take_idle(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        """A kept connection that the server has not closed meanwhile."""
-        while self._idle:
-            reader, writer = self._idle.pop()
-            if not reader.at_eof() and not writer.is_closing():
-                return reader, writer
-            writer.transport.abort()
-        return None
-
-    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        self.opened += 1
-        return await asyncio.open_connection(self._host, self._port)
-
-
-async def _read_reply(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
-    """Status, body (a chunked one as it came) and whether the connection may be used again."""
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    status = re.match(rb"http/1\.([01]) (\d{3}) ", head)
-    length = re.search(rb"\r\ncontent-length: *(\d+)\r\n", head)
-    if status and length:
-        body = await reader.readexactly(int(length[1]))
-    elif status and b"\r\ntransfer-encoding: chunked\r\n" in head:  # a stream of events
-        body = await reader.readuntil(b"\r\n0\r\n\r\n")
-    else:
-        raise ValueError("no HTTP reply of a stated length")
-    return int(status[2]), body, status[1] == b"1" and b"connection: close" not in head
-
-
 async def send_on_time(
-    client: Client | Balancer,
+    client: HttpClient | Balancer,
     offsets_s: Iterable[float],
     make_body: Callable[[int], bytes],
     is_lost: Callable[[Sequence[Exchange]], bool] | None = None,
@@ -222,7 +121,7 @@ class Balancer:
     """A client of several servers that asks the one with the fewest requests under way."""
 
     def __init__(self, urls: Sequence[str], patience_s: float) -> None:
-        self._servers = [Client(url, patience_s) for url in urls]
+        self._servers = [HttpClient(url, patience_s) for url in urls]
 
     async def exchange(self, body: bytes) -> Got:
         """The reply of the chosen server, or why there is none."""
@@ -260,14 +159,16 @@ async def load(
     return await send_on_time(client, arrivals_for(rate, seed, seconds), make_body)
 
 
-async def ask(client: Client, body: bytes, index: int = 0) -> Exchange:
+async def ask(client: HttpClient, body: bytes, index: int = 0) -> Exchange:
     """One request, sent now."""
     sent_s = time.monotonic()
     got = await client.exchange(body)
     return Exchange(index, sent_s, sent_s, time.monotonic(), got)
 
 
-async def send_in_turn(client: Client, bodies: Iterable[bytes], at_once: int = 1) -> list[Exchange]:
+async def send_in_turn(
+    client: HttpClient, bodies: Iterable[bytes], at_once: int = 1
+) -> list[Exchange]:
     """Send every body, so many at once, each as soon as an earlier reply is there."""
     exchanges: list[Exchange] = []
     waiting = iter(enumerate(bodies))

@@ -23,12 +23,13 @@ from typing import Any
 
 from pydantic import Field
 
-from benchmarks.client import Client, endless, load, send_in_turn, write_body
+from benchmarks.client import endless, load, send_in_turn, write_body
 from benchmarks.run import EXPECTED, describe_machine, serve, write_results
 from compress.compare.speed import OrtSubject, RunTimes, make_request
 from curt.config import Config, run
 from curt.engines.protocol import Request
 from loadtest._arrivals import load_facts
+from loadtest._http import HttpClient
 
 log = logging.getLogger(__name__)
 
@@ -128,13 +129,13 @@ async def answer_rate(url: str, facts: Iterator[str], seconds: float) -> float:
     start_s = time.monotonic()
     in_time = takewhile(lambda _: time.monotonic() < start_s + seconds, facts)
     bodies = (write_body(fact, UNHURRIED_MS) for fact in in_time)
-    exchanges = await send_in_turn(Client(url, patience_s=90.0), bodies, CLIENTS)
+    exchanges = await send_in_turn(HttpClient(url, patience_s=90.0), bodies, CLIENTS)
     return len([each.require_answer() for each in exchanges]) / (time.monotonic() - start_s)
 
 
 def over_engine(url: str, subject: OrtSubject, fact: str) -> float:
     """What a request takes, over what the bare engine takes for the same."""
-    (exchange,) = asyncio.run(send_in_turn(Client(url), [write_body(fact, UNHURRIED_MS)]))
+    (exchange,) = asyncio.run(send_in_turn(HttpClient(url), [write_body(fact, UNHURRIED_MS)]))
     thinking = exchange.require_answer()["thinking"]
     started_s = time.perf_counter()
     subject.engine.generate([Request(fact, thinking["stated_budget"], thinking["allowed"])])

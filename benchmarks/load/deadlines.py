@@ -27,8 +27,6 @@ from typing import Any
 from pydantic import Field
 
 from benchmarks.client import (
-    PATIENCE_S,
-    Client,
     Exchange,
     quantiles,
     read_verdict,
@@ -45,6 +43,7 @@ from curt.law.verdict import Verdict
 from curt.scores.metrics import score_verdicts
 from curt.scores.statistics import wilson
 from loadtest._arrivals import arrival_times_s
+from loadtest._http import PATIENCE_S, HttpClient
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +224,7 @@ async def _ask_all(
 async def _ask(
     url: str, cases: Sequence[Case], rate: float, deadline_ms: int, seed: int
 ) -> list[AskedCase]:
-    client = Client(url, deadline_ms / 1e3 + PATIENCE_S)
+    client = HttpClient(url, deadline_ms / 1e3 + PATIENCE_S)
     offsets_s = islice(arrival_times_s(rate, seed), len(cases))
     exchanges = await send_on_time(
         client, offsets_s, lambda index: write_body(cases[index].fact, deadline_ms)

@@ -27,10 +27,11 @@ from typing import Any
 
 from pydantic import Field
 
-from benchmarks.client import PATIENCE_S, Client, ask, endless, quantiles, write_body
+from benchmarks.client import ask, endless, quantiles, write_body
 from benchmarks.run import EXPECTED, RunningServer, ServedConfig, describe_machine, write_results
 from curt.config import run
 from loadtest._arrivals import load_facts
+from loadtest._http import PATIENCE_S, HttpClient
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ async def _take_turns(
 ) -> dict[str, list[dict[str, Any]]]:
     """Rows of each server, case by case in the same order; those of the warm-up are left out."""
     patience_s = config.deadline_ms / 1e3 + PATIENCE_S
-    clients = {name: Client(server.url, patience_s) for name, server in servers.items()}
+    clients = {name: HttpClient(server.url, patience_s) for name, server in servers.items()}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in clients}
     facts = endless(load_facts(config.cases))
     for turn, fact in enumerate(islice(facts, config.warm_up + config.requests)):

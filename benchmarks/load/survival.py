@@ -28,15 +28,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from benchmarks.client import (
-    PATIENCE_S,
-    Client,
-    Exchange,
-    arrivals_for,
-    quantiles,
-    send_on_time,
-    write_body,
-)
+from benchmarks.client import Exchange, arrivals_for, quantiles, send_on_time, write_body
 from benchmarks.run import EXPECTED, RunningServer, ServedConfig, describe_machine, write_results
 from curt.config import run
 from curt.dialogue import parse_completion
@@ -44,6 +36,7 @@ from curt.engines.onnx.engine import OrtEngine
 from curt.engines.protocol import Engine, Generation, Request
 from curt.law.verdict import Verdict
 from loadtest._arrivals import load_facts
+from loadtest._http import PATIENCE_S, HttpClient
 from serve.api.reply import build_defendant
 from serve.api.schemas import ALL_TASKS
 
@@ -112,7 +105,7 @@ def measure(config: SurvivalConfig) -> dict[str, Any]:
 def survive_kills(config: SurvivalConfig, facts: Sequence[str]) -> dict[str, Any]:
     """Kill a worker again and again under load, and judge every answer."""
     with config.serve() as server:
-        client = Client(server.url, config.deadline_ms / 1e3 + PATIENCE_S)
+        client = HttpClient(server.url, config.deadline_ms / 1e3 + PATIENCE_S)
         killing = kill_workers(config, server, client)
         exchanges, killed_s = asyncio.run(
             load_during(killing, client, config, facts, config.kill_seconds, config.seed)
@@ -151,7 +144,7 @@ def survive_kills(config: SurvivalConfig, facts: Sequence[str]) -> dict[str, Any
 def survive_stop(config: SurvivalConfig, facts: Sequence[str], seed: int) -> dict[str, Any]:
     """SIGTERM under load: what became of every request, and how the server ended."""
     with config.serve() as server:
-        client = Client(server.url, config.deadline_ms / 1e3 + PATIENCE_S)
+        client = HttpClient(server.url, config.deadline_ms / 1e3 + PATIENCE_S)
         seconds = BEFORE_STOP_S + AFTER_STOP_S
         exchanges, times = asyncio.run(
             load_during(end(server), client, config, facts, seconds, config.seed + seed)
@@ -253,7 +246,7 @@ def expected_answer(generation: Generation) -> dict[str, object]:
 
 async def load_during(
     trouble: Awaitable[T],
-    client: Client,
+    client: HttpClient,
     config: SurvivalConfig,
     facts: Sequence[str],
     seconds: float,
@@ -269,7 +262,7 @@ async def load_during(
 
 
 async def kill_workers(
-    config: SurvivalConfig, server: RunningServer, client: Client
+    config: SurvivalConfig, server: RunningServer, client: HttpClient
 ) -> list[float]:
     """Kill a random worker every few seconds, each while a request is under way: Unix times."""
     source = random.Random(config.seed)

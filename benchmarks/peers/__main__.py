@@ -29,7 +29,7 @@ from itertools import islice
 from statistics import fmean, median
 from typing import Any
 
-from benchmarks.client import Client, Exchange, ask, new_run, send_in_turn, send_on_time
+from benchmarks.client import Exchange, ask, new_run, send_in_turn, send_on_time
 from benchmarks.peers.catalogue import (
     COMPLETIONS,
     PLACES,
@@ -61,6 +61,7 @@ from curt.corpus.store import read_cases
 from curt.dialogue import prompt_for
 from curt.engines.tokenizer import PromptTokenizer
 from loadtest._arrivals import arrival_times_s, number_fact
+from loadtest._http import HttpClient
 from loadtest.capacity._rates import SearchPlan, find_highest
 
 log = logging.getLogger(__name__)
@@ -133,8 +134,8 @@ class Bench:
             quick = quick + 1 if is_quick else 0
         client.close()
 
-    def _client(self, setting: Setting, **options: float) -> Client:
-        return Client(self._url, what=f"POST {setting.path}", **options)
+    def _client(self, setting: Setting, **options: float) -> HttpClient:
+        return HttpClient(self._url, what=f"POST {setting.path}", **options)
 
     def take(self, setting: Setting, count: int) -> tuple[int, list[bytes]]:
         """The number of the first of so many new requests, and their bodies."""

@@ -31,11 +31,12 @@ from typing import Any
 
 from pydantic import Field
 
-from benchmarks.client import Client, Exchange, endless, send_in_turn, send_on_time
+from benchmarks.client import Exchange, endless, send_in_turn, send_on_time
 from benchmarks.peers.catalogue import PLACES, OursConfig
 from benchmarks.run import EXPECTED, describe_machine, end_servers_when_told, write_results
 from curt.config import run
 from loadtest._arrivals import arrival_times_s, load_facts
+from loadtest._http import HttpClient
 from loadtest._slo import nearest_rank
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ async def check(config: CrossCheckConfig, url: str) -> dict[str, Any]:
     seen: dict[str, list[dict[str, float]]] = {THEIRS: [], OURS: [], WHOLE: []}
     for turn in range(config.rounds):
         warm, theirs, own, whole = (list(islice(texts, n)) for n in (20, *[config.requests] * 3))
-        await send_in_turn(Client(url, what=f"POST {CHAT}"), _bodies(warm, False), 2)
+        await send_in_turn(HttpClient(url, what=f"POST {CHAT}"), _bodies(warm, False), 2)
         seen[THEIRS].append(await asyncio.to_thread(run_theirs, config, url, theirs, turn))
         seen[OURS].append(await run_ours(config, url, _bodies(own, True), turn))
         seen[WHOLE].append(await run_ours(config, url, _bodies(whole, False), turn))
@@ -132,7 +133,7 @@ async def run_ours(
 ) -> dict[str, float]:
     """One run of our client at the same rate."""
     offsets_s = islice(arrival_times_s(config.rate, turn), len(bodies))
-    client = Client(url, what=f"POST {CHAT}")
+    client = HttpClient(url, what=f"POST {CHAT}")
     started = time.monotonic()
     exchanges = await send_on_time(client, offsets_s, bodies.__getitem__)
     seconds = time.monotonic() - started

@@ -19,6 +19,7 @@ import signal
 import time
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from curt.files import write_atomic, write_json
 from loadtest._arrivals import load_facts
 from loadtest._cases import mix_cases, parse_bounds, parse_mix
 from loadtest._client import read_api_key, trust_in
-from loadtest.capacity._curt import Http, ask_curt
+from loadtest._http import HttpClient, wait_until_ready
+from loadtest.capacity._curt import ask_curt
 from loadtest.capacity._page import draw_capacity, render_page
 from loadtest.capacity._rows import read_rows, write_rows
 from loadtest.capacity._search import Capacity, search
@@ -105,11 +107,14 @@ async def find(config: CapacityConfig) -> Capacity:
     assert this is not None
     loop.add_signal_handler(signal.SIGTERM, this.cancel)
     plan = make_plan(config)
-    client = Http(
+    connect = partial(
+        HttpClient,
         config.host,
-        read_api_key(config.api_key_file),
-        trust_in(config.ca_file) if config.host.startswith("https") else None,
+        keep_alive=False,  # every case comes from a different user
+        api_key=read_api_key(config.api_key_file),
+        trust=trust_in(config.ca_file) if config.host.startswith("https") else None,
     )
+    client = connect(config.timeout_s)
     mix = mix_cases(
         load_facts(config.cases),
         config.seed,
@@ -126,7 +131,7 @@ async def find(config: CapacityConfig) -> Capacity:
     steps = [] if config.fresh else load_known(config.report, settings, plan)
     if steps:
         logger.info("going on after %d steps of %s", len(steps), config.report)
-    if not await client.wait_until_ready(config.ready_timeout_s):
+    if not await wait_until_ready(connect(what="GET /readyz"), config.ready_timeout_s):
         raise ValueError(
             f"{config.host}/readyz did not answer 200 within {config.ready_timeout_s:g} s: start "
             "the server with `make serve`, or raise --ready_timeout_s"

@@ -23,7 +23,7 @@ async def serving(reply: Reply) -> AsyncIterator[str]:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-                answer = reply(json.loads(await reader.readexactly(length)))
+                answer = reply(json.loads(await reader.readexactly(length) or b"null"))
                 if answer is None:
                     break
                 writer.write(answer)

@@ -18,9 +18,10 @@ from benchmarks.before_after import (
     summarise,
     take,
 )
-from benchmarks.client import Exchange, Got
+from benchmarks.client import Exchange
 from benchmarks.pictures import draw_before_after
 from curt.law.verdict import Term, Verdict
+from loadtest._http import Got
 from tests.benchmarks.fake_server import answer, http, serving
 from tests.compress.onnx.exports import export, write_cases
 

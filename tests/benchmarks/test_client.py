@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Coroutine
 from itertools import islice
 from typing import Any, TypeVar
@@ -13,8 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.client import (
-    Client,
-    Got,
     arrivals_for,
     endless,
     fill_up,
@@ -26,10 +23,10 @@ from benchmarks.client import (
 from curt.dialogue import ParseFailure
 from curt.law.verdict import Term, Verdict
 from curt.scores.metrics import is_exact
+from loadtest._http import HttpClient
 from serve.api.reply import build_defendant
 from serve.api.schemas import ALL_TASKS
 from tests.benchmarks.fake_server import answer, http, serving
-from tests.micro import FACTS
 
 # The stand-in server's streams end with the loop.
 pytestmark = pytest.mark.filterwarnings(
@@ -43,56 +40,6 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-async def ask(reply: bytes | None, patience_s: float = 2.0) -> Got:
-    async with serving(lambda _: reply) as url:
-        client = Client(url, patience_s)
-        got = await client.exchange(write_body(FACTS[0], 400))
-        client.close()
-        return got
-
-
-def test_a_whole_reply_is_read() -> None:
-    got = run(ask(http(answer())))
-    assert (got.status, got.failure) == (200, "")
-
-
-@pytest.mark.parametrize(
-    ("reply", "failure"),
-    [
-        (None, "cut_off"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{", "silence"),
-        (b"220 ready\r\n\r\n", "unreadable"),
-    ],
-)
-def test_a_reply_that_is_not_whole_is_told_by_its_failure(
-    reply: bytes | None, failure: str
-) -> None:
-    got = run(ask(reply, patience_s=0.2))
-    assert (got.status, got.failure) == (0, failure)
-
-
-def test_a_port_nobody_listens_on_is_no_connection() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    assert run(Client(f"http://127.0.0.1:{port}", 1).exchange(b"{}")).failure == "not_connected"
-
-
-def test_a_kept_connection_that_was_closed_meanwhile_is_not_used() -> None:
-    async def scenario() -> tuple[Got, int]:
-        replies = iter([http({}), None, http({})])
-        async with serving(lambda _: next(replies)) as url:
-            client = Client(url, 2)
-            await client.exchange(b"{}")
-            await client.exchange(b"{}")  # the server closes after reading it
-            got = await client.exchange(b"{}")
-            client.close()
-            return got, client.opened
-
-    got, opened = run(scenario())
-    assert (got.status, opened) == (200, 2)
-
-
 def test_every_arrival_is_sent_when_due_though_the_first_never_ends() -> None:
     async def scenario() -> list[Any]:
         def reply(body: dict[str, Any]) -> bytes:
@@ -100,7 +47,7 @@ def test_every_arrival_is_sent_when_due_though_the_first_never_ends() -> None:
             return b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n" if stalled else http(answer())
 
         async with serving(reply) as url:
-            client = Client(url, 0.4)
+            client = HttpClient(url, 0.4)
             return await send_on_time(
                 client, [0.0, 0.05, 0.1], lambda index: write_body(str(index), 400)
             )
@@ -128,19 +75,13 @@ def test_a_filled_up_fact_has_the_length_and_the_whole_fact(fact: str, chars: in
     assert filled.endswith(fact) if chars >= len(fact) else fact.startswith(filled)
 
 
-def test_only_plain_http_is_an_address() -> None:
-    Client("http://127.0.0.1:8140")
-    with pytest.raises(ValueError, match="http://host:port"):
-        Client("https://127.0.0.1:8140")
-
-
 BODIES = [str(i).encode() for i in range(60)]
 
 
 def test_every_request_gets_its_own_reply_or_the_run_ends_early() -> None:
     async def scenario() -> None:
         async with serving(lambda body: http({"said": body})) as url:
-            client = Client(url)
+            client = HttpClient(url)
             offsets_s = [index / 200 for index in range(60)]
             exchanges = await send_on_time(client, offsets_s, BODIES.__getitem__)
             assert [e.answer["said"] for e in exchanges] == list(range(60))

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.client import Exchange, Got, arrivals_for
+from benchmarks.client import Exchange, arrivals_for
 from benchmarks.fleet import size
 from benchmarks.fleet.service import Sample, Service, fit_service, read_samples
 from benchmarks.fleet.simulation import Fleet, simulate, summarise
 from benchmarks.fleet.size import SizeConfig, find_size, try_fleet
 from benchmarks.fleet.validate import compare
 from curt.config import run as run_command
+from loadtest._http import Got
 
 SIZING = SizeConfig(requests=800, cell=4)
 

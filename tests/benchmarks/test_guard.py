@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.client import Exchange, Got
+from benchmarks.client import Exchange
 from benchmarks.guard import (
     BETTER,
     GuardConfig,
@@ -25,6 +25,7 @@ from benchmarks.guard import (
 from compress.compare.speed import OrtSubject, make_request
 from curt.config import run
 from curt.engines.onnx.engine import OrtEngine
+from loadtest._http import Got
 from tests.compress.onnx.exports import write_cases
 
 POSITIVE = st.floats(0.01, 100)

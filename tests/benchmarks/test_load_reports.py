@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.client import Exchange, Failure, Got
+from benchmarks.client import Exchange
 from benchmarks.load import deadlines, front, rates, survival
 from benchmarks.load.deadlines import AskedCase
 from benchmarks.pictures import draw_deadlines, draw_rates
@@ -16,6 +16,7 @@ from curt.artifact import Manifest
 from curt.corpus.case import Case
 from curt.engines.protocol import Generation, Request
 from curt.law.verdict import Term, Verdict
+from loadtest._http import Failure, Got
 from serve.api.reply import build_defendant
 from serve.api.schemas import ALL_TASKS
 from tests.benchmarks.fake_server import answer

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.client import Exchange, Got, quantiles
+from benchmarks.client import Exchange, quantiles
 from benchmarks.load.overload import OverloadConfig, measure, summarise
+from loadtest._http import Got
 from tests.micro import FACTS
 
 

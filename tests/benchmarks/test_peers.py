@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.client import Client, Exchange, Got
+from benchmarks.client import Exchange
 from benchmarks.peers import server
 from benchmarks.peers.__main__ import Bench
 from benchmarks.peers.catalogue import (
@@ -44,6 +44,7 @@ from benchmarks.run import StartError, free_port, run_server
 from curt.dialogue import THINK_START
 from curt.engines.tokenizer import PromptTokenizer
 from curt.law.verdict import Term, Verdict
+from loadtest._http import Got, HttpClient
 from tests.compress.onnx.exports import write_cases
 
 TRUTH = Verdict(("盗窃",), ("264",), Term("fixed", 8), 2000)
@@ -206,7 +207,7 @@ def test_a_server_keeps_its_port_during_its_turn_and_is_gone_after(tmp_path: Pat
         with start() as server:
             with pytest.raises(StartError, match="is taken"), start():
                 pass
-            got = asyncio.run(Client(url, what="POST /").exchange(b""))
+            got = asyncio.run(HttpClient(url, what="POST /").exchange(b""))
             assert got.status == 501  # it knows no POST, but it answers
         assert server.process.returncode is not None
 
