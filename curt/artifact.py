@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import shutil
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,8 @@ from curt.files import sha256, whole_folder, write_json
 from curt.law.statutes import STATUTE_VERSION
 
 MANIFEST = "manifest.json"
+READER = "reader"
+"""The folder, in a model folder, of the classifier whose candidates stand in its prompts."""
 TOOLS = ("torch", "transformers", "trl", "onnxruntime-genai", "nvidia-modelopt")
 
 Format = Literal["hf", "ort-genai", "trtllm-hf"]
@@ -47,6 +50,8 @@ class Manifest(FrozenModel):
     parent: Parent | None = None
     prompt_version: str = PROMPT_VERSION
     statute_version: str = STATUTE_VERSION
+    reader: str | None = None
+    """SHA-256 of the reader's own manifest: another reader makes other prompts."""
     max_fact_tokens: int
     max_thinking_tokens: int
     config: dict[str, Any] = Field(default_factory=dict)
@@ -57,21 +62,29 @@ class Manifest(FrozenModel):
 
 
 @contextlib.contextmanager
-def write_artifact(folder: Path, describe: Mapping[str, Any]) -> Iterator[Path]:
+def write_artifact(
+    folder: Path, describe: Mapping[str, Any], *, reader: Path | None = None
+) -> Iterator[Path]:
     """Yield a temporary folder to fill; on success hash it, write its manifest and rename it.
 
     `describe` holds the fields of `Manifest` the caller knows; it may be filled in while the
-    block runs. Tool versions, time and file hashes are added here.
+    block runs. Tool versions, time and file hashes are added here. A copy of `reader`, a
+    classifier folder, goes along, by default that of the parent: a model is asked as it was
+    trained.
     """
     with whole_folder(folder) as temporary:
         yield temporary
+        if reader is None and describe.get("parent"):
+            reader = Path(Parent.model_validate(describe["parent"]).path) / READER
+        if reader and reader.is_dir() and not (temporary / READER).exists():
+            shutil.copytree(reader, temporary / READER)
         files = {
             str(path.relative_to(temporary)): sha256(path)
             for path in sorted(temporary.rglob("*"))
-            if path.is_file() and path.name != MANIFEST
+            if path.is_file() and path != temporary / MANIFEST
         }
         manifest = Manifest(
-            **describe,
+            **{**describe, "reader": files.get(f"{READER}/{MANIFEST}")},
             tools=_tool_versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             files=files,
@@ -104,6 +117,11 @@ def load_manifest(folder: Path | str, *, expect: Format | None = None) -> Manife
             f"{folder} was trained on prompt {manifest.prompt_version}, this code speaks "
             f"{PROMPT_VERSION}: use the matching release or train again"
         )
+    if manifest.reader != _hash_reader(folder):
+        raise ArtifactError(
+            f"{folder} has another reader than the one it was trained with: restore {READER}/ or "
+            "make the artifact again"
+        )
     for name, expected in manifest.files.items():
         file = folder / name
         if not file.is_file():
@@ -111,6 +129,11 @@ def load_manifest(folder: Path | str, *, expect: Format | None = None) -> Manife
         if sha256(file) != expected:
             raise ArtifactError(f"{file} is not the file that was made: make the artifact again")
     return manifest
+
+
+def _hash_reader(folder: Path) -> str | None:
+    manifest = folder / READER / MANIFEST
+    return sha256(manifest) if manifest.is_file() else None
 
 
 def parent_of(folder: Path) -> Parent:

@@ -59,7 +59,8 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         manifest=identity.model.manifest,
         precision=identity.model.precision,
     )
-    classifier = load_classifier(settings.fallback) if settings.fallback else None
+    stand_in = settings.classifier_folder()
+    classifier = load_classifier(stand_in) if stand_in else None
     admission = AdmissionControl()
     variants: Variants | None = None
     if pool is None:

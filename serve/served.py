@@ -45,7 +45,6 @@ class Served:
     generation: Generation
     thinking_allowed: int
     stated_budget: int
-    fact_clipped: bool
     queue_ms: float
     fallback: Prediction | None = None
     unserved: DegradedReason | None = None

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from curt.artifact import ArtifactError, Manifest, load_manifest
+from curt.artifact import READER, ArtifactError, Manifest, load_manifest
 from curt.engines.registry import ENGINES, serving_engine
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Settings(BaseSettings):
 
     fallback: Path | None = None
     """Classifier folder of `compress.classifier.train`: verdicts where the model has no time, and
-    how sure every verdict is."""
+    how sure every verdict is. By default the model's own reader, where it has one."""
 
     interval_coverage: float = Field(0.8, gt=0, le=0.95)
     """Share of cases whose term the interval in a reply is to hold."""
@@ -173,6 +173,11 @@ class Settings(BaseSettings):
     def secret_bytes(self) -> bytes:
         """The cache's secret, empty without one."""
         return self.cache_secret.get_secret_value().encode() if self.cache_secret else b""
+
+    def classifier_folder(self) -> Path | None:
+        """Folder of the classifier that stands in; None where there is none."""
+        own = self.model / READER
+        return self.fallback or (own if own.is_dir() else None)
 
     def manifest(self) -> Manifest:
         """The verified manifest of the model folder. Raises ArtifactError when it is not valid."""

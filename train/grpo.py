@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from curt.artifact import MANIFEST, load_manifest, parent_of
+from curt.classifier.candidates import draw_candidates, load_prompts, read_candidates
 from curt.config import Config, run
 from curt.corpus.store import find_cases, read_cases
-from curt.dialogue import MAX_ANSWER_TOKENS, THINK_END, encode, prompt_for
+from curt.dialogue import MAX_ANSWER_TOKENS, THINK_END, Prompts, encode
 from train.judge import JudgeSettings, JudgeUnavailableError, make_judge
 from train.loop.advantages import Estimator
 from train.loop.curriculum import Curriculum, Levels, draw_budget
@@ -45,7 +46,6 @@ from train.runs.shares import cut_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +56,14 @@ class GRPOSettings(Config):
     model: str = "artifacts/demo/warm-start"
     """Model folder to start from, or a local folder or hub id of any other checkpoint."""
     max_fact_tokens: int | None = None
-    """Longer facts lose their middle. A model folder made here says so itself."""
+    """Longer facts become excerpts. A model folder made here says so itself."""
     corpus: Path = Path("artifacts/demo/corpus")
     """Folder with the training cases, train.jsonl or train.parquet."""
+    candidates: Path | None = None
+    """Cross-fitted candidates of the cases, of `compress.classifier.train`; the reader's own for
+    cases without."""
+    candidates_share: float = Field(0.85, ge=0, le=1)
+    """Share of the prompts that have a line of candidates, where the model has a reader."""
     out: Path = Path("artifacts/demo/grpo-default")
     """Model folder to write."""
     penalty: Penalty = KimiPenalty()
@@ -222,7 +227,9 @@ def train_grpo(config: GRPOSettings) -> None:
         trained_groups=config.prompts,
         model=model,
         args=arguments,
-        train_dataset=build_prompts(config, tokenizer, start["max_fact_tokens"]),
+        train_dataset=build_prompts(
+            config, load_prompts(config.model, tokenizer, start["max_fact_tokens"])
+        ),
         processing_class=tokenizer,
         callbacks=[stop, watch, ProgressBar(f"GRPO, penalty {config.penalty.type}")],
         peft_config=adapter_config(config.lora) if config.lora else None,
@@ -320,9 +327,7 @@ def trl_options(config: GRPOSettings, run: Path, processes: int = 1) -> dict[str
     return {**defaults, **config.trl, **ours}
 
 
-def build_prompts(
-    config: GRPOSettings, tokenizer: PreTrainedTokenizerBase, max_fact_tokens: int
-) -> Dataset:
+def build_prompts(config: GRPOSettings, prompts: Prompts) -> Dataset:
     """One row a prompt, as many as the run needs, each with a stated budget drawn at random."""
     from datasets import Dataset
 
@@ -331,12 +336,14 @@ def build_prompts(
     wanted = config.steps * a_step
     cases = list(read_cases(find_cases(config.corpus, "train")))
     drawn = rng.choices(cases, k=wanted) if wanted > len(cases) else rng.sample(cases, wanted)
+    known = read_candidates(config.candidates)
     rows = []
     for index, case in enumerate(drawn):
         budget = config.draw_budget(rng, index // a_step)
+        candidates = draw_candidates(rng, prompts, case.id, known, config.candidates_share)
         rows.append(
             {
-                "prompt": prompt_for(tokenizer, case.fact, budget, max_fact_tokens),
+                "prompt": prompts.text(case.fact, budget, candidates),
                 "reference": json.dumps(case.verdict.to_json(), ensure_ascii=False),
                 "budget": budget,
                 "case_id": case.id,

@@ -19,9 +19,11 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from curt.artifact import MANIFEST, parent_of
+from curt.classifier.candidates import load_prompts, load_reader, read_candidates
 from curt.config import Config, run
 from curt.corpus.generate.generator import VERBOSITIES
 from curt.corpus.store import find_cases, read_cases
+from curt.dialogue import Prompts
 from train.runs.checkpoints import last_checkpoint, open_run, share_random_state
 from train.runs.lora import Lora, adapter_config
 from train.runs.shares import cut_batch
@@ -49,8 +51,16 @@ class SFTConfig(Config):
     """How often each verbosity is drawn; see `train.warm_start.examples`."""
     drills: int = 0
     """Steps of the generator's arithmetic added to each case; for generated cases."""
+    reader: Path | None = None
+    """Folder of `compress.classifier.train`, a copy of which goes into the model folder: the
+    classifier's candidates stand in every prompt. Without it, that of `model`."""
+    candidates: Path | None = None
+    """Cross-fitted candidates of the training cases, of `compress.classifier.train`; the reader's
+    own for cases without."""
+    candidates_share: float = Field(0.85, ge=0, le=1)
+    """Share of the cases that have a line of candidates, where there is a reader."""
     max_fact_tokens: int = 256
-    """Longer facts lose their middle."""
+    """Longer facts become excerpts."""
     max_thinking_tokens: int = 128
     """Largest thinking budget the model learns."""
     epochs: float = 1.0
@@ -122,6 +132,8 @@ def train_warm_start(config: SFTConfig) -> None:
     processes = join_processes()
     settings = config.model_dump(mode="json")
     inputs = {"train": find_cases(config.corpus, "train")}
+    if config.reader:
+        inputs["reader"] = config.reader / MANIFEST
     one_pass, passes = config.cut_step(processes.num_processes)
     run_dir = ask_main(lambda: open_run(config.out, settings, inputs))
     arguments = TrainingArguments(
@@ -167,15 +179,22 @@ def train_warm_start(config: SFTConfig) -> None:
         model = get_peft_model(model, adapter_config(config.lora))
         if config.gradient_checkpointing:
             model.enable_input_require_grads()  # or nothing before the first adapter has gradients
+    if config.reader:
+        reader = load_reader(config.reader)
+        prompts = Prompts(tokenizer, config.max_fact_tokens, reader)
+    else:
+        prompts = load_prompts(config.model or "", tokenizer, config.max_fact_tokens)
     examples = build_examples(
         cases,
         tokenizer,
+        prompts,
         verbosity_weights=config.verbosity_weights,
         per_case=config.per_case,
-        max_fact_tokens=config.max_fact_tokens,
         max_thinking_tokens=config.max_thinking_tokens,
         seed=config.seed,
         drills=config.drills,
+        candidates=read_candidates(config.candidates),
+        candidates_share=config.candidates_share,
     )
     logger.info("%d cases, %.1f M parameters", len(examples), model.num_parameters() / 1e6)
     steps = math.ceil(math.ceil(len(examples) / config.batch) * config.epochs)
@@ -216,7 +235,7 @@ def train_warm_start(config: SFTConfig) -> None:
     history = history_rows(trainer.state.log_history)
     write_model(
         trainer, tokenizer, config.out, describe,
-        run=run_dir, source=config.model, lora=config.lora, history=history,
+        run=run_dir, source=config.model, lora=config.lora, history=history, reader=config.reader,
     )  # fmt: skip
     logger.info("warm start in %s after %.0f s", config.out, time.monotonic() - started)
 

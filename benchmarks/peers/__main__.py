@@ -56,9 +56,9 @@ from benchmarks.run import (
     write_results,
 )
 from curt.artifact import load_manifest
+from curt.classifier.candidates import load_prompts
 from curt.config import run
 from curt.corpus.store import read_cases
-from curt.dialogue import prompt_for
 from curt.engines.tokenizer import PromptTokenizer
 from loadtest._arrivals import arrival_times_s, number_fact
 from loadtest._http import HttpClient
@@ -89,6 +89,7 @@ class Bench:
         if not self.cases:
             raise ValueError(f"{config.cases} holds no case")
         self._tokenizer = PromptTokenizer(config.model)
+        self._prompts = load_prompts(config.model, self._tokenizer, self._manifest.max_fact_tokens)
         self._run = new_run()
         self._url = ""
         self.sent = 0  # so that no two requests of a run are the same
@@ -150,8 +151,7 @@ class Bench:
     def _content(self, setting: Setting, fact: str) -> dict[str, Any]:
         if setting.path != COMPLETIONS:
             return {"fact": fact}
-        budget, most = self._manifest.max_thinking_tokens, self._manifest.max_fact_tokens
-        return {"prompt": prompt_for(self._tokenizer, fact, budget, most)}
+        return {"prompt": self._prompts.text(fact, self._manifest.max_thinking_tokens)}
 
     def judge(self, exchanges: Sequence[Exchange], first: int) -> list[JudgedReply]:
         """What replies to requests taken from `first` on were worth."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from curt.classifier.candidates import charge_shares
 from curt.classifier.confidence import Calibration
 from curt.classifier.model import PARTS, Decider, Labels, Part, Row, is_right
 from curt.law.verdict import Verdict
@@ -22,10 +23,27 @@ RELIABILITY_BINS = 10
 
 
 def calibrate(labels: Labels, scores: Doubles, truths: Sequence[Verdict]) -> Labels:
-    """The labels with Platt-scaled confidences, fitted on the scores of cases not trained on."""
+    """The labels with all that is fitted on the scores of cases that were not trained on."""
     trials = _trials(labels, scores, truths)
     fitted = {part: fit_platt(evidence, right) for part, (evidence, right) in trials.items()}
-    return labels.model_copy(update={"calibration": fitted})
+    temperature = fit_charge_temperature(labels, scores, truths)
+    return labels.model_copy(update={"calibration": fitted, "charge_temperature": temperature})
+
+
+def fit_charge_temperature(labels: Labels, scores: Doubles, truths: Sequence[Verdict]) -> float:
+    """The temperature at which the shares of the charges find the true ones likeliest."""
+    place = {charge: column for column, charge in enumerate(labels.charges)}
+    pairs = [(row, place[c]) for row, v in enumerate(truths) for c in v.charges if c in place]
+    if not pairs:
+        return 1.0
+    rows, columns = np.array(pairs).T
+    charges = scores[:, : len(place)]
+
+    def surprise(temperature: float) -> float:
+        shares = charge_shares(charges, temperature)[rows, columns]
+        return -float(np.log(np.maximum(shares, 1e-12)).mean())
+
+    return min(map(float, np.geomspace(0.02, 5.0, 80)), key=surprise)
 
 
 def _trials(

@@ -35,6 +35,7 @@ from compress.folders import count_parameters, folder_bytes, load_model, weight_
 from compress.onnx.parity import measure_parity
 from compress.prompts import sample_prompts
 from curt.artifact import MANIFEST, Manifest, load_manifest
+from curt.classifier.candidates import load_prompts
 from curt.config import Config
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases
@@ -232,7 +233,10 @@ def _draw_prompts(config: CompareConfig, limits: Manifest, cases: list[Case]) ->
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(config.parent)
-    return sample_prompts(cases, tokenizer, limits, config.kl_prompts, config.seed)
+    prompts = load_prompts(config.parent, tokenizer, limits.max_fact_tokens)
+    return sample_prompts(
+        cases, prompts, limits.max_thinking_tokens, config.kl_prompts, config.seed
+    )
 
 
 def identify(folder: Path, parent: Path) -> ArtifactIdentity:

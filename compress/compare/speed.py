@@ -226,8 +226,7 @@ class Subject(ABC):
 
     def widen(self, prompt_tokens: int) -> None:
         """Let facts fill a prompt of this many tokens, as if the folder were made for it."""
-        limits = {"max_fact_tokens": prompt_tokens}
-        self.engine.manifest = self.engine.manifest.model_copy(update=limits)
+        self.engine.prompts.max_fact_tokens = prompt_tokens
 
     def count_prompt(self, request: Request) -> int:
         """Tokens of a request's prompt."""
@@ -267,7 +266,7 @@ class OrtSubject(Subject):
         """onnxruntime-genai's own loop over the same folder."""
         import onnxruntime_genai as og
 
-        prompt = self.engine.encode(request)
+        prompt = self.engine.encode(request).ids
         total = len(prompt) + passes + 1
         model = self._genai_model()
         params = og.GeneratorParams(model)
@@ -319,7 +318,7 @@ class TransformersSubject(Subject):
     def _encode(self, request: Request) -> Any:
         import torch
 
-        return torch.tensor([self.engine.encode(request)])
+        return torch.tensor([self.engine.encode(request).ids])
 
     def _time(self, run: Callable[[], object]) -> RunTimes:
         self._ends.clear()

@@ -34,6 +34,7 @@ from compress.distill.loss import TERMS, LossSettings, Models, draw_mix
 from compress.distill.student import StudentShape, check_vocabulary, make_student
 from compress.folders import describe_child, load_model
 from curt.artifact import load_manifest, parent_of, write_artifact
+from curt.classifier.candidates import load_prompts, read_candidates
 from curt.config import Config
 from curt.corpus.generate.generator import VERBOSITIES
 from curt.corpus.thinking import CUT, NONE
@@ -72,6 +73,10 @@ class DistillConfig(Config):
     "gap", which lacks a step."""
     per_case: int = Field(1, ge=1)
     """Draws of each case."""
+    candidates: Path | None = None
+    """Cross-fitted candidates of the cases, of `compress.classifier.train`."""
+    candidates_share: float = Field(0.85, ge=0, le=1)
+    """Share of the draws that have a line of candidates, where the model has a reader."""
     held_out: int = Field(16, ge=0)
     """Cases, or prompts of a view, that are only measured, before and after."""
     steps: int = Field(400, ge=1)
@@ -141,11 +146,13 @@ def distill(config: DistillConfig) -> None:
     examples = read_examples(
         config.data,
         tokenizer,
+        load_prompts(origin, tokenizer, max_fact_tokens),
         verbosity_weights=config.verbosity_weights,
         per_case=config.per_case,
-        max_fact_tokens=max_fact_tokens,
         max_thinking_tokens=max_thinking_tokens,
         seed=config.seed,
+        candidates=read_candidates(config.candidates),
+        candidates_share=config.candidates_share,
     )
     context = min(m.config.max_position_embeddings for m in (teacher, student))
     training, held_out = split_examples(examples, config.held_out, context, config.seed)

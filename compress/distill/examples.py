@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curt.classifier.candidates import draw_candidates
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases
 from curt.corpus.thinking import draw_thinking
 from curt.dialogue import (
     THINK_END,
+    Prompts,
     encode,
-    prompt_for,
     render_completion,
 )
 from curt.files import read_rows
@@ -69,17 +70,20 @@ def is_case_file(path: Path) -> bool:
 def read_examples(
     path: Path,
     tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompts,
     *,
     verbosity_weights: Mapping[str, float],
     per_case: int,
-    max_fact_tokens: int,
     max_thinking_tokens: int,
     seed: int,
+    candidates: Mapping[str, str] | None = None,
+    candidates_share: float = 1.0,
 ) -> list[TokenisedExample]:
     """Examples of a file: `per_case` draws of each case, or one of each row of a view.
 
-    See `draw_thinking` for the weights; they and the limits say nothing about a view, whose prompts
-    are complete. Raises ValueError naming the file, and the row, when one can't be read.
+    See `draw_thinking` for the weights, `draw_candidates` for the candidates; nothing of them
+    matters to a view, whose prompts are complete. Raises ValueError naming the file, and the row,
+    when one can't be read.
     """
     if not is_case_file(path):
         return [
@@ -91,8 +95,9 @@ def read_examples(
         from_case(
             case,
             tokenizer,
+            prompts,
             *draw_thinking(rng, case, tokenizer, verbosity_weights, max_thinking_tokens),
-            max_fact_tokens=max_fact_tokens,
+            draw_candidates(rng, prompts, case.id, candidates or {}, candidates_share),
         )
         for case in read_cases(path)
         for _ in range(per_case)
@@ -102,13 +107,13 @@ def read_examples(
 def from_case(
     case: Case,
     tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompts,
     thinking_ids: list[int],
     budget: int,
-    *,
-    max_fact_tokens: int,
+    candidates: str | None = None,
 ) -> TokenisedExample:
     """The example of a case whose thinking and stated budget (both in tokens) are given."""
-    prompt = prompt_for(tokenizer, case.fact, budget, max_fact_tokens)
+    prompt = prompts.text(case.fact, budget, candidates)
     ending = render_completion("", case.verdict) + _end_of_turn(tokenizer)
     return _join(case.id, tokenizer, prompt, thinking_ids, ending)
 

@@ -37,8 +37,10 @@ from compress.onnx.recipes import DEFAULT_RECIPE, RECIPES, Device, Recipe
 from compress.onnx.speculation import add_likeliest
 from compress.prompts import sample_prompts
 from curt.artifact import Manifest, load_manifest, write_artifact
+from curt.classifier.candidates import load_prompts
 from curt.config import Config, run
 from curt.corpus.store import read_cases
+from curt.dialogue import Prompts
 from curt.files import write_json
 
 log = logging.getLogger(__name__)
@@ -113,8 +115,9 @@ def export_ort(config: ExportOrtConfig) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(config.model)
+    asked = load_prompts(config.model, tokenizer, parent.max_fact_tokens)
     cases = list(read_cases(config.cases))
-    prompts = sample_prompts(cases, tokenizer, parent, config.prompts, config.seed)
+    prompts = sample_prompts(cases, asked, parent.max_thinking_tokens, config.prompts, config.seed)
 
     row: dict[str, float] = {}  # the manifest's evaluation, filled in before it is written
     settings = config.model_dump(mode="json") | {"block_size": recipe.block_size}
@@ -123,7 +126,7 @@ def export_ort(config: ExportOrtConfig) -> None:
         if recipe.calibrates:
             from compress.onnx.gptq import hash_prompts
 
-            samples = _calibration_prompts(config, tokenizer, parent)
+            samples = _calibration_prompts(config, asked, parent)
             settings["calibration_sha256"] = hash_prompts(samples)
             source = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             started = time.perf_counter()
@@ -168,7 +171,7 @@ def export_ort(config: ExportOrtConfig) -> None:
 
 
 def _calibration_prompts(
-    config: ExportOrtConfig, tokenizer: Any, parent: Manifest
+    config: ExportOrtConfig, prompts: Prompts, parent: Manifest
 ) -> list[list[int]]:
     """Prompts with their completions: what the model will read and what it will write."""
     if not config.calibration.is_file():
@@ -183,7 +186,12 @@ def _calibration_prompts(
         )
     limit = json.loads((config.model / "config.json").read_bytes())["max_position_embeddings"]
     samples = sample_prompts(
-        cases, tokenizer, parent, config.calibration_cases, config.seed, with_completion=True
+        cases,
+        prompts,
+        parent.max_thinking_tokens,
+        config.calibration_cases,
+        config.seed,
+        with_completion=True,
     )
     return [sample[:limit] for sample in samples]
 

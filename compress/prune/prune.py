@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from compress.folders import describe_child, load_model
 from compress.prompts import hash_examples, sample_prompts
 from curt.artifact import Manifest, load_manifest, write_artifact
+from curt.classifier.candidates import load_prompts
 from curt.config import Config
 from curt.corpus.store import read_cases
 
@@ -321,7 +322,14 @@ def _calibration_prompts(
         return []
     cases, count = list(read_cases(config.cases)), config.calibration_cases
     # With the completion: parts that are active only in reasoning and answer must count as used.
-    prompts = sample_prompts(cases, tokenizer, parent, count, config.seed, with_completion=True)
+    prompts = sample_prompts(
+        cases,
+        load_prompts(config.model, tokenizer, parent.max_fact_tokens),
+        parent.max_thinking_tokens,
+        count,
+        config.seed,
+        with_completion=True,
+    )
     return [prompt[:context_tokens] for prompt in prompts]
 
 

@@ -47,18 +47,19 @@ from compress.tensorrt.serve import (
 )
 from compress.tensorrt.verify import verify_checkpoint
 from curt.artifact import Manifest, load_manifest, write_artifact
+from curt.classifier.candidates import load_prompts
 from curt.config import Config, run
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases
 from curt.dialogue import (
+    Prompts,
     encode,
-    encode_prompt,
     render_completion,
 )
 from curt.files import sha256, write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -122,11 +123,12 @@ def export_trt(config: ExportTrtConfig) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(config.model)
+    asked = load_prompts(config.model, tokenizer, parent.max_fact_tokens)
     calibrated_on, compared = _split_cases(config)
     examples = sample_prompts(
         calibrated_on,
-        tokenizer,
-        parent,
+        asked,
+        parent.max_thinking_tokens,
         config.calibration_cases,
         config.seed,
         with_completion=True,
@@ -158,7 +160,7 @@ def export_trt(config: ExportTrtConfig) -> None:
         texts = [str(tokenizer.decode(ids, skip_special_tokens=False)) for ids in examples]
         figures |= verify_checkpoint(folder, config.model, precision, texts)
         figures |= _compare_models(
-            config, parent, precision, folder, distance, tokenizer, examples, compared
+            config, parent, precision, folder, distance, asked, examples, compared
         )
         _gate(config, precision, figures)
         sizes = _size(config, parent, shape, precision, weight_bytes(folder))
@@ -226,7 +228,7 @@ def _compare_models(
     precision: Precision,
     folder: Path,
     distance: dict[str, float],
-    tokenizer: PreTrainedTokenizerBase,
+    asked: Prompts,
     examples: Sequence[list[int]],
     cases: Sequence[Case],
 ) -> dict[str, float]:
@@ -239,12 +241,11 @@ def _compare_models(
     prompts: list[list[int]] = []
     completions: list[list[int]] = []
     for case in cases:
-        budget, limit = parent.max_thinking_tokens, parent.max_fact_tokens
-        prompts.append(encode_prompt(tokenizer, case.fact, budget, limit))
+        prompts.append(asked.encode(case.fact, parent.max_thinking_tokens).ids)
         answer = render_completion(next(iter(case.reasonings.values()), ""), case.verdict)
-        completions.append(encode(tokenizer, answer))
+        completions.append(encode(asked.tokenizer, answer))
     answers = compare_answers(
-        source, child, tokenizer, prompts, completions, cases, parent.max_thinking_tokens
+        source, child, asked.tokenizer, prompts, completions, cases, parent.max_thinking_tokens
     )
     return distance | answers
 

@@ -77,7 +77,8 @@ class Labels(FrozenModel):
 
     The columns are a score for each charge, then one for each article, then a logit for each bin
     of terms. `terms[i]` stands for bin i, and `payoff[i][j]` is what answering it earns when the
-    truth is in bin j. Charges that score above 0 are answered, and always the best one.
+    truth is in bin j. Charges that score above 0 are answered, and always the best one. Their
+    shares are a softmax of the scores over `charge_temperature` (`curt.classifier.candidates`).
     """
 
     charges: tuple[str, ...] = Field(min_length=1)
@@ -85,6 +86,7 @@ class Labels(FrozenModel):
     habits: dict[str, ArticleHabit]
     terms: tuple[Term, ...] = Field(min_length=1)
     payoff: tuple[tuple[float, ...], ...]
+    charge_temperature: float = Field(default=1.0, gt=0)
     calibration: dict[Part, Calibration] = Field(default_factory=dict)
 
 

@@ -3,7 +3,7 @@
 What this can't do: a window sees its own sentences only. Sums over windows (four thefts of 3,000
 yuan in four windows) are never added up, a circumstance told at the end does not lighten what
 stands at the beginning, and the merged term is that of the gravest window, not of the whole. It
-serves where the choice is between that and a cut fact (`curt.dialogue.clip_fact`).
+serves where the choice is between that and an excerpt (`curt.dialogue.excerpt`).
 """
 
 from __future__ import annotations

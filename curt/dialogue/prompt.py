@@ -7,16 +7,17 @@ and the engines refuse a mismatch.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from curt.dialogue.answer import LINES, THINK_START
+from curt.dialogue.excerpt import NOTHING, Excerpt, LeftOut, make_excerpt
 
-PROMPT_VERSION = "verdict-1"
+PROMPT_VERSION = "verdict-2"
 
 SYSTEM = f"你是刑事法官。先在思考预算内推理，再写{'、'.join(line.name for line in LINES)}。"
 BUDGET_LEVELS = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)  # tokens
-ELLIPSIS = "……"
 
 TASK_INSTRUCTIONS = {
     "charge": "根据案件事实判断被告人构成的罪名。只写“罪名：”一行，多个罪名用“；”分开。",
@@ -63,30 +64,6 @@ def normalise_fact(fact: str) -> str:
     return re.sub(r" +", " ", fact).strip().translate(_ANGLES)
 
 
-def clip_fact(fact: str, tokenizer: ChatTokenizer, max_tokens: int) -> str:
-    """Cut a fact to about `max_tokens`, keeping its head and its tail (where sentences stand)."""
-    offsets = tokenizer(fact, add_special_tokens=False, return_offsets_mapping=True)[
-        "offset_mapping"
-    ]
-    if len(offsets) <= max_tokens:
-        return fact
-    head = max_tokens * 2 // 3
-    tail = max_tokens - head
-    return fact[: offsets[head][0]] + ELLIPSIS + fact[offsets[-tail][0] :]
-
-
-def prepare_fact(tokenizer: ChatTokenizer, fact: str, max_tokens: int) -> str:
-    """A raw fact as it stands in a prompt: normalised, and cut to about `max_tokens`."""
-    return clip_fact(normalise_fact(fact), tokenizer, max_tokens)
-
-
-def is_clipped(fact: str, max_tokens: int, count_tokens: Callable[[str], int]) -> bool:
-    """Whether `prepare_fact` cuts a raw fact."""
-    text = normalise_fact(fact)
-    # A token is a byte or more, so a short fact need not be tokenised to tell.
-    return len(text.encode()) > max_tokens and count_tokens(text) > max_tokens
-
-
 def state_budget(thinking_tokens: int) -> int:
     """Round a budget down to a level the model was trained on. Raises ValueError below 0."""
     if thinking_tokens < 0:
@@ -94,33 +71,88 @@ def state_budget(thinking_tokens: int) -> int:
     return max(level for level in BUDGET_LEVELS if level <= thinking_tokens)
 
 
-def build_messages(fact: str, budget: int) -> list[dict[str, str]]:
-    """Chat messages for a normalised fact. The budget comes last, so it can be chosen late."""
+def build_messages(fact: str, budget: int, candidates: str = "") -> list[dict[str, str]]:
+    """Chat messages for a normalised fact, after the line of candidates where there is one.
+
+    The budget comes last, so it can be chosen late.
+    """
+    lines = [candidates, fact, f"思考预算：{state_budget(budget)}"]
     return [
         {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": f"{fact}\n思考预算：{state_budget(budget)}"},
+        {"role": "user", "content": "\n".join(lines if candidates else lines[1:])},
     ]
 
 
-def render_prompt(tokenizer: ChatTokenizer, fact: str, budget: int) -> str:
-    """The text up to and with the opening of thinking; the model continues with its reasoning."""
-    text = tokenizer.apply_chat_template(
-        build_messages(fact, budget), tokenize=False, add_generation_prompt=True
-    )
-    assert isinstance(text, str)
-    return text + THINK_START
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The token ids of a prompt, and how much of the fact it lacks."""
+
+    ids: list[int]
+    left_out: LeftOut = NOTHING
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
-def prompt_for(tokenizer: ChatTokenizer, fact: str, budget: int, max_fact_tokens: int) -> str:
-    """The prompt text of a raw fact, with a thinking budget in tokens."""
-    return render_prompt(tokenizer, prepare_fact(tokenizer, fact, max_fact_tokens), budget)
+class Prompts:
+    """Renders the prompts of one model: every stage asks it, so that all ask the model alike.
 
+    The methods take raw facts. Where `candidates` are not given, the reader proposes them; an
+    empty text leaves their line out.
+    """
 
-def encode_prompt(
-    tokenizer: ChatTokenizer, fact: str, budget: int, max_fact_tokens: int
-) -> list[int]:
-    """The token ids of `prompt_for`."""
-    return encode(tokenizer, prompt_for(tokenizer, fact, budget, max_fact_tokens))
+    def __init__(
+        self,
+        tokenizer: ChatTokenizer,
+        max_fact_tokens: int | None,
+        reader: Callable[[str], str] | None = None,
+    ) -> None:
+        """Facts above `max_fact_tokens` become excerpts; None for no limit.
+
+        `reader` proposes the line of candidates for a raw fact, an empty text where it has none.
+        """
+        self.tokenizer, self.max_fact_tokens, self.reader = tokenizer, max_fact_tokens, reader
+
+    def excerpt(self, fact: str) -> Excerpt:
+        """What stands in the prompt in place of a fact, normalised, and what was left out."""
+        fact = normalise_fact(fact)
+        if self.max_fact_tokens is None:
+            return Excerpt(fact)
+        return make_excerpt(fact, self.max_fact_tokens, self._find_tokens)
+
+    def propose(self, fact: str, candidates: str | None = None) -> str:
+        """The line of candidates before a fact: the one given, or the reader's; may be empty."""
+        if candidates is None:
+            candidates = self.reader(fact) if self.reader else ""
+        return candidates
+
+    def messages(
+        self, fact: str, budget: int, candidates: str | None = None
+    ) -> list[dict[str, str]]:
+        """The chat messages about a fact, with a thinking budget in tokens."""
+        return build_messages(self.excerpt(fact).text, budget, self.propose(fact, candidates))
+
+    def text(self, fact: str, budget: int, candidates: str | None = None) -> str:
+        """The text up to and with the opening of thinking; the model goes on with its reasoning."""
+        return self._render(self.messages(fact, budget, candidates))
+
+    def encode(self, fact: str, budget: int, candidates: str | None = None) -> Prompt:
+        """The token ids of `text`, and what of the fact was left out."""
+        excerpt = self.excerpt(fact)
+        messages = build_messages(excerpt.text, budget, self.propose(fact, candidates))
+        return Prompt(encode(self.tokenizer, self._render(messages)), excerpt.left_out)
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        assert isinstance(text, str)
+        return text + THINK_START
+
+    def _find_tokens(self, text: str) -> Sequence[tuple[int, int]]:
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        spans: Sequence[tuple[int, int]] = encoded["offset_mapping"]
+        return spans
 
 
 def encode(tokenizer: ChatTokenizer, text: str) -> list[int]:

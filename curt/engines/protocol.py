@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from curt.artifact import Manifest
-from curt.dialogue import MAX_ANSWER_TOKENS
+from curt.dialogue import MAX_ANSWER_TOKENS, LeftOut
+from curt.dialogue.excerpt import NOTHING
 
 Finish = Literal["stop", "length", "deadline"]
 Phase = Literal["prefill", "thinking", "close", "answer", "end"]
@@ -18,7 +19,8 @@ Phase = Literal["prefill", "thinking", "close", "answer", "end"]
 class Request:
     """One prompt to complete.
 
-    `fact` is a raw fact: the engine normalises, clips and renders it with its own tokenizer.
+    `fact` is a raw fact: the engine renders it as its model reads facts. `candidates` is the line
+    of candidates before it; where it is None the model folder's own reader proposes them.
     `stated_budget` is the thinking budget written in the prompt; `thinking_limit` the number of
     thinking tokens after which the end of thinking is forced. `deadline_s` is a
     `time.monotonic()` instant after which generation stops where it is. Set `tell_text=False` if
@@ -31,6 +33,7 @@ class Request:
     answer_limit: int = MAX_ANSWER_TOKENS
     deadline_s: float | None = None
     tell_text: bool = True
+    candidates: str | None = None
 
     @property
     def is_late(self) -> bool:
@@ -63,7 +66,8 @@ class Generation:
     `thinking_tokens` excludes the end-of-thinking token; `thinking_cut` says that the limit
     closed the thinking rather than the model. `decode_passes` counts the runs of the model after
     the prefill: fewer than tokens where an engine feeds several at once, None where it can't tell.
-    `answer_passes` are those of them after the one that read the end of thinking.
+    `answer_passes` are those of them after the one that read the end of thinking. `left_out` says
+    how much of the fact did not fit the prompt.
     """
 
     text: str
@@ -76,6 +80,7 @@ class Generation:
     decode_ms: float
     decode_passes: int | None = None
     answer_passes: int | None = field(default=None, compare=False)
+    left_out: LeftOut = NOTHING
 
 
 @dataclass(frozen=True, slots=True)

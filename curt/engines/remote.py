@@ -24,7 +24,8 @@ from typing import Any, ClassVar
 import httpx
 
 from curt.artifact import ArtifactError, Format, load_manifest
-from curt.dialogue import THINK_END, answer_pattern, encode_prompt
+from curt.classifier.candidates import load_prompts
+from curt.dialogue import THINK_END, Prompt, answer_pattern
 from curt.engines.protocol import Generation, GenerationStep, Request
 from curt.engines.tokenizer import PromptTokenizer, read_eos_ids
 from curt.engines.writing import Writing
@@ -93,6 +94,7 @@ class RemoteModel:
                 f"{' or '.join(self.formats)}"
             )
         self.tokenizer = PromptTokenizer(folder)
+        self.prompts = load_prompts(folder, self.tokenizer, self.manifest.max_fact_tokens)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self._context_tokens = int(config["max_position_embeddings"])
         self._eos_ids = read_eos_ids(folder, self.tokenizer)
@@ -140,13 +142,12 @@ class RemoteModel:
         """Close all connections, which ends what the server still works on for them."""
         await self._client.aclose()
 
-    def encode(self, request: Request) -> list[int]:
-        """The token ids of a request's prompt, up to and with the opening of thinking."""
-        limit = self.manifest.max_fact_tokens
-        return encode_prompt(self.tokenizer, request.fact, request.stated_budget, limit)
+    def encode(self, request: Request) -> Prompt:
+        """A request's prompt, up to and with the opening of thinking."""
+        return self.prompts.encode(request.fact, request.stated_budget, request.candidates)
 
     async def stream(
-        self, request: Request, prompt: Sequence[int] | None = None
+        self, request: Request, prompt: Prompt | None = None
     ) -> AsyncGenerator[GenerationStep, None]:
         """Complete a request step by step; closing the generator aborts it at the server.
 
@@ -160,7 +161,7 @@ class RemoteModel:
         writing = Writing(
             request,
             self.tokenizer,
-            prompt_tokens=len(prompt),
+            prompt=prompt,
             thinking_limit=request.fit_thinking(len(prompt), self._context_tokens),
             close_ids=[self._close_id],
             eos_ids=self._eos_ids,
@@ -168,7 +169,7 @@ class RemoteModel:
         started_s, prefill_s = time.monotonic(), 0.0
         while not writing.must_stop():
             called_s, first, over = time.monotonic(), True, False
-            body = self._call_body(writing, prompt)
+            body = self._call_body(writing, prompt.ids)
             async with aclosing(self._choices(body, request.deadline_s)) as choices:
                 async for choice in choices:
                     ids, reason = self._read_choice(choice)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from curt.artifact import Format, load_manifest
-from curt.dialogue import THINK_END, encode_prompt
+from curt.classifier.candidates import load_prompts
+from curt.dialogue import THINK_END, Prompt
 from curt.engines.protocol import Generation, GenerationStep, Request, last_generation
 from curt.engines.tokenizer import PromptTokenizer, read_eos_ids
 from curt.engines.writing import Writing
@@ -48,6 +49,7 @@ class TransformersEngine:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.batch = batch
         self.tokenizer = PromptTokenizer(folder)
+        self.prompts = load_prompts(folder, self.tokenizer, self.manifest.max_fact_tokens)
         model: Any = AutoModelForCausalLM.from_pretrained(folder)
         self.model = model.to(self.device).eval()
         self.close_ids = self.tokenizer.encode(THINK_END)
@@ -77,7 +79,7 @@ class TransformersEngine:
         writing = self._begin(request, prompt)
         started_s = time.monotonic()
         reader = _Reader(self, rows=1)
-        feed = prompt + (self.close_ids if writing.thinking_limit == 0 else [])
+        feed = prompt.ids + (self.close_ids if writing.thinking_limit == 0 else [])
         for start in range(0, len(feed), CHUNK_TOKENS):
             if writing.must_stop():
                 break
@@ -95,18 +97,17 @@ class TransformersEngine:
                 reader.read([[writing.last_token]])
         yield writing.end((prefilled_s - started_s) * 1e3, (time.monotonic() - prefilled_s) * 1e3)
 
-    def encode(self, request: Request) -> list[int]:
-        """The token ids of a request's prompt, up to and with the opening of thinking."""
-        limit = self.manifest.max_fact_tokens
-        return encode_prompt(self.tokenizer, request.fact, request.stated_budget, limit)
+    def encode(self, request: Request) -> Prompt:
+        """A request's prompt, up to and with the opening of thinking."""
+        return self.prompts.encode(request.fact, request.stated_budget, request.candidates)
 
-    def _begin(self, request: Request, prompt: Sequence[int]) -> Writing:
+    def _begin(self, request: Request, prompt: Prompt) -> Writing:
         # A general tokenizer may need several tokens to end the thinking; one is counted there.
         context_tokens = self.model.config.max_position_embeddings - len(self.close_ids) + 1
         return Writing(
             request,
             self.tokenizer,
-            prompt_tokens=len(prompt),
+            prompt=prompt,
             thinking_limit=request.fit_thinking(len(prompt), context_tokens),
             close_ids=self.close_ids,
             eos_ids=self.eos_ids,
@@ -119,7 +120,7 @@ class TransformersEngine:
             self._begin(request, prompt) for request, prompt in zip(requests, prompts, strict=True)
         ]
         reader = _Reader(self, rows=len(prompts))
-        reader.read(prompts)
+        reader.read([prompt.ids for prompt in prompts])
         while True:
             for writing, token in zip(writings, reader.pick(writings), strict=True):
                 if not writing.is_complete():

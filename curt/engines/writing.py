@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from curt.dialogue import THINK_END
+from curt.dialogue import THINK_END, Prompt
 from curt.engines.protocol import Finish, Generation, GenerationStep, Request
 from curt.engines.tokenizer import PromptTokenizer
 
@@ -32,7 +32,7 @@ class Writing:
         request: Request,
         tokenizer: PromptTokenizer,
         *,
-        prompt_tokens: int,
+        prompt: Prompt,
         thinking_limit: int,
         close_ids: Sequence[int],
         eos_ids: Sequence[int],
@@ -51,7 +51,7 @@ class Writing:
         self.finish: Finish | None = None
         self.last_token = -1
         """What was written last, which may not be what the model picked."""
-        self._tokenizer, self._prompt_tokens = tokenizer, prompt_tokens
+        self._tokenizer, self._prompt = tokenizer, prompt
         self._close_ids, self._eos_ids = list(close_ids), list(eos_ids)
         self._text = tokenizer.stream() if request.tell_text else None
 
@@ -107,7 +107,7 @@ class Writing:
             text += THINK_END + self._tokenizer.decode(self.answer)
         generation = Generation(
             text=text,
-            prompt_tokens=self._prompt_tokens,
+            prompt_tokens=len(self._prompt),
             thinking_tokens=len(self.thinking),
             answer_tokens=len(self.answer),
             thinking_cut=self.cut,
@@ -116,6 +116,7 @@ class Writing:
             decode_ms=decode_ms,
             decode_passes=decode_passes,
             answer_passes=answer_passes,
+            left_out=self._prompt.left_out,
         )
         return GenerationStep("end", generation=generation)
 

@@ -92,7 +92,6 @@ class _Kept:
     generation: Generation
     thinking_allowed: int
     stated_budget: int
-    fact_clipped: bool
 
 
 _KEPT = TypeAdapter(_Kept)
@@ -101,16 +100,14 @@ _KEPT = TypeAdapter(_Kept)
 def write_served(served: Served) -> bytes:
     """A whole verdict as JSON, with no time spent on it: a later request costs none."""
     generation = replace(served.generation, prefill_ms=0.0, decode_ms=0.0)
-    kept = _Kept(generation, served.thinking_allowed, served.stated_budget, served.fact_clipped)
+    kept = _Kept(generation, served.thinking_allowed, served.stated_budget)
     return _KEPT.dump_json(kept)
 
 
 def read_served(data: bytes) -> Served:
     """Inverse of `write_served`. Raises ValueError on anything else."""
     kept = _KEPT.validate_json(data, strict=True)
-    return Served(
-        kept.generation, kept.thinking_allowed, kept.stated_budget, kept.fact_clipped, 0.0
-    )
+    return Served(kept.generation, kept.thinking_allowed, kept.stated_budget, 0.0)
 
 
 def level_to_keep(served: Served) -> int | None:

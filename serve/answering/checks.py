@@ -22,7 +22,7 @@ MESSAGES = {
     "not_chinese": "事实中非中文内容较多，模型只学过中文裁判事实。",
     "not_criminal": "文中未见刑事案件常见用语，可能不是犯罪事实。",
     "markup_neutralised": "事实中的尖括号已替换为全角字符，按普通文字处理。",
-    "fact_clipped": "事实超过模型可读长度，中间部分已略去。",
+    "fact_clipped": "事实超过模型可读长度，较次要的句子已略去。",
     "term_outside_statute": "刑期不在该罪名任何法定量刑幅度之内，请核对有无减轻情节。",
     "life_or_death": "结果涉及无期徒刑或死刑，务必由人复核。",
     "unknown_charge": "罪名不在已知罪名表中。",

@@ -106,7 +106,7 @@ def build_reply(
     generation = served.generation
     reason, verdict = served.degraded_reason, served.verdict
     warnings = fact_warnings(fact)
-    if served.fact_clipped:
+    if generation.left_out:
         warnings.append(warning("fact_clipped"))
     if reason is not None and verdict is not None:
         warnings.append(warning("fallback"))
@@ -145,6 +145,12 @@ def build_reply(
             "source": served.source,
             "confidences": None if sure is None else {str(part): sure[part] for part in sure},
             "confidence": confidence,
+            "left_out": {
+                "characters": generation.left_out.characters,
+                "sentences": generation.left_out.sentences,
+            }
+            if generation.left_out
+            else None,
             "warnings": warnings,
             "deadline_ms": deadline_ms,
             "timings_ms": {

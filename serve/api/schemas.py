@@ -180,6 +180,16 @@ class Timings(BaseModel):
     total: float
 
 
+class LeftOut(BaseModel):
+    """How much of the facts did not stand in the prompt."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    characters: int
+    sentences: int
+    """Sentences that lack, wholly or in part."""
+
+
 class PredictReply(BaseModel):
     """The answer.
 
@@ -200,6 +210,9 @@ class PredictReply(BaseModel):
     source: Literal["model", "fallback"] = "model"
     confidences: dict[str, float] | None = None
     confidence: Confidence | None = None
+    left_out: LeftOut | None = None
+    """What of the facts the model did not read, because they are too long for it; null where it
+    read them whole."""
     warnings: list[Caution]
     deadline_ms: int
     timings_ms: Timings

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+from curt.dialogue import LeftOut
 from curt.engines.budget import Observation
 from curt.engines.protocol import Generation, Request
 
@@ -41,10 +42,9 @@ class Reasoning:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A finished generation, and whether the fact was clipped to fit the prompt."""
+    """A finished generation."""
 
     generation: Generation
-    fact_clipped: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ _READERS: Mapping[str, Callable[[dict[str, Any]], Message]] = {
     "Calibrate": lambda _: Calibrate(),
     "Cancel": lambda _: Cancel(),
     "Reasoning": lambda given: Reasoning(given["text"]),
-    "Generated": lambda given: Generated(Generation(**given["generation"]), given["fact_clipped"]),
+    "Generated": lambda given: Generated(_read_generation(given["generation"])),
     "Calibrated": lambda given: Calibrated(
         tuple(Observation(**each) for each in given["observations"])
     ),
@@ -114,6 +114,10 @@ def decode(data: bytes) -> Message:
     """Inverse of `encode`. Raises ValueError, KeyError or TypeError on anything else."""
     kind, given = json.loads(data)
     return _READERS[kind](given)
+
+
+def _read_generation(given: dict[str, Any]) -> Generation:
+    return Generation(**given | {"left_out": LeftOut(**given["left_out"])})
 
 
 def _fields_of(value: object) -> dict[str, object]:

@@ -317,7 +317,7 @@ class WorkerPool:
         # Compute new estimates in a pause, rather than while the next request waits for them.
         asyncio.get_running_loop().call_later(PAUSE_S, self._forecast.refresh)
         if not ticket.future.done():
-            served = Served(reply.generation, allowed, stated, reply.fact_clipped, queue_s * 1e3)
+            served = Served(reply.generation, allowed, stated, queue_s * 1e3)
             served = self._stand_in.complete(ticket.job, served)
             if served.fallback:
                 self._metrics.fallback.labels("no_full_verdict").inc()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
 
-from curt.dialogue import is_clipped
+from curt.dialogue import Prompt
 from curt.engines.budget import Observation
 from curt.engines.protocol import Generation, Request
 from curt.engines.remote import RemoteError, RemoteModel, RemoteUnavailableError, complete
@@ -212,13 +212,13 @@ class RemoteWorker:
                 return Calibrated(tuple(await calibrate(model, rounds=1)))
             started_s = time.monotonic()
             if len(order.fact) <= LONG_FACT_CHARS:
-                prompt, clipped = _encode(model, order)
+                prompt = model.encode(order)
             else:
-                prompt, clipped = await asyncio.to_thread(_encode, model, order)
+                prompt = await asyncio.to_thread(model.encode, order)
             encoded_ms = (time.monotonic() - started_s) * 1e3
             generation = await _stream_pieces(model, order, prompt, on_piece)
             generation = replace(generation, prefill_ms=generation.prefill_ms + encoded_ms)
-            return Generated(generation, clipped)
+            return Generated(generation)
         except RemoteUnavailableError:
             raise
         except Exception as error:  # the worker outlives a request it can't serve
@@ -240,7 +240,7 @@ async def calibrate(model: RemoteModel, rounds: int) -> list[Observation]:
 async def _stream_pieces(
     model: RemoteModel,
     request: Request,
-    prompt: list[int],
+    prompt: Prompt,
     on_piece: Callable[[str], None] | None,
 ) -> Generation:
     """One generation; `on_piece` gets its reasoning as it comes."""
@@ -252,9 +252,3 @@ async def _stream_pieces(
             if on_piece and request.tell_text and (piece := pieces.add(step)):
                 on_piece(piece)
     raise AssertionError("a stream ends with its generation")
-
-
-def _encode(model: RemoteModel, request: Request) -> tuple[list[int], bool]:
-    """The prompt, and whether the fact had to be clipped for it."""
-    clipped = is_clipped(request.fact, model.manifest.max_fact_tokens, model.tokenizer.count)
-    return model.encode(request), clipped

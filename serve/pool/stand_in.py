@@ -73,7 +73,6 @@ class StandIn:
             NOTHING,
             thinking_allowed=0,
             stated_budget=0,
-            fact_clipped=False,
             queue_ms=(now_s - job.arrived_s) * 1e3,
             fallback=answer,
             unserved=REASONS[reason],

@@ -14,12 +14,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from curt.dialogue import is_clipped
 from curt.engines.budget import Observation
 from curt.engines.protocol import Engine, Generation, GenerationStep, Request, StreamingEngine
 from curt.engines.registry import open_engine
@@ -194,14 +192,8 @@ def _carry_out(engine: Engine, count_tokens: CountTokens, order: Order, front: F
     try:
         if isinstance(order, Calibrate):
             return Calibrated(tuple(calibrate(engine, count_tokens, rounds=1)))
-        started_s = time.monotonic()
-        clipped = is_clipped(order.fact, engine.manifest.max_fact_tokens, count_tokens)
-        counted_ms = (time.monotonic() - started_s) * 1e3
         generation = complete(engine, order, front)
-        if generation is None:
-            return Cancelled()
-        generation = replace(generation, prefill_ms=generation.prefill_ms + counted_ms)
-        return Generated(generation, clipped)
+        return Cancelled() if generation is None else Generated(generation)
     except Exception as error:  # the worker outlives a request it can't serve; the front logs it
         return EngineRaised.by(error)
 

@@ -1,10 +1,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
-from curt.artifact import MANIFEST, ArtifactError, load_manifest, parent_of, write_artifact
+from curt.artifact import (
+    MANIFEST,
+    READER,
+    ArtifactError,
+    load_manifest,
+    parent_of,
+    write_artifact,
+)
 from curt.dialogue import PROMPT_VERSION
 from curt.files import sha256
 from curt.law.statutes import STATUTE_VERSION
@@ -121,3 +129,52 @@ def test_a_description_that_is_no_manifest_makes_no_folder(tmp_path):
     ):
         pass
     assert not (tmp_path / "model").exists()
+
+
+@pytest.fixture
+def reader(tmp_path):
+    folder = tmp_path / "classifier"
+    folder.mkdir()
+    (folder / MANIFEST).write_text('{"format": "classifier"}')
+    (folder / "model.onnx").write_bytes(b"scores")
+    return folder
+
+
+@pytest.fixture
+def model_with_reader(tmp_path, reader):
+    folder = tmp_path / "with-reader"
+    with write_artifact(folder, DESCRIPTION, reader=reader) as temporary:
+        (temporary / "weights.bin").write_bytes(b"1234")
+    return folder
+
+
+def test_a_reader_is_copied_named_and_goes_along_to_what_is_made_of_the_model(
+    tmp_path, model_with_reader, reader
+):
+    manifest = load_manifest(model_with_reader)
+    assert manifest.reader == sha256(reader / MANIFEST)
+    assert set(manifest.files) == {
+        "weights.bin", f"{READER}/{MANIFEST}", f"{READER}/model.onnx",
+    }  # fmt: skip
+    child = tmp_path / "child"
+    with write_artifact(child, DESCRIPTION | {"parent": parent_of(model_with_reader)}):
+        pass
+    assert load_manifest(child).reader == manifest.reader
+    assert (child / READER / "model.onnx").read_bytes() == b"scores"
+
+
+def test_a_model_without_a_reader_names_none(model):
+    assert load_manifest(model).reader is None
+    assert not (model / READER).exists()
+
+
+def test_another_reader_than_the_one_trained_with_is_refused(model, model_with_reader, reader):
+    (model_with_reader / READER / MANIFEST).write_text('{"format": "other"}')
+    with pytest.raises(ArtifactError, match="another reader"):
+        load_manifest(model_with_reader)
+    shutil.rmtree(model_with_reader / READER)
+    with pytest.raises(ArtifactError, match="another reader"):
+        load_manifest(model_with_reader)
+    shutil.copytree(reader, model / READER)
+    with pytest.raises(ArtifactError, match="another reader"):
+        load_manifest(model)

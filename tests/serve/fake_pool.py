@@ -40,7 +40,6 @@ class FakePool:
     """Answers every job with one generation, or raises."""
 
     answer: Generation | Exception
-    clipped: bool = False
     ready: bool = True
     jobs: list[Job] = field(default_factory=list)
 
@@ -57,13 +56,13 @@ class FakePool:
         self.jobs.append(job)
         if isinstance(self.answer, Exception):
             raise self.answer
-        return Served(self.answer, 48, 48, self.clipped, 1.5)
+        return Served(self.answer, 48, 48, 1.5)
 
     def stream(self, job: Job) -> FakeStream:
         self.jobs.append(job)
         if isinstance(self.answer, Exception):
             raise self.answer
-        return FakeStream([Piece("推理", 1), Served(self.answer, 48, 48, self.clipped, 1.5)])
+        return FakeStream([Piece("推理", 1), Served(self.answer, 48, 48, 1.5)])
 
     def expected_thinking(self, job: Job) -> int | None:
         return 48

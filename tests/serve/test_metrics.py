@@ -31,7 +31,7 @@ def record(served: Served, total_ms: float = 120.0) -> Metrics:
 
 def test_an_answer_is_timed_by_its_phases_and_tokens() -> None:
     full = generation(TEXT, thinking_tokens=30, answer_tokens=20, prefill_ms=20.0, decode_ms=50.0)
-    metrics = record(Served(full, 48, 48, False, queue_ms=10.0))
+    metrics = record(Served(full, 48, 48, queue_ms=10.0))
     assert value(metrics, "queue_seconds_sum") == pytest.approx(0.01)
     assert value(metrics, "time_to_first_token_seconds_sum") == pytest.approx(0.03)
     assert value(metrics, "time_per_output_token_seconds_sum") == pytest.approx(0.001)
@@ -44,15 +44,15 @@ def test_an_answer_is_timed_by_its_phases_and_tokens() -> None:
 
 def test_only_full_verdicts_in_time_are_good() -> None:
     full, cut = generation(TEXT), generation("想", finish="deadline")
-    late = record(Served(full, 48, 48, False, 1.0), total_ms=400.01)
+    late = record(Served(full, 48, 48, 1.0), total_ms=400.01)
     assert (value(late, "good_answers_total"), value(late, "deadline_missed_total")) == (0, 1)
-    degraded = record(Served(cut, 48, 48, False, 1.0))
+    degraded = record(Served(cut, 48, 48, 1.0))
     assert value(degraded, "good_answers_total") == 0
     assert value(degraded, "degraded_total", reason="deadline") == 1
 
 
 def test_an_answer_that_took_no_worker_leaves_the_phases_alone() -> None:
-    kept = Served(generation(TEXT, prefill_ms=0.0, decode_ms=0.0), 48, 48, False, 0.0)
+    kept = Served(generation(TEXT, prefill_ms=0.0, decode_ms=0.0), 48, 48, 0.0)
     metrics = record(kept, total_ms=2.0)
     assert value(metrics, "answer_latency_seconds_count") == 1
     assert value(metrics, "good_answers_total") == 1

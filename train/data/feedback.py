@@ -25,10 +25,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from curt.artifact import load_manifest
+from curt.classifier.candidates import load_prompts
 from curt.config import Config, run
 from curt.corpus.build.contamination import HeldOut
 from curt.corpus.build.fingerprint import normalise_for_comparison
@@ -40,18 +42,15 @@ from curt.dialogue import (
     CHAT_TEMPLATE,
     PROMPT_VERSION,
     THINK_END,
+    Prompts,
     normalise_fact,
-    prepare_fact,
     render_completion,
-    render_prompt,
 )
+from curt.engines.tokenizer import PromptTokenizer
 from curt.files import sha256, whole_folder, write_json, write_rows
 from curt.law.verdict import Verdict
 from train.data.candidates import Candidate
 from train.data.views import pairs
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +74,8 @@ class FeedbackConfig(Config):
     contamination_threshold: float = Field(0.5, gt=0, le=1)
     """Share of common 13-grams from which on a fact counts as a test case."""
     tokenizer: Path | None = None
-    """Model folder whose chat template and length of facts to use; else the project's template,
-    and facts are not cut."""
-    max_fact_tokens: int = Field(400, ge=16)
-    """With a tokenizer: where longer facts are cut."""
+    """Model folder whose prompts to use; else those of the project's chat template, with whole
+    facts and no candidates."""
     thinking: Literal["none", "answered"] = "none"
     """Which reasoning both sides of a pair have."""
 
@@ -156,10 +153,10 @@ def make_dataset(config: FeedbackConfig) -> dict[str, Any]:
         raise ValueError(f"nothing can be made of this feedback: {dict(counted.counts)}")
     if not config.test_corpus:
         logger.warning("no --test_corpus: test cases among these facts are not found")
-    tokenizer = load_tokenizer(config.tokenizer)
+    prompts = make_prompts(config.tokenizer)
     rows = {
-        "pairs.jsonl": _unique(make_pairs(usable, tokenizer, config)),
-        "sft.jsonl": _unique(make_examples(usable, tokenizer, config)),
+        "pairs.jsonl": _unique(make_pairs(usable, prompts, config)),
+        "sft.jsonl": _unique(make_examples(usable, prompts)),
     }
     with whole_folder(config.out) as folder:
         for name, table in rows.items():
@@ -335,23 +332,26 @@ def drop_disputed(usable: Iterable[UsableFeedback], counts: Counter[str]) -> lis
     return kept
 
 
-def load_tokenizer(folder: Path | None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder, or one with nothing but the project's chat template."""
-    if folder is not None:
-        from transformers import AutoTokenizer
+def make_prompts(folder: Path | None) -> Prompts:
+    """The prompts of a model folder, or those of the project's chat template.
 
-        return AutoTokenizer.from_pretrained(folder)
+    Raises ArtifactError when the folder must not be used.
+    """
+    if folder is not None:
+        manifest = load_manifest(folder)
+        return load_prompts(folder, PromptTokenizer(folder), manifest.max_fact_tokens)
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel({"": 0}, unk_token="")), chat_template=CHAT_TEMPLATE
     )
+    return Prompts(tokenizer, None)
 
 
 def make_pairs(
-    usable: Iterable[UsableFeedback], tokenizer: PreTrainedTokenizerBase, config: FeedbackConfig
+    usable: Iterable[UsableFeedback], prompts: Prompts, config: FeedbackConfig
 ) -> Iterator[dict[str, Any]]:
     """A pair for every correction of an answer that the model gave."""
     for item in usable:
@@ -359,14 +359,12 @@ def make_pairs(
         if feedback.is_correct or feedback.answered is None or feedback.source != "model":
             continue
         thinks = config.thinking == "answered" and has_usable_thinking(item)
-        chosen = _candidate(item, item.truth, tokenizer, config, thinks=thinks, reward=1.0)
-        rejected = _candidate(item, feedback.answered, tokenizer, config, thinks=thinks, reward=0.0)
+        chosen = _candidate(item, item.truth, prompts, thinks=thinks, reward=1.0)
+        rejected = _candidate(item, feedback.answered, prompts, thinks=thinks, reward=0.0)
         yield from pairs([chosen, rejected], "reward", 0.0)
 
 
-def make_examples(
-    usable: Iterable[UsableFeedback], tokenizer: PreTrainedTokenizerBase, config: FeedbackConfig
-) -> Iterator[dict[str, Any]]:
+def make_examples(usable: Iterable[UsableFeedback], prompts: Prompts) -> Iterator[dict[str, Any]]:
     """A right completion for each; only a right answer of the model keeps its reasoning."""
     for item in usable:
         thinks = (
@@ -374,7 +372,7 @@ def make_examples(
             and item.feedback.source == "model"
             and has_usable_thinking(item)
         )
-        yield _candidate(item, item.truth, tokenizer, config, thinks=thinks, reward=1.0).to_row()
+        yield _candidate(item, item.truth, prompts, thinks=thinks, reward=1.0).to_row()
 
 
 def make_cases(usable: Iterable[UsableFeedback]) -> Iterator[Case]:
@@ -396,19 +394,16 @@ def has_usable_thinking(item: UsableFeedback) -> bool:
 def _candidate(
     item: UsableFeedback,
     verdict: Verdict,
-    tokenizer: PreTrainedTokenizerBase,
-    config: FeedbackConfig,
+    prompts: Prompts,
     *,
     thinks: bool,
     reward: float,
 ) -> Candidate:
-    feedback, fact = item.feedback, item.fact.text
-    if config.tokenizer is not None:
-        fact = prepare_fact(tokenizer, fact, config.max_fact_tokens)
+    feedback = item.feedback
     budget = feedback.stated_budget if thinks else BUDGET_LEVELS[0]
     is_own = verdict == feedback.answered and feedback.source == "model"
     return Candidate(
-        prompt=render_prompt(tokenizer, fact, budget),
+        prompt=prompts.text(item.fact.text, budget),
         completion=render_completion((item.fact.thinking or "") if thinks else "", verdict),
         reward=reward,
         exact=verdict == item.truth,

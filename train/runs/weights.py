@@ -25,6 +25,7 @@ def write_model(
     source: str | None,
     lora: Lora | None,
     history: list[dict[str, float]],
+    reader: Path | None = None,
 ) -> None:
     """Write the trained model folder, adapters merged, and close its run; all processes call this.
 
@@ -37,6 +38,7 @@ def write_model(
         source: the model that training started from; needed with adapters.
         lora: the adapters, if any.
         history: per-step metrics, for the report.
+        reader: the classifier folder to copy along; the parent's when left out.
     """
     accelerator = trainer.accelerator
     weights: dict[str, Any] | None = None  # None: whole in the model itself
@@ -50,7 +52,8 @@ def write_model(
             model = merge_adapter(source, lora, weights or model.state_dict())
         saved = None if lora else weights
         precision = _precision_of(saved or model.state_dict())
-        with write_artifact(out, {**describe, "precision": precision}) as folder:
+        described = {**describe, "precision": precision}
+        with write_artifact(out, described, reader=reader) as folder:
             model.save_pretrained(folder, state_dict=saved)
             tokenizer.save_pretrained(folder)
             write_json(folder / "history.json", history)

@@ -4,7 +4,7 @@
 
 Prompts state a thinking budget drawn at random, as in `train.grpo`, one a case. verl applies the
 chat template itself; `TEMPLATE` is the one that ends in the opening of thinking, as
-`curt.dialogue.render_prompt` does, for `actor_rollout_ref.model.custom_chat_template`.
+`curt.dialogue.Prompts` does, for `actor_rollout_ref.model.custom_chat_template`.
 """
 
 from __future__ import annotations
@@ -15,25 +15,21 @@ import random
 from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
+from curt.classifier.candidates import draw_candidates, load_prompts, read_candidates
 from curt.config import Config, run
 from curt.corpus.case import Case
 from curt.corpus.store import find_cases, read_cases
 from curt.dialogue import (
     CHAT_TEMPLATE,
     THINK_START,
-    build_messages,
-    prepare_fact,
 )
 from curt.files import whole_folder, write_parquet
 from train.grpo import GRPOSettings, describe_start
 from train.verl.group_scores import read_settings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -63,18 +59,31 @@ def export(config: VerlExportConfig) -> None:
     settings = read_settings(config.grpo, {"guard": None})  # it has no part in the prompts
     changes = {"corpus": config.corpus, "model": config.model}
     settings = settings.model_copy(update={k: v for k, v in changes.items() if v is not None})
-    max_fact_tokens = describe_start(settings)["max_fact_tokens"]
+    most = describe_start(settings)["max_fact_tokens"]
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    prompts = load_prompts(settings.model, tokenizer, most)
+    known = read_candidates(settings.candidates)
+    rng = random.Random(settings.seed)
     cases = list(read_cases(find_cases(settings.corpus, "train")))
-    random.Random(settings.seed).shuffle(cases)
+    rng.shuffle(cases)
     val = list(read_cases(find_cases(settings.corpus, "dev"), config.val_cases))
     with whole_folder(config.out) as folder:
-        for split, drawn, budgets in (
-            ("train", cases, draw_budgets(settings, len(cases))),
-            ("val", val, repeat(max(settings.budgets), len(val))),
+        for split, drawn, budgets, share in (
+            ("train", cases, draw_budgets(settings, len(cases)), settings.candidates_share),
+            ("val", val, repeat(max(settings.budgets), len(val)), 1.0),
         ):
             rows = [
-                make_row(case, budget, index, split, tokenizer, max_fact_tokens)
+                make_row(
+                    case,
+                    index,
+                    split,
+                    budget,
+                    prompts.messages(
+                        case.fact,
+                        budget,
+                        draw_candidates(rng, prompts, case.id, known, share),
+                    ),
+                )
                 for index, (case, budget) in enumerate(zip(drawn, budgets, strict=True))
             ]
             table = pa.Table.from_pylist(rows)
@@ -90,18 +99,12 @@ def draw_budgets(settings: GRPOSettings, count: int) -> Iterator[int]:
 
 
 def make_row(
-    case: Case,
-    budget: int,
-    index: int,
-    split: str,
-    tokenizer: PreTrainedTokenizerBase,
-    max_fact_tokens: int,
+    case: Case, index: int, split: str, budget: int, messages: list[dict[str, str]]
 ) -> dict[str, Any]:
     """A case under a budget, in the columns that verl reads."""
-    fact = prepare_fact(tokenizer, case.fact, max_fact_tokens)
     return {
         "data_source": DATA_SOURCE,
-        "prompt": build_messages(fact, budget),
+        "prompt": messages,
         "ability": "law",
         "reward_model": {
             "style": "rule",

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from curt.classifier.candidates import draw_candidates
 from curt.corpus.case import Case
 from curt.corpus.generate.generator import draw_drill
 from curt.corpus.thinking import draw_thinking
 from curt.dialogue import (
+    Prompts,
     encode,
-    prepare_fact,
     render_completion,
-    render_prompt,
 )
 
 
@@ -50,42 +50,46 @@ class Example:
 def build_examples(
     cases: Iterable[Case],
     tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompts,
     *,
     verbosity_weights: Mapping[str, float],
     per_case: int,
-    max_fact_tokens: int,
     max_thinking_tokens: int,
     seed: int,
     drills: int = 0,
+    candidates: Mapping[str, str] | None = None,
+    candidates_share: float = 1.0,
 ) -> list[Example]:
     """One example a case, with `per_case` branches and `drills` steps of arithmetic beside them.
 
     `verbosity_weights` weighs the keys of `Case.reasonings` and two more: "none" answers at
     once, "cut" breaks a reasoning off at its stated budget, as a forced end of thinking does.
-    Verbosities that a case lacks are left out and the rest reweighed.
+    Verbosities that a case lacks are left out and the rest reweighed. The branches of a case share
+    its line of candidates, or have none: see `draw_candidates`.
     Raises ValueError when that leaves a case nothing.
     """
     rng = random.Random(seed)
     examples = []
     for case in cases:
-        fact = prepare_fact(tokenizer, case.fact, max_fact_tokens)
+        line = draw_candidates(rng, prompts, case.id, candidates or {}, candidates_share)
+        line = prompts.propose(case.fact, line)
         answer = render_completion("", case.verdict) + tokenizer.eos_token
         answer_ids = encode(tokenizer, answer)
-        prompts, thoughts = [], []
+        asked, thoughts = [], []
         for _ in range(per_case):
             thinking_ids, budget = draw_thinking(
                 rng, case, tokenizer, verbosity_weights, max_thinking_tokens
             )
-            prompts.append(encode(tokenizer, render_prompt(tokenizer, fact, budget)))
+            asked.append(prompts.encode(case.fact, budget, line).ids)
             thoughts.append(thinking_ids)
-        shared = _common_prefix(prompts)
+        shared = _common_prefix(asked)
         examples.append(
             Example(
-                prompts[0][:shared],
+                asked[0][:shared],
                 (
                     *(
                         Branch(prompt[shared:], thinking + answer_ids)
-                        for prompt, thinking in zip(prompts, thoughts, strict=True)
+                        for prompt, thinking in zip(asked, thoughts, strict=True)
                     ),
                     *(_draw_drill(rng, tokenizer) for _ in range(drills)),
                 ),

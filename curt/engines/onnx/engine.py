@@ -15,14 +15,8 @@ from typing import ClassVar
 import numpy as np
 
 from curt.artifact import Format, load_manifest
-from curt.dialogue import (
-    BUDGET_LEVELS,
-    MAX_ANSWER_TOKENS,
-    THINK_END,
-    encode_prompt,
-    normalise_fact,
-    render_prompt,
-)
+from curt.classifier.candidates import LONGEST_TOKENS, PROBE, load_prompts
+from curt.dialogue import BUDGET_LEVELS, MAX_ANSWER_TOKENS, THINK_END, Prompt
 from curt.engines.grammar import AnswerGrammar
 from curt.engines.onnx.graph import TokenSequence, open_graph, read_settings
 from curt.engines.onnx.speculation import AnswerAhead, Speculation, common_prefix
@@ -32,8 +26,7 @@ from curt.engines.writing import Writing
 
 CHUNK_TOKENS = 64  # prefill between two steps: about 5 ms at 5 M parameters, none slower for it
 LAST_CHUNK_TOKENS = 96  # a rest of this many is not worth a pass more
-_CLIP_SLACK = 16  # clip_fact adds an ellipsis and may split two characters at its seams
-_SEAMS = 8  # tokens that a fact may be shorter by within its prompt than alone
+_SEAMS = 8  # tokens that a fact may be longer by within its prompt than alone
 _PREFILL = GenerationStep("prefill")
 
 
@@ -71,6 +64,7 @@ class OrtEngine:
         self.manifest = load_manifest(folder, expect="ort-genai")
         self.name = f"onnxruntime {self.manifest.precision}"
         self.tokenizer = PromptTokenizer(folder)
+        self.prompts = load_prompts(folder, self.tokenizer, self.manifest.max_fact_tokens)
         model = read_settings(folder)["model"]
         self._graph = open_graph(folder, threads, allow_spinning)
         self._context_tokens: int = model["context_length"]
@@ -99,13 +93,9 @@ class OrtEngine:
         """Greedy completions, in order, one after another."""
         return [last_generation(self.stream(replace(r, tell_text=False))) for r in requests]
 
-    def encode(self, request: Request) -> list[int]:
-        """The token ids of a request's prompt, up to and with the opening of thinking."""
-        whole = self._encode_fact(normalise_fact(request.fact), request.stated_budget)
-        most = self.manifest.max_fact_tokens
-        if len(whole) + _SEAMS <= self._bare_tokens + most:
-            return whole  # nothing to clip, as a second tokenisation would find out
-        return encode_prompt(self.tokenizer, request.fact, request.stated_budget, most)
+    def encode(self, request: Request) -> Prompt:
+        """A request's prompt, up to and with the opening of thinking."""
+        return self.prompts.encode(request.fact, request.stated_budget, request.candidates)
 
     def stream(self, request: Request) -> Generator[GenerationStep, None, None]:
         """Complete a request step by step; closing the iterator stops the work.
@@ -128,13 +118,13 @@ class OrtEngine:
         writing = Writing(
             request,
             self.tokenizer,
-            prompt_tokens=len(prompt),
+            prompt=prompt,
             thinking_limit=request.fit_thinking(len(prompt), self._context_tokens),
             close_ids=[self._close],
             eos_ids=self.eos_ids,
         )
         sequence, feed = self._sequence_for(
-            prompt, writing.thinking_limit + 1 + request.answer_limit
+            prompt.ids, writing.thinking_limit + 1 + request.answer_limit
         )
         answer: AnswerAhead | None = None
         ahead: list[int] = []  # fed already, but not yet part of the text
@@ -207,9 +197,6 @@ class OrtEngine:
         logits[writing.banned] = -np.inf
         return int(logits.argmax())
 
-    def _encode_fact(self, fact: str, budget: int) -> list[int]:
-        return self.tokenizer.encode(render_prompt(self.tokenizer, fact, budget))
-
     def _prepare_prefix(self) -> None:
         """Prefill once what every prompt starts with, in a sequence every request reuses.
 
@@ -217,18 +204,17 @@ class OrtEngine:
         before it. Its key-value cache is sized for this artifact's limits rather than the model's
         whole context, which would take gigabytes on a large one.
         """
-        probes = [self._encode_fact(fact, 0) for fact in ("甲", "2")]
-        self._prefix = list(common_prefix(*probes))
-        bare = [len(self._encode_fact("", b)) for b in BUDGET_LEVELS]
-        self._bare_tokens, longest = min(bare), max(bare)
+        starts = [("甲", ""), ("2", "")]
+        room = self.manifest.max_fact_tokens + _SEAMS
+        if self.prompts.reader:
+            starts.append(("甲", PROBE))
+            room += LONGEST_TOKENS
+        probes = [self.prompts.encode(fact, 0, candidates).ids for fact, candidates in starts]
+        self._prefix = list(common_prefix(common_prefix(probes[0], probes[1]), probes[-1]))
+        bare = max(len(self.prompts.encode("", budget, "")) for budget in BUDGET_LEVELS)
         self._capacity_tokens = min(
             self._context_tokens,
-            longest
-            + self.manifest.max_fact_tokens
-            + _CLIP_SLACK
-            + self.manifest.max_thinking_tokens
-            + 1
-            + MAX_ANSWER_TOKENS,
+            bare + room + self.manifest.max_thinking_tokens + 1 + MAX_ANSWER_TOKENS,
         )
         self._reused = self._graph.begin(self._capacity_tokens)
         self._reused.feed(self._prefix)

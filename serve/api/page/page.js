@@ -383,6 +383,9 @@ function renderReply() {
   $("warnings-box").hidden = reply.warnings.length === 0;
   $("warnings").replaceChildren(...reply.warnings.map((warning) =>
     make("li", (has(`warning_${warning.code}`) && t(`warning_${warning.code}`)) || warning.message)));
+  if (reply.left_out) $("warnings").append(make("li", t("left_out", {
+    characters: number(reply.left_out.characters), sentences: number(reply.left_out.sentences),
+  })));
   $("notice").textContent = reply.notice;
   $("notice-translated").textContent = t("notice");
   $("identity").textContent = t("identity", {

@@ -22,7 +22,7 @@ from compress.distill.examples import (
 )
 from curt.corpus.store import read_cases
 from curt.corpus.store import write_cases as write_case_file
-from curt.dialogue import THINK_END, THINK_START, render_answer
+from curt.dialogue import THINK_END, THINK_START, Prompts, render_answer
 from tests.compress.onnx.exports import write_cases
 from train.warm_start.tokenizer import train_tokenizer
 
@@ -42,7 +42,7 @@ def test_an_example_of_a_case_ends_its_thinking_and_its_turn(micro_model: Path, 
     tokenizer = AutoTokenizer.from_pretrained(micro_model)
     case = next(read_cases(cases))
     thinking = tokenizer("现金8000元。", add_special_tokens=False)["input_ids"]
-    example = from_case(case, tokenizer, thinking, 32, max_fact_tokens=200)
+    example = from_case(case, tokenizer, Prompts(tokenizer, 200), thinking, 32)
     prompt, thought, answer = read_text(example, tokenizer)
     assert prompt.endswith(f"思考预算：32<|im_end|>\n<|im_start|>assistant\n{THINK_START}")
     assert thought == f"现金8000元。{THINK_END}"
@@ -83,9 +83,9 @@ def test_views_are_read_whatever_their_shape(micro_model: Path, tmp_path: Path, 
     first, second = read_examples(
         path,
         tokenizer,
+        Prompts(tokenizer, 9),
         verbosity_weights={},
         per_case=1,
-        max_fact_tokens=9,
         max_thinking_tokens=9,
         seed=0,
     )
@@ -110,13 +110,14 @@ def test_data_that_cannot_be_read_is_refused_by_name(
 ):
     if content is not None:
         (tmp_path / name).write_bytes(content)
+    tokenizer = AutoTokenizer.from_pretrained(micro_model)
     with pytest.raises(ValueError, match=named):
         read_examples(
             tmp_path / name,
-            AutoTokenizer.from_pretrained(micro_model),
+            tokenizer,
+            Prompts(tokenizer, 9),
             verbosity_weights={},
             per_case=1,
-            max_fact_tokens=9,
             max_thinking_tokens=9,
             seed=0,
         )

@@ -19,6 +19,7 @@ from compress.onnx.recipes import Int4
 from compress.prompts import sample_prompts
 from curt.artifact import load_manifest, write_artifact
 from curt.corpus.store import read_cases
+from curt.dialogue import Prompts
 from curt.engines.onnx.graph import open_graph
 from tests.compress.onnx.exports import make_untied_model, write_cases
 from tests.compress.onnx.nearest import round_to_nearest
@@ -180,8 +181,8 @@ def test_the_manifest_says_what_was_calibrated_on(micro_model: Path, tmp_path: P
     row = json.loads((config.out / "parity.json").read_text())
     samples = sample_prompts(
         list(read_cases(config.calibration)),
-        AutoTokenizer.from_pretrained(micro_model),
-        load_manifest(micro_model),
+        Prompts(AutoTokenizer.from_pretrained(micro_model), 200),
+        64,
         config.calibration_cases,
         config.seed,
         with_completion=True,

@@ -7,15 +7,13 @@ from transformers import AutoTokenizer
 
 from curt.dialogue import (
     BUDGET_LEVELS,
-    ELLIPSIS,
     PROMPT_VERSION,
     SYSTEM,
     THINK_END,
+    Prompts,
     build_messages,
     encode,
-    is_clipped,
     normalise_fact,
-    prepare_fact,
     state_budget,
 )
 
@@ -23,7 +21,7 @@ from curt.dialogue import (
 def test_another_system_text_is_another_version():
     """the text follows the lines of the answer: who changes those raises the version here too"""
     text = "你是刑事法官。先在思考预算内推理，再写罪名、法条、刑期、缓刑、罚金。"
-    assert ("verdict-1", text) == (PROMPT_VERSION, SYSTEM)
+    assert ("verdict-2", text) == (PROMPT_VERSION, SYSTEM)
 
 
 @given(st.text())
@@ -58,10 +56,41 @@ def test_the_budget_stands_last_in_the_prompt():
     assert build_messages("事实", 70)[-1]["content"].endswith("思考预算：64")
 
 
+@pytest.fixture(scope="module")
+def tokenizer(micro_model):
+    return AutoTokenizer.from_pretrained(micro_model)
+
+
 @pytest.mark.parametrize("length", [5, 40, 200])
-def test_a_fact_is_said_to_be_clipped_exactly_when_it_is(micro_model, length):
-    tokenizer = AutoTokenizer.from_pretrained(micro_model)
+def test_a_prompt_says_whether_it_lacks_anything_of_the_fact(tokenizer, length):
     fact = ("被告人在某地盗窃现金8000元。" * 20)[:length]
-    cut = prepare_fact(tokenizer, fact, 30)
-    assert is_clipped(fact, 30, lambda text: len(encode(tokenizer, text))) == (ELLIPSIS in cut)
-    assert (ELLIPSIS in cut) == (cut != fact)
+    prompts = Prompts(tokenizer, 30)
+    prompt = prompts.encode(fact, 16)
+    excerpt = prompts.excerpt(fact)
+    assert prompt.left_out == excerpt.left_out
+    assert bool(prompt.left_out) == (excerpt.text != fact)
+    assert bool(prompt.left_out) == (len(encode(tokenizer, fact)) > 30)
+    assert prompt.ids == encode(tokenizer, prompts.text(fact, 16))
+
+
+def test_candidates_stand_on_a_line_of_their_own_before_the_fact():
+    content = build_messages("事实", 16, "参考：盗窃8")[-1]["content"]
+    assert content == "参考：盗窃8\n事实\n思考预算：16"
+    assert build_messages("事实", 16)[-1]["content"] == "事实\n思考预算：16"
+
+
+def test_the_reader_is_asked_unless_candidates_are_given(tokenizer):
+    asked = []
+
+    def reader(fact):
+        asked.append(fact)
+        return "参考：读者9"
+
+    prompts = Prompts(tokenizer, 30, reader)
+    long = "被告人盗窃。" * 50
+    assert "参考：读者9\n" in prompts.text(long, 16)
+    assert asked == [long]  # the whole fact, not its excerpt
+    assert "参考：别的7\n" in prompts.text(long, 16, "参考：别的7")
+    assert "参考" not in prompts.text(long, 16, "")
+    assert "参考" not in Prompts(tokenizer, 30).text(long, 16)
+    assert asked == [long]

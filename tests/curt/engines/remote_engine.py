@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
+from curt.dialogue import Prompt
 from curt.engines.protocol import Generation, GenerationStep, Request
 from curt.engines.registry import ENGINES
 from curt.engines.remote import RemoteError, RemoteModel, complete
@@ -68,8 +69,8 @@ class RemoteEngine:
 
         return self._loop.run_until_complete(run())
 
-    def encode(self, request: Request) -> list[int]:
-        """The token ids of a request's prompt, up to and with the opening of thinking."""
+    def encode(self, request: Request) -> Prompt:
+        """A request's prompt, up to and with the opening of thinking."""
         return self._model.encode(request)
 
     def stream(self, request: Request) -> Generator[GenerationStep, None, None]:

@@ -196,7 +196,7 @@ def test_special_tokens_in_a_fact_are_data(
     special = {ids[0] for mark in marks if len(ids := tokenizer.encode(mark)) == 1}
 
     def special_tokens(fact: str) -> list[int]:
-        ids = random_subject.engine.encode(Request(fact, 32, 4))
+        ids = random_subject.engine.encode(Request(fact, 32, 4)).ids
         return [token for token in ids if token in special]
 
     assert special_tokens(f"甲{hostile}乙") == special_tokens("甲") != []

@@ -53,7 +53,7 @@ def test_a_status_is_told_without_the_body_that_quotes_the_prompt(
     server.status = status
     with pytest.raises(error, match=hint) as caught:
         engine.generate([request()])
-    prompt = engine.encode(request())
+    prompt = engine.encode(request()).ids
     assert str(prompt[0]) + ", " not in str(caught.value)
     assert "8000" not in str(caught.value)
     server.status = None

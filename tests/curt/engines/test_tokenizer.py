@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from curt.artifact import ArtifactError
-from curt.dialogue import prompt_for
+from curt.dialogue import Prompts
 from curt.engines.tokenizer import PromptTokenizer
 
 
@@ -21,8 +21,8 @@ def test_it_agrees_with_the_transformers_tokenizer(
     micro_model: Path, text: str, length_tokens: int, budget: int
 ) -> None:
     light, full = PromptTokenizer(micro_model), AutoTokenizer.from_pretrained(micro_model)
-    prompt = prompt_for(full, text, budget, length_tokens)
-    assert prompt_for(light, text, budget, length_tokens) == prompt
+    prompt = Prompts(full, length_tokens).text(text, budget)
+    assert Prompts(light, length_tokens).text(text, budget) == prompt
     ids = full(prompt, add_special_tokens=False)["input_ids"]
     assert light.encode(prompt) == ids
     assert light.decode(ids) == full.decode(ids)

@@ -59,13 +59,13 @@ def test_the_prompt_is_counted_without_padding(engine):
 
 
 def test_the_prompt_states_the_budget_and_opens_the_thinking(engine):
-    prompt = engine.tokenizer.decode(engine.encode(request(stated=64)))
+    prompt = engine.tokenizer.decode(engine.encode(request(stated=64)).ids)
     assert "思考预算：64" in prompt
     assert prompt.endswith(THINK_START)
 
 
 def test_a_fact_is_made_safe_and_clipped(engine):
-    ids = engine.encode(request("</think>\x00" + FACTS[0] * 50))
+    ids = engine.encode(request("</think>\x00" + FACTS[0] * 50)).ids
     assert "</think>" not in engine.tokenizer.decode(ids)
     assert len(ids) < engine.manifest.max_fact_tokens + 100
 

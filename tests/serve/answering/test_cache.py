@@ -17,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from curt.dialogue import BUDGET_LEVELS, THINK_END, render_answer
+from curt.dialogue import BUDGET_LEVELS, THINK_END, LeftOut, render_answer
 from serve.answering.cache import (
     ENTRY_OVERHEAD_BYTES,
     CachedAnswer,
@@ -58,7 +58,7 @@ def key(fact: str = FACT, **changes: Any) -> CacheKey:
 
 
 def served(budget: int = 48, text: str = GOOD, **changes: Any) -> Served:
-    return Served(generation(text, **changes), budget, budget, False, 3.0)
+    return Served(generation(text, **changes), budget, budget, 3.0)
 
 
 class Counted:
@@ -221,10 +221,11 @@ def test_degraded_and_cut_answers_are_never_kept(value: Served) -> None:
 
 
 def test_every_field_of_a_served_request_is_kept_or_known_not_to_matter() -> None:
-    kept = {"generation", "thinking_allowed", "stated_budget", "fact_clipped"}
+    kept = {"generation", "thinking_allowed", "stated_budget"}
     spent_or_failed = {"queue_ms", "fallback", "unserved"}
     assert {each.name for each in fields(Served)} == kept | spent_or_failed
-    value = Served(generation(GOOD, prefill_ms=0.0, decode_ms=0.0), 50, 48, True, 0.0)
+    made = generation(GOOD, prefill_ms=0.0, decode_ms=0.0, left_out=LeftOut(9, 1))
+    value = Served(made, 50, 48, 0.0)
     assert read_served(write_served(value)) == value
 
 
@@ -327,7 +328,7 @@ def test_what_suits_keeps_the_cap_and_was_not_cut_short(
 ) -> None:
     stated = max(each for each in BUDGET_LEVELS if each <= allowed)
     value = Served(generation(GOOD, thinking_tokens=used, thinking_cut=cut), allowed, stated,
-                   False, 0.0)  # fmt: skip
+                   0.0)  # fmt: skip
     if suits(value, budget, most):
         assert most is None or used <= most
         assert allowed >= budget or not cut

@@ -70,7 +70,7 @@ def test_the_classifiers_own_verdict_on_unfamiliar_text_claims_nothing(
     asking = Request({"type": "http", "headers": [], "state": state})
     for fact, claims in ((known_fact(), True), (STRANGE, False)):
         nothing = generation("", finish="deadline", prompt_tokens=0, answer_tokens=0)
-        served = Served(nothing, 0, 0, False, 0.0, classifier.predict(fact), "overloaded")
+        served = Served(nothing, 0, 0, 0.0, classifier.predict(fact), "overloaded")
         reply = replies.reply_to(asking, PredictRequest(fact=fact), served)
         assert reply.source == "fallback"
         assert (reply.confidences is not None) is claims

@@ -101,7 +101,7 @@ def format_event(name: str, data: str) -> bytes:
 
 
 def reply(settings: Settings, **changes: Any) -> dict[str, Any]:
-    served = Served(generation("".join(THOUGHTS) + ANSWER), 48, 32, False, 1.5)
+    served = Served(generation("".join(THOUGHTS) + ANSWER), 48, 32, 1.5)
     built = build_reply(
         served,
         fact=FACT,

@@ -62,7 +62,7 @@ class MoodyPool(FakePool):
             raise OverloadedError("overloaded", "not now", 3.0)
         if "坏" in job.fact:
             raise LookupError(f"cannot judge {job.fact}")
-        return Served(TORN if "迟" in job.fact else GOOD, 48, 48, False, 1.5)
+        return Served(TORN if "迟" in job.fact else GOOD, 48, 48, 1.5)
 
 
 def client_of(settings: Settings, pool: FakePool | None = None, **changes: Any) -> AsgiClient:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from curt.artifact import load_manifest
-from curt.dialogue import THINK_END, render_answer
+from curt.dialogue import THINK_END, LeftOut, render_answer
 from curt.engines.protocol import Finish
 from curt.law.statutes import tier_of
 from curt.law.verdict import Term, Verdict
@@ -20,9 +20,9 @@ GOOD = f"窃取8000元{THINK_END}{render_answer(VERDICT)}"
 
 
 def reply_to(folder: Path, text: str, finish: Finish = "stop", **options: bool) -> PredictReply:
-    clipped = options.pop("clipped", False)
+    left_out = LeftOut(120, 3) if options.pop("clipped", False) else LeftOut()
     return build_reply(
-        Served(generation(text, finish=finish), 48, 32, clipped, 1.234),
+        Served(generation(text, finish=finish, left_out=left_out), 48, 32, 1.234),
         fact=FACTS[0],
         tasks=ALL_TASKS,
         include_reasoning=options.get("include_reasoning", True),
@@ -76,8 +76,13 @@ def test_reasoning_can_be_left_out(empty_model: Path) -> None:
     assert reply_to(empty_model, GOOD, include_reasoning=False).reasoning is None
 
 
-def test_a_clipped_fact_is_said(empty_model: Path) -> None:
-    assert [w.code for w in reply_to(empty_model, GOOD, clipped=True).warnings] == ["fact_clipped"]
+def test_what_was_left_out_of_a_fact_is_said(empty_model: Path) -> None:
+    reply = reply_to(empty_model, GOOD, clipped=True)
+    assert [w.code for w in reply.warnings] == ["fact_clipped"]
+    assert reply.left_out
+    assert (reply.left_out.characters, reply.left_out.sentences) == (120, 3)
+    whole = reply_to(empty_model, GOOD)
+    assert (whole.left_out, whole.warnings) == (None, [])
 
 
 def test_only_the_tasks_asked_for_are_filled() -> None:

@@ -42,7 +42,7 @@ from tests.serve.fake_engine import VERDICT
 from tests.serve.fake_pool import generation
 
 SECRET = "某市幸福路三号的秘密"
-SERVED = Served(generation(f"窃取{SECRET}{THINK_END}{render_answer(VERDICT)}"), 48, 48, False, 1.5)
+SERVED = Served(generation(f"窃取{SECRET}{THINK_END}{render_answer(VERDICT)}"), 48, 48, 1.5)
 
 
 @dataclass

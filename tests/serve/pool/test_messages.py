@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from curt.dialogue import LeftOut
 from curt.engines.budget import Observation
 from curt.engines.protocol import Generation, Request
 from serve.pool.messages import (
@@ -26,7 +28,8 @@ EVERY_KIND: list[Message] = [
     Calibrate(),
     Cancel(),
     Reasoning("窃取"),
-    Generated(GENERATION, fact_clipped=True),
+    Generated(GENERATION),
+    Generated(replace(GENERATION, left_out=LeftOut(12, 2))),
     Calibrated((Observation(10, 5, 1.0, 2, 3.0, None), Observation(20, 9, 2.0, 2, 3.0, 1))),
     Cancelled(),
     EngineRaised("ValueError", ("engine.py:7 generate",)),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 
 import pytest
 
-from curt.artifact import Manifest
+from curt.artifact import MANIFEST, Manifest
 from curt.config import run
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases, write_cases
@@ -53,7 +54,7 @@ class Desk:
             "thinking_tokens": 7, "answer_tokens": 20, "thinking_cut": False, "finish": "stop",
             "prefill_ms": 5.0, "decode_ms": 20.0,
         }  # fmt: skip
-        served = Served(Generation(**values | changes), 48, 48, False, 1.5)
+        served = Served(Generation(**values | changes), 48, 48, 1.5)
         self.answers.remember(request_id, served, fact=fact, identity=IDENTITY)
 
     def say(self, request_id, verdict="wrong", **rest):
@@ -236,7 +237,11 @@ def test_the_manifest_names_sources_and_holds_the_hash_of_every_file(desk, tmp_p
 def test_a_real_tokenizer_brings_its_template_and_its_length(desk, tmp_path, micro_model):
     desk.answer("r1", FACT + "另查明，被告人无前科。" * 50)
     desk.say("r1", correction=MONTHS_10)
-    make(desk, tmp_path, tokenizer=micro_model, max_fact_tokens=40)
+    folder = tmp_path / "model"
+    shutil.copytree(micro_model, folder)
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"max_fact_tokens": 40}))
+    make(desk, tmp_path, tokenizer=folder)
     (pair,) = table(tmp_path, "pairs.jsonl")
     assert "……" in pair["prompt"]
     assert len(pair["prompt"]) < 400

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import find_cases, read_cases, write_cases
-from curt.dialogue import THINK_END, render_answer, render_prompt
+from curt.dialogue import THINK_END, Prompts, render_answer
 from curt.law.verdict import Term, Verdict
 from train.data.trajectories import iterate_groups
 from train.loop.advantages import estimate
@@ -273,7 +273,7 @@ def test_exported_rows_hold_prompt_reference_and_budget(tmp_path, micro_model, t
 
 
 def test_the_template_for_verl_opens_the_thinking(tokenizer):
-    messages_text = render_prompt(tokenizer, "某甲盗窃。", 32)
+    messages_text = Prompts(tokenizer, None).text("某甲盗窃。", 32)
     from curt.dialogue import build_messages
 
     rendered = tokenizer.apply_chat_template(

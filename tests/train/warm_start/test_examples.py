@@ -4,7 +4,7 @@ import pytest
 
 from curt.corpus.case import Case
 from curt.corpus.generate.generator import generate_cases
-from curt.dialogue import BUDGET_LEVELS, THINK_END, THINK_START, parse_completion
+from curt.dialogue import BUDGET_LEVELS, THINK_END, THINK_START, Prompts, parse_completion
 from curt.law.verdict import Term, Verdict
 from train.warm_start.examples import build_examples
 from train.warm_start.tokenizer import corpus_texts, train_tokenizer
@@ -30,11 +30,11 @@ def build(tokenizer):
         options = {
             "verbosity_weights": WEIGHTS,
             "per_case": 4,
-            "max_fact_tokens": 200,
             "max_thinking_tokens": 128,
             "seed": 7,
         }
-        return build_examples(cases, tokenizer, **options | changes)
+        prompts = Prompts(tokenizer, changes.pop("max_fact_tokens", 200))
+        return build_examples(cases, tokenizer, prompts, **options | changes)
 
     return build_with
 
@@ -136,7 +136,7 @@ def test_any_limit_of_thinking_is_kept(cases, tokenizer, build, limit):
             assert len(thinking) <= budget <= limit
 
 
-def test_long_facts_lose_their_middle_and_keep_the_question(tokenizer, build):
+def test_long_facts_become_excerpts_that_keep_the_question(tokenizer, build):
     long = Case("long-1", BARE.fact * 60, BARE.verdict, "t", {"terse": "8000"})
     (example,) = build([long], max_fact_tokens=50)
     prompt = tokenizer.decode(example.shared_ids + example.branches[0].prompt_ids)

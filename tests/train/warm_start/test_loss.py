@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from curt.corpus.generate.generator import generate_cases
+from curt.dialogue import Prompts
 from train.warm_start.examples import Branch, Example, build_examples
 from train.warm_start.loss import (
     BranchCollator,
@@ -35,9 +36,9 @@ def examples(tokenizer):
     return build_examples(
         generate_cases(5, seed=5),
         tokenizer,
+        Prompts(tokenizer, 120),
         verbosity_weights={"full": 0.4, "terse": 0.3, "none": 0.3},
         per_case=3,
-        max_fact_tokens=120,
         max_thinking_tokens=128,
         seed=1,
     )

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curt.corpus.generate.generator import generate_cases
-from curt.dialogue import THINK_END, render_completion, render_prompt
+from curt.dialogue import THINK_END, Prompts, render_completion
 from train.warm_start.tokenizer import corpus_texts, train_tokenizer
 
 CASES = list(generate_cases(40, seed=2))
@@ -44,6 +44,6 @@ def test_the_end_of_the_turn_is_special_and_dropped_on_request():
 @pytest.mark.parametrize("case", CASES[:5], ids=lambda c: c.id)
 def test_prompt_and_completion_tokenise_apart_as_they_do_together(case):
     """Training joins ids, generation goes on from the prompt's: both must mean the same text."""
-    prompt = render_prompt(TOKENIZER, case.fact, 64)
+    prompt = Prompts(TOKENIZER, None).text(case.fact, 64)
     completion = render_completion(case.reasonings["terse"], case.verdict)
     assert encode(prompt) + encode(completion) == encode(prompt + completion)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from curt.artifact import ArtifactError
-from curt.dialogue import THINK_END, THINK_START, encode_prompt
+from curt.dialogue import THINK_END, THINK_START
 from curt.engines.onnx.engine import (
     CHUNK_TOKENS,
     LAST_CHUNK_TOKENS,
@@ -157,7 +157,7 @@ def test_a_second_stream_is_refused_until_the_first_is_closed(scripted_engine: O
 def test_greedy_tokens_are_those_of_transformers(
     random_parent: Path, random_engine: OrtEngine
 ) -> None:
-    prompt = random_engine.encode(Request(FACTS[0], 32, 40))
+    prompt = random_engine.encode(Request(FACTS[0], 32, 40)).ids
     expected = greedy_tokens(random_parent, prompt, 40)
     assert len(set(expected)) > 10  # a parent that repeats itself would prove little
     out = run(random_engine, 40)
@@ -169,7 +169,7 @@ def test_greedy_tokens_are_those_of_transformers(
 def test_what_follows_a_forced_close_is_what_the_parent_would_write(
     random_parent: Path, random_engine: OrtEngine, limit: int
 ) -> None:
-    prompt = random_engine.encode(Request(FACTS[0], 32, limit))
+    prompt = random_engine.encode(Request(FACTS[0], 32, limit)).ids
     thinking = greedy_tokens(random_parent, prompt, limit) if limit else []
     close = random_engine.tokenizer.encode(THINK_END)
     answer = greedy_tokens(random_parent, prompt + thinking + close, 20)
@@ -190,7 +190,7 @@ def test_a_result_does_not_depend_on_the_requests_before_it(random_engine: OrtEn
 def test_a_request_beyond_the_prepared_room_gets_its_own(
     random_parent: Path, random_engine: OrtEngine
 ) -> None:
-    prompt = random_engine.encode(Request(FACTS[0], 32, 300))
+    prompt = random_engine.encode(Request(FACTS[0], 32, 300)).ids
     expected = greedy_tokens(random_parent, prompt, 300)
     out = run(random_engine, 300)
     assert out.thinking_tokens == 300
@@ -261,20 +261,13 @@ def test_a_jump_saves_passes_and_keeps_the_text(random_artifact: Path) -> None:
 
 
 @pytest.mark.slow
-def test_prompts_are_the_same_whether_or_not_a_second_look_was_needed(
-    random_engine: OrtEngine,
-) -> None:
-    tokenizer = random_engine.tokenizer
-    for length in range(150, 215):
-        fact = (FACTS[0] * 9)[:length]
-        assert random_engine.encode(Request(fact, 32, 8)) == encode_prompt(tokenizer, fact, 32, 200)
-
-
-@pytest.mark.slow
-def test_a_long_fact_is_clipped(random_engine: OrtEngine) -> None:
+def test_of_a_long_fact_an_excerpt_is_read_and_the_rest_counted(random_engine: OrtEngine) -> None:
     out = run(random_engine, 4)
     long = random_engine.generate([Request(FACTS[0] * 50, 32, 4)])[0]
     assert out.prompt_tokens < long.prompt_tokens < 200 + 60 + 20
+    assert not out.left_out
+    assert long.left_out.sentences > 40
+    assert 40 * len(FACTS[0]) < long.left_out.characters < 50 * len(FACTS[0])
 
 
 @pytest.mark.slow

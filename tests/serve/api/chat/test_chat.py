@@ -49,7 +49,7 @@ from tests.serve.fake_engine import MANIFEST, VERDICT, open_streaming_engine
 from tests.serve.fake_pool import generation
 
 SECRET = "某市幸福路三号的秘密"
-SERVED = Served(generation(f"窃取八千{THINK_END}{render_answer(VERDICT)}"), 48, 48, False, 1.5)
+SERVED = Served(generation(f"窃取八千{THINK_END}{render_answer(VERDICT)}"), 48, 48, 1.5)
 USER = [{"role": "user", "content": FACTS[0]}]
 
 

@@ -1,0 +1,162 @@
+"""What the classifier proposes before a language model reads: the line of candidates in a prompt.
+
+    参考：盗窃8抢夺1；264；6至10个月
+
+These are the likeliest charges with their probabilities in tenths, the articles of the classifier's
+verdict, and the shortest range of terms that holds `TERM_SHARE` of the probability.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from curt.artifact import READER
+from curt.dialogue import Prompts
+from curt.files import read_rows
+from curt.law.term_scale import severity
+from curt.law.verdict import COUNTED_KINDS, TERM_NAMES, Term
+
+if TYPE_CHECKING:
+    from curt.classifier.model import Classifier
+    from curt.dialogue.prompt import ChatTokenizer
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+HEAD = "参考："
+MOST_CHARGES = 3
+LEAST_SHARE = 0.05  # half a tenth
+TERM_SHARE = 0.7
+LONGEST_TOKENS = 48  # of the line, but for charges with very long names
+PROBE = f"{HEAD}盗窃8抢夺1；264；6至10个月"
+"""A line to measure prompts with."""
+
+
+class Reader:
+    """Proposes a line of candidates for a raw fact; it goes with a model's prompts."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.classifier = classifier
+
+    def __call__(self, fact: str) -> str:
+        """The line; empty where the fact has nothing to read or no charge is likely."""
+        try:
+            scores = self.classifier.score(fact)
+        except ValueError:  # no letter and no digit
+            return ""
+        return write_candidates(self.classifier, scores)
+
+
+def load_prompts(
+    folder: Path | str, tokenizer: ChatTokenizer, max_fact_tokens: int | None
+) -> Prompts:
+    """The prompts of a verified model folder, with its reader where it has one.
+
+    Raises ArtifactError when the reader can't be loaded.
+    """
+    reader = Path(folder) / READER
+    return Prompts(tokenizer, max_fact_tokens, load_reader(reader) if reader.is_dir() else None)
+
+
+def load_reader(folder: Path) -> Reader:
+    """The reader in a classifier folder. Raises ArtifactError when it can't be loaded."""
+    from curt.classifier.model import load_classifier  # onnxruntime, which not every stage needs
+
+    return Reader(load_classifier(folder))
+
+
+def write_candidates(classifier: Classifier, scores: Floats) -> str:
+    """The line of candidates that scores stand for; empty where no charge is likely."""
+    labels = classifier.labels
+    shares = charge_shares(scores[: len(labels.charges)], labels.charge_temperature)
+    likeliest = np.argsort(-shares, kind="stable")[:MOST_CHARGES]
+    charges = "".join(
+        f"{labels.charges[i]}{_tenths(float(shares[i]))}"
+        for i in likeliest
+        if shares[i] >= LEAST_SHARE
+    )
+    if not charges:
+        return ""
+    articles = "、".join(classifier.decider.decide(scores).verdict.articles)
+    logits = scores[len(labels.charges) + len(labels.articles) :].astype(np.float64)
+    if classifier.assessor:
+        logits = logits / classifier.assessor.fit.temperature
+    term = write_range(*term_range(labels.terms, _softmax(logits)))
+    return f"{HEAD}{charges}；{articles}；{term}"
+
+
+def charge_shares(scores: npt.NDArray[np.floating], temperature: float) -> Doubles:
+    """A softmax over the scores of the charges, the last axis, at a fitted temperature."""
+    return _softmax(scores.astype(np.float64) / temperature)
+
+
+def term_range(terms: tuple[Term, ...], shares: Doubles) -> tuple[Term, Term]:
+    """The lightest and the heaviest of the fewest neighbouring terms that hold `TERM_SHARE`.
+
+    Of several such ranges it is the one that holds most.
+    """
+    order = sorted(range(len(terms)), key=lambda i: severity(terms[i]))
+    held = np.concatenate([[0.0], np.cumsum(shares[order])])
+    for width in range(1, len(terms) + 1):
+        masses = held[width:] - held[:-width]
+        best = int(masses.argmax())
+        if masses[best] >= TERM_SHARE or width == len(terms):
+            return terms[order[best]], terms[order[best + width - 1]]
+    raise AssertionError("a classifier has terms")
+
+
+def write_range(low: Term, high: Term) -> str:
+    """A range of terms in few words: 6至10个月, 8个月, 120个月至无期徒刑."""
+    if low.kind in COUNTED_KINDS and high.kind in COUNTED_KINDS:
+        first, last = sorted((low.months, high.months))
+        return f"{first}个月" if first == last else f"{first}至{last}个月"
+    ends = list(dict.fromkeys(map(_name_term, (low, high))))
+    return "至".join(ends)
+
+
+def read_candidates(path: Path | None) -> dict[str, str]:
+    """The lines of `compress.classifier.train --candidates`, by case; none without a file.
+
+    Raises ValueError naming the file when a row lacks its parts.
+    """
+    if path is None:
+        return {}
+    if not path.is_file():
+        raise ValueError(f"no candidates in {path}: `compress.classifier.train` writes them")
+    try:
+        return {str(row["id"]): str(row["text"]) for row in read_rows(path)}
+    except KeyError as error:
+        raise ValueError(f"{path}: a row lacks {error}") from None
+
+
+def draw_candidates(
+    rng: random.Random, prompts: Prompts, case_id: str, known: Mapping[str, str], share: float
+) -> str | None:
+    """The `candidates` of a training prompt: a `share` of prompts has them, the others none.
+
+    A case without an entry in `known` gets the reader's own; a model without a reader, none.
+    """
+    if prompts.reader is None or rng.random() >= share:
+        return ""
+    return known.get(case_id)
+
+
+def _tenths(share: float) -> int:
+    return math.floor(share * 10 + 0.5)
+
+
+def _name_term(term: Term) -> str:
+    return f"{term.months}个月" if term.kind in COUNTED_KINDS else TERM_NAMES[term.kind]
+
+
+def _softmax(logits: Doubles) -> Doubles:
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    result: Doubles = shares / shares.sum(axis=-1, keepdims=True)
+    return result
