@@ -156,7 +156,7 @@ bench-soak: $(RUN)/fallback/agreement.json ## Ten minutes at 80% of capacity: me
 .PHONY: bench-before-after
 bench-before-after: $(ORT)/manifest.json $(ORT)-warm-start/manifest.json ## Long reasoning beside penalised
 	$(PY) -m benchmarks.before_after --warm_start $(ORT)-warm-start \
-	    --penalised $(ORT) --cases $(RUN)/corpus/test.jsonl
+	    --model $(ORT) --cases $(RUN)/corpus/test.jsonl
 
 .PHONY: bench-smoke
 bench-smoke: $(STAMP) ## Ratios against the committed baseline; fails on 20% loss (3 minutes)

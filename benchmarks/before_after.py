@@ -23,9 +23,9 @@ from typing import Any
 from pydantic import Field
 
 from benchmarks.client import Exchange, ask, load, quantiles, read_verdict, write_body
-from benchmarks.run import EXPECTED, describe_machine, serve, write_results
+from benchmarks.run import EXPECTED, ServedConfig, describe_machine, serve, write_results
 from curt.artifact import load_manifest
-from curt.config import Config, run
+from curt.config import run
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases
 from curt.law.verdict import Verdict
@@ -37,25 +37,16 @@ from loadtest.capacity._rates import SearchPlan, find_highest
 log = logging.getLogger(__name__)
 
 BEFORE, AFTER = "warm_start", "penalised"
+OFF_MS = 10_000  # a deadline that shortens nothing: the deadline off
 
 
-class BeforeAfterConfig(Config):
-    """What to compare and how long."""
+class BeforeAfterConfig(ServedConfig):
+    """What to compare and how long; `model` is that after the length penalty."""
 
     warm_start: Path = Path("artifacts/demo/ort-w8a8-warm-start")
-    """Export of the model before the length penalty."""
-    penalised: Path = Path("artifacts/demo/ort-w8a8")
-    """Export of the model after it, by the same recipe."""
-    cases: Path = Path("artifacts/demo/corpus/test.jsonl")
-    """Cases to answer; their verdicts are what accuracy is counted against."""
-    limit: int | None = Field(None, ge=1)
-    """Use only the first so many cases."""
-    deadline_ms: int = 400
-    """The deadline."""
-    off_ms: int = 10_000
-    """A deadline that shortens nothing: the deadline off."""
-    workers: int | None = None
-    """Of each server; its default when not given."""
+    """Export of the model before the length penalty, by the same recipe."""
+    fallback: Path | None = None
+    """Classifier folder of both; a degraded answer counts as wrong."""
     rounds: int = Field(3, ge=0)
     """Searches for the highest rate, of each model; 0 for none."""
     seconds: float = Field(10.0, gt=0)
@@ -66,8 +57,6 @@ class BeforeAfterConfig(Config):
     """A search ends when the rate that broke is this close above the one that was kept."""
     pause_seconds: float = Field(1.0, ge=0)
     """Between two rates."""
-    seed: int = 1
-    """Of the arrivals."""
     report: Path = Path("benchmarks/results/before_after.json")
     """File of results; raw rows and a picture go beside it."""
 
@@ -113,19 +102,21 @@ async def measure(config: BeforeAfterConfig) -> tuple[dict[str, Any], Runs]:
     Raises ArtifactError when a folder must not be loaded, ValueError when both do not have the same
     recipe, RuntimeError when a server does not come up.
     """
-    folders = {BEFORE: config.warm_start, AFTER: config.penalised}
-    check_same_recipe(config.warm_start, config.penalised)
-    cases = list(read_cases(config.cases, config.limit))
+    folders = {BEFORE: config.warm_start, AFTER: config.model}
+    check_same_recipe(config.warm_start, config.model)
+    cases = list(read_cases(config.cases))
     if not cases:
         raise ValueError(f"{config.cases} holds no case")
     with ExitStack() as stack:
         urls = {
-            name: stack.enter_context(serve(folder, workers=config.workers)).url
+            name: stack.enter_context(
+                serve(folder, fallback=config.fallback, workers=config.workers)
+            ).url
             for name, folder in folders.items()
         }
         runs = {
             mode: await answer_all(urls, cases, deadline_ms)
-            for mode, deadline_ms in (("off", config.off_ms), ("deadline", config.deadline_ms))
+            for mode, deadline_ms in (("off", OFF_MS), ("deadline", config.deadline_ms))
         }
         searches: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in urls}
         for turn in range(config.rounds):
@@ -140,7 +131,9 @@ async def measure(config: BeforeAfterConfig) -> tuple[dict[str, Any], Runs]:
     }
     return {
         "machine": describe_machine(),
-        "settings": config.model_dump(mode="json", exclude={"warm_start", "penalised", "report"}),
+        "settings": config.model_dump(
+            mode="json", exclude={"model", "warm_start", "fallback", "cases", "report"}
+        ),
         "models": models,
         "penalised_to_warm_start": compare(runs, models),
         "searches": searches,
@@ -211,7 +204,7 @@ async def try_rate(
 ) -> dict[str, Any]:
     """Arrivals at a rate with the deadline off: whether the server answered all of them, their
     99th percentile under the deadline."""
-    exchanges = await load([url], facts, rate, config.seconds, config.off_ms, config.seed)
+    exchanges = await load([url], facts, rate, config.seconds, OFF_MS, config.seed)
     await asyncio.sleep(config.pause_seconds)
     answered = [each for each in exchanges if each.got.status == 200]
     latency_ms = quantiles([each.latency_ms for each in answered])

@@ -73,6 +73,11 @@ class Exchange:
         return self.answer
 
     @property
+    def full(self) -> bool:
+        """Whether a full verdict of the model came."""
+        return self.got.status == 200 and not self.answer["degraded"]
+
+    @property
     def by_model(self) -> bool:
         """Whether the model wrote its answer to the end, readable or not."""
         return self.answer.get("degraded_reason", "no answer") in MODELS_OWN
@@ -145,15 +150,10 @@ async def load(
     seed: int,
 ) -> list[Exchange]:
     """Send Poisson arrivals for so long, no fact twice, and wait for every reply."""
-    run_number = new_run()
-    # Written once: at five times the capacity even this would be felt.
-    bodies = [
-        write_body(number_fact(fact, run_number, -1), deadline_ms).split(b"-1", 1) for fact in facts
-    ]
+    run = new_run()
 
     def make_body(index: int) -> bytes:
-        before, after = bodies[index % len(bodies)]
-        return before + str(index).encode() + after
+        return write_body(number_fact(facts[index % len(facts)], run, index), deadline_ms)
 
     client = Balancer(urls, deadline_ms / 1e3 + PATIENCE_S)
     return await send_on_time(client, arrivals_for(rate, seed, seconds), make_body)
@@ -216,16 +216,6 @@ def endless(facts: Sequence[str]) -> Iterator[str]:
     """The facts again and again, each time under a number of its own: no cache can answer."""
     run = new_run()
     return (number_fact(facts[index % len(facts)], run, index) for index in count())
-
-
-def fill_up(fact: str, chars: int) -> str:
-    """A fact of exactly so many characters: a longer one is cut, a shorter one told again.
-
-    What is told again loses its beginning, so that the fact stands there whole at the end.
-    """
-    if len(fact) >= chars:
-        return fact[:chars]
-    return (fact * (chars // len(fact) + 1))[-chars:]
 
 
 def thinking_of(exchanges: Sequence[Exchange]) -> dict[str, Any]:

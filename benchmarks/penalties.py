@@ -97,8 +97,8 @@ def work(config: PenaltyBenchConfig) -> None:
 def evaluate_warm_start(config: PenaltyBenchConfig) -> None:
     """The model before GRPO, and the same model with its thinking cut off."""
     _evaluate(config, config.model, "warm_start")
-    cut = ["--stated_budget", str(max(BUDGETS)), "--budgets", json.dumps(BUDGETS)]
-    _run_evaluation(config, config.model, "truncation", cut, config.budget_cases)
+    cut = {"stated_budget": max(BUDGETS), "budgets": BUDGETS}
+    _run_evaluation(config, config.model, "truncation", cut | _sizes(config))
 
 
 def train_and_evaluate(config: PenaltyBenchConfig, method: str, seed: int) -> None:
@@ -115,64 +115,50 @@ def train_and_evaluate(config: PenaltyBenchConfig, method: str, seed: int) -> No
             **config.methods[method],
             "seed": seed,
         }
-        _run(["train.grpo", f"@{config.grpo}", *_options(settings)], config.folder / f"{name}.log")
+        _run(["train.grpo", f"@{config.grpo}"], settings, config.folder / f"{name}.log")
     _evaluate(config, model, name)
 
 
 def _evaluate(config: PenaltyBenchConfig, model: Path, name: str) -> None:
-    _run_evaluation(config, model, name, ["--budgets", json.dumps(BUDGETS)], config.budget_cases)
-    stated = ["--budgets", json.dumps(STATED), "--thinking_limit", "192"]
-    limit = str(config.obedience_cases)
-    _run_evaluation(config, model, f"{name}.stated", [*stated, "--limit", limit], None)
+    _run_evaluation(config, model, name, {"budgets": BUDGETS} | _sizes(config))
+    stated = {"budgets": STATED, "thinking_limit": 192, "limit": config.obedience_cases}
+    _run_evaluation(config, model, f"{name}.stated", stated)
+
+
+def _sizes(config: PenaltyBenchConfig) -> dict[str, Any]:
+    return {"limit": config.cases, "budget_limit": config.budget_cases}
 
 
 def _run_evaluation(
-    config: PenaltyBenchConfig,
-    model: Path,
-    name: str,
-    options: Sequence[str],
-    budget_cases: int | None,
+    config: PenaltyBenchConfig, model: Path, name: str, settings: dict[str, Any]
 ) -> None:
     out = config.folder / f"{name}.json"
-    if out.is_file():
-        return
-    common = {"model": model, "corpus": config.corpus / "test.jsonl", "out": out, "examples": 0}
-    if budget_cases is not None:
-        common |= {"limit": config.cases, "budget_limit": budget_cases}
-    _run(["curt.evaluate", *_options(common), *options], config.folder / f"{name}.eval.log")
+    if not out.is_file():
+        common = {"model": model, "corpus": config.corpus / "test.jsonl", "out": out, "examples": 0}
+        _run(["curt.evaluate"], common | settings, config.folder / f"{name}.eval.log")
 
 
-def _options(settings: dict[str, Any]) -> list[str]:
-    options = []
+def _run(module: Sequence[str], settings: dict[str, Any], log: Path) -> None:
+    """Run a module with settings as its options."""
+    command = [sys.executable, "-m", *module]
     for key, value in settings.items():
         text = json.dumps(value) if isinstance(value, dict | list | bool) else str(value)
-        options += [f"--{key}", text]
-    return options
-
-
-def _run(module_and_options: Sequence[str], log: Path) -> None:
+        command += [f"--{key}", text]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("ab") as file:
-        done = subprocess.run(
-            [sys.executable, "-m", *module_and_options],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            check=False,
-        )
+        done = subprocess.run(command, stdout=file, stderr=file, env=environment, check=False)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(module_and_options[:2])} failed: see {log}")
+        raise RuntimeError(f"{' '.join(module)} failed: see {log}")
 
 
 def collect(config: PenaltyBenchConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """All figures of finished runs, and a row for every case of every run."""
     warm = _read(config.folder / "warm_start.json")
     cut = _read(config.folder / "truncation.json")
-    warm_obedience = [_read(config.folder / "warm_start.stated.json")]
     summary = {
         "warm_start": {
             **summarise_method([warm], None),
-            "obedience": obedience_rows(warm_obedience),
+            "obedience": obedience_rows([_read(config.folder / "warm_start.stated.json")]),
         },
         "truncation": summarise_method([cut], warm),
     }
@@ -184,8 +170,6 @@ def collect(config: PenaltyBenchConfig) -> tuple[dict[str, Any], list[dict[str, 
         summary[method] = {
             **summarise_method(evaluations, warm),
             "obedience": obedience_rows(stated),
-            "by_correctness": [e["by_correctness"] for e in evaluations],
-            "by_trait": [e["by_trait"] for e in evaluations],
         }
         runs |= dict(zip(names, evaluations, strict=True))
     summary["default"] = {**summary[config.default], "method": config.default}

@@ -109,28 +109,6 @@ def draw_before_after(result: Row, runs: Mapping[str, Any]) -> bytes:
     return to_png(figure)
 
 
-def draw_rates(results: Row) -> bytes:
-    """Latency at each rate, and misses with the thinking that was allowed."""
-    figure, (left, right) = _grid(11, 4.2)
-    rows = [row for row in results["rates"] if row["latency_ms"]]
-    rates = [row["rate_per_s"] for row in rows]
-    _draw_latencies(left, rates, rows, ("p50", "p95", "p99", "max"))
-    left.axhline(results["deadline_ms"], color="black", linestyle=":", label="deadline")
-    left.set(
-        xlabel="arrivals a second",
-        ylabel="latency from the scheduled instant (ms)",
-        title=f"Latency, {results['fact_chars']}-character facts",
-    )
-    left.legend(fontsize=8)
-    shares = [100 * row["miss_share"] for row in rows]
-    ends = [[100 * end for end in row["miss_share_interval"]] for row in rows]
-    right.errorbar(rates, shares, yerr=_reach(shares, ends), marker="o", capsize=3, color="C3")
-    right.set(xlabel="arrivals a second", title="Misses and allowed thinking", ylim=(0, None))
-    right.set_ylabel("misses (% with 95% interval)", color="C3")
-    _draw_thinking(right, rates, rows)
-    return to_png(figure)
-
-
 def draw_deadlines(results: Row) -> bytes:
     """Latency and accuracy against the deadline, and both under load at one deadline."""
     figure, panels = _grid(11, 8.4, panels=4)

@@ -5,10 +5,10 @@
 The same cases, as they are, are asked at every deadline at one rate below the capacity, then at
 rising rates under one deadline, where load shortens everyone's reasoning. Arrivals are Poisson.
 
-Accuracy is given over all requests, where one without a verdict is wrong and the classifier's
-verdict counts as what it says, and over full verdicts of the model alone. Intervals are Wilson's
-at 95% over different cases, not over their repetitions. An answer is late where it comes more than
-10 ms after its deadline, counted from sending.
+Accuracy is over all requests, where one without a verdict is wrong and the classifier's verdict
+counts as what it says. Intervals are Wilson's at 95% over different cases, not over their
+repetitions. An answer is late where it comes more than 10 ms after its deadline, counted from
+sending.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -38,8 +37,6 @@ from benchmarks.run import EXPECTED, ServedConfig, write_results
 from curt.config import run
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases
-from curt.dialogue import ParseFailure
-from curt.law.verdict import Verdict
 from curt.scores.metrics import score_verdicts
 from curt.scores.statistics import wilson
 from loadtest._arrivals import arrival_times_s
@@ -67,29 +64,15 @@ class DeadlinesConfig(ServedConfig):
     """Cases are repeated more often at rates that would be over sooner."""
     settle_seconds: float = Field(6.0, ge=0)
     """Before each: arrivals of the last few seconds shorten everyone's reasoning."""
-    limit: int | None = Field(None, ge=1)
-    """Use only the first so many cases."""
     report: Path = Path("benchmarks/results/deadlines.json")
     """File of results; raw rows and a picture go beside it."""
 
 
-@dataclass(frozen=True, slots=True)
-class AskedCase:
+class AskedCase(NamedTuple):
     """A case and what came of asking it."""
 
     case: Case
     exchange: Exchange
-
-    @property
-    def verdict(self) -> Verdict | ParseFailure:
-        """What the client was told."""
-        return read_verdict(self.exchange.answer)
-
-    @property
-    def full(self) -> bool:
-        """Whether the model gave a full verdict."""
-        answer = self.exchange.answer
-        return bool(answer) and not answer["degraded"]
 
 
 def work(config: DeadlinesConfig) -> None:
@@ -109,7 +92,7 @@ async def measure(
 
     Raises ValueError when there is no case.
     """
-    cases = list(read_cases(config.cases, config.limit))
+    cases = list(read_cases(config.cases))
     if not cases:
         raise ValueError(f"{config.cases} holds no case")
     described = config.describe()
@@ -163,8 +146,7 @@ def summarise(asked: Sequence[AskedCase], rate: float, deadline_ms: int) -> dict
     """Latency, thinking and accuracy of one deadline at one rate."""
     answers = [each.exchange.answer for each in asked]
     answered = [each for each, answer in zip(asked, answers, strict=True) if answer]
-    full = [each for each in asked if each.full]
-    in_time = sum(each.exchange.latency_ms <= deadline_ms for each in full)
+    in_time = sum(each.exchange.full and each.exchange.latency_ms <= deadline_ms for each in asked)
     return {
         "deadline_ms": deadline_ms,
         "rate_per_s": rate,
@@ -177,8 +159,6 @@ def summarise(asked: Sequence[AskedCase], rate: float, deadline_ms: int) -> dict
         "later_than_deadline_ms": quantiles(lateness(asked, deadline_ms)),
         **thinking_of([each.exchange for each in asked]),
         "of_requests": score(asked),
-        "of_full_answers": score(full) if full else None,
-        "by_allowed_thinking": score_by_allowance(full),
         "client_lag_ms": quantiles([each.exchange.lag_ms for each in asked]),
     }
 
@@ -190,24 +170,16 @@ def lateness(asked: Sequence[AskedCase], deadline_ms: float) -> list[float]:
 
 def score(asked: Sequence[AskedCase]) -> dict[str, dict[str, float]]:
     """Shares of right charges, articles, terms and all three, with 95% intervals."""
-    scores = score_verdicts([each.verdict for each in asked], [each.case.verdict for each in asked])
+    scores = score_verdicts(
+        [read_verdict(each.exchange.answer) for each in asked],
+        [each.case.verdict for each in asked],
+    )
     different = len({each.case.id for each in asked})
     rows = {}
     for name in SCORES:
         low, high = wilson(scores[name], different)
         rows[name] = {"share": scores[name], "low": low, "high": high, "cases": different}
     return rows
-
-
-def score_by_allowance(asked: Sequence[AskedCase]) -> list[dict[str, Any]]:
-    """Accuracy by the budget that was stated to the model: what load took and what it cost."""
-    groups: dict[int, list[AskedCase]] = {}
-    for each in asked:
-        groups.setdefault(each.exchange.answer["thinking"]["stated_budget"], []).append(each)
-    return [
-        {"stated_budget": budget, "answers": len(group), "exact": score(group)["exact"]}
-        for budget, group in sorted(groups.items())
-    ]
 
 
 async def _ask_all(

@@ -142,7 +142,7 @@ def summarise(
     answers = [(each, each.answer) for each in exchanges if each.got.status == 200]
     refusals_ms = [each.service_ms for each in exchanges if each.got.status == 503]
     services_ms = [each.service_ms for each, _ in answers]
-    good = sum(not a["degraded"] and e.latency_ms <= deadline_ms for e, a in answers)
+    good = sum(each.full and each.latency_ms <= deadline_ms for each in exchanges)
     thinking = [answer["thinking"]["tokens"] for _, answer in answers]
     return {
         "rate_per_s": rate,

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import Field
 
-from benchmarks.client import Exchange, fill_up, load, quantiles, thinking_of
+from benchmarks.client import Exchange, load, quantiles, thinking_of
 from benchmarks.run import EXPECTED, ServedConfig, write_results
 from curt.config import run
 from curt.scores.statistics import wilson
@@ -43,22 +43,22 @@ class RatesConfig(ServedConfig):
     chars: int = Field(300, ge=40)
     """Length of every fact, to within the digits of its number."""
     report: Path = Path("benchmarks/results/rates.json")
-    """File of results; raw rows and a picture go beside it."""
+    """File of results; raw rows go beside it."""
 
 
 def work(config: RatesConfig) -> None:
-    """Measure, write and draw."""
-    from benchmarks.pictures import draw_rates
-
+    """Measure and write."""
     with config.serve() as server:
         results, rows = asyncio.run(measure(config, server.url))
-    write_results(config.report, results, rows=rows, picture=draw_rates(results))
+    write_results(config.report, results, rows=rows)
     logger.info("%s is ready", config.report)
 
 
 async def measure(config: RatesConfig, url: str) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """A summary of each rate, and the latency of every request."""
-    facts = [fill_up(fact, config.chars - DOCKET_CHARS) for fact in load_facts(config.cases)]
+    facts = [
+        (fact * config.chars)[: config.chars - DOCKET_CHARS] for fact in load_facts(config.cases)
+    ]
     described = config.describe()
     await load([url], facts, WARM_UP / 2, 2, config.deadline_ms, config.seed)
     summaries, rows = [], []

@@ -8,11 +8,10 @@ the latency (from the scheduled instant), the share of misses (whatever is no fu
 the deadline), and from every second the memory of the front and of each of its processes.
 
 Flat is judged by the slope of a straight line, Theil and Sen's: the median over all pairs of
-points, which single spikes do not move. Its 95% interval comes from resampling blocks of
-neighbouring residues, since what is near in time is alike. A series is flat when the interval
-holds no growth worth naming (the limits below, over the whole run): "rising" needs the interval
-above the limit, and one that holds both is "undecided". The first part of the run, in which
-caches and pools fill, is left out.
+points, which single spikes do not move, with Sen's interval (95%). A series is flat when the
+interval holds no growth worth naming (the limits below, over the whole run): "rising" needs the
+interval above the limit, and one that holds both is "undecided". The first part of the run, in
+which caches and pools fill, is left out.
 """
 
 from __future__ import annotations
@@ -193,7 +192,7 @@ def judge(
         if len(judged) < 3:
             rows[name] = {"points": len(judged), "verdict": "undecided"}
             continue
-        trend = fit_trend(judged, seed=config.seed)
+        trend = fit_trend(judged)
         limit = GROWTH_MISSES if name == "miss_share" else GROWTH_MIB
         if name == "p99_ms":
             limit = GROWTH_P99 * median(value for _, value in judged)

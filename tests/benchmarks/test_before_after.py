@@ -93,7 +93,7 @@ def test_a_model_beside_itself(soak_model: Path, tmp_path: Path) -> None:
     shutil.copytree(soak_model, twin)
     config = BeforeAfterConfig(
         warm_start=twin,
-        penalised=soak_model,
+        model=soak_model,
         cases=write_cases(tmp_path / "cases.jsonl"),
         rounds=1,
         seconds=0.3,

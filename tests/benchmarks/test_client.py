@@ -8,13 +8,10 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from benchmarks.client import (
     arrivals_for,
     endless,
-    fill_up,
     read_verdict,
     send_in_turn,
     send_on_time,
@@ -66,13 +63,6 @@ def test_arrivals_end_in_time_and_repeat_with_their_seed() -> None:
     assert offsets == list(arrivals_for(50, 3, 2.0))
     assert 0 < offsets[0] < offsets[-1] < 2.0
     assert list(islice(arrivals_for(50, 4, 2.0), 1)) != offsets[:1]
-
-
-@given(st.text(min_size=1, max_size=50), st.integers(1, 200))
-def test_a_filled_up_fact_has_the_length_and_the_whole_fact(fact: str, chars: int) -> None:
-    filled = fill_up(fact, chars)
-    assert len(filled) == chars
-    assert filled.endswith(fact) if chars >= len(fact) else fact.startswith(filled)
 
 
 BODIES = [str(i).encode() for i in range(60)]
