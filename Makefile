@@ -297,19 +297,6 @@ plan: $(STAMP) ## Memory, time and cost of CONFIG=file.toml on GPUS=8xH100 (PLAN
 	$(if $(CONFIG),,$(error give CONFIG, as in: make plan CONFIG=configs/qwen2.5-7b/grpo.toml))
 	$(PY) -m train.plan @$(CONFIG) --gpus $(or $(GPUS),8xH100) $(PLAN_FLAGS)
 
-.PHONY: replicas
-replicas: $(STAMP) ## Two servers behind nginx with a shared Redis (both from your distribution)
-	$(PY) -m deploy.replicas up --run $(RUN)/replicas --model $(or $(MODEL),$(ORT)) --port $(PORT) \
-	    $(if $(wildcard $(RUN)/fallback/manifest.json),--fallback $(RUN)/fallback)
-
-.PHONY: replicas-update
-replicas-update: $(STAMP) ## Rolling update of the replicas to MODEL=folder
-	$(PY) -m deploy.replicas update --run $(RUN)/replicas $(if $(MODEL),--model $(MODEL))
-
-.PHONY: replicas-down
-replicas-down: $(STAMP) ## Stop the replicas
-	$(PY) -m deploy.replicas down --run $(RUN)/replicas
-
 .PHONY: bench-simulation
 bench-simulation: $(RUN)/fallback/agreement.json ## A simulated fleet beside two real replicas, then sizes
 	$(PY) -m benchmarks.fleet.validate --model $(ORT) --fallback $(RUN)/fallback

@@ -28,6 +28,7 @@ import yaml
 
 from curt.config import Config, run
 from curt.files import write_atomic
+from deploy.replicas import ReplicasConfig, write_folder
 from serve.settings import unknown_variables
 
 DEPLOY = Path(__file__).parent
@@ -228,17 +229,9 @@ def check_schemas(node_tools: Path, named: Sequence[tuple[str, Any]]) -> None:
 
 def check_nginx() -> None:
     """nginx reads its configuration, with the parts that `deploy.replicas` writes beside it."""
-    source = DEPLOY / "nginx" / "curt.conf"
-    if not source.exists():
-        raise SkippedError("deploy/nginx/curt.conf is not there")
-    from deploy.replicas import write_replicas_conf
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "temp").mkdir()
-        shutil.copy(source, folder / "nginx.conf")
-        (folder / "replicas.conf").write_text(write_replicas_conf([8001, 8002]), encoding="utf-8")
-        (folder / "listen.conf").write_text("listen 127.0.0.1:8000;\n", encoding="utf-8")
+        write_folder(ReplicasConfig(folder=folder))
         run_program("nginx", "-t", "-p", f"{folder}/", "-c", f"{folder}/nginx.conf",
             hint="apt-get install nginx-light")  # fmt: skip
 

@@ -1,15 +1,14 @@
-"""What `deploy.replicas` writes for nginx and its replicas, and the file for Ray Serve."""
+"""What `deploy.replicas` writes for nginx, servers behind it, and the file for Ray Serve."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,10 @@ import pytest
 import yaml
 
 from deploy.replicas import (
+    FAIL_TIMEOUT_S,
     NGINX_CONF,
     ReplicasConfig,
-    environment_of,
-    stop,
-    update,
-    work,
+    write_folder,
     write_replicas_conf,
 )
 from serve.api.chat.chat import CHAT_PATH
@@ -65,10 +62,7 @@ def test_nginx_reads_the_configuration(tmp_path: Path) -> None:
     nginx = shutil.which("nginx", path=SEARCHED)
     if nginx is None:
         pytest.skip("nginx is not installed: apt-get install nginx-light")
-    (tmp_path / "temp").mkdir()
-    shutil.copy(NGINX_CONF, tmp_path / "nginx.conf")
-    (tmp_path / "replicas.conf").write_text(write_replicas_conf([8001, 8002, 8003]))
-    (tmp_path / "listen.conf").write_text("listen 127.0.0.1:8000;\n")
+    write_folder(ReplicasConfig(folder=tmp_path, ports=[8001, 8002, 8003]))
     command = [nginx, "-t", "-p", f"{tmp_path}/", "-c", f"{tmp_path}/nginx.conf"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
@@ -130,89 +124,65 @@ def test_the_log_of_requests_holds_no_query_and_no_body() -> None:
     assert names & {"request", "request_uri", "args", "query_string", "request_body"} == set()
 
 
-def test_replicas_share_what_must_agree_and_nothing_that_one_of_them_writes(
-    tmp_path: Path,
-) -> None:
-    config = ReplicasConfig(action="up", run=tmp_path, model=Path("m"), port=8000)
-    inherited = {"PATH": "/bin", "CURT_PORT": "1", "CURT_RATE_PER_S": "5"}
-    first, second = (environment_of(config, n, "secret", inherited) for n in (0, 1))
-    differ = {name for name in first if first[name] != second[name]}
-    assert differ == {"CURT_PORT", "CURT_FEEDBACK"}
-    assert (first["CURT_PORT"], second["CURT_PORT"]) == ("8001", "8002")
-    assert first["CURT_CACHE_SECRET"] == "secret"
-    assert first["CURT_RATE_PER_S"] == "5"
-    assert first["PATH"] == "/bin"
-    assert json.loads(first["CURT_TRUSTED_PROXIES"]) == ["127.0.0.1"]
-    known = {f"CURT_{name.upper()}" for name in Settings.model_fields}
-    assert {name for name in first if name.startswith("CURT_")} <= known
-
-
-def test_stopping_ends_what_runs_and_passes_over_what_has_ended(tmp_path: Path) -> None:
-    file = tmp_path / "replica-0.pid"
-    stop(file)
-    running = subprocess.Popen(["sleep", "60"])
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    for process in (running, ended):
-        file.write_text(f"{process.pid}\n")
-        stop(file)
-        assert not file.exists()
-    assert running.wait(1) == -signal.SIGTERM
-
-
-def test_an_update_of_nothing_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="`up` first"):
-        work(ReplicasConfig(action="update", run=tmp_path))
-
-
-def test_an_update_to_a_model_that_is_none_brings_the_old_one_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried: list[tuple[int, str]] = []
-
-    def restart(config: ReplicasConfig, index: int) -> None:
-        tried.append((index, config.model.name))
-        if config.model.name == "new":
-            raise RuntimeError("replica-0 did not become ready: no manifest")
-
-    monkeypatch.setattr("deploy.replicas.restart", restart)
-    old = ReplicasConfig(action="up", run=tmp_path, model=Path("old"))
-    with pytest.raises(RuntimeError, match="no manifest"):
-        update(old, Path("new"))
-    assert tried == [(0, "new"), (0, "old")]  # the second server was not touched
-
-
 @pytest.mark.slow
-def test_two_servers_come_up_are_updated_under_requests_and_go(
+def test_no_request_is_lost_while_servers_behind_nginx_restart_in_turn(
     ort_model: Path, tmp_path: Path
 ) -> None:
-    if not all(shutil.which(name, path=SEARCHED) for name in ("nginx", "redis-server")):
-        pytest.skip("apt-get install nginx-light redis-server")
-    folder, statuses = tmp_path / "run", []
+    nginx = shutil.which("nginx", path=SEARCHED)
+    if nginx is None:
+        pytest.skip("nginx is not installed: apt-get install nginx-light")
+    config = ReplicasConfig(folder=tmp_path / "nginx", port=8460, ports=[8461, 8462])
+    write_folder(config)
+    command = [nginx, "-p", f"{config.folder}/", "-c", f"{config.folder}/nginx.conf"]
 
-    def command(*words: object) -> list[str]:
-        program = [sys.executable, "-m", "deploy.replicas"]
-        return [*program, *map(str, words), f"--run={folder}", "--port=8460"]
+    def start(port: int) -> subprocess.Popen[bytes]:
+        own = {"CURT_MODEL": str(ort_model), "CURT_PORT": str(port), "CURT_SPARES": "0"}
+        environment = {**os.environ, "CURT_HOST": "127.0.0.1", **own}
+        return subprocess.Popen([sys.executable, "-m", "serve"], cwd=DEPLOY.parent, env=environment)
 
-    with httpx.Client(base_url="http://127.0.0.1:8460", timeout=30) as client:
-        subprocess.run(command("up", f"--model={ort_model}"), check=True)
-        try:
-            pids = [int(file.read_text()) for file in sorted(folder.glob("replica-*.pid"))]
-            with subprocess.Popen(command("update")) as updating:
-                while updating.poll() is None:
-                    body = {"fact": f"{FACTS[0]}编号{len(statuses)}", "deadline_ms": 20_000}
-                    statuses.append(client.post("/predict", json=body).status_code)
-                    time.sleep(0.05)
-            assert updating.returncode == 0
-            new = [int(file.read_text()) for file in sorted(folder.glob("replica-*.pid"))]
-        finally:
-            subprocess.run(command("down"), check=True)
+    def wait_until_ready(port: int) -> None:
+        end_s = time.monotonic() + 120
+        while time.monotonic() < end_s:
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
+                    return
+            except httpx.ConnectError:  # not listening yet
+                pass
+            time.sleep(0.1)
+        raise AssertionError(f"no server at port {port}")
+
+    def restart_in_turn() -> None:
+        for index, port in enumerate(config.ports):
+            servers[index].terminate()
+            servers[index].wait(80)
+            servers[index] = start(port)
+            wait_until_ready(port)
+            time.sleep(2 * FAIL_TIMEOUT_S)  # until nginx asks this server again
+
+    servers = [start(port) for port in config.ports]
+    try:
+        for port in config.ports:
+            wait_until_ready(port)
+        subprocess.run(command, check=True)
+        statuses = []
+        with (
+            httpx.Client(base_url=f"http://127.0.0.1:{config.port}", timeout=30) as client,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            restarts = pool.submit(restart_in_turn)
+            while not restarts.done():
+                body = {"fact": f"{FACTS[0]}编号{len(statuses)}", "deadline_ms": 20_000}
+                statuses.append(client.post("/predict", json=body).status_code)
+                time.sleep(0.05)
+            restarts.result()
         assert set(statuses) == {200}
-        assert len(pids) == len(new) == 2
-        assert not set(pids) & set(new)
-        with pytest.raises(httpx.ConnectError):
-            client.get("/livez")
-    assert list(folder.glob("*.pid")) == []
+    finally:
+        if (config.folder / "nginx.pid").exists():
+            subprocess.run([*command, "-s", "quit"], check=True)
+        for server in servers:
+            server.terminate()
+        for server in servers:
+            server.wait(80)
 
 
 def ray_serve() -> dict[str, Any]:
