@@ -68,18 +68,30 @@ $(RUN)/corpus/corpus.json: | $(STAMP)
 	$(TIMED) corpus -- $(PY) -m curt.corpus build @$(CONFIGS)/corpus.toml --out $(RUN)/corpus \
 	    $(if $(CORPUS),--cail $(CORPUS))
 
-$(RUN)/warm-start/manifest.json: $(RUN)/corpus/corpus.json
+# The classifier reads first: the model learns from candidates that were proposed without the case.
+# Generated cases are easier than real ones, so there they come from a quarter of the cases.
+FOLDS = --folds 4 $(if $(CORPUS),,--fold_share 0.25)
+$(RUN)/fallback/manifest.json: $(RUN)/corpus/corpus.json
+	$(TIMED) fallback -- $(PY) -m compress.classifier.train --cases $(RUN)/corpus/train.jsonl \
+	    --dev $(RUN)/corpus/dev.jsonl --out $(RUN)/fallback \
+	    $(FOLDS) --candidates $(RUN)/candidates.jsonl
+
+# Order-only: what is added to the classifier's folder later is not for the reader.
+$(RUN)/warm-start/manifest.json: $(RUN)/corpus/corpus.json | $(RUN)/fallback/manifest.json
 	$(TIMED) warm-start -- $(PY) -m train.sft @$(CONFIGS)/sft.toml \
+	    --reader $(RUN)/fallback --candidates $(RUN)/candidates.jsonl \
 	    --corpus $(RUN)/corpus --out $(RUN)/warm-start
 
 $(RUN)/grpo-default/manifest.json: $(RUN)/warm-start/manifest.json
 	$(TIMED) grpo-default -- $(PY) -m train.grpo @$(CONFIGS)/grpo.toml \
-	    --model $(RUN)/warm-start --corpus $(RUN)/corpus --out $(RUN)/grpo-default
+	    --model $(RUN)/warm-start --candidates $(RUN)/candidates.jsonl \
+	    --corpus $(RUN)/corpus --out $(RUN)/grpo-default
 
 $(RUN)/grpo-none/manifest.json: $(RUN)/warm-start/manifest.json
 	$(TIMED) grpo-none -- $(PY) -m train.grpo @$(CONFIGS)/grpo.toml \
 	    --penalty '{"type": "none"}' \
-	    --model $(RUN)/warm-start --corpus $(RUN)/corpus --out $(RUN)/grpo-none
+	    --model $(RUN)/warm-start --candidates $(RUN)/candidates.jsonl \
+	    --corpus $(RUN)/corpus --out $(RUN)/grpo-none
 
 $(RUN)/ort-%/manifest.json: $(RUN)/grpo-default/manifest.json
 	$(TIMED) ort-$* -- $(EXPORT_ORT) --precision $* \
@@ -100,10 +112,6 @@ $(RUN)/trt-%/manifest.json: $(RUN)/grpo-default/manifest.json
 	$(TIMED) trt-$* -- $(PY) -m compress.tensorrt.export @configs/demo/compress-trt.toml \
 	    --model $(RUN)/grpo-default --cases $(RUN)/corpus/train.jsonl \
 	    --compare_on $(RUN)/corpus/dev.jsonl --precision $* --out $(RUN)/trt-$*
-
-$(RUN)/fallback/manifest.json: $(RUN)/corpus/corpus.json
-	$(TIMED) fallback -- $(PY) -m compress.classifier.train --cases $(RUN)/corpus/train.jsonl \
-	    --dev $(RUN)/corpus/dev.jsonl --out $(RUN)/fallback
 
 # How often the served model is right where the classifier agrees with it, and where it does not.
 $(RUN)/fallback/agreement.json: $(RUN)/fallback/manifest.json $(ORT)/manifest.json

@@ -42,6 +42,8 @@ class PenaltyBenchConfig(Config):
     """Warm start that every run begins from."""
     corpus: Path
     """Folder with train.jsonl and test.jsonl."""
+    candidates: Path | None = None
+    """Cross-fitted candidates of the training cases."""
     grpo: Path
     """GRPO settings shared by all methods."""
     methods: dict[str, dict[str, Any]]
@@ -109,6 +111,7 @@ def train_and_evaluate(config: PenaltyBenchConfig, method: str, seed: int) -> No
         settings: dict[str, Any] = {
             "model": config.model,
             "corpus": config.corpus,
+            **({"candidates": config.candidates} if config.candidates else {}),
             "out": model,
             "steps": config.steps,
             "learning_rate": config.learning_rate,

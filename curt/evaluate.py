@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from curt.classifier.candidates import read_candidates
 from curt.config import Config, run
 from curt.corpus.case import AUGMENTATIONS, Case
 from curt.corpus.official import write_predictions
@@ -52,6 +53,9 @@ class EvaluateConfig(Config):
     """Threads of the ONNX Runtime engine."""
     examples: int = 6
     """Worked examples to keep; 0 for a corpus whose text must not leave it."""
+    candidates: Path | None = None
+    """Cross-fitted candidates for the prompts of cases that the model's reader was trained on, of
+    `compress.classifier.train`; the reader's own for cases without."""
     predictions: Path | None = None
     """File for the headline verdicts in the format of CAIL2018's official scorer."""
 
@@ -132,12 +136,18 @@ def run_budget(
     stated = budget if config.stated_budget is None else config.stated_budget
     limit = budget if config.thinking_limit is None else config.thinking_limit
     batch = config.batch
+    candidates = read_candidates(config.candidates)
     outcomes: list[EvaluatedCase] = []
     with tqdm(total=len(cases), desc=f"budget {budget}", unit="case", leave=False) as bar:
         for start in range(0, len(cases), batch):
             part = cases[start : start + batch]
             requests = [
-                Request(c.fact, stated_budget=state_budget(stated), thinking_limit=limit)
+                Request(
+                    c.fact,
+                    stated_budget=state_budget(stated),
+                    thinking_limit=limit,
+                    candidates=candidates.get(c.id),
+                )
                 for c in part
             ]
             generations = engine.generate(requests)

@@ -1,11 +1,13 @@
-"""Train the fallback classifier of the deadline ladder and export it to ONNX.
+"""Train the classifier that reads first and stands in last, and export it to ONNX.
 
     python -m compress.classifier.train --cases artifacts/demo/corpus/train.jsonl \
         --dev artifacts/demo/corpus/dev.jsonl --out artifacts/demo/fallback
+    python -m compress.classifier.train ... --folds 4 --candidates artifacts/demo/candidates.jsonl
 
 Linear models over the features of `curt.classifier.model`: one-vs-rest support vectors for
 charges and for those articles that a charge brings only sometimes, multinomial logistic
-regression for bins of terms. The dev cases calibrate the confidences. What ONNX scores them is
+regression for bins of terms. The dev cases calibrate the confidences. With `folds`, the
+training cases get the candidates that a language model learns from. What ONNX scores them is
 compared with scikit-learn's `decision_function` before anything is published.
 
 Only the linear algebra is ONNX. skl2onnx 1.20 was tried for the text: its `TfidfVectorizer` gives
@@ -18,6 +20,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -29,12 +32,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress.classifier.calibration import calibrate, calibration_error, measure_reliability
 from compress.classifier.confidence import fit_uncertainty, measure_confidence, measure_folds
 from compress.classifier.familiarity import fit_familiarity, share_unfamiliar
 from curt.artifact import MANIFEST
+from curt.classifier.candidates import write_candidates
 from curt.classifier.model import (
     CONFIDENCE,
     FAMILIARITY,
@@ -43,6 +47,7 @@ from curt.classifier.model import (
     ArticleHabit,
     Classifier,
     ClassifierManifest,
+    Decider,
     Labels,
     Row,
     Vocabulary,
@@ -55,7 +60,7 @@ from curt.classifier.model import (
 from curt.config import Config, run
 from curt.corpus.case import Case
 from curt.corpus.store import read_cases
-from curt.files import sha256, whole_folder, write_atomic, write_json
+from curt.files import sha256, whole_folder, write_atomic, write_json, write_rows
 from curt.law.statutes import STATUTE_VERSION
 from curt.law.verdict import Term, TermKind, Verdict
 from curt.scores.metrics import cail_term_score, score_verdicts
@@ -93,7 +98,21 @@ class ClassifierConfig(Config):
     """Inverse regularisation of the classifier of terms."""
     term_bin_width: float = Field(default=0.25, gt=0, le=1)
     """Width of a bin of terms in ln(months + 1), the unit of the CAIL2018 term score."""
+    folds: int | None = Field(default=None, ge=2)
+    """Cross-fitting: each part of the training cases gets its candidates from a classifier that was
+    trained without it."""
+    fold_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the other parts to train on: a weaker classifier errs more often on its own kind of
+    text, as one does on text unlike its training."""
+    candidates: Path | None = None
+    """Where the cross-fitted candidates go: a line for each training case, by id."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _folds_go_with_a_file(self) -> ClassifierConfig:
+        if (self.folds is None) != (self.candidates is None):
+            raise ValueError("folds and candidates go together: give both or neither")
+        return self
 
 
 def train_classifier(config: ClassifierConfig) -> dict[str, float]:
@@ -114,9 +133,8 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
     vocabulary = learn_vocabulary([case.fact for case in train], config.features)
     verdicts = [case.verdict for case in train]
     labels, bins = learn_labels(verdicts, config.term_bin_width)
-    matrix, dev_scores = fit_columns(
-        stack(vocabulary, train), stack(vocabulary, dev), verdicts, labels, bins, config
-    )
+    features, dev_features = stack(vocabulary, train), stack(vocabulary, dev)
+    matrix, dev_scores = fit_columns(features, dev_features, verdicts, labels, bins, config)
     labels = calibrate(labels, dev_scores, [case.verdict for case in dev])
     model = build_onnx(matrix)
     truths, width = [case.verdict for case in dev], config.term_bin_width
@@ -139,11 +157,56 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
         "unfamiliar_threshold": known.threshold,
         **({"test_unfamiliar": share_unfamiliar(known, [c.fact for c in test])} if test else {}),
     }
+    if config.candidates:
+        lines = cross_fit(config, train, features, dev_features, truths)
+        write_rows(
+            config.candidates,
+            [{"id": case.id, "text": line} for case, line in zip(train, lines, strict=True)],
+        )
     content = {MODEL: model, **pack(labels, vocabulary)}
     content[CONFIDENCE] = fit.model_dump_json(indent=1).encode()
     content[FAMILIARITY] = known.pack()
     _publish(config, content, row, reliability)
     return row
+
+
+def cross_fit(
+    config: ClassifierConfig,
+    train: Sequence[Case],
+    features: csr_matrix,
+    dev_features: csr_matrix,
+    dev_truths: Sequence[Verdict],
+) -> list[str]:
+    """The line of candidates of each training case, by a classifier that never saw the case.
+
+    What was made of a case (its id goes on after a +) lies in the part of the case. The weights of
+    the features are those of all cases: they say nothing about verdicts.
+    """
+    assert config.folds
+    origins = [case.id.partition("+")[0] for case in train]
+    drawn = random.Random(config.seed)
+    fold_of = {origin: drawn.randrange(config.folds) for origin in sorted(set(origins))}
+    folds = np.array([fold_of[origin] for origin in origins])
+    lines = [""] * len(train)
+    for fold in range(config.folds):
+        others, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        kept = max(1, round(len(others) * config.fold_share))
+        others = np.array(sorted(drawn.sample(others.tolist(), min(kept, len(others)))), int)
+        if not len(others):
+            raise ValueError(f"{len(fold_of)} cases for {config.folds} folds: use fewer folds")
+        verdicts = [train[i].verdict for i in others]
+        labels, bins = learn_labels(verdicts, config.term_bin_width)
+        matrix, dev_scores = fit_columns(
+            features[others], dev_features, verdicts, labels, bins, config
+        )
+        labels = calibrate(labels, dev_scores, dev_truths)
+        fit = fit_uncertainty(labels, config.term_bin_width, dev_scores, dev_truths)
+        decider = Decider(labels)
+        scores = (features[held] @ matrix[1:] + matrix[0]).astype(np.float32)
+        for place, row in zip(held.tolist(), scores, strict=True):
+            lines[place] = write_candidates(decider, row, fit.temperature)
+        log.info("candidates of part %d of %d", fold + 1, config.folds)
+    return lines
 
 
 def learn_vocabulary(facts: Sequence[str], features: int) -> Vocabulary:

@@ -24,7 +24,7 @@ from curt.law.term_scale import severity
 from curt.law.verdict import COUNTED_KINDS, TERM_NAMES, Term
 
 if TYPE_CHECKING:
-    from curt.classifier.model import Classifier
+    from curt.classifier.model import Classifier, Decider
     from curt.dialogue.prompt import ChatTokenizer
 
 Floats = npt.NDArray[np.float32]
@@ -51,7 +51,9 @@ class Reader:
             scores = self.classifier.score(fact)
         except ValueError:  # no letter and no digit
             return ""
-        return write_candidates(self.classifier, scores)
+        assessor = self.classifier.assessor
+        softness = assessor.fit.temperature if assessor else 1.0
+        return write_candidates(self.classifier.decider, scores, softness)
 
 
 def load_prompts(
@@ -72,9 +74,12 @@ def load_reader(folder: Path) -> Reader:
     return Reader(load_classifier(folder))
 
 
-def write_candidates(classifier: Classifier, scores: Floats) -> str:
-    """The line of candidates that scores stand for; empty where no charge is likely."""
-    labels = classifier.labels
+def write_candidates(decider: Decider, scores: Floats, term_temperature: float) -> str:
+    """The line of candidates that scores stand for; empty where no charge is likely.
+
+    `term_temperature` softens the shares of the bins of terms.
+    """
+    labels = decider.labels
     shares = charge_shares(scores[: len(labels.charges)], labels.charge_temperature)
     likeliest = np.argsort(-shares, kind="stable")[:MOST_CHARGES]
     charges = "".join(
@@ -84,11 +89,10 @@ def write_candidates(classifier: Classifier, scores: Floats) -> str:
     )
     if not charges:
         return ""
-    articles = "、".join(classifier.decider.decide(scores).verdict.articles)
+    articles = "、".join(decider.decide(scores).verdict.articles)
     logits = scores[len(labels.charges) + len(labels.articles) :].astype(np.float64)
-    if classifier.assessor:
-        logits = logits / classifier.assessor.fit.temperature
-    term = write_range(*term_range(labels.terms, _softmax(logits)))
+    shares_of_terms = _softmax(logits / term_temperature)
+    term = write_range(*term_range(labels.terms, shares_of_terms))
     return f"{HEAD}{charges}；{articles}；{term}"
 
 

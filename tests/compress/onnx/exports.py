@@ -31,7 +31,12 @@ def write_cases(path: Path, count: int = 6) -> Path:
 
 
 def make_untied_model(
-    folder: Path, micro: Path, *, chain: Mapping[int, int] | None = None, seed: int = 1
+    folder: Path,
+    micro: Path,
+    *,
+    chain: Mapping[int, int] | None = None,
+    seed: int = 1,
+    reader: Path | None = None,
 ) -> Path:
     """A model folder whose output layer is its own, so that it does not echo its last token.
 
@@ -74,7 +79,7 @@ def make_untied_model(
         "max_fact_tokens": limits.max_fact_tokens,
         "max_thinking_tokens": limits.max_thinking_tokens,
     }
-    with write_artifact(folder, describe) as temporary:
+    with write_artifact(folder, describe, reader=reader) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     return folder

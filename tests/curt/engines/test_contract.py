@@ -16,11 +16,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from curt.artifact import READER
+from curt.classifier.candidates import HEAD, load_reader
 from curt.dialogue import THINK_END, THINK_START, parse_answer, parse_completion
 from curt.engines.protocol import Generation, GenerationStep, Request, StreamingEngine
 from curt.engines.tokenizer import PromptTokenizer
 from curt.engines.transformers import TransformersEngine
 from curt.law.verdict import Verdict
+from tests.compress.classifier.test_train import make_fallback
 from tests.compress.onnx.exports import make_untied_model
 from tests.curt.engines.subjects import KINDS, Subject, VllmServers, open_subject, why_skipped
 from tests.micro import FACTS
@@ -40,8 +43,9 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def random_parent(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Never ends its thinking nor its turn, and hardly repeats itself."""
-    return make_untied_model(tmp_path_factory.mktemp("contract") / "random", micro_model)
+    """Never ends its thinking nor its turn, hardly repeats itself, and has a reader."""
+    folder = tmp_path_factory.mktemp("contract")
+    return make_untied_model(folder / "random", micro_model, reader=make_fallback(folder))
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +189,26 @@ def test_prompts_are_the_same_tokens(
     assert random_subject.engine.encode(request) == reference.encode(request)
     (out,) = random_subject.engine.generate([request])
     assert out.prompt_tokens == len(reference.encode(request))
+    assert out.left_out == reference.encode(request).left_out
+
+
+@pytest.mark.parametrize(("candidates", "line"), [(None, True), ("", False), (f"{HEAD}甲9", True)])
+def test_candidates_are_the_readers_unless_given(
+    random_subject: Subject,
+    reference: TransformersEngine,
+    random_parent: Path,
+    candidates: str | None,
+    line: bool,
+) -> None:
+    request = Request(FACTS[0], 32, 4, answer_limit=2, candidates=candidates)
+    prompt = random_subject.engine.encode(request)
+    assert prompt == reference.encode(request)
+    text = reference.tokenizer.decode(prompt.ids)
+    assert (HEAD in text) == line
+    proposed = load_reader(random_parent / READER)(FACTS[0])
+    assert (proposed in text) == (candidates is None)
+    (out,) = random_subject.engine.generate([request])
+    assert out.prompt_tokens == len(prompt)
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curt.dialogue import THINK_END
+from curt.dialogue import THINK_END, LeftOut, Prompt
 from curt.engines.protocol import GenerationStep, Request
 from curt.engines.writing import Writing
 
@@ -40,7 +40,7 @@ def begin(
     return Writing(
         request,
         Letters(),
-        prompt_tokens=3,
+        prompt=Prompt([7, 8, 9], LeftOut(5, 1)),
         thinking_limit=thinking,
         close_ids=close_ids,
         eos_ids=[EOS],
