@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from curt.drawing import new_figure, to_png
+from curt.drawing import new_figure, scale_by_log, to_png
 
 Row = Mapping[str, Any]
 
@@ -124,7 +124,8 @@ def draw_deadlines(results: Row) -> bytes:
         xs = [row[x] for row in rows]
         _draw_latencies(left, xs, rows, ("p50", "p99", "p999"))
         left.plot(xs, [row["deadline_ms"] for row in rows], "k:", label="deadline")
-        left.set(yscale="log", ylabel="latency of an answer (ms)")
+        left.set_ylabel("latency of an answer (ms)")
+        scale_by_log(left)
         left.legend(fontsize=8)
         for score, name in SCORES.items():
             found = [row["of_requests"][score] for row in rows]
@@ -162,12 +163,13 @@ def draw_peers(report: Row, slo_ms: float) -> bytes:
     left.set_xlabel(f"requests a second at p99 < {slo_ms:.0f} ms, at the peers' accuracy")
     left.set_title("Highest rate (bar: median and range; tick: at any accuracy)", fontsize=9)
     right.axhline(slo_ms, color="black", linewidth=1)
+    scale_by_log(right)
     right.set(
-        yscale="log",
         xlabel="arrivals a second",
         ylabel="p99 (ms), errors and degraded answers counted as infinite",
     )
-    right.legend(fontsize=7)
+    if right.get_legend_handles_labels()[1]:  # no server has a p99 where all were too slow
+        right.legend(fontsize=7)
     return to_png(figure)
 
 
@@ -192,7 +194,7 @@ def _reach(middles: Sequence[float], ends: Sequence[Sequence[float]]) -> list[li
 def _mark(axes: Axes, values: Sequence[float]) -> None:
     """Ticks at exactly these places, on a log scale too."""
     axes.set_xticks(values, [f"{value:g}" for value in values])
-    axes.minorticks_off()
+    axes.xaxis.minorticks_off()
 
 
 def _draw_latencies(

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 # Okabe and Ito's palette, safe for colour-blind readers; the page brightens it in dark mode.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -48,6 +49,14 @@ def new_figure(
         figure = Figure(figsize=(width_in, height), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=columns == 1)
     return figure, [axes for row in grid for axes in row]
+
+
+def scale_by_log(axes: Axes) -> None:
+    """A log scale upwards with plain numbers beside it, since `STYLE` reads no mathematics."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def to_png(figure: Figure) -> bytes:

@@ -9,9 +9,17 @@ from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter
 
-from curt.drawing import INK, LINES, MARKERS, SERIES, finish_figure, new_figure, to_png
+from curt.drawing import (
+    INK,
+    LINES,
+    MARKERS,
+    SERIES,
+    finish_figure,
+    new_figure,
+    scale_by_log,
+    to_png,
+)
 from curt.html import render_html
 from loadtest._page import MISSING, plain
 from loadtest.capacity._search import Capacity
@@ -84,10 +92,7 @@ def _plot(axes: Sequence[Axes], capacities: Mapping[str, Capacity], slo_ms: floa
             ms=4,
         )
     left.axhline(slo_ms, color=INK, ls="--", lw=1.2, label=f"SLO {slo_ms:g} ms")
-    left.set_yscale("log")
-    left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    left.yaxis.set_major_formatter("{x:,.0f}")
-    left.yaxis.set_minor_formatter(NullFormatter())
+    scale_by_log(left)
     left.set(ylabel="p99, ms, log scale")
     right.set(xlabel="arrivals/s", ylabel="good answers/s", ylim=(0, None))
     for panel in axes:
