@@ -19,7 +19,7 @@ Spans = Sequence[tuple[int, int]]
 """Where each token of a text, or each part of it, begins and ends, in characters."""
 
 _SENTENCE_ENDS = re.compile(
-    r"[。；！？]+[”’」』）)]*|(?<![0-9])(?=[0-9]{1,2}[、．]|[(（][0-9]{1,2}[)）])"
+    r"[。；！？]+[”’」』）)]*|(?<![0-9])(?=[0-9]{1,2}[、．](?![0-9])|[(（][0-9]{1,2}[)）])"
 )
 _CLAUSE_ENDS = re.compile("[，,：:]")
 
@@ -27,8 +27,9 @@ _WEIGHTS: tuple[tuple[float, str], ...] = (
     # Not `[0-9,.]*` with a unit that may fail: a long number would be tried at each of its digits.
     (6.0, r"(?<![0-9.])[0-9][0-9,.]{0,15}[余多]?[百千万亿]?[余多]?"
           r"(?:元|克|千克|公斤|毫克|mg|毫升|ml|张|株|棵|立方米|亩|枚|支|发|吨|平方米|人次|只|台|部|辆)"),
+    (5.0, "共计|合计|总计|总价值|总额|数额|金额|价值"),
     (6.0, "轻伤|重伤|轻微伤|死亡|致死|身亡|伤残|残疾|抢救无效"),
-    (5.0, "自首|自动投案|主动投案|投案|如实供述|坦白|累犯|前科|曾因|有期徒刑|刑满释放|谅解|赔偿|"
+    (8.0, "自首|自动投案|主动投案|投案|如实供述|坦白|累犯|前科|曾因|有期徒刑|刑满释放|谅解|赔偿|"
           "退赔|退赃|退还|认罪认罚|自愿认罪|未遂|未得逞|中止|预备|从犯|主犯|胁从|未成年|未满|"
           "已满七十五|限制刑事责任能力|立功|检举|揭发|缓刑考验期|假释|逃逸|全部责任|主要责任"),
     (4.0, "盗窃|窃取|窃得|盗走|扒窃|入户|抢劫|抢夺|抢走|诈骗|骗取|骗得|虚构|隐瞒|冒充|敲诈|勒索|"
@@ -42,7 +43,11 @@ _WEIGHTS: tuple[tuple[float, str], ...] = (
            "逮捕|取保候审|辩护|意见"),
     (-2.0, "出生|身份证|汉族|文化程度|文化|户籍地|住所|居住|务农|无业|职业"),
 )  # fmt: skip
-_WEIGHED = re.compile("|".join(f"({pattern})" for _, pattern in _WEIGHTS))
+_STARTS = "".join({word[0] for _, pattern in _WEIGHTS[1:] for word in pattern.split("|")})
+# Most characters start none of the words: seen at once, in place of trying them all.
+_WEIGHED = re.compile(
+    f"(?=[0-9{_STARTS}])(?:{'|'.join(f'({pattern})' for _, pattern in _WEIGHTS)})"
+)
 _LEAST_WEIGHT = 0.1
 _PART_TOKENS = 12  # added to a part's length, or short parts would win however little they say
 

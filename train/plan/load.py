@@ -8,7 +8,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from curt.artifact import MANIFEST, load_manifest
+from curt.artifact import MANIFEST, READER, load_manifest
+from curt.classifier.candidates import LONGEST_TOKENS
 from curt.config import Config
 from curt.corpus.store import find_cases
 from curt.dialogue import MAX_ANSWER_TOKENS
@@ -19,7 +20,7 @@ from train.sft import SFTConfig
 Sharding = Literal["ddp", "zero2", "zero2-offload", "zero3", "fsdp"]
 
 PROMPT_WORDS = 40
-"""Tokens of a prompt beside its facts: role marks, the instruction, the stated budget."""
+"""Tokens of a prompt beside its facts and candidates: role marks, instruction, stated budget."""
 
 
 class PlanFlags(Config):
@@ -112,6 +113,7 @@ def grpo_load(config: GRPOPlan, ranks: int) -> Load:
     prompt_tokens = config.prompt_tokens
     if prompt_tokens is None:
         prompt_tokens = (config.max_fact_tokens or _facts_limit(config.model)) + PROMPT_WORDS
+        prompt_tokens += LONGEST_TOKENS * (Path(config.model) / READER).is_dir()
     trl = config.trl
     server = bool(trl.get("use_vllm")) and trl.get("vllm_mode") == "server"
     vllm = bool(trl.get("use_vllm")) and not server
@@ -150,7 +152,7 @@ def sft_load(config: SFTPlan, ranks: int) -> Load:
         ranks=ranks,
         rows=pass_rows * passes,
         pass_rows=pass_rows,
-        prompt=config.max_fact_tokens + PROMPT_WORDS,
+        prompt=config.max_fact_tokens + PROMPT_WORDS + LONGEST_TOKENS * bool(config.reader),
         completion=branches,
         mean_completion=branches,
         steps=round(-(-_count_cases(config) // config.batch) * config.epochs),
