@@ -39,3 +39,12 @@ def test_a_folder_that_is_no_servable_model_is_refused(tmp_path: Path, micro_mod
         Settings(model=tmp_path).manifest()
     with pytest.raises(ArtifactError, match="ort-genai is needed"):
         Settings(model=micro_model).manifest()
+
+
+def test_the_models_own_reader_stands_in_unless_another_classifier_is_named(tmp_path: Path) -> None:
+    settings = Settings(model=tmp_path)
+    assert settings.classifier_folder() is None
+    (tmp_path / "reader").mkdir()
+    assert settings.classifier_folder() == tmp_path / "reader"
+    other = settings.model_copy(update={"fallback": tmp_path / "other"})
+    assert other.classifier_folder() == tmp_path / "other"

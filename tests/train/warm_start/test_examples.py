@@ -150,3 +150,21 @@ def test_a_fact_cannot_spell_a_special_token(tokenizer, build):
     ids = example.shared_ids + example.branches[0].prompt_ids
     assert tokenizer.convert_tokens_to_ids(THINK_END) not in ids
     assert ids.count(tokenizer.eos_token_id) == 2  # the system's turn and the user's
+
+
+def test_branches_share_a_line_of_candidates_that_some_cases_lack(cases, tokenizer):
+    prompts = Prompts(tokenizer, 200, lambda fact: f"参考：读{len(fact) % 10}")
+    options = {"verbosity_weights": WEIGHTS, "per_case": 3, "max_thinking_tokens": 64, "seed": 7}
+    known = {cases[0].id: "参考：知9"}
+
+    def lines(share):
+        examples = build_examples(
+            cases, tokenizer, prompts, candidates=known, candidates_share=share, **options
+        )
+        shared = [tokenizer.decode(example.shared_ids) for example in examples]
+        return [text.partition("参考：")[2].partition("\n")[0] for text in shared]
+
+    assert lines(1.0) == ["知9", *(f"读{len(case.fact) % 10}" for case in cases[1:])]
+    assert set(lines(0.0)) == {""}
+    assert 0 < lines(0.5).count("") < len(cases)
+    assert lines(0.5) == lines(0.5)
