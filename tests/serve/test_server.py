@@ -124,9 +124,11 @@ def test_random_weights_give_an_honest_degraded_reply(shared: Server) -> None:
     assert body["model"]["precision"] == "fp32"
 
 
-def test_a_long_fact_is_clipped_and_said_so(shared: Server) -> None:
-    codes = [w["code"] for w in shared.predict(FACTS[0] * 100).json()["warnings"]]
-    assert "fact_clipped" in codes
+def test_what_was_left_out_of_a_long_fact_is_said(shared: Server) -> None:
+    reply = shared.predict(FACTS[0] * 100).json()
+    assert "fact_clipped" in [w["code"] for w in reply["warnings"]]
+    assert 90 < reply["left_out"]["sentences"] < 100
+    assert shared.predict().json()["left_out"] is None
 
 
 def test_an_impossible_deadline_is_refused_before_it_passes(shared: Server) -> None:
