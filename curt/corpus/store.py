@@ -76,7 +76,10 @@ def find_cases(folder: Path, split: str) -> Path:
 
 def _read_lines(path: Path) -> Iterator[str]:
     with open(path, encoding="utf-8") as file:
-        yield from file
+        try:
+            yield from file
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is damaged ({error}): make the corpus again") from None
 
 
 def _read_parquet(path: Path) -> Iterator[str]:

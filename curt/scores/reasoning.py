@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 
 from curt.dialogue import parse_term
 from curt.law.statutes import canonical_charge, is_charge
@@ -21,8 +22,11 @@ _GRAM = 8  # characters
 
 _NAME = "[一-鿿]{0,12}"
 # 5+17=22 · 退赔-10从犯-30=-40 · 退赔-10，从犯-30，合计-40%
-_SUM = re.compile(rf"((?:{_NAME}[+\-]?\d+)(?:，?{_NAME}[+\-]\d+)*)(?:=|，合计)([+\-]?\d+)")
-_TERMS = re.compile(r"[+\-]?\d+")
+_FIGURE = r"\d+(?:\.\d+)?"
+_SUM = re.compile(
+    rf"((?:{_NAME}[+\-]?{_FIGURE})(?:，?{_NAME}[+\-]{_FIGURE})*)(?:=|，合计)([+\-]?{_FIGURE})"
+)
+_TERMS = re.compile(rf"[+\-]?{_FIGURE}")
 # -80取-60: a sum kept at the limit of what circumstances may move
 _KEPT = re.compile(r"[+\-]?\d+取([+\-]\d+)")
 # 22×40%=9 · 22×40%，取9个月 · 27×70%=有期徒刑19个月 · 22-60%=9
@@ -47,18 +51,18 @@ def check_arithmetic(thinking: str) -> Iterator[bool]:
     for match in _TENTHS.finditer(thinking):
         moved = sum(10 * int(n) if plus else -10 * int(n) for plus, n in _TENTH.findall(match[1]))
         yield int(match[2]) == 100 + max(RATIO_FLOOR, moved)
-    base: int | None = None
-    ratio: int | None = None
+    base: Decimal | None = None
+    ratio: Decimal | None = None
     for match in sorted((*_SUM.finditer(thinking), *_PRODUCT.finditer(thinking)), key=_start):
         if match.re is _SUM:
             terms = _TERMS.findall(match[1])
-            stated = int(match[2])
-            yield sum(map(int, terms)) == stated
+            stated = Decimal(match[2])
+            yield sum(map(Decimal, terms)) == stated
             if terms[0][0].isdigit():
                 base = stated
             else:  # ratios carry their sign, 退赔-10; quantities don't
                 kept = _KEPT.match(thinking, match.start(2))
-                ratio = int(kept[1]) if kept else stated
+                ratio = Decimal(kept[1]) if kept else stated
         else:
             percent = int(match[2]) if match[2] else 100 + int(match[3])
             right = (int(match[1]) * percent + 50) // 100 == int(match[4])

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from curt.corpus.case import Case
-from curt.corpus.generate.wording import SURNAMES
+from curt.corpus.generate.facts import shared_lists
 from curt.corpus.read.extract import extract_reasoning
 
 TRAIT = "distractors"
@@ -121,8 +121,13 @@ def add_distractors(case: Case, rng: random.Random, count: int) -> Case:
         if added == count:
             break
         for _ in range(_TRIES):
-            longer = _insert(fact, claim, rng)
-            if extract_reasoning(longer) == evidence:
+            longer, sentence = _insert(fact, claim, rng)
+            pieces = split_sentences(longer)
+            apart = sentence in pieces  # not where brackets that don't pair swallow it
+            if apart:
+                pieces.remove(sentence)
+                apart = pieces == split_sentences(fact)
+            if apart and extract_reasoning(longer) == evidence:
                 fact = longer
                 added += 1
                 break
@@ -183,9 +188,10 @@ def _particular(case: Case) -> Sequence[Claim]:
     return [c for c in PARTICULAR if c.charges & charges and not c.not_with & traits]
 
 
-def _insert(fact: str, claim: Claim, rng: random.Random) -> str:
+def _insert(fact: str, claim: Claim, rng: random.Random) -> tuple[str, str]:
+    """The fact with a claim put in, and the sentence that it made of it."""
     at = rng.choice(find_joints(fact, dated=claim.dated))
-    others = [f"{s}某" for s in SURNAMES if not re.search(f"{s}[0-9]?某", fact)]
+    others = [f"{name}某" for name in shared_lists()["surname"] if name not in fact]
     taken = set(_FIGURE.findall(fact))
     sentence = claim.text.format(
         n=_draw_new(rng, range(1000, 90_000, 500), taken),
@@ -195,7 +201,7 @@ def _insert(fact: str, claim: Claim, rng: random.Random) -> str:
         m=rng.randint(1, 12),
         a=rng.randint(1, 28),
     )
-    return f"{fact[:at]}{sentence}。{fact[at:]}"
+    return f"{fact[:at]}{sentence}。{fact[at:]}", f"{sentence}。"
 
 
 def _draw_new(rng: random.Random, figures: range, taken: set[str]) -> int:

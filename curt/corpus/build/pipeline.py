@@ -147,7 +147,7 @@ def _build_generated(config: CorpusConfig, folder: Path) -> dict[str, Any]:
     sets = {}
     for split in SPLITS:
         seen = SetCounts()
-        cases = generate_cases(getattr(config, split), f"{config.seed}-{split}")
+        cases = generate_cases(getattr(config, split), f"{config.seed}-{split}", split)
         with open_case_file(folder / f"{split}.{config.format}") as write:
             for case in cases:
                 write(json.dumps(case.to_json(), ensure_ascii=False))

@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-SPLITS = ("test", "dev", "train")
+Split = Literal["train", "dev", "test"]
+SPLITS: tuple[Split, ...] = ("test", "dev", "train")
 """In the order in which they are filtered: training cases must not hold what the others do."""
 READING = "reading"
 """Where records are counted that belong to no set yet."""
@@ -76,7 +77,8 @@ class RecordTable:
 
     def split_name(self, index: int) -> str:
         """Set of an outcome."""
-        return _SPLITS[self._split[index]]
+        name: str = _SPLITS[self._split[index]]
+        return name
 
     def rows(
         self, columns: Sequence[str], wanted: Collection[int] | npt.NDArray[np.int64]

@@ -1,135 +1,120 @@
-"""The declared sentencing calculus behind generated cases: one readable table.
+"""The declared sentencing calculus behind generated cases: what each charge's harm weighs.
 
-It has the shape of the Supreme People's Court's sentencing guideline (starting point, increments
-by quantity, adjustment ratios by circumstance, rounding, clamp to the statutory tier). The numbers
-are simplified for a small model: a *declared* law that can be checked step by step, no claim about
-what a court would decide.
+It follows the Supreme People's Court's sentencing guideline (量刑指导意见) in shape: a starting
+point, increments by quantity, adjustment ratios by circumstance, rounding, clamp to what the charge
+allows. Its numbers are near that guideline and the terms that courts give, and rounded so that a
+small model can follow: a *declared* law that can be checked step by step, no claim about what a
+court would decide. They stand in `charges/*.toml`, a table a charge, and in
+`wording/circumstances.toml`.
 
 A sentence is computed so:
 
-1. find the offence's highest bracket that the quantity reaches;
-2. base = bracket's months + quantity // bracket's `per`;
+1. find the charge's highest bracket that the quantity reaches, or its named grade;
+2. base = bracket's months + quantity // bracket's `every`, or the grade's months;
 3. ratio = sum of the circumstances' percentages, kept from -60 up;
 4. months = base x (100 + ratio) / 100, rounded half up;
-5. kept within the statutory range of the charge: at least 1 month, at most its `ceiling`;
+5. kept within what the charge allows: at most its `ceiling`;
 6. under 6 months is 拘役, from 6 months 有期徒刑; under 1 month before the clamp, exempt.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+from curt.corpus.generate.grammar import Lists
+from curt.law.numerals import article_order
+from curt.law.statutes import MIN_FIXED_MONTHS
 from curt.law.verdict import Term
 from curt.scores.reasoning import RATIO_FLOOR
 
 LIFE = -1  # months of a bracket that means 无期徒刑, whatever the circumstances
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
 class Bracket:
-    """From `threshold` units on: `months`, and one month more for every `per` units."""
+    """From `threshold` units on: `months`, and one month more for every `every` units.
+
+    All in the offence's own grains: yuan, or tenths of a gram where `decimals` is 1.
+    """
 
     threshold: int
     months: int
-    per: int
+    every: int
     limit: int
     """Largest quantity drawn in this bracket."""
 
 
 @dataclass(frozen=True, slots=True)
+class Grade:
+    """A named harm: 轻伤二级. `acts` replace the offence's where they are given."""
+
+    name: str
+    months: int
+    odds: float
+    told: tuple[str, ...]
+    acts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstance:
+    """What moves a term by `ratio` percent of its base, and how it is told."""
+
+    name: str
+    ratio: int
+    odds: float
+    told: tuple[str, ...]
+    group: str = ""
+    """Of each group a case holds at most one."""
+    only: frozenset[str] = frozenset()
+    """Kinds of offence (`Offence.kinds`) that it goes with; any where empty."""
+
+
+@dataclass(frozen=True, slots=True)
 class Offence:
-    """One charge of the generator. `brackets` for counted harm, `grades` for named harm."""
+    """One charge of the generator: brackets for counted harm, grades for named harm."""
 
     charge: str
     articles: tuple[str, ...]
+    share: float
     unit: str
-    brackets: tuple[Bracket, ...] = ()
-    grades: Mapping[str, int] | None = None
-    fine_per_month: int = 0
-    ceiling: int = 180
+    decimals: int
+    brackets: tuple[Bracket, ...]
+    bracket_odds: tuple[float, ...]
+    grades: tuple[Grade, ...]
+    grain: int
+    incidents: tuple[float, ...]
+    fine: int
+    ceiling: int
+    acts: tuple[str, ...]
+    after: tuple[str, ...]
+    slots: Lists
+    without: frozenset[str] = frozenset()
+    """Circumstances that make no sense for it."""
+    circumstances: Mapping[str, Circumstance] = field(default_factory=dict)
 
+    @property
+    def kinds(self) -> frozenset[str]:
+        """What a circumstance or a clause may ask for: "money", "victim", "harmed" (no money)."""
+        kinds = {"money"} if self.unit == "元" else set()
+        if any("{v}" in act for act in self.acts):
+            kinds |= {"victim"} if kinds else {"victim", "harmed"}
+        return frozenset(kinds)
 
-def _brackets(*rows: tuple[int, int, int, int]) -> tuple[Bracket, ...]:
-    return tuple(Bracket(*row) for row in rows)
+    def admits(self, circumstance: Circumstance) -> bool:
+        """Whether a circumstance can go with it."""
+        fits = not circumstance.only or bool(self.kinds.intersection(circumstance.only))
+        return fits and circumstance.name not in self.without
 
-
-#                   from    months    per    up to
-_SMALL = _brackets((   2_000,    5,   2_000,    58_000),
-                (  60_000,   30,  10_000,   390_000),
-                ( 400_000,  112,  50_000, 1_000_000))  # fmt: skip
-_LARGE = _brackets((  60_000,    3,  20_000,   480_000),
-                ( 500_000,   31, 100_000, 2_900_000),
-                (3_000_000, 105, 200_000, 6_000_000))  # fmt: skip
-
-OFFENCES: tuple[Offence, ...] = (
-    Offence("盗窃", ("264",), "元", _SMALL, fine_per_month=1000),
-    Offence("诈骗", ("266",), "元", _SMALL, fine_per_month=1000),
-    Offence("抢夺", ("267",), "元", _SMALL, fine_per_month=1000),
-    Offence("敲诈勒索", ("274",), "元", _SMALL, fine_per_month=1000),
-    Offence("故意毁坏财物", ("275",), "元", _SMALL[:2], ceiling=84),
-    Offence("掩饰、隐瞒犯罪所得、犯罪所得收益", ("312",), "元", _SMALL[:2], fine_per_month=500,
-            ceiling=84),
-    Offence("合同诈骗", ("224",), "元", _LARGE, fine_per_month=2000),
-    Offence("信用卡诈骗", ("196",), "元", _LARGE, fine_per_month=2000),
-    Offence("职务侵占", ("271",), "元", _LARGE, fine_per_month=2000),
-    Offence("贪污", ("382", "383"), "元", _LARGE, fine_per_month=5000),
-    Offence("非法吸收公众存款", ("176",), "元", _LARGE, fine_per_month=2000),
-    Offence("开设赌场", ("303",), "元", _LARGE[:2], fine_per_month=2000, ceiling=120),
-    Offence("抢劫", ("263",), "元",
-            _brackets((1_000, 36, 1_000, 40_000), (60_000, 114, 10_000, 300_000)),
-            fine_per_month=500),
-    Offence("故意伤害", ("234",), "", grades={
-        "轻伤二级": 8, "轻伤一级": 14, "重伤二级": 40, "重伤一级": 60, "死亡": 130}),
-    Offence("过失致人死亡", ("233",), "人", _brackets((1, 35, 1, 1), (2, 45, 1, 3)), ceiling=84),
-    Offence("交通肇事", ("133",), "", grades={
-        "一人重伤后逃逸": 10, "一人死亡": 14, "二人死亡": 26, "一人死亡后逃逸": 40,
-        "三人死亡": 44}, ceiling=84),
-    Offence("危险驾驶", ("133之一",), "mg/100ml", _brackets((80, 0, 50, 300)), fine_per_month=2000,
-            ceiling=5),
-    Offence("走私、贩卖、运输、制造毒品", ("347",), "克",
-            _brackets((1, 7, 1, 9), (10, 79, 2, 48), (50, 180, 1_000, 200), (500, LIFE, 1, 900)),
-            fine_per_month=500),
-    Offence("非法持有毒品", ("348",), "克", _brackets((10, 7, 2, 48), (50, 79, 10, 300)),
-            fine_per_month=500),
-    Offence("容留他人吸毒", ("354",), "人次", _brackets((3, 3, 1, 15)), fine_per_month=500,
-            ceiling=36),
-    Offence("寻衅滋事", ("293",), "", grades={
-        "二人轻微伤": 8, "一人轻伤": 12, "二人轻伤": 18, "一人重伤": 36}, ceiling=120),
-    Offence("聚众斗殴", ("292",), "", grades={
-        "未持械": 10, "一人轻微伤": 12, "一人轻伤": 16, "持械": 40}, ceiling=120),
-    Offence("妨害公务", ("277",), "", grades={
-        "推搡民警": 6, "一人轻微伤": 8, "二人轻微伤": 10, "一人轻伤": 14}, ceiling=36),
-    Offence("非法拘禁", ("238",), "小时", _brackets((24, 4, 12, 240)), ceiling=36),
-    Offence("盗伐林木", ("345",), "立方米", _brackets((2, 4, 1, 19), (20, 26, 2, 90),
-            (100, 64, 5, 200)), fine_per_month=500),
-    Offence("污染环境", ("338",), "吨", _brackets((3, 7, 3, 60), (100, 31, 20, 600)),
-            fine_per_month=1000, ceiling=84),
-)  # fmt: skip
-
-RATIOS: Mapping[str, int] = {  # percent of the base
-    "自首": -20,
-    "坦白": -10,
-    "立功": -20,
-    "未遂": -30,
-    "从犯": -30,
-    "未成年": -30,
-    "老年": -20,
-    "谅解": -10,
-    "退赔": -10,
-    "认罪认罚": -10,
-    "累犯": 20,
-    "前科": 10,
-}
-
-# Of each group a case holds at most one.
-EXCLUSIVE: tuple[frozenset[str], ...] = (
-    frozenset({"自首", "坦白"}),
-    frozenset({"累犯", "前科", "未成年"}),
-    frozenset({"未成年", "老年"}),
-    frozenset({"未遂", "退赔"}),
-)
-TRAFFIC = frozenset({"危险驾驶", "交通肇事", "过失致人死亡"})
+    def write(self, quantity: int) -> str:
+        """A quantity without its unit: 0.9 for 9 tenths."""
+        return f"{quantity / 10**self.decimals:g}" if self.decimals else f"{quantity}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,56 +131,114 @@ class Sentence:
     bracket: Bracket | None
 
 
-def allows(offence: Offence, circumstance: str) -> bool:
-    """Whether a circumstance makes sense for an offence."""
-    if circumstance in {"未遂", "从犯"}:
-        return offence.charge not in TRAFFIC and offence.grades is None
-    if circumstance == "退赔":
-        return offence.unit == "元"
-    if circumstance == "谅解":
-        return offence.unit == "元" or offence.grades is not None
-    return True
+@cache
+def offences() -> Mapping[str, Offence]:
+    """Every charge of the generator by name.
+
+    Raises ValueError naming a table that can't be read.
+    """
+    found: dict[str, Offence] = {}
+    for path in sorted((_HERE / "charges").glob("*.toml")):
+        for charge, table in tomllib.loads(path.read_text(encoding="utf-8")).items():
+            try:
+                found[charge] = _read_offence(charge, table)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path.name}, {charge}: {error!r}") from error
+    return MappingProxyType(found)
 
 
-def sentence(offence: Offence, harm: int | str, circumstances: tuple[str, ...]) -> Sentence:
-    """Apply the calculus. `harm` is a quantity in the offence's unit, or the name of a grade.
+@cache
+def circumstances() -> Mapping[str, Circumstance]:
+    """The circumstances that any charge may have, in the order in which reasoning lists them."""
+    text = (_HERE / "wording" / "circumstances.toml").read_text(encoding="utf-8")
+    return _read_circumstances(tomllib.loads(text))
 
-    Raises ValueError for a quantity under the lowest bracket and KeyError for an unknown grade or
-    circumstance.
+
+def _read_circumstances(tables: Mapping[str, Any]) -> Mapping[str, Circumstance]:
+    if uneven := [name for name, table in tables.items() if table["ratio"] % 10]:
+        raise ValueError(f"ratios of {uneven}: use multiples of 10, which tenths can tell")
+    return {
+        name: Circumstance(
+            name,
+            table["ratio"],
+            table["odds"],
+            tuple(table["told"]),
+            table.get("group", ""),
+            frozenset(table.get("only", ())),
+        )
+        for name, table in tables.items()
+    }
+
+
+def _read_offence(charge: str, table: Mapping[str, Any]) -> Offence:
+    size = 10 ** table.get("decimals", 0)
+    brackets = tuple(
+        Bracket(round(low * size), months, round(every * size), round(limit * size))
+        for low, months, every, limit in table.get("brackets", ())
+    )
+    grades = tuple(
+        Grade(g["name"], g["months"], g["odds"], tuple(g["told"]), tuple(g.get("acts", ())))
+        for g in table.get("grades", ())
+    )
+    if bool(brackets) == bool(grades):
+        raise ValueError("give either brackets or grades")
+    odds = tuple(table.get("bracket_odds", (1,) * len(brackets)))
+    if len(odds) != len(brackets):
+        raise ValueError(f"{len(odds)} bracket_odds for {len(brackets)} brackets")
+    return Offence(
+        charge=charge,
+        articles=tuple(sorted(table["articles"], key=article_order)),
+        share=table["share"],
+        unit=table.get("unit", ""),
+        decimals=table.get("decimals", 0),
+        brackets=brackets,
+        bracket_odds=odds,
+        grades=grades,
+        grain=table.get("round", (1,))[0],
+        incidents=tuple(table.get("incidents", (1,))),
+        fine=table.get("fine", 0),
+        ceiling=table.get("ceiling", 180),
+        acts=tuple(table["acts"]),
+        after=tuple(table.get("after", ())),
+        slots=table.get("slots", {}),
+        without=frozenset(table.get("without", ())),
+        circumstances=_read_circumstances(table.get("circumstances", {})),
+    )
+
+
+def sentence(offence: Offence, harm: int | Grade, held: tuple[Circumstance, ...]) -> Sentence:
+    """Apply the calculus. `harm` is a quantity in the offence's grains, or a grade.
+
+    Raises ValueError for a quantity under the lowest bracket.
     """
     bracket = None
-    if isinstance(harm, str):
-        assert offence.grades is not None
-        start, extra = offence.grades[harm], 0
+    if isinstance(harm, Grade):
+        start, extra = harm.months, 0
     else:
-        reached = [r for r in offence.brackets if harm >= r.threshold]
+        reached = [bracket for bracket in offence.brackets if harm >= bracket.threshold]
         if not reached:
             raise ValueError(
                 f"{harm}{offence.unit} is under the lowest bracket of {offence.charge}"
             )
         bracket = reached[-1]
-        start, extra = bracket.months, harm // bracket.per
-    ratio = sum(RATIOS[c] for c in circumstances)
-    ratio = max(RATIO_FLOOR, ratio)
+        start, extra = bracket.months, harm // bracket.every
+    ratio = max(RATIO_FLOOR, sum(circumstance.ratio for circumstance in held))
     if start == LIFE:
         return Sentence(LIFE, 0, LIFE, ratio, 0, Term("life"), 50_000, bracket)
     base = start + extra
-    hundredths = base * (100 + ratio)
-    months = (hundredths + 50) // 100
+    months = (base * (100 + ratio) + 50) // 100
     if months < 1:
         return Sentence(start, extra, base, ratio, 0, Term("exempt"), 0, bracket)
     months = min(months, offence.ceiling)
-    fine = months * offence.fine_per_month
-    probation = probation_months(months, ratio, circumstances)
-    kind = "detention" if months < 6 else "fixed"
-    term = Term("detention" if kind == "detention" else "fixed", months, probation)
-    return Sentence(start, extra, base, ratio, months, term, fine, bracket)
+    probation = probation_months(months, ratio, "累犯" in {one.name for one in held})
+    term = Term("detention" if months < MIN_FIXED_MONTHS else "fixed", months, probation)
+    return Sentence(start, extra, base, ratio, months, term, months * offence.fine, bracket)
 
 
-def probation_months(months: int, ratio: int, circumstances: tuple[str, ...]) -> int:
+def probation_months(months: int, ratio: int, recidivist: bool) -> int:
     """Probation: at most 36 months, mitigated by 20% or more, no recidivist (articles 72-74)."""
-    if months > 36 or ratio > -20 or "累犯" in circumstances:
+    if months > 36 or ratio > -20 or recidivist:
         return 0
-    if months < 6:
+    if months < MIN_FIXED_MONTHS:
         return 2 * months
     return 12 * min(5, -(-months // 12) + 1)

@@ -22,13 +22,13 @@ from curt.classifier.confidence import thought_evidence
 from curt.classifier.model import AGREEMENT, CONFIDENCE, Classifier, load_classifier
 from curt.config import run
 from curt.corpus.case import Case
-from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases
 from curt.dialogue import render_completion
 from curt.engines.protocol import Generation
 from curt.evaluate import EvaluatedCase
 from curt.files import sha256
 from curt.law.verdict import Term, Verdict
+from tests.cases import common_cases
 from tests.compress.classifier.test_train import write_splits
 
 
@@ -65,7 +65,7 @@ def answer_as(case: Case, wrong: bool, text: str | None = None) -> EvaluatedCase
 
 def make_trials(classifier: Classifier, count: int, seed: str) -> list[Trial]:
     rng = random.Random(seed)
-    cases = list(generate_cases(count, seed))
+    cases = common_cases(count, seed)
     return read_trials([answer_as(case, rng.random() < 0.4) for case in cases], classifier)
 
 
@@ -91,7 +91,7 @@ def test_figures_of_folds_cover_every_answer(classifier):
 
 
 def test_answers_that_are_not_read_or_not_whole_are_left_out(classifier):
-    case = next(iter(generate_cases(1, "one")))
+    case = next(iter(common_cases(1, "one")))
     whole = answer_as(case, wrong=False)
     unreadable = answer_as(case, wrong=False, text="推理</think>胡言")
     assert [t.case for t in read_trials([unreadable, whole], classifier)] == [1]
@@ -99,7 +99,7 @@ def test_answers_that_are_not_read_or_not_whole_are_left_out(classifier):
 
 
 def test_a_model_without_readable_answers_leaves_the_folder_as_it_was(folder, micro_model):
-    write_cases(folder.parent / "few.jsonl", generate_cases(4, "few"))
+    write_cases(folder.parent / "few.jsonl", common_cases(4, "few"))
     before = (folder / MANIFEST).read_bytes()
     config = AgreementConfig(
         model=micro_model, dev=folder.parent / "few.jsonl", fallback=folder, budgets=(0,)
@@ -119,7 +119,7 @@ def test_the_fit_joins_the_folder_and_a_second_one_replaces_it(
     folder, classifier, micro_model, monkeypatch
 ):
     """The model's answers are given by hand; folder, fit and reading are the real ones."""
-    cases = list(generate_cases(60, "answers"))
+    cases = common_cases(60, "answers")
     write_cases(folder.parent / "answers.jsonl", cases)
     monkeypatch.setattr(
         "compress.classifier.agreement.run_budget",

@@ -22,10 +22,10 @@ from compress.classifier.confidence import (
 from compress.classifier.train import train_classifier
 from curt.classifier.confidence import COVERAGES, POOL
 from curt.classifier.model import Classifier, load_classifier
-from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import read_cases
 from curt.law.term_scale import TermInterval
 from curt.law.verdict import Term, Verdict
+from tests.cases import common_cases
 from tests.compress.classifier.test_train import write_splits
 
 
@@ -57,7 +57,7 @@ def test_the_folder_holds_a_fit_and_the_manifest_its_figures(classifier):
 
 def test_intervals_cover_unseen_cases_as_stated(classifier):
     """300 cases to calibrate on leave the coverage of any one fit within about 5 points."""
-    row, bins = measure_confidence(classifier, list(generate_cases(1000, "unseen")))
+    row, bins = measure_confidence(classifier, common_cases(1000, "unseen"))
     assert 0.72 <= row["interval_coverage"] <= 0.88
     assert row["charge_top_ece"] < 0.02
     assert 0 < row["interval_width"] < 2
@@ -65,7 +65,7 @@ def test_intervals_cover_unseen_cases_as_stated(classifier):
 
 
 def test_over_many_draws_of_development_cases_coverage_is_not_below_the_stated(classifier):
-    cases = list(generate_cases(900, "draws"))
+    cases = common_cases(900, "draws")
     scores = np.array([classifier.score(case.fact) for case in cases])
     truths = [case.verdict for case in cases]
     rng, inside = np.random.default_rng(3), []

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from compress.classifier.train import ClassifierConfig, train_classifier
 from curt.classifier.candidates import HEAD, load_reader, read_candidates
 from curt.corpus.case import Case
-from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import read_cases
 from curt.law.verdict import Term, Verdict
+from tests.cases import common_cases
 from tests.compress.classifier.test_train import write_splits
 
 MEMORABLE = "珠穆朗玛峰顶上某人堆了一个雪人，经鉴定价值九元。"
@@ -24,7 +24,7 @@ ODD = Verdict(("盗伐林木",), ("345",), Term("fixed", 8))
 def made(tmp_path_factory: pytest.TempPathFactory) -> ClassifierConfig:
     """Among the cases is one of a kind, with a copy of it."""
     folder = tmp_path_factory.mktemp("cross-fit")
-    cases = list(generate_cases(240, "train"))
+    cases = common_cases(240, "train")
     odd = Case("odd", MEMORABLE, ODD, "test")
     cases += [odd, replace(odd, id="odd+copy", fact=f"{MEMORABLE}此外无他。")]
     config = write_splits(folder, cases).model_copy(

@@ -17,8 +17,8 @@ from compress.classifier.train import train_classifier
 from curt.artifact import MANIFEST, ArtifactError
 from curt.classifier.familiarity import Familiarity
 from curt.classifier.model import FAMILIARITY, Classifier, load_classifier
-from curt.corpus.generate.generator import generate_cases
 from curt.files import write_json
+from tests.cases import common_cases
 from tests.compress.classifier.test_train import write_splits
 from tests.micro import FACTS
 
@@ -41,13 +41,13 @@ def classifier(folder: Path) -> Classifier:
 
 
 def known_fact() -> str:
-    return next(case.fact for case in generate_cases(400, "train") if len(case.fact) > 60)
+    return next(case.fact for case in common_cases(400, "train") if len(case.fact) > 60)
 
 
 def test_other_facts_of_the_same_kind_are_hardly_ever_unfamiliar(classifier: Classifier) -> None:
     fit = classifier.familiarity
     assert fit is not None
-    facts = [case.fact for case in generate_cases(300, "unseen")]
+    facts = [case.fact for case in common_cases(300, "unseen")]
     assert share_unfamiliar(fit, facts) < 0.05
     assert classifier.manifest.evaluation["test_unfamiliar"] <= 0.005 + 1e-9
     assert classifier.manifest.evaluation["unfamiliar_threshold"] == fit.threshold
@@ -57,14 +57,6 @@ def test_text_of_another_kind_is_unfamiliar(classifier: Classifier) -> None:
     assert classifier.is_unfamiliar(STRANGE)
     assert not classifier.is_unfamiliar(known_fact())
     assert not classifier.is_unfamiliar("，。！")  # which has no verdict either
-
-
-def test_real_cases_are_unfamiliar_to_a_classifier_of_generated_ones(
-    classifier: Classifier, real_cases: Path
-) -> None:
-    with (real_cases / "test.json").open(encoding="utf-8") as lines:
-        facts = [json.loads(next(lines))["fact"] for _ in range(200)]
-    assert share_unfamiliar(classifier.familiarity, facts) > 0.99
 
 
 def test_a_folder_made_before_there_was_a_way_to_tell_loads_and_warns_of_nothing(

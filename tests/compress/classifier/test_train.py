@@ -39,12 +39,12 @@ from curt.classifier.model import (
 )
 from curt.config import run
 from curt.corpus.case import Case
-from curt.corpus.generate.generator import generate_cases
 from curt.corpus.read.cail import read_row
 from curt.corpus.read.records import RecordError
 from curt.corpus.store import read_cases, write_cases
 from curt.law.verdict import Term, Verdict
 from curt.scores.metrics import cail_term_score
+from tests.cases import common_cases
 
 THEFT = "经审理查明，2019年5月26日，被告人张某在某市车站趁王某不备，秘密窃取王某现金8000元。"
 STRANGE = [
@@ -60,8 +60,8 @@ STRANGE = [
 
 def write_splits(folder: Path, train: list[Case] | None = None, dev: int = 60) -> ClassifierConfig:
     """A corpus of generated cases and the settings that train on it."""
-    write_cases(folder / "train.jsonl", train or list(generate_cases(400, "train")))
-    write_cases(folder / "dev.jsonl", generate_cases(dev, "dev"))
+    write_cases(folder / "train.jsonl", train or common_cases(400, "train"))
+    write_cases(folder / "dev.jsonl", common_cases(dev, "dev"))
     return ClassifierConfig(
         cases=folder / "train.jsonl",
         dev=folder / "dev.jsonl",
@@ -102,7 +102,7 @@ def test_onnx_scores_are_those_of_scikit_learn_on_every_test_text(made):
     counts = count_features(classifier.vocabulary, [case.fact for case in train])
     tfidf = TfidfTransformer(sublinear_tf=True).fit(counts)
     features = tfidf.transform(counts)
-    texts = [case.fact for case in generate_cases(200, "test")] + STRANGE
+    texts = [case.fact for case in common_cases(200, "test")] + STRANGE
     asked = tfidf.transform(count_features(classifier.vocabulary, texts))
 
     columns = []
@@ -130,7 +130,7 @@ def test_onnx_scores_are_those_of_scikit_learn_on_every_test_text(made):
 
 
 def test_weights_are_those_of_scikit_learns_tfidf():
-    facts = [case.fact for case in generate_cases(50, 3)]
+    facts = [case.fact for case in common_cases(50, 3)]
     vocabulary = learn_vocabulary(facts, 10_000)
     texts = [*facts, *STRANGE]
     tfidf = TfidfTransformer(sublinear_tf=True).fit(count_features(vocabulary, facts))
@@ -162,8 +162,8 @@ def test_a_second_training_gives_the_same_bytes(made, tmp_path):
 
 def test_generated_cases_are_learnt(made):
     classifier = load_classifier(made.out)
-    row = measure(classifier, list(generate_cases(200, "test")))
-    truths = [case.verdict.term for case in generate_cases(200, "test")]
+    row = measure(classifier, common_cases(200, "test"))
+    truths = [case.verdict.term for case in common_cases(200, "test")]
     constant = max(
         np.mean([cail_term_score(Term("fixed", months), truth) for truth in truths])
         for months in range(6, 121, 6)
@@ -200,7 +200,7 @@ def test_an_older_folder_stays_when_training_fails(made, monkeypatch):
 def test_a_charge_seen_once_can_be_answered(tmp_path):
     odd = "被告人李某在江边设置电网捕杀国家重点保护的野生动物穿山甲五只并熏制。"
     verdict = Verdict(("非法猎捕、杀害珍贵、濒危野生动物",), ("341",), Term("fixed", 60))
-    train = [*generate_cases(300, "train"), Case("odd", odd, verdict, "test")]
+    train = [*common_cases(300, "train"), Case("odd", odd, verdict, "test")]
     config = write_splits(tmp_path, train)
     train_classifier(config)
     answer = load_classifier(config.out).predict(odd)

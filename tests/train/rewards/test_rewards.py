@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curt.corpus.generate.calculus import OFFENCES
+from curt.corpus.generate.calculus import offences
 from curt.dialogue import Completion, parse_completion, render_completion
 from curt.law.verdict import Term, Verdict
 from train.loop.scoring import Score, Scorer
@@ -22,7 +22,12 @@ VERDICTS = st.builds(
     lambda offences, term: Verdict(
         tuple(o.charge for o in offences), tuple(a for o in offences for a in o.articles), term
     ),
-    st.lists(st.sampled_from(OFFENCES), min_size=1, max_size=3, unique_by=lambda o: o.charge),
+    st.lists(
+        st.sampled_from(list(offences().values())),
+        min_size=1,
+        max_size=3,
+        unique_by=lambda o: o.charge,
+    ),
     TERMS,
 )
 

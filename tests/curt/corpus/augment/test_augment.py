@@ -22,7 +22,7 @@ from curt.corpus.augment.distractors import (
     find_joints,
     split_sentences,
 )
-from curt.corpus.generate.calculus import OFFENCES, RATIOS
+from curt.corpus.generate.calculus import circumstances, offences
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.read.cail import read_row
 from curt.corpus.read.extract import extract_reasoning
@@ -106,10 +106,9 @@ def test_claims_that_fit_the_charge_come_where_nothing_contradicts_them(cases):
 
 
 def test_claims_speak_of_known_charges_and_traits_and_of_no_circumstance():
-    known = {offence.charge for offence in OFFENCES}
     for claim in (*GENERAL, *PARTICULAR):
-        assert claim.charges <= known
-        assert claim.not_with <= set(RATIOS)
+        assert claim.charges <= offences().keys()
+        assert claim.not_with <= circumstances().keys()
         assert DOES_NOT_COUNT.search(claim.text)
         assert not re.search(
             "自首|投案|谅解|退赔|退缴|累犯|判处|立功|坦白|供述|从犯|未遂", claim.text

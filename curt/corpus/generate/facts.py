@@ -1,0 +1,217 @@
+"""A drawn case in words: header, incidents, harm, circumstances, noise, evidence, procedure."""
+
+from __future__ import annotations
+
+import random
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from curt.corpus.generate.calculus import Grade, Offence
+from curt.corpus.generate.draw import Drawn
+from curt.corpus.generate.grammar import Lists, Wording, alternatives, expand
+
+_HERE = Path(__file__).parent / "wording"
+_TABLES = frozenset(("circumstances", "lookalikes"))
+# What an empty part, or a title before a name that has its own, leaves behind.
+_DOUBLED = re.compile(r"([，。；：])[，。；：]+|(被告人|被害人)(?:被告人|被害人)+")
+_TOTAL = "\x00"  # marks a told total until the fact is whole
+
+MASKS: Mapping[str, int] = {
+    "{surname}某": 45,
+    "{surname}某某": 15,
+    "{surname}某{letter}": 8,
+    "{surname}××": 4,
+    "{surname}xx": 4,
+    "{surname}{given}": 16,
+    "{surname}某{number}": 8,
+}
+"""How a court hides names, and how often; one form a case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Facts, and whether they leave the sum of several incidents to the reader."""
+
+    fact: str
+    open_sum: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LookAlike:
+    """What sounds like a circumstance and is none; told beside none that it `contradicts`."""
+
+    told: tuple[str, ...]
+    contradicts: frozenset[str]
+    only: frozenset[str]
+    """Kinds of offence (`Offence.kinds`) that it goes with; any where empty."""
+
+
+@cache
+def shared_lists() -> Lists:
+    """The lists that every charge may draw from."""
+    lists: dict[str, list[str]] = {}
+    for path in sorted(_HERE.glob("*.toml")):
+        if path.stem not in _TABLES:
+            lists |= tomllib.loads(path.read_text(encoding="utf-8"))
+    return lists
+
+
+@cache
+def look_alikes() -> Sequence[LookAlike]:
+    """All look-alikes, in the order of their file."""
+    tables = tomllib.loads((_HERE / "lookalikes.toml").read_text(encoding="utf-8"))
+    return [
+        LookAlike(tuple(t["told"]), frozenset(t["contradicts"]), frozenset(t.get("only", ())))
+        for t in tables.values()
+    ]
+
+
+def tell(drawn: Drawn, rng: random.Random, wording: Wording) -> Told:
+    """The facts of a case. The same draw and state of `rng` give the same words."""
+    return _Teller(drawn, rng, wording).tell()
+
+
+class _Teller:
+    """Tells one case: its people, its years and its lists stay the same throughout."""
+
+    def __init__(self, drawn: Drawn, rng: random.Random, wording: Wording) -> None:
+        self.drawn, self.rng, self.wording = drawn, rng, wording
+        self.lists = {**shared_lists(), **drawn.offence.slots}
+        if "victim" in drawn.offence.kinds:
+            for name in ("noise", "evidence", "procedure"):
+                self.lists[name] = [*self.lists[name], *self.lists[f"{name}_victim"]]
+        self.year = rng.randint(2008, 2023)
+        form = rng.choices(list(MASKS), weights=list(MASKS.values()))[0]
+        surnames = rng.sample(self.lists["surname"], 4)
+        self.defendant, self.victim, other, accomplice = (
+            self._expand(form, {"surname": name, "letter": "甲乙丙丁"[n], "number": f"{n + 1}"})
+            for n, name in enumerate(surnames)
+        )
+        self.people = {"o": other, "co": accomplice}
+        # Years before that of the offence, for earlier sentences.
+        self.people |= {f"y{ago}": f"{self.year - ago}" for ago in range(13)}
+        self.numbered = rng.random() < 0.5
+        # How much the court writes around the acts: a third of real facts has little of it, some
+        # run on for pages.
+        self.detail = rng.choices((0, 1, 2, 4, 8, 16), weights=(20, 30, 25, 13, 8, 4))[0]
+
+    def tell(self) -> Told:
+        """Header, incidents with their harm, what followed, and how it was proved."""
+        rng, drawn = self.rng, self.drawn
+        acts = [self._incident(part, place) for place, part in enumerate(drawn.parts or (0,))]
+        lead = f"被告人{self.defendant}"
+        if lead not in acts[0]:
+            acts[0] = acts[0].replace(self.defendant, lead, 1)
+        told = [self._pick("header"), *acts]
+        if len(acts) > 1 and rng.random() < 0.6:
+            told.append(self._pick("sum"))
+        if isinstance(drawn.harm, Grade):
+            told.append(self._tell_held_out(drawn.harm.told))
+        texts = alternatives(drawn.offence.after, self.wording)
+        for text in rng.sample(texts, min(len(texts), rng.randint(0, 1 + self.detail // 2))):
+            told.append(self._write(text))
+        told += self._circumstances("".join(told))
+        for name, odds in (("evidence", 0.3), ("procedure", 0.25)):
+            repeats = sum(rng.random() < odds for _ in range(1 + self.detail))
+            told += [self._pick(name) for _ in range(min(repeats, 3))]
+        fact = "".join(text if text[-1] in "。；：，！" else f"{text}。" for text in told if text)
+        open_sum = len(drawn.parts) > 1 and _TOTAL not in fact
+        return Told(_DOUBLED.sub(r"\1\2", fact.replace(_TOTAL, "")), open_sum)
+
+    def _incident(self, part: int, place: int) -> str:
+        """One incident: its number where there are several, its time, and the act."""
+        drawn = self.drawn
+        own = drawn.harm.acts if isinstance(drawn.harm, Grade) else ()
+        act = self.rng.choice(alternatives(own or drawn.offence.acts, self.wording, strict=True))
+        quantity = {"q": tell_quantity(part, drawn.offence, self.rng)} if drawn.parts else {}
+        number = f"{place + 1}、" if self.numbered and len(drawn.parts) > 1 else ""
+        return f"{number}{self._date(place)}，{self._write(act, quantity)}"
+
+    def _circumstances(self, so_far: str) -> list[str]:
+        """The circumstances, mostly in the order in which reasoning lists them, among the rest."""
+        rng, held = self.rng, self.drawn.circumstances
+        told = [self._tell_held_out(one.told) for one in held]
+        if rng.random() < 0.3:
+            rng.shuffle(told)
+        names, kinds = {one.name for one in held}, self.drawn.offence.kinds
+        others = [
+            one
+            for one in look_alikes()
+            if not one.contradicts & names and (not one.only or one.only & kinds)
+        ]
+        extras = [self._write(rng.choice(rng.choice(others).told))] if rng.random() < 0.4 else []
+        noise = alternatives(self.lists["noise"], self.wording)
+        extras += map(self._write, rng.sample(noise, rng.randint(0, 1 + 2 * self.detail)))
+        caught = "自首" in names or "抓获" in so_far or "查获" in so_far
+        if not caught and rng.random() < 0.6:
+            extras.append(self._pick("arrest"))
+        for extra in extras:
+            told.insert(rng.randint(0, len(told)), extra)
+        return told
+
+    def _pick(self, name: str) -> str:
+        return self._write(self.rng.choice(alternatives(self.lists[name], self.wording)))
+
+    def _tell_held_out(self, texts: Sequence[str]) -> str:
+        return self._write(self.rng.choice(alternatives(texts, self.wording, strict=True)))
+
+    def _write(self, text: str, more: Mapping[str, str] | None = None) -> str:
+        """Expand a text with the people and the totals of this case bound."""
+        bound = {**self.people, **(more or {})}
+        bound["d"] = self._called("被告人", self.defendant, 0.5)
+        bound["v"] = self._called("被害人", self.victim, 0.7)
+        total = tell_quantity(sum(self.drawn.parts), self.drawn.offence, self.rng)
+        bound["q_total"] = _TOTAL + total
+        bound["n"] = f"{len(self.drawn.parts)}"
+        bound["p"] = self._expand("{place}", dict(bound))
+        return self._expand(text, bound)
+
+    def _expand(self, text: str, bound: dict[str, str]) -> str:
+        return expand(text, self.rng, self.lists, bound, self.wording)
+
+    def _called(self, role: str, name: str, odds: float) -> str:
+        return role + name if self.rng.random() < odds else name
+
+    def _date(self, place: int) -> str:
+        month = self.rng.randint(1, 12)
+        again = place > 0 and self.rng.random() < 0.5
+        return self._expand(
+            self.rng.choices(list(DATES), weights=list(DATES.values()))[0],
+            {
+                "year": "同年" if again else f"{self.year}年",
+                "month": f"{month}月",
+                "later": f"{self.rng.randint(month, 12)}月",
+                "day": f"{self.rng.randint(1, 28)}日",
+                "clock": f"{self.rng.randint(0, 23)}时",
+                "twelve": f"{self.rng.randint(1, 12)}时",
+                "minute": f"{self.rng.randint(1, 59)}分",
+            },
+        )
+
+
+DATES: Mapping[str, int] = {
+    "{year}{month}{day}{|许}": 22,
+    "{year}{month}{day}{clock}许": 16,
+    "{year}{month}{day}{clock}{minute}许": 16,
+    "{year}{month}{day}{凌晨|上午|下午|晚上|晚|中午|早上|夜间|清晨|傍晚}{twelve}许": 18,
+    "{year}{month}的一天{|晚上|下午|上午|凌晨}": 10,
+    "{year}{month}{至|到|份至}{later}{期间|间|}": 12,
+    "{year}{month}{初|底|中旬|份|上旬|下旬|间}": 6,
+}
+"""How a court tells when an incident was, and how often."""
+
+
+def tell_quantity(quantity: int, offence: Offence, rng: random.Random) -> str:
+    """A quantity with its unit in one of the ways that courts write it."""
+    if offence.unit != "元":
+        return f"{offence.write(quantity)}{offence.unit}"
+    number, form = f"{quantity}元", rng.random()
+    if quantity >= 10_000 and quantity % 100 == 0 and form < 0.45:
+        number = f"{quantity / 10_000:g}万元"
+    elif quantity >= 1000 and form < 0.05:
+        number = f"{quantity:,}元"
+    return f"{rng.choice(('人民币', ''))}{number}"
