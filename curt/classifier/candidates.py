@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +39,20 @@ TERM_SHARE = 0.7
 LONGEST_TOKENS = 48  # of the line, but for charges with very long names
 PROBE = f"{HEAD}盗窃8抢夺1；264；6至10个月"
 """A line to measure prompts with."""
+_LINE = re.compile(rf"{HEAD}((?:\D+\d+)+)；([^；]*)；([^；]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What a line of candidates says."""
+
+    charges: dict[str, float]
+    """Charges with their probabilities in steps of a tenth, the likeliest first."""
+    articles: tuple[str, ...]
+    term: str
+    """The range of terms, as `write_range` writes it."""
+    months: tuple[int | None, int | None]
+    """The ends of that range; None for an end that is not counted in months, such as life."""
 
 
 class Reader:
@@ -94,6 +110,21 @@ def write_candidates(decider: Decider, scores: Floats, term_temperature: float) 
     shares_of_terms = _softmax(logits / term_temperature)
     term = write_range(*term_range(labels.terms, shares_of_terms))
     return f"{HEAD}{charges}；{articles}；{term}"
+
+
+def parse_candidates(line: str) -> Candidates:
+    """Inverse of `write_candidates`. Raises ValueError on anything else."""
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise ValueError("no line of candidates")
+    charges, articles, term = match.groups()
+    low, _, high = term.partition("至")
+    return Candidates(
+        {name: int(tenths) / 10 for name, tenths in re.findall(r"(\D+)(\d+)", charges)},
+        tuple(articles.split("、")) if articles else (),
+        term,
+        (_read_months(low), _read_months(high or low)),
+    )
 
 
 def charge_shares(scores: npt.NDArray[np.floating], temperature: float) -> Doubles:
@@ -154,6 +185,12 @@ def draw_candidates(
 
 def _tenths(share: float) -> int:
     return math.floor(share * 10 + 0.5)
+
+
+def _read_months(end: str) -> int | None:
+    """Months at one end of a range; in 6至10个月 the first lacks its unit."""
+    count = end.removesuffix("个月")
+    return int(count) if count.isdecimal() else None
 
 
 def _name_term(term: Term) -> str:

@@ -85,10 +85,11 @@ def build_messages(fact: str, budget: int, candidates: str = "") -> list[dict[st
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The token ids of a prompt, and how much of the fact it lacks."""
+    """The token ids of a prompt, how much of the fact it lacks, and its line of candidates."""
 
     ids: list[int]
     left_out: LeftOut = NOTHING
+    candidates: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -137,10 +138,10 @@ class Prompts:
         return self._render(self.messages(fact, budget, candidates))
 
     def encode(self, fact: str, budget: int, candidates: str | None = None) -> Prompt:
-        """The token ids of `text`, and what of the fact was left out."""
-        excerpt = self.excerpt(fact)
-        messages = build_messages(excerpt.text, budget, self.propose(fact, candidates))
-        return Prompt(encode(self.tokenizer, self._render(messages)), excerpt.left_out)
+        """The token ids of `text`, what of the fact was left out, and the candidates."""
+        excerpt, proposed = self.excerpt(fact), self.propose(fact, candidates)
+        messages = build_messages(excerpt.text, budget, proposed)
+        return Prompt(encode(self.tokenizer, self._render(messages)), excerpt.left_out, proposed)
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         text = self.tokenizer.apply_chat_template(

@@ -67,7 +67,8 @@ class Generation:
     closed the thinking rather than the model. `decode_passes` counts the runs of the model after
     the prefill: fewer than tokens where an engine feeds several at once, None where it can't tell.
     `answer_passes` are those of them after the one that read the end of thinking. `left_out` says
-    how much of the fact did not fit the prompt.
+    how much of the fact did not fit the prompt; `candidates` is the line of candidates in it, empty
+    where it had none.
     """
 
     text: str
@@ -81,6 +82,7 @@ class Generation:
     decode_passes: int | None = None
     answer_passes: int | None = field(default=None, compare=False)
     left_out: LeftOut = NOTHING
+    candidates: str = ""
 
 
 @dataclass(frozen=True, slots=True)

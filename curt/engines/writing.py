@@ -117,6 +117,7 @@ class Writing:
             decode_passes=decode_passes,
             answer_passes=answer_passes,
             left_out=self._prompt.left_out,
+            candidates=self._prompt.candidates,
         )
         return GenerationStep("end", generation=generation)
 

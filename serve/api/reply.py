@@ -9,6 +9,7 @@ from functools import cache
 from fastapi import Request
 from fastapi.responses import Response
 
+from curt.classifier.candidates import parse_candidates
 from curt.dialogue import render_ruling, render_term
 from curt.law.numerals import write_article, write_months
 from curt.law.statutes import Tier, tier_of
@@ -151,6 +152,9 @@ def build_reply(
             }
             if generation.left_out
             else None,
+            "proposed": _describe_candidates(generation.candidates)
+            if generation.candidates
+            else None,
             "warnings": warnings,
             "deadline_ms": deadline_ms,
             "timings_ms": {
@@ -180,6 +184,20 @@ def _describe(verdict: Verdict, tasks: Sequence[Task]) -> dict[str, object]:
         "term": _describe_term(verdict) if "term" in tasks else None,
         "fine_yuan": verdict.fine_yuan if "term" in tasks else None,
         "ruling": render_ruling(verdict) if "ruling" in tasks else None,
+    }
+
+
+def _describe_candidates(line: str) -> dict[str, object]:
+    """The fields of a `Proposed`."""
+    proposed = parse_candidates(line)
+    low, high = proposed.months
+    return {
+        "charges": [
+            {"name": name, "title": f"{name}罪", "probability": probability}
+            for name, probability in proposed.charges.items()
+        ],
+        "articles": [{"id": a, "title": write_article(a)} for a in proposed.articles],
+        "term": {"text": proposed.term, "low_months": low, "high_months": high},
     }
 
 

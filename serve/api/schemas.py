@@ -190,6 +190,35 @@ class LeftOut(BaseModel):
     """Sentences that lack, wholly or in part."""
 
 
+class ProposedCharge(Charge):
+    """A charge with its probability, in steps of a tenth."""
+
+    probability: float
+
+
+class ProposedTerm(BaseModel):
+    """The shortest range of terms that holds most of the classifier's probability."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    text: str
+    low_months: int | None
+    """Null where that end is not counted in months, such as life imprisonment."""
+    high_months: int | None
+    """Null as for the low end."""
+
+
+class Proposed(BaseModel):
+    """What the classifier proposed to the model in its prompt."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    charges: list[ProposedCharge]
+    """The likeliest first, three at most."""
+    articles: list[Article]
+    term: ProposedTerm
+
+
 class PredictReply(BaseModel):
     """The answer.
 
@@ -213,6 +242,9 @@ class PredictReply(BaseModel):
     left_out: LeftOut | None = None
     """What of the facts the model did not read, because they are too long for it; null where it
     read them whole."""
+    proposed: Proposed | None = None
+    """What the classifier in the model's folder proposed before the model read the facts; null
+    where it proposed nothing, the model has no such classifier, or the model did not run."""
     warnings: list[Caution]
     deadline_ms: int
     timings_ms: Timings

@@ -19,6 +19,7 @@ from curt.classifier.candidates import (
     draw_candidates,
     load_prompts,
     load_reader,
+    parse_candidates,
     read_candidates,
     term_range,
     write_range,
@@ -81,6 +82,37 @@ def test_shares_of_charges_are_softer_at_a_higher_temperature() -> None:
 def test_a_range_is_the_narrowest_that_holds_enough(shares: tuple[float, ...], text: str) -> None:
     assert write_range(*term_range(TERMS, np.array(shares, float))) == text
     assert TERM_SHARE == 0.7
+
+
+@pytest.mark.parametrize(
+    ("term", "months"),
+    [
+        ("8个月", (8, 8)),
+        ("8至12个月", (8, 12)),
+        ("12个月至无期徒刑", (12, None)),
+        ("免予刑事处罚至6个月", (None, 6)),
+        ("无期徒刑", (None, None)),
+    ],
+)
+def test_a_line_is_read_as_it_was_written(term: str, months: tuple[int | None, int | None]) -> None:
+    read = parse_candidates(f"{HEAD}盗窃10掩饰、隐瞒犯罪所得1；264、133之一；{term}")
+    assert read.charges == {"盗窃": 1.0, "掩饰、隐瞒犯罪所得": 0.1}
+    assert read.articles == ("264", "133之一")
+    assert (read.term, read.months) == (term, months)
+
+
+def test_the_readers_own_line_can_be_read(reader: Reader) -> None:
+    read, decider = parse_candidates(reader(THEFT)), reader.classifier.decider
+    assert set(read.charges) <= set(decider.labels.charges)
+    assert read.articles == decider.decide(reader.classifier.score(THEFT)).verdict.articles
+
+
+@pytest.mark.parametrize(
+    "line", ["", "盗窃8；264；8个月", f"{HEAD}；264；8个月", f"{HEAD}盗窃8；264"]
+)
+def test_anything_else_is_no_line_of_candidates(line: str) -> None:
+    with pytest.raises(ValueError, match="no line of candidates"):
+        parse_candidates(line)
 
 
 def test_a_model_folder_with_a_reader_asks_it(

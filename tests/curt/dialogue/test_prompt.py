@@ -91,6 +91,7 @@ def test_the_reader_is_asked_unless_candidates_are_given(tokenizer):
     assert "参考：读者9\n" in prompts.text(long, 16)
     assert asked == [long]  # the whole fact, not its excerpt
     assert "参考：别的7\n" in prompts.text(long, 16, "参考：别的7")
+    assert prompts.encode(long, 16, "参考：别的7").candidates == "参考：别的7"
     assert "参考" not in prompts.text(long, 16, "")
     assert "参考" not in Prompts(tokenizer, 30).text(long, 16)
     assert asked == [long]

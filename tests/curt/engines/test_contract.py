@@ -209,6 +209,7 @@ def test_candidates_are_the_readers_unless_given(
     assert (proposed in text) == (candidates is None)
     (out,) = random_subject.engine.generate([request])
     assert out.prompt_tokens == len(prompt)
+    assert out.candidates == (proposed if candidates is None else candidates)
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)

@@ -224,7 +224,13 @@ def test_every_field_of_a_served_request_is_kept_or_known_not_to_matter() -> Non
     kept = {"generation", "thinking_allowed", "stated_budget"}
     spent_or_failed = {"queue_ms", "fallback", "unserved"}
     assert {each.name for each in fields(Served)} == kept | spent_or_failed
-    made = generation(GOOD, prefill_ms=0.0, decode_ms=0.0, left_out=LeftOut(9, 1))
+    made = generation(
+        GOOD,
+        prefill_ms=0.0,
+        decode_ms=0.0,
+        left_out=LeftOut(9, 1),
+        candidates="参考：甲9；264；8个月",
+    )
     value = Served(made, 50, 48, 0.0)
     assert read_served(write_served(value)) == value
 

@@ -19,10 +19,17 @@ from tests.serve.fake_pool import generation
 GOOD = f"窃取8000元{THINK_END}{render_answer(VERDICT)}"
 
 
-def reply_to(folder: Path, text: str, finish: Finish = "stop", **options: bool) -> PredictReply:
+def reply_to(
+    folder: Path, text: str, finish: Finish = "stop", candidates: str = "", **options: bool
+) -> PredictReply:
     left_out = LeftOut(120, 3) if options.pop("clipped", False) else LeftOut()
     return build_reply(
-        Served(generation(text, finish=finish, left_out=left_out), 48, 32, 1.234),
+        Served(
+            generation(text, finish=finish, left_out=left_out, candidates=candidates),
+            48,
+            32,
+            1.234,
+        ),
         fact=FACTS[0],
         tasks=ALL_TASKS,
         include_reasoning=options.get("include_reasoning", True),
@@ -83,6 +90,29 @@ def test_what_was_left_out_of_a_fact_is_said(empty_model: Path) -> None:
     assert (reply.left_out.characters, reply.left_out.sentences) == (120, 3)
     whole = reply_to(empty_model, GOOD)
     assert (whole.left_out, whole.warnings) == (None, [])
+
+
+def test_what_the_classifier_proposed_is_said(empty_model: Path) -> None:
+    line = "参考：盗窃8掩饰、隐瞒犯罪所得、犯罪所得收益1；264、133之一；12个月至无期徒刑"
+    reply = reply_to(empty_model, GOOD, candidates=line)
+    assert reply.proposed
+    assert reply.proposed.model_dump() == {
+        "charges": [
+            {"name": "盗窃", "title": "盗窃罪", "probability": 0.8},
+            {
+                "name": "掩饰、隐瞒犯罪所得、犯罪所得收益",
+                "title": "掩饰、隐瞒犯罪所得、犯罪所得收益罪",
+                "probability": 0.1,
+            },
+        ],
+        "articles": [
+            {"id": "264", "title": "第二百六十四条"},
+            {"id": "133之一", "title": "第一百三十三条之一"},
+        ],
+        "term": {"text": "12个月至无期徒刑", "low_months": 12, "high_months": None},
+    }
+    assert reply_to(empty_model, "胡言乱语", candidates=line).proposed == reply.proposed
+    assert reply_to(empty_model, GOOD).proposed is None
 
 
 def test_only_the_tasks_asked_for_are_filled() -> None:

@@ -29,7 +29,7 @@ EVERY_KIND: list[Message] = [
     Cancel(),
     Reasoning("窃取"),
     Generated(GENERATION),
-    Generated(replace(GENERATION, left_out=LeftOut(12, 2))),
+    Generated(replace(GENERATION, left_out=LeftOut(12, 2), candidates="参考：盗窃8；264；8个月")),
     Calibrated((Observation(10, 5, 1.0, 2, 3.0, None), Observation(20, 9, 2.0, 2, 3.0, 1))),
     Cancelled(),
     EngineRaised("ValueError", ("engine.py:7 generate",)),
