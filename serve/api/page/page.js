@@ -51,7 +51,7 @@ const local = openStorage("localStorage"), session = openStorage("sessionStorage
 const state = {
   language: local.storage.getItem(LANGUAGE_KEY)
     || ((navigator.language || "").toLowerCase().startsWith("en") ? EN : ZH),
-  shown: null,       // {at, fact, deadline_ms, reply, client}
+  shown: null,       // {at, fact, deadline_ms, reply, client}; `example` or `kept` is true where it is one
   failure: null,     // {code, message, requestId, retryAfter}
   status: null,      // [key, values]
   feedback: null,    // {key, code, message}
@@ -59,6 +59,7 @@ const state = {
   canStream: true,
   takesFeedback: null,
   running: null,     // the AbortController of the request under way
+  example: new AbortController(),  // aborted once anything else is to be shown
   tried: new Map(),  // deadline in ms -> thinking tokens the model was told
 };
 
@@ -72,6 +73,8 @@ const number = (value) => Number(value).toLocaleString(locale());
 const share = (value) => `${Math.round(value * 100)}%`;
 // No estimate is certain: 99.7% is not shown as 100%.
 const odds = (value) => (value >= 0.995 ? "> 99%" : value < 0.005 ? "< 1%" : share(value));
+// The classifier proposes in tenths: ten of them stand for anything from 95% on.
+const tenths = (value) => (value >= 1 ? "≥ 95%" : share(value));
 const ms = (value) => t("ms", { ms: value < 10 ? Number(value).toFixed(1) : Math.round(value) });
 const when = (at) => new Date(at).toLocaleString(locale(), { dateStyle: "short", timeStyle: "short" });
 const chosenMs = () => DEADLINES_MS[Number($("deadline").value)];
@@ -171,8 +174,28 @@ async function ask(body, signal, onReasoning) {
   return readJson(await post("/predict", body, signal));
 }
 
+/* An example with the server's answer, until the visitor asks for something. */
+async function showExample() {
+  const fact = EXAMPLES[0], { signal } = state.example, startedMs = performance.now();
+  say("status_example_waiting");
+  try {
+    const reply = await readJson(await post("/predict", { fact, deadline_ms: DEFAULT_MS }, signal));
+    const client = { round_ms: performance.now() - startedMs };
+    if (signal.aborted) return;
+    state.shown = { at: new Date().toISOString(), fact, deadline_ms: DEFAULT_MS, reply, client, example: true };
+    learn(DEFAULT_MS, reply);
+    state.status = ["status_example"];
+  } catch (problem) {
+    if (signal.aborted) return;
+    if (!(problem instanceof Refusal)) throw problem;
+    state.status = ["status_example_failed", { reason: () => explain(problem) }];
+  }
+  render();
+}
+
 async function predict() {
   if (state.running) return;
+  state.example.abort();
   const fact = $("fact").value, deadlineMs = chosenMs();
   if (!fact.trim()) {
     fail(new Refusal("empty_fact"));
@@ -358,17 +381,24 @@ function renderFailure() {
   const failure = state.failure;
   $("error").hidden = !failure;
   if (!failure) return;
+  $("error-text").textContent = explain(failure);
+  $("error-id").textContent = failure.requestId ? t("request_id", { id: failure.requestId }) : "";
+}
+/* What a refusal means and when to try again. */
+function explain(failure) {
   const key = has(`error_${failure.code}`) ? `error_${failure.code}` : "error_other";
   const message = String(failure.told).replace(/[。.]$/, "");
-  let sentence = t(key, { message, code: failure.code });
+  const sentence = t(key, { message, code: failure.code });
   // Waiting does not help who allows too little time.
-  if (failure.retryAfter && failure.code !== "deadline_too_short") sentence = t("retry", { sentence, seconds: failure.retryAfter });
-  $("error-text").textContent = sentence;
-  $("error-id").textContent = failure.requestId ? t("request_id", { id: failure.requestId }) : "";
+  const waits = failure.retryAfter && failure.code !== "deadline_too_short";
+  return waits ? t("retry", { sentence, seconds: failure.retryAfter }) : sentence;
 }
 function renderReply() {
   const shown = state.shown;
   for (const id of ["verdict-card", "time"]) $(id).hidden = !shown;
+  $("proposed-card").hidden = !shown?.reply.proposed;
+  $("example-mark").hidden = !shown?.example;
+  $("print-fact").classList.toggle("example", Boolean(shown?.example));
   const reasoned = shown ? shown.reply.reasoning || shown.reply.thinking.allowed : state.running && $("reasoning").textContent;
   $("reasoning-card").hidden = !reasoned;
   for (const id of ["thinking-text", "thinking-bar"]) $(id).hidden = !shown;
@@ -379,6 +409,7 @@ function renderReply() {
   renderDegraded(reply, source);
   $("verdict").replaceChildren(...reply.defendants.map((defendant, index) =>
     showDefendant(defendant, reply, reply.defendants.length > 1 ? index + 1 : 0)));
+  renderProposed(reply, source);
   renderConfidence(reply);
   $("warnings-box").hidden = reply.warnings.length === 0;
   $("warnings").replaceChildren(...reply.warnings.map((warning) =>
@@ -454,6 +485,40 @@ function showDefendant(defendant, reply, index) {
     box.append(ruling);
   }
   return box;
+}
+/* Each part of the classifier's proposal beside the model's own; a stand-in's verdict is not the model's. */
+function renderProposed({ proposed, defendants }, source) {
+  if (!proposed) return;
+  const made = source === "model" ? defendants[0] : undefined;
+  const { charges, articles, term } = proposed;
+  const sameSet = (ones, others) => ones.length === others.length && ones.every((one) => others.includes(one));
+  const list = (texts) => texts.join(t("separator")) || t("none");
+  const row = (key, offered, answer, same) => {
+    const line = make("tr"), head = make("th", t(key)), cell = make("td");
+    head.scope = "row";
+    if (answer === null) cell.append(t("proposed_unanswered"));
+    else cell.append(make("div", answer), make("span", t(same ? "proposed_same" : "proposed_differs"), `tag ${same ? "same" : "late"}`));
+    line.append(head, make("td", offered), cell);
+    return line;
+  };
+  const parts = [], ownCharges = made?.charges?.map((charge) => charge.name);
+  parts.push(row("charges", list(charges.map((charge) => `${charge.title} ${tenths(charge.probability)}`)),
+    made?.charges ? list(made.charges.map((charge) => charge.title)) : null,
+    // As many as the model names, of the likeliest.
+    ownCharges && sameSet(ownCharges, charges.slice(0, ownCharges.length).map((charge) => charge.name))));
+  parts.push(row("articles", list(articles.map(articleText)), made?.articles ? list(made.articles.map(articleText)) : null,
+    made?.articles && sameSet(made.articles.map((each) => each.id), articles.map((each) => each.id))));
+  parts.push(row("term", rangeText(term), made?.term ? termText(made.term) : null, made?.term && holds(term, made.term)));
+  $("proposed").replaceChildren(...parts);
+}
+function rangeText({ text, low_months: low, high_months: high }) {
+  if (low === null || high === null) return text;
+  return low === high ? length(low) : t("interval", { low: length(low), high: length(high) });
+}
+function holds({ text, low_months: low, high_months: high }, term) {
+  // Only exempt lies below the counted penalties, only life and death lie above them.
+  if (!KINDS[term.kind] || (low === null && high === null)) return text.includes(term.kind_name);
+  return (low ?? 0) <= term.months && term.months <= (high ?? Infinity);
 }
 function renderConfidence(reply) {
   const parts = Object.entries(reply.confidence?.probabilities || reply.confidences || {}).filter(([, sure]) => isNumber(sure)).map(([part, sure]) =>
@@ -550,7 +615,7 @@ function budgetNow(deadline, stated, reached) {
 }
 function renderFeedback() {
   const { shown, feedback } = state;
-  const usable = shown && !shown.kept && shown.reply.defendants.length > 0;
+  const usable = shown && !shown.kept && !shown.example && shown.reply.defendants.length > 0;
   $("feedback").hidden = !usable || state.takesFeedback !== true;
   const sent = Boolean(feedback && feedback.sent);
   for (const button of document.querySelectorAll("#feedback button")) button.disabled = sent;
@@ -584,6 +649,7 @@ function renderPast() {
 }
 function openPast(entry) {
   if (state.running) return;
+  state.example.abort();
   Object.assign(state, { shown: { ...entry, kept: true }, failure: null, feedback: null });
   state.status = ["status_shown", { time: () => when(entry.at) }];
   $("fact").value = entry.fact;
@@ -692,7 +758,7 @@ $("correct").addEventListener("submit", (event) => {
 $("keep").addEventListener("change", () => {
   if ($("keep").checked) {
     local.storage.setItem(KEEP_KEY, "1");
-    if (state.shown && !state.shown.kept) keep(state.shown);
+    if (state.shown && !state.shown.kept && !state.shown.example) keep(state.shown);
   } else if (clearPast()) {
     local.storage.removeItem(KEEP_KEY);
   }
@@ -703,3 +769,4 @@ $("past-export").addEventListener("click", () => save("curt-history.json", readP
 setDeadline(DEFAULT_MS);
 speak(LANGUAGES.includes(state.language) ? state.language : ZH);
 loadVersion();
+showExample();

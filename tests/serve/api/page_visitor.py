@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,14 +21,24 @@ from tests.serve.fake_pool import generation
 
 FACT = "2021年6月8日，被告人陈某在某超市窃取手机一部，价值人民币4200元，次日投案，认罪认罚。"
 ANSWER = "</think>罪名：盗窃\n法条：264\n刑期：有期徒刑15个月\n罚金：8000元"
+CANDIDATES = "参考：盗窃8抢夺1；264；6至10个月"
+EXAMPLE: str = json.loads(
+    re.search(r"const EXAMPLES = \[\s*(\".*?\"),\n", build_page()[0])[1]  # type: ignore[index]
+)
+"""What the page asks by itself when it opens."""
 THOUGHTS = ["窃取4200元，", "起点5个月，自首，", "取15个月。"]
 
 
 @dataclass
 class Backend:
-    """What the page talks to; a test sets how it answers and reads what was sent."""
+    """What the page talks to; a test sets how it answers and reads what was sent.
+
+    The example that the page opens with has an answer of its own, or none, and is not noted.
+    """
 
     reply: dict[str, Any]
+    example: dict[str, Any] | None = None
+    example_pause_s: float = 0.0
     streams: bool = True
     feedback: bool = True
     by_budget: list[dict[str, float]] | None = None
@@ -52,6 +63,11 @@ class Backend:
 
         @app.post("/predict")
         async def predict(request: Request) -> Response:
+            if (await request.json())["fact"] == EXAMPLE:
+                await asyncio.sleep(self.example_pause_s)
+                if self.example:
+                    return JSONResponse(self.example)
+                return JSONResponse({"error": {"code": "starting", "message": ""}}, 503)
             await self.note("/predict", request)
             if self.error:
                 return JSONResponse(self.error[1], self.error[0], {"Retry-After": "2"})
@@ -101,7 +117,8 @@ def format_event(name: str, data: str) -> bytes:
 
 
 def reply(settings: Settings, **changes: Any) -> dict[str, Any]:
-    served = Served(generation("".join(THOUGHTS) + ANSWER), 48, 32, 1.5)
+    made = generation("".join(THOUGHTS) + ANSWER, candidates=CANDIDATES)
+    served = Served(made, 48, 32, 1.5)
     built = build_reply(
         served,
         fact=FACT,

@@ -27,6 +27,7 @@ from serve.feedback.feedback import FeedbackRequest
 from serve.settings import Settings
 from tests.serve.api.page_visitor import (
     ANSWER,
+    EXAMPLE,
     FACT,
     THOUGHTS,
     Backend,
@@ -120,7 +121,7 @@ def test_every_kind_of_penalty_is_offered_and_has_a_text() -> None:
 
 
 def test_the_page_is_one_small_file_that_names_no_other_address(outline: Outline) -> None:
-    assert len(SOURCE.encode()) < 64_000
+    assert len(SOURCE.encode()) < 68_000
     assert not re.search(r"https?:|\burl\(|@import|//\w+\.\w", SOURCE)
     links = [attrs.get("src") or attrs.get("href") for _, attrs in outline.elements]
     assert {link for link in links if link} == {"data:,", "#fact", "/docs", "/metrics", "/version"}
@@ -213,6 +214,93 @@ def test_a_verdict_is_streamed_and_shown(backend: Backend, visitor: Visitor) -> 
     assert "仅供参考" in visitor.text("#notice")
     assert visitor.tab.is_hidden("#cancel")
     assert backend.asked[0] == ("/predict/stream", {"fact": FACT, "deadline_ms": 400})
+
+
+def test_the_page_opens_with_an_answered_example(
+    backend: Backend, visitor: Visitor, settings: Settings
+) -> None:
+    backend.example = reply(settings)
+    visitor.tab.reload()
+    visitor.wait("#verdict-card")
+    assert visitor.text("#print-fact-text") == EXAMPLE
+    assert visitor.text("#example-mark") == "示例"
+    assert "对一个示例的回答" in visitor.text("#status")
+    assert "盗窃罪" in visitor.text("#verdict")
+    assert visitor.tab.input_value("#fact") == ""
+    assert visitor.tab.is_hidden("#feedback")
+    visitor.tab.check("#keep")  # what is kept are the visitor's own cases
+    assert "陈某" not in visitor.tab.evaluate("JSON.stringify(localStorage)")
+    visitor.ask()
+    visitor.wait("#feedback")
+    assert visitor.tab.is_hidden("#print-fact")
+    assert backend.asked[0][1]["fact"] == FACT
+
+
+def test_an_example_without_an_answer_says_how_to_ask(visitor: Visitor) -> None:
+    visitor.wait("#status:text('没有取到示例的回答：模型仍在载入。请填写案件事实')")
+    assert visitor.tab.is_hidden("#error")
+    assert visitor.tab.is_hidden("#print-fact")
+    visitor.tab.click("#language")
+    assert "To ask, enter the facts" in visitor.text("#status")
+
+
+def test_an_example_that_comes_late_does_not_replace_an_answer(
+    backend: Backend, visitor: Visitor, settings: Settings
+) -> None:
+    backend.example, backend.example_pause_s = reply(settings), 0.5
+    visitor.tab.reload()
+    visitor.ask()
+    visitor.wait("#verdict-card")
+    visitor.tab.wait_for_timeout(700)
+    assert visitor.text("#status").startswith("已得出结果")
+    assert visitor.tab.is_hidden("#print-fact")
+
+
+def rows_of_proposal(visitor: Visitor) -> list[list[str]]:
+    visitor.wait("#proposed-card")
+    return [text.split() for text in visitor.tab.locator("#proposed tr").all_inner_texts()]
+
+
+def test_the_proposal_stands_beside_what_the_model_made_of_it(visitor: Visitor) -> None:
+    visitor.ask()
+    assert rows_of_proposal(visitor) == [
+        ["罪名", "盗窃罪", "80%；抢夺罪", "10%", "盗窃罪", "一致"],
+        ["法条", "《刑法》第二百六十四条", "《刑法》第二百六十四条", "一致"],
+        ["刑期", "介于6个月与10个月之间", "有期徒刑1年3个月", "不一致"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("term", "end"),
+    [
+        ({"text": "15个月", "low_months": 15, "high_months": 15}, "一致"),
+        ({"text": "16至20个月", "low_months": 16, "high_months": 20}, "不一致"),
+        ({"text": "12个月至无期徒刑", "low_months": 12, "high_months": None}, "一致"),
+        ({"text": "免予刑事处罚至6个月", "low_months": None, "high_months": 6}, "不一致"),
+        ({"text": "无期徒刑至死刑", "low_months": None, "high_months": None}, "不一致"),
+    ],
+)
+def test_a_term_agrees_within_the_proposed_range(
+    backend: Backend, visitor: Visitor, term: dict[str, Any], end: str
+) -> None:
+    backend.reply["proposed"]["term"] = term
+    visitor.ask()
+    assert rows_of_proposal(visitor)[2][-1] == end
+
+
+def test_a_stand_ins_verdict_is_not_compared_with_the_proposal(
+    backend: Backend, visitor: Visitor
+) -> None:
+    backend.reply |= {"degraded": True, "degraded_reason": "deadline", "source": "fallback"}
+    visitor.ask()
+    assert [row[-1] for row in rows_of_proposal(visitor)] == ["未作答"] * 3
+
+
+def test_without_a_proposal_there_is_nothing_to_compare(backend: Backend, visitor: Visitor) -> None:
+    backend.reply["proposed"] = None
+    visitor.ask()
+    visitor.wait("#verdict-card")
+    assert visitor.tab.is_hidden("#proposed-card")
 
 
 def test_the_timeline_tells_the_servers_share_from_the_networks(visitor: Visitor) -> None:
