@@ -296,6 +296,12 @@ def test_a_stand_ins_verdict_is_not_compared_with_the_proposal(
     assert [row[-1] for row in rows_of_proposal(visitor)] == ["未作答"] * 3
 
 
+def test_ten_tenths_are_not_shown_as_certain(backend: Backend, visitor: Visitor) -> None:
+    backend.reply["proposed"]["charges"][0]["probability"] = 1.0
+    visitor.ask()
+    assert rows_of_proposal(visitor)[0][1:4] == ["盗窃罪", "≥", "95%；抢夺罪"]
+
+
 def test_without_a_proposal_there_is_nothing_to_compare(backend: Backend, visitor: Visitor) -> None:
     backend.reply["proposed"] = None
     visitor.ask()
