@@ -85,10 +85,11 @@ def build_graph(model: Path, folder: Path, recipe: Recipe) -> None:
             with (
                 contextlib.redirect_stdout(said),
                 contextlib.redirect_stderr(said),
-                warnings.catch_warnings(),
+                warnings.catch_warnings(record=True) as noted,
             ):
-                warnings.simplefilter("default")  # its own: to be read, not to end the export
+                warnings.simplefilter("always")  # whatever the filters here: to be read
                 _run_builder(arguments)
+            said.writelines(f"{warning.message}\n" for warning in noted)
         except (Exception, SystemExit) as error:
             said.write(f"{type(error).__name__}: {error}")
             log.debug("%s", said.getvalue())

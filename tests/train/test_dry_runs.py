@@ -110,7 +110,7 @@ def test_a_run_with_adapters_goes_on_from_its_checkpoint(tmp_path, made, monkeyp
     whole = made_by(train_grpo, GRPOSettings.model_validate(settings | {"out": tmp_path / "whole"}))
     config = GRPOSettings.model_validate(settings | {"out": tmp_path / "broken"})
 
-    def breaks_off(*_):
+    def breaks_off(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -215,7 +215,7 @@ def test_a_run_broken_off_after_its_last_step_only_writes_the_model(
 ):
     config = grpo_config(corpus, warm_start, tmp_path / "grpo")
 
-    def breaks_off(*_):
+    def breaks_off(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
