@@ -69,7 +69,7 @@ def fit_uncertainty(
 
 def make_assessor(labels: Labels, fit: Uncertainty) -> Assessor:
     """The reader of a fit beside its labels."""
-    return Assessor(labels.charges, labels.terms, len(labels.charges) + len(labels.articles), fit)
+    return Assessor(labels.charges, labels.terms, labels.term_columns.start, fit)
 
 
 def _fit_charges(labels: Labels, scores: Doubles, truths: Sequence[Verdict]) -> Calibration:

@@ -5,8 +5,8 @@
     python -m compress.classifier.train ... --folds 4 --candidates artifacts/demo/candidates.jsonl
 
 Linear models over the features of `curt.classifier.model`: one-vs-rest support vectors for
-charges and for those articles that a charge brings only sometimes, multinomial logistic
-regression for bins of terms. The dev cases calibrate the confidences. With `folds`, the
+charges, for those articles that a charge brings only sometimes and for circumstances, multinomial
+logistic regression for bins of terms. The dev cases calibrate the confidences. With `folds`, the
 training cases get the candidates that a language model learns from. What ONNX scores them is
 compared with scikit-learn's `decision_function` before anything is published.
 
@@ -26,15 +26,21 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import compress
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from compress.classifier.calibration import calibrate, calibration_error, measure_reliability
+from compress.classifier.calibration import (
+    Booleans,
+    calibrate,
+    calibration_error,
+    measure_reliability,
+)
 from compress.classifier.confidence import fit_uncertainty, measure_confidence, measure_folds
 from compress.classifier.familiarity import fit_familiarity, share_unfamiliar
 from curt.artifact import MANIFEST
@@ -58,7 +64,10 @@ from curt.classifier.model import (
     pack,
 )
 from curt.config import Config, run
-from curt.corpus.case import Case
+from curt.corpus.case import AUGMENTATIONS, Case
+from curt.corpus.generate.calculus import circumstances, offences
+from curt.corpus.read.cail import RECOMMENDATION
+from curt.corpus.read.judgments import COMBINED
 from curt.corpus.store import read_cases
 from curt.files import sha256, whole_folder, write_atomic, write_json, write_rows
 from curt.law.statutes import STATUTE_VERSION
@@ -75,6 +84,8 @@ Doubles = npt.NDArray[np.float64]
 OPSET, IR_VERSION = 17, 8  # read by every ONNX Runtime from 1.12 on
 MAX_PARITY = 1e-4  # largest difference of a score between ONNX (float32) and scikit-learn
 MIN_DEV_CASES = 20
+NO_CIRCUMSTANCES = AUGMENTATIONS | {RECOMMENDATION, COMBINED}  # what else a trait may say
+MIN_TOLD = 20  # training cases that a circumstance needs for a column of its own
 ALWAYS, EVER = 0.95, 0.03  # shares of a charge's cases that hold an article
 SAME_KIND_BONUS = 0.05  # the CAIL2018 score does not see the kind of a counted term
 
@@ -133,8 +144,9 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
     vocabulary = learn_vocabulary([case.fact for case in train], config.features)
     verdicts = [case.verdict for case in train]
     labels, bins = learn_labels(verdicts, config.term_bin_width)
+    labels = labels.model_copy(update={"circumstances": learn_circumstances(train)})
     features, dev_features = stack(vocabulary, train), stack(vocabulary, dev)
-    matrix, dev_scores = fit_columns(features, dev_features, verdicts, labels, bins, config)
+    matrix, dev_scores = fit_columns(features, dev_features, train, labels, bins, config)
     labels = calibrate(labels, dev_scores, [case.verdict for case in dev])
     model = build_onnx(matrix)
     truths, width = [case.verdict for case in dev], config.term_bin_width
@@ -149,6 +161,8 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
         "train_cases": float(len(train)),
         "parity_max_difference": compare_scores(classifier, dev, dev_scores),
         **{f"dev_{name}": value for name, value in measure(classifier, dev).items()},
+        **{f"dev_{name}": v for name, v in measure_circumstances(classifier, dev).items()},
+        **{f"test_{name}": v for name, v in measure_circumstances(classifier, test).items()},
         # over the errors of `measure`, which saw the cases the confidences were fitted on
         **measure_reliability(labels, dev_scores, truths),
         **{f"dev_{name}": value for name, value in dev_row.items()},
@@ -194,10 +208,11 @@ def cross_fit(
         others = np.array(sorted(drawn.sample(others.tolist(), min(kept, len(others)))), int)
         if not len(others):
             raise ValueError(f"{len(fold_of)} cases for {config.folds} folds: use fewer folds")
-        verdicts = [train[i].verdict for i in others]
-        labels, bins = learn_labels(verdicts, config.term_bin_width)
+        cases = [train[i] for i in others]
+        labels, bins = learn_labels([case.verdict for case in cases], config.term_bin_width)
+        labels = labels.model_copy(update={"circumstances": learn_circumstances(cases)})
         matrix, dev_scores = fit_columns(
-            features[others], dev_features, verdicts, labels, bins, config
+            features[others], dev_features, cases, labels, bins, config
         )
         labels = calibrate(labels, dev_scores, dev_truths)
         fit = fit_uncertainty(labels, config.term_bin_width, dev_scores, dev_truths)
@@ -268,15 +283,39 @@ def learn_habit(charge: str, verdicts: Sequence[Verdict]) -> ArticleHabit:
     )
 
 
+def learn_circumstances(cases: Sequence[Case]) -> tuple[str, ...]:
+    """The circumstances with enough cases to learn from, in the order in which they are told.
+
+    An offence's own come first, then those that any may have, each in the order of the generator's
+    tables; then those of no table.
+    """
+    counts = Counter(name for case in cases for name in told_circumstances(case))
+    own = [name for offence in offences().values() for name in offence.circumstances]
+    places = {name: place for place, name in enumerate([*own, *circumstances()])}
+    kept = (name for name, count in counts.items() if count >= MIN_TOLD)
+    return tuple(sorted(kept, key=lambda name: (places.get(name, len(places)), name)))
+
+
+def told_circumstances(case: Case) -> frozenset[str]:
+    """A case's traits but for those that say something else than a circumstance."""
+    return frozenset(case.traits) - NO_CIRCUMSTANCES
+
+
+def has_circumstances_told(cases: Sequence[Case]) -> Booleans:
+    """Which cases are of a source that tells circumstances: there, one not told is absent."""
+    sources = {case.source for case in cases if told_circumstances(case)}
+    return np.array([case.source in sources for case in cases], bool)
+
+
 def fit_columns(
     features: csr_matrix,
     dev_features: csr_matrix,
-    verdicts: Sequence[Verdict],
+    cases: Sequence[Case],
     labels: Labels,
     bins: Sequence[int],
     config: ClassifierConfig,
 ) -> tuple[Doubles, Doubles]:
-    """Fit every column: charges, open articles, bins of terms.
+    """Fit every column: charges, open articles, bins of terms, circumstances.
 
     Returns the weights (1 + features, columns), intercepts first, and what scikit-learn itself
     scores the dev cases (dev cases, columns).
@@ -284,17 +323,25 @@ def fit_columns(
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
-    known = [[charge in v.charges for v in verdicts] for charge in labels.charges]
-    known += [[article in v.articles for v in verdicts] for article in labels.articles]
     weights, scores = [], []
-    for truth in known:
+
+    def fit_one(
+        features: csr_matrix, truth: list[bool], class_weight: Literal["balanced"] | None = None
+    ) -> None:
         if all(truth):  # nothing to tell apart
             weights.append(np.eye(1, 1 + features.shape[1])[0])
             scores.append(np.ones(dev_features.shape[0]))
-            continue
-        machine = LinearSVC(C=config.charge_c, random_state=config.seed).fit(features, truth)
+            return
+        machine = LinearSVC(
+            C=config.charge_c, class_weight=class_weight, random_state=config.seed
+        ).fit(features, truth)
         weights.append(np.append(machine.intercept_, machine.coef_[0]))
         scores.append(machine.decision_function(dev_features))
+
+    for charge in labels.charges:
+        fit_one(features, [charge in case.verdict.charges for case in cases])
+    for article in labels.articles:
+        fit_one(features, [article in case.verdict.articles for case in cases])
     if len(labels.terms) == 1:
         weights.append(np.zeros(1 + features.shape[1]))
         scores.append(np.zeros(dev_features.shape[0]))
@@ -305,6 +352,13 @@ def fit_columns(
         # Two bins come as the log-odds of the second.
         weights.extend([-rows[0] / 2, rows[0] / 2] if len(rows) == 1 else rows)
         scores.extend([-logits / 2, logits / 2] if len(rows) == 1 else logits)
+    telling = np.flatnonzero(has_circumstances_told(cases))
+    told = [told_circumstances(cases[i]) for i in telling]
+    told_features = features[telling]
+    for name in labels.circumstances:
+        # A few characters in a long fact tell it, in a small part of the cases: with equal weights
+        # most are missed.
+        fit_one(told_features, [name in one for one in told], "balanced")
     matrix = np.column_stack(weights)
     if not np.isfinite(matrix).all():
         raise ValueError("a weight is not finite: lower charge_c or term_c")
@@ -362,6 +416,22 @@ def measure(classifier: Classifier, cases: Sequence[Case]) -> dict[str, float]:
         sure = np.array([answer.confidences[part] for answer in answers])
         row[f"{part}_ece"] = calibration_error(sure, np.array(right))
     return row
+
+
+def measure_circumstances(classifier: Classifier, cases: Sequence[Case]) -> dict[str, float]:
+    """Micro-F1 of the circumstances found, over the cases that tell theirs; empty without any."""
+    asked = list(compress(cases, has_circumstances_told(cases)))
+    if not asked:
+        return {}
+    pairs = [
+        (
+            set(classifier.decider.find_circumstances(classifier.score(case.fact))),
+            told_circumstances(case),
+        )
+        for case in asked
+    ]
+    both = sum(len(found & told) for found, told in pairs)
+    return {"circumstance_micro_f1": 2 * both / sum(len(f) + len(t) for f, t in pairs)}
 
 
 def _bin_of(term: Term, width: float) -> tuple[TermKind, int]:

@@ -1,9 +1,10 @@
 """What the classifier proposes before a language model reads: the line of candidates in a prompt.
 
-    参考：盗窃8抢夺1；264；6至10个月
+    参考：盗窃8抢夺1；264；6至10个月；自首、退赔
 
 These are the likeliest charges with their probabilities in tenths, the articles of the classifier's
-verdict, and the shortest range of terms that holds `TERM_SHARE` of the probability.
+verdict, the shortest range of terms that holds `TERM_SHARE` of the probability, and the
+circumstances it found; without any, the line ends after the range.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ Doubles = npt.NDArray[np.float64]
 
 HEAD = "参考："
 MOST_CHARGES = 3
+MOST_CIRCUMSTANCES = 5
 LEAST_SHARE = 0.05  # half a tenth
 TERM_SHARE = 0.7
-LONGEST_TOKENS = 48  # of the line, but for charges with very long names
-PROBE = f"{HEAD}盗窃8抢夺1；264；6至10个月"
+LONGEST_TOKENS = 80  # of the line, but for charges with very long names
+PROBE = f"{HEAD}盗窃8抢夺1；264；6至10个月；自首、退赔"
 """A line to measure prompts with."""
-_LINE = re.compile(rf"{HEAD}((?:\D+\d+)+)；([^；]*)；([^；]+)")
+_LINE = re.compile(rf"{HEAD}((?:\D+\d+)+)；([^；]*)；([^；]+)(?:；([^；]+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Candidates:
     """The range of terms, as `write_range` writes it."""
     months: tuple[int | None, int | None]
     """The ends of that range; None for an end that is not counted in months, such as life."""
+    circumstances: tuple[str, ...] = ()
 
 
 class Reader:
@@ -106,10 +109,12 @@ def write_candidates(decider: Decider, scores: Floats, term_temperature: float) 
     if not charges:
         return ""
     articles = "、".join(decider.decide(scores).verdict.articles)
-    logits = scores[len(labels.charges) + len(labels.articles) :].astype(np.float64)
+    logits = scores[labels.term_columns].astype(np.float64)
     shares_of_terms = _softmax(logits / term_temperature)
     term = write_range(*term_range(labels.terms, shares_of_terms))
-    return f"{HEAD}{charges}；{articles}；{term}"
+    line = f"{HEAD}{charges}；{articles}；{term}"
+    found = decider.find_circumstances(scores)[:MOST_CIRCUMSTANCES]
+    return f"{line}；{'、'.join(found)}" if found else line
 
 
 def parse_candidates(line: str) -> Candidates:
@@ -117,13 +122,14 @@ def parse_candidates(line: str) -> Candidates:
     match = _LINE.fullmatch(line)
     if match is None:
         raise ValueError("no line of candidates")
-    charges, articles, term = match.groups()
+    charges, articles, term, circumstances = match.groups()
     low, _, high = term.partition("至")
     return Candidates(
         {name: int(tenths) / 10 for name, tenths in re.findall(r"(\D+)(\d+)", charges)},
         tuple(articles.split("、")) if articles else (),
         term,
         (_read_months(low), _read_months(high or low)),
+        tuple(circumstances.split("、")) if circumstances else (),
     )
 
 

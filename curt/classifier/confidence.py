@@ -130,7 +130,7 @@ class Assessor:
     ) -> None:
         self.charges, self.fit = tuple(charges), fit
         self._columns = {charge: i for i, charge in enumerate(self.charges)}
-        self._first_term = first_term
+        self._terms = slice(first_term, first_term + len(terms))
         self._weights = np.array(fit.charge.weights)
         knots = np.array(fit.knots, np.float64).reshape(-1, 2)
         self._knots = np.ascontiguousarray(knots.T)  # logits, probabilities
@@ -170,7 +170,7 @@ class Assessor:
 
     def distribution(self, scores: Floats) -> Doubles:
         """Probability that the term lies at or below each point of the grid."""
-        logits = scores[self._first_term :].astype(np.float64) / self.fit.temperature
+        logits = scores[self._terms].astype(np.float64) / self.fit.temperature
         shares = np.exp(logits - logits.max())
         cumulative: Doubles = (shares / shares.sum()) @ self._below
         return cumulative

@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,9 +77,10 @@ class Labels(FrozenModel):
     """What the columns of the model mean and how an answer is read off them.
 
     The columns are a score for each charge, then one for each article, then a logit for each bin
-    of terms. `terms[i]` stands for bin i, and `payoff[i][j]` is what answering it earns when the
-    truth is in bin j. Charges that score above 0 are answered, and always the best one. Their
-    shares are a softmax of the scores over `charge_temperature` (`curt.classifier.candidates`).
+    of terms, then a score for each circumstance, which holds above 0. `terms[i]` stands for bin i,
+    and `payoff[i][j]` is what answering it earns when the truth is in bin j. Charges that score
+    above 0 are answered, and always the best one. Their shares are a softmax of the scores over
+    `charge_temperature` (`curt.classifier.candidates`).
     """
 
     charges: tuple[str, ...] = Field(min_length=1)
@@ -86,8 +88,15 @@ class Labels(FrozenModel):
     habits: dict[str, ArticleHabit]
     terms: tuple[Term, ...] = Field(min_length=1)
     payoff: tuple[tuple[float, ...], ...]
+    circumstances: tuple[str, ...] = ()
     charge_temperature: float = Field(default=1.0, gt=0)
     calibration: dict[Part, Calibration] = Field(default_factory=dict)
+
+    @property
+    def term_columns(self) -> slice:
+        """The columns of the bins of terms."""
+        first = len(self.charges) + len(self.articles)
+        return slice(first, first + len(self.terms))
 
 
 class ClassifierManifest(FrozenModel):
@@ -218,8 +227,7 @@ class Decider:
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
         self._article_columns = {a: i for i, a in enumerate(labels.articles, len(labels.charges))}
-        self._first_term = len(labels.charges) + len(labels.articles)
-        self.width = self._first_term + len(labels.terms)
+        self.width = labels.term_columns.stop + len(labels.circumstances)
         self._payoff = np.array(labels.payoff, np.float64)  # (answers, bins)
         if self._payoff.shape != (len(labels.terms),) * 2:
             raise ValueError(f"a payoff of shape {self._payoff.shape} for {len(labels.terms)} bins")
@@ -228,7 +236,7 @@ class Decider:
         )
 
     def decide(self, scores: Floats) -> Decision:
-        """The verdict for scores of shape (charges + articles + bins,)."""
+        """The verdict for scores of shape (charges + articles + bins + circumstances,)."""
         chosen, charge_evidence = self._choose_charges(scores)
         charges = tuple(self.labels.charges[i] for i in chosen)
         articles, article_margin = self._choose_articles(charges, scores)
@@ -241,6 +249,11 @@ class Decider:
                 "term": term_evidence,
             },
         )
+
+    def find_circumstances(self, scores: Floats) -> tuple[str, ...]:
+        """The circumstances that score above 0, in the order of the labels."""
+        found = scores[self.labels.term_columns.stop :] > 0
+        return tuple(compress(self.labels.circumstances, found))
 
     def _choose_charges(self, scores: Floats) -> tuple[list[int], tuple[float, ...]]:
         charges = scores[: len(self.labels.charges)].astype(np.float64)
@@ -268,7 +281,7 @@ class Decider:
         return tuple(sorted(articles, key=article_order)), min(margin, NO_RIVAL)
 
     def _choose_term(self, chosen: list[int], scores: Floats) -> tuple[Term, tuple[float, ...]]:
-        logits = scores[self._first_term :].astype(np.float64)
+        logits = scores[self.labels.term_columns].astype(np.float64)
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
         payoffs = self._payoff @ shares
@@ -305,7 +318,7 @@ class Classifier:
         self.agreement, self.familiarity = agreement, familiarity
         self.assessor = None
         if uncertainty is not None:
-            first_term = len(labels.charges) + len(labels.articles)
+            first_term = labels.term_columns.start
             self.assessor = Assessor(labels.charges, labels.terms, first_term, uncertainty)
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -314,7 +327,7 @@ class Classifier:
         )
 
     def score(self, fact: str | ReadFact) -> Floats:
-        """Scores of shape (charges + articles + bins,). Raises ValueError on an empty fact."""
+        """What `Decider` reads, a score for each column. Raises ValueError on an empty fact."""
         rows, weights = self.vocabulary.weigh(fact)
         (scores,) = self._session.run(None, {"rows": rows, "weights": weights[None, :]})
         return np.asarray(scores[0], np.float32)

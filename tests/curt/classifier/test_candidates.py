@@ -13,6 +13,8 @@ from curt.artifact import READER, load_manifest, write_artifact
 from curt.classifier.candidates import (
     HEAD,
     MOST_CHARGES,
+    MOST_CIRCUMSTANCES,
+    PROBE,
     TERM_SHARE,
     Reader,
     charge_shares,
@@ -22,13 +24,14 @@ from curt.classifier.candidates import (
     parse_candidates,
     read_candidates,
     term_range,
+    write_candidates,
     write_range,
 )
 from curt.dialogue import Prompts
 from curt.law.verdict import Term
 from tests.compress.classifier.test_train import THEFT, make_fallback
 
-LINE = re.compile(r"参考：(?:[一-鿿、]+\d+){1,3}；\d[\d之一二、]*；[\d一-鿿]+")
+LINE = re.compile(r"参考：(?:[一-鿿、]+\d+){1,3}；\d[\d之一二、]*；[\d一-鿿]+(?:；[一-鿿、]+)?")
 TERMS = (Term("death"), Term("detention", 4), Term("fixed", 8), Term("fixed", 12), Term("life"))
 
 
@@ -105,6 +108,26 @@ def test_the_readers_own_line_can_be_read(reader: Reader) -> None:
     read, decider = parse_candidates(reader(THEFT)), reader.classifier.decider
     assert set(read.charges) <= set(decider.labels.charges)
     assert read.articles == decider.decide(reader.classifier.score(THEFT)).verdict.articles
+    assert parse_candidates(PROBE).circumstances == ("自首", "退赔")
+    assert parse_candidates(PROBE.rpartition("；")[0]).circumstances == ()
+
+
+def test_circumstances_end_the_line_in_the_order_of_the_labels(reader: Reader) -> None:
+    decider = reader.classifier.decider
+    names = decider.labels.circumstances
+    assert len(names) > MOST_CIRCUMSTANCES
+    scores = reader.classifier.score(THEFT).copy()
+    first = decider.labels.term_columns.stop
+    scores[first:] = -1
+    bare = write_candidates(decider, scores, 1.0)
+    assert bare.count("；") == 2
+    scores[[first + 2, first]] = 0.1, 0.2
+    assert write_candidates(decider, scores, 1.0) == f"{bare}；{names[0]}、{names[2]}"
+    scores[first:] = 9
+    line = write_candidates(decider, scores, 1.0)
+    assert line == f"{bare}；{'、'.join(names[:MOST_CIRCUMSTANCES])}"
+    assert LINE.fullmatch(line)
+    assert decider.decide(scores) == decider.decide(reader.classifier.score(THEFT))
 
 
 @pytest.mark.parametrize(
