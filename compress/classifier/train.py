@@ -291,7 +291,7 @@ def learn_circumstances(cases: Sequence[Case]) -> tuple[str, ...]:
     """
     counts = Counter(name for case in cases for name in told_circumstances(case))
     own = [name for offence in offences().values() for name in offence.circumstances]
-    places = {name: place for place, name in enumerate([*own, *circumstances()])}
+    places = {name: place for place, name in enumerate(dict.fromkeys([*own, *circumstances()]))}
     kept = (name for name, count in counts.items() if count >= MIN_TOLD)
     return tuple(sorted(kept, key=lambda name: (places.get(name, len(places)), name)))
 

@@ -41,7 +41,7 @@ TERM_SHARE = 0.7
 LONGEST_TOKENS = 80  # of the line, but for charges with very long names
 PROBE = f"{HEAD}盗窃8抢夺1；264；6至10个月；自首、退赔"
 """A line to measure prompts with."""
-_LINE = re.compile(rf"{HEAD}((?:\D+\d+)+)；([^；]*)；([^；]+)(?:；([^；]+))?")
+_LINE = re.compile(rf"{HEAD}((?:[^；\d]+\d+)+)；([^；]*)；([^；]+)(?:；([^；]+))?")
 
 
 @dataclass(frozen=True, slots=True)
