@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from curt.classifier.familiarity import Counts, Familiarity, Names, name_grams, read_plain
+from curt.classifier.familiarity import (
+    LONGEST_GRAM,
+    Counts,
+    Familiarity,
+    Names,
+    name_grams,
+    read_plain,
+)
 
-QUANTILE = 0.995  # of the development facts are below the threshold
+QUANTILE = 0.995  # of the development facts lie `LEEWAY` and more below the threshold
+LEEWAY = 1.0  # nats a character: other courts' facts surprise more, and hold the formulas too
+BARE_QUANTILE = 0.95  # of them lie below the threshold of facts without formulas
+FORMULA_SHARE = 0.1  # of the training facts hold a run of characters that counts as a formula
 MAX_PAIRS = 65_536  # of characters, the commonest first: half a megabyte at most
 
 
@@ -31,13 +43,29 @@ def fit_familiarity(train: Sequence[str], dev: Sequence[str]) -> Familiarity:
         ones, one_counts.astype(np.uint32), twos, two_counts, int(one_counts.sum()), np.inf
     )
     costs = [fit.surprise(fact) for fact in dev]
-    threshold = float(np.quantile(costs, QUANTILE, method="higher"))
-    return Familiarity(fit.ones, fit.one_counts, fit.twos, fit.two_counts, fit.total, threshold)
+    high, bare = np.quantile(costs, (QUANTILE, BARE_QUANTILE), method="higher")
+    formulas = _find_formulas(plain)
+    return replace(
+        fit, threshold=float(high) + LEEWAY, formulas=formulas, bare_threshold=float(bare)
+    )
 
 
 def share_unfamiliar(fit: Familiarity, facts: Sequence[str]) -> float:
     """Share of facts above the threshold: false alarms on one's own kind, hits on another's."""
     return float(np.mean([fit.is_unfamiliar(fact) for fact in facts]))
+
+
+def _find_formulas(plain: Sequence[str]) -> Names:
+    """Runs without digits (which say 0) that many texts hold; dates and amounts are in any text."""
+    holders = Counter(
+        run
+        for text in plain
+        for run in {text[i : i + LONGEST_GRAM] for i in range(len(text) - LONGEST_GRAM + 1)}
+        if "0" not in run
+    )
+    common = [run for run, count in holders.items() if count >= FORMULA_SHARE * len(plain)]
+    names = [name_grams(run, LONGEST_GRAM) for run in common]
+    return np.unique(np.concatenate([*names, np.zeros(0, np.uint32)]))
 
 
 def _keep_commonest(names: Names, counts: npt.NDArray[np.int64]) -> tuple[Names, Counts]:

@@ -1,4 +1,4 @@
-"""Whether a fact reads like those a classifier was trained on: a small model of its characters.
+"""Whether a fact reads like those a classifier was trained on, by its characters and formulas.
 
 Probabilities that were fitted on one kind of text do not hold for another: a classifier that was
 trained on generated cases alone misreads a real theft and is as sure of it as of a generated one.
@@ -8,8 +8,12 @@ likelihood of each character after the one before it,
     p(b | a) = (count(ab) + PRIOR · p(b)) / (count(a) + PRIOR)
 
 with counts over the training facts, p(b) being smoothed by half a count for each of `ALPHABET`
-characters. A fact is unfamiliar above a threshold, a high quantile of the development facts. A fact
-below it need not be familiar: other text may consist of common phrases too.
+characters. A fact is unfamiliar above a threshold, a high quantile of the development facts.
+
+Other text may consist of common phrases too: a civil judgment shares most of its words with a
+criminal one. What it lacks is the formulas of the genre, runs of three characters that many
+training facts hold (被告人, 公诉机关 …). A fact without any of them has a lower threshold; it is
+not unfamiliar outright, for people also type facts without formulas.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 import io
 import re
 import unicodedata
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +45,7 @@ LONGEST_GRAM = 3  # characters
 Names = npt.NDArray[np.uint32]
 Counts = npt.NDArray[np.uint32]
 _HIGH_HALF = np.uint64(32)
+_NEWER = ("formulas", "bare_threshold")  # that older files lack
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,11 @@ class ReadFact:
 
 @dataclass(frozen=True, slots=True)
 class Familiarity:
-    """Counts of characters (`ones`) and pairs (`twos`), by sorted hashes, and the threshold."""
+    """Counts of characters (`ones`) and pairs (`twos`), by sorted hashes, and the thresholds.
+
+    `formulas` are sorted names of runs of `LONGEST_GRAM` characters; a fact without any of them has
+    `bare_threshold`. Files made before there were formulas hold none, and one threshold serves all.
+    """
 
     ones: Names
     one_counts: Counts
@@ -66,6 +75,8 @@ class Familiarity:
     two_counts: Counts
     total: int
     threshold: float
+    formulas: Names = field(default_factory=lambda: np.zeros(0, np.uint32))
+    bare_threshold: float = np.inf
 
     def surprise(self, fact: str | ReadFact) -> float:
         """Mean nats a character of a fact costs; 0.0 where it has no two letters or digits."""
@@ -79,7 +90,20 @@ class Familiarity:
 
     def is_unfamiliar(self, fact: str | ReadFact) -> bool:
         """Whether a fact is more surprising than nearly all of those it was fitted on."""
-        return self.surprise(fact) > self.threshold
+        read = read_fact(fact)
+        surprise = self.surprise(read)
+        if surprise > self.threshold:
+            return True
+        return surprise > self.bare_threshold and not self.holds_formula(read)
+
+    def holds_formula(self, fact: str | ReadFact) -> bool:
+        """Whether a fact holds one of the formulas of the training facts."""
+        read = read_fact(fact)
+        if not len(self.formulas) or len(read.grams) < LONGEST_GRAM:
+            return False
+        names = _name(read.grams[LONGEST_GRAM - 1])
+        places = self.formulas.searchsorted(names)
+        return bool((self.formulas.take(places, mode="clip") == names).any())
 
     def pack(self) -> bytes:
         """A compressed npz without pickles; `read` takes it back."""
@@ -91,8 +115,12 @@ class Familiarity:
     def read(cls, data: bytes) -> Familiarity:
         """Inverse of `pack`. Raises ValueError or KeyError on other bytes."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            values = {field.name: arrays[field.name] for field in fields(cls)}
-        return cls(**values | {name: values[name].item() for name in ("total", "threshold")})
+            values = {
+                each.name: arrays[each.name]
+                for each in fields(cls)
+                if each.name in arrays or each.name not in _NEWER
+            }
+        return cls(**{name: each if each.ndim else each.item() for name, each in values.items()})
 
 
 def read_fact(fact: str | ReadFact) -> ReadFact:

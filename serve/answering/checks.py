@@ -21,6 +21,15 @@ MESSAGES = {
     "too_short": "事实过短，结果可靠性低。",
     "not_chinese": "事实中非中文内容较多，模型只学过中文裁判事实。",
     "not_criminal": "文中未见刑事案件常见用语，可能不是犯罪事实。",
+    "appeal": "文中似为二审或上诉案件，模型只学过一审公诉案件。",
+    "retrial": "文中似为再审案件，模型只学过一审公诉案件。",
+    "commutation": "文中似为减刑或假释案件，并非定罪量刑。",
+    "private_prosecution": "文中似为自诉案件，模型只学过公诉案件。",
+    "civil": "文中似为民事或附带民事诉讼，并非刑事指控。",
+    "jurisdiction": "文中似为管辖决定，并非定罪量刑。",
+    "withdrawn": "文中似有撤回起诉，未必有判决。",
+    "compulsory_treatment": "文中似为强制医疗程序，并非定罪量刑。",
+    "state_compensation": "文中似为国家赔偿案件，并非刑事指控。",
     "markup_neutralised": "事实中的尖括号已替换为全角字符，按普通文字处理。",
     "fact_clipped": "事实超过模型可读长度，较次要的句子已略去。",
     "term_outside_statute": "刑期不在该罪名任何法定量刑幅度之内，请核对有无减轻情节。",
@@ -42,6 +51,25 @@ _CRIME_WORDS = (
     "非法|拒不|寻衅|滋事|聚众|妨害|故意|损毁|砍伐|滥伐|猎捕|容留|卖淫|引诱|介绍|传播|淫秽|洗钱|集资"
 )
 _CRIME = re.compile(_CRIME_WORDS)
+
+# Procedures other than a public prosecution at first instance, each by words that are hardly ever
+# in the facts of one: former convictions there tell of appeals and of sentences cut short.
+_PROCEDURES = {
+    "appeal": re.compile(r"二审|原审|上诉人|抗诉机关|(?:宣判|判决|一审)后[^。]{0,40}提[出起]上诉"),
+    "retrial": re.compile(r"再审|申诉人|审判监督程序"),
+    "commutation": re.compile(
+        r"执行机关|(?:提请|建议|报请)[^，。；]{0,12}(?:减刑|假释)|(?:减刑|假释)建议"
+    ),
+    "private_prosecution": re.compile(r"自诉人|提起(?:刑事)?自诉|自诉案件"),
+    "jurisdiction": re.compile(r"指定管辖|管辖权?异议"),
+    "withdrawn": re.compile(r"撤回(?:起诉|公诉)"),
+    "compulsory_treatment": re.compile(r"强制医疗"),
+    "state_compensation": re.compile(r"赔偿请求人|国家赔偿"),
+}
+_PLAINTIFF = re.compile(r"原告(?!人)|原告人[^。；]{0,20}(?:诉称|请求|要求)")
+_PROSECUTION = re.compile(
+    r"公诉|指控|检察院|起诉书"
+)  # beside which a plaintiff only claims damages
 
 # The commonest family names: a rule that took any two characters after 被告人 for a name would
 # take 归案, 供述 and 驾驶 as well.
@@ -93,9 +121,18 @@ def fact_warnings(fact: str) -> list[Caution]:
         codes.append("not_chinese")
     if not _CRIME.search(fact):
         codes.append("not_criminal")
+    codes += procedures(fact)
     if "<" in fact or ">" in fact:
         codes.append("markup_neutralised")
     return [warning(code) for code in codes]
+
+
+def procedures(fact: str) -> list[str]:
+    """Codes of the procedures a fact tells of that are no prosecution at first instance."""
+    codes = [code for code, words in _PROCEDURES.items() if words.search(fact)]
+    if _PLAINTIFF.search(fact) and not _PROSECUTION.search(fact):
+        codes.append("civil")
+    return codes
 
 
 def verdict_warnings(verdict: Verdict) -> list[Caution]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
+import tomllib
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +15,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from compress.classifier.familiarity import MAX_PAIRS, fit_familiarity, share_unfamiliar
+from compress.classifier.familiarity import LEEWAY, MAX_PAIRS, fit_familiarity, share_unfamiliar
 from compress.classifier.train import train_classifier
 from curt.artifact import MANIFEST, ArtifactError
 from curt.classifier.familiarity import Familiarity
 from curt.classifier.model import FAMILIARITY, Classifier, load_classifier
+from curt.corpus.generate.generator import Wording, generate_cases
 from curt.files import write_json
 from tests.cases import common_cases
 from tests.compress.classifier.test_train import write_splits
@@ -26,6 +30,12 @@ STRANGE = (
     "二〇一六年仲夏，原告与被告就房屋租赁合同履行产生纠纷，双方经社区调解未果，遂诉至本院，"
     "请求判令返还押金并赔偿装修损失，被告辩称墙面渗漏系上层住户所致。"
 )
+
+FOREIGN: dict[str, list[str]] = tomllib.loads(
+    (Path(__file__).parents[2] / "fixtures" / "foreign_texts.toml").read_text(encoding="utf-8")
+)
+NEWER = ("formulas", "bare_threshold")
+SPLITS: tuple[tuple[int, Wording], ...] = ((6000, "train"), (300, "dev"))
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +67,55 @@ def test_text_of_another_kind_is_unfamiliar(classifier: Classifier) -> None:
     assert classifier.is_unfamiliar(STRANGE)
     assert not classifier.is_unfamiliar(known_fact())
     assert not classifier.is_unfamiliar("，。！")  # which has no verdict either
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_kinds_of_text_are_unfamiliar(classifier: Classifier, kind: str) -> None:
+    assert len(FOREIGN[kind]) >= 6
+    assert share_unfamiliar(classifier.familiarity, FOREIGN[kind]) == 1.0
+
+
+@pytest.mark.slow
+def test_real_cases_are_familiar_to_a_classifier_of_generated_ones(real_cases: Path) -> None:
+    with (real_cases / "test.json").open(encoding="utf-8") as lines:
+        facts = [json.loads(line)["fact"] for line in lines]
+    train, dev = (
+        [case.fact for case in generate_cases(count, wording, wording)] for count, wording in SPLITS
+    )
+    fit = fit_familiarity(train, dev)
+    assert share_unfamiliar(fit, facts) < 0.1
+    for kind, texts in FOREIGN.items():
+        assert share_unfamiliar(fit, texts) == 1.0, kind
+
+
+def test_a_fact_without_the_formulas_has_a_lower_threshold() -> None:
+    train = ["公诉机关指控被告人盗窃"] * 30 + ["公诉机关指控被告人诈骗他人财物甚多"]
+    fit = fit_familiarity(train, train)
+    assert fit.holds_formula("该被告人")
+    for none in ("被告", "", "财物甚多他人"):  # the last stands in one fact of 31
+        assert not fit.holds_formula(none)
+    without, beside = "财物甚多他人", "被告人财物甚多他人"
+    fit = replace(fit, bare_threshold=1.0, threshold=10.0)
+    assert min(fit.surprise(without), fit.surprise(beside)) > 1.0
+    assert fit.is_unfamiliar(without)
+    assert not fit.is_unfamiliar(beside)
+
+
+def test_a_file_made_before_there_were_formulas_has_one_threshold(classifier: Classifier) -> None:
+    fit = classifier.familiarity
+    buffer = io.BytesIO()
+    older = {name: each for name, each in asdict(fit).items() if name not in NEWER}
+    np.savez_compressed(buffer, **older)
+    again = Familiarity.read(buffer.getvalue())
+    assert again.threshold == fit.threshold
+    assert again.bare_threshold == np.inf
+    assert not again.holds_formula(known_fact())
+    assert again.is_unfamiliar(FOREIGN["english"][0])
+    del older["threshold"]
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **older)
+    with pytest.raises(KeyError):
+        Familiarity.read(buffer.getvalue())
 
 
 def test_a_folder_made_before_there_was_a_way_to_tell_loads_and_warns_of_nothing(
@@ -99,7 +158,7 @@ def test_surprise_is_the_mean_of_the_characters_own() -> None:
     assert fit.surprise("甲乙") == pytest.approx(-np.log((2 + 5 * alone["乙"]) / (3 + 5)))
     expected = -np.log((1 + 5 * alone["丙"]) / 8) - np.log(5 * alone["丁"] / (1 + 5))
     assert fit.surprise("甲，丙丁") == pytest.approx(expected / 2)
-    assert fit.threshold == fit.surprise("甲乙")
+    assert fit.threshold == pytest.approx(fit.surprise("甲乙") + LEEWAY)
     with pytest.raises(ValueError, match="two letters"):
         fit_familiarity(["，"], ["甲乙"])
 
