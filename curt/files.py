@@ -130,3 +130,12 @@ def sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def close_run(run: Path) -> None:
+    """Drop what only a resume needs, once the model folder is written."""
+    for checkpoint in run.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    (run / "config.json").unlink()
+    if not any(run.iterdir()):
+        run.rmdir()

@@ -38,7 +38,7 @@ from curt.classifier.candidates import load_prompts, read_candidates
 from curt.config import Config
 from curt.corpus.generate.generator import VERBOSITIES
 from curt.corpus.thinking import CUT, NONE
-from curt.files import sha256, whole_folder, write_json
+from curt.files import close_run, sha256, whole_folder, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -354,15 +354,6 @@ def read_checkpoint(run: Path, device: torch.device) -> dict[str, Any] | None:
         )
     state: dict[str, Any] = torch.load(folder / STATE, map_location=device, weights_only=True)
     return state
-
-
-def close_run(run: Path) -> None:
-    """Drop what only a resume needs, once the model folder is written."""
-    for checkpoint in run.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    (run / "config.json").unlink()
-    if not any(run.iterdir()):
-        run.rmdir()
 
 
 @contextlib.contextmanager

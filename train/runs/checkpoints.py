@@ -88,12 +88,3 @@ def share_random_state(checkpoint: Path, processes: int) -> None:
     for name in names:
         if states and not (checkpoint / name).exists():
             shutil.copyfile(states[0], checkpoint / name)
-
-
-def close_run(run: Path) -> None:
-    """Drop what only a resume needs, once the model folder is written."""
-    for checkpoint in run.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    (run / "config.json").unlink()
-    if not any(run.iterdir()):
-        run.rmdir()

@@ -9,8 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from curt.artifact import write_artifact
-from curt.files import write_json
-from train.runs.checkpoints import close_run
+from curt.files import close_run, write_json
 from train.runs.lora import Lora, merge_adapter
 from train.runs.processes import SHARDED, ask_main
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from curt.files import close_run
 from train.runs.checkpoints import (
     checkpoint_step,
-    close_run,
     last_checkpoint,
     open_run,
     saved_processes,

@@ -107,14 +107,18 @@ def test_test_wording_tells_acts_as_training_never_does():
 
 def test_no_lookalike_denies_a_circumstance(cases):
     known = {name for case in cases for name in known_circumstances(case)}
-    told = 0
+    seen = 0
     for look_alike in look_alikes():
         assert look_alike.contradicts <= known
-        ways = [pattern(way) for way in look_alike.told if len(max(parse(way), key=len)) > 6]
+        plain = [[node for node in parse(way) if isinstance(node, str)] for way in look_alike.told]
+        telling = [
+            longest for nodes in plain if len(longest := max(nodes, key=len, default="")) > 7
+        ]
         for case in cases:
-            if look_alike.contradicts.intersection(case.traits):
-                told += not any(way.search(case.fact) for way in ways)
-    assert told > 100
+            told = any(text in case.fact for text in telling)
+            seen += told
+            assert not (told and look_alike.contradicts.intersection(case.traits)), case.id
+    assert seen > 50
 
 
 def test_every_verbosity_is_there(cases):
@@ -229,6 +233,9 @@ def test_facts_state_neither_charge_nor_sentence(cases):
     for case in cases:
         assert "基准刑" not in case.fact
         assert "起点" not in case.fact
+    # An earlier conviction may be for the same.
+    named = [case.id for case in cases if f"{case.verdict.charges[0]}罪" in case.fact]
+    assert len(named) / COUNT < 0.02
 
 
 def test_facts_pass_the_normalisation_unchanged(cases):
