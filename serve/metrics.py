@@ -34,6 +34,7 @@ TOKEN_TIME_BUCKETS_S = (
     0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015,
     0.02, 0.03, 0.05, 0.1, 0.2,
 )  # fmt: skip
+RATIO_BUCKETS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0)
 TOKEN_BUCKETS = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
 
 # Why the pool refuses a request or gives it up; a test compares them with its code.
@@ -81,6 +82,14 @@ class Metrics:
         self.thinking_allowed = self._histogram(
             "thinking_tokens_allowed", "Thinking tokens the deadline allowed", TOKEN_BUCKETS
         )
+        self.thinking_ratio = self._histogram(
+            "thinking_allowed_ratio",
+            "Thinking tokens allowed, by what half of the cases take where they may",
+            RATIO_BUCKETS,
+        )
+        self.short_thinking = self._counter(
+            "short_thinking", "Answers that were allowed less thinking than usual", "cause"
+        )
         self.good = self._counter(
             "good_answers", "Full verdicts of the model within their deadline"
         )
@@ -120,6 +129,8 @@ class Metrics:
             self.shed.labels(reason)
         for reason in get_args(DegradedReason):
             self.degraded.labels(reason)
+        for cause in ("load", "deadline"):
+            self.short_thinking.labels(cause)
         for stage in ("queued", "running"):
             self.cancelled.labels(stage)
         for status in ("200", "500", "503"):
@@ -139,6 +150,10 @@ class Metrics:
             self.decode.observe(generation.decode_ms / 1e3)
             self.thinking_used.observe(generation.thinking_tokens)
             self.thinking_allowed.observe(served.thinking_allowed)
+            if served.usual_thinking:
+                self.thinking_ratio.observe(served.thinking_allowed / served.usual_thinking)
+            if served.short_thinking:
+                self.short_thinking.labels(served.short_thinking).inc()
             tokens = generation.thinking_tokens + generation.answer_tokens
             if tokens:
                 self.first_token.observe((served.queue_ms + generation.prefill_ms) / 1e3)

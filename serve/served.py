@@ -38,8 +38,11 @@ class Model(BaseModel):
 class Served:
     """A generation with what the pool granted it.
 
-    `fallback` is the classifier's answer where the model gave no full verdict. `unserved` says
-    why the model never ran at all; the generation is then empty. The text is parsed once.
+    `usual_thinking` is what the model takes for half of its cases where it may, and
+    `allowed_alone` what the deadline would have left the request on an idle server; 0 where that
+    is not known. `fallback` is the classifier's answer where the model gave no full verdict.
+    `unserved` says why the model never ran at all; the generation is then empty. The text is
+    parsed once.
     """
 
     generation: Generation
@@ -48,6 +51,15 @@ class Served:
     queue_ms: float
     fallback: Prediction | None = None
     unserved: DegradedReason | None = None
+    usual_thinking: int = 0
+    allowed_alone: int = 0
+
+    @property
+    def short_thinking(self) -> Literal["load", "deadline"] | None:
+        """Why less thinking was allowed than the model usually takes; None if it was enough."""
+        if self.thinking_allowed >= self.usual_thinking:
+            return None
+        return "load" if self.thinking_allowed < self.allowed_alone else "deadline"
 
     @property
     def source(self) -> Literal["model", "fallback"]:

@@ -101,13 +101,13 @@ class Server:
 
     def _answer(self, request: SimulatedRequest) -> Generator[simpy.Event, Any, str]:
         now_s, forecast, chars = self._env.now, self._forecast, request.sample.chars
-        forecast.note_arrival(now_s)
         prompt_tokens = forecast.prompt_tokens(chars, now_s)
         deadline_s = now_s + request.deadline_ms / 1e3
         demand = forecast.demand(deadline_s, prompt_tokens, now_s)
         if fault := self._why_refused(demand):
             in_time = deadline_s - now_s >= LEAST_S
             return (yield from self._stand_in(fault if in_time else "refused"))
+        forecast.note_admission(now_s)
         turn = self._env.event()
         bisect.insort(self._queue, (demand, turn), key=lambda each: each[0].deadline_s)
         self._start_next()

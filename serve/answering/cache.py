@@ -41,7 +41,7 @@ from serve.served import Served
 MAX_VALUE_BYTES = 65_536
 ENTRY_OVERHEAD_BYTES = 600  # of an entry's name, its links and the headers of its objects
 NONCE_BYTES = 12
-PREFIX = "curt:1:"  # raise the number when what is sealed changes
+PREFIX = "curt:2:"  # raise the number when what is sealed changes
 
 Source = Literal["hit", "shared", "miss"]
 
@@ -92,6 +92,8 @@ class _Kept:
     generation: Generation
     thinking_allowed: int
     stated_budget: int
+    usual_thinking: int
+    allowed_alone: int
 
 
 _KEPT = TypeAdapter(_Kept)
@@ -100,14 +102,27 @@ _KEPT = TypeAdapter(_Kept)
 def write_served(served: Served) -> bytes:
     """A whole verdict as JSON, with no time spent on it: a later request costs none."""
     generation = replace(served.generation, prefill_ms=0.0, decode_ms=0.0)
-    kept = _Kept(generation, served.thinking_allowed, served.stated_budget)
+    kept = _Kept(
+        generation,
+        served.thinking_allowed,
+        served.stated_budget,
+        served.usual_thinking,
+        served.allowed_alone,
+    )
     return _KEPT.dump_json(kept)
 
 
 def read_served(data: bytes) -> Served:
     """Inverse of `write_served`. Raises ValueError on anything else."""
     kept = _KEPT.validate_json(data, strict=True)
-    return Served(kept.generation, kept.thinking_allowed, kept.stated_budget, 0.0)
+    return Served(
+        kept.generation,
+        kept.thinking_allowed,
+        kept.stated_budget,
+        queue_ms=0.0,
+        usual_thinking=kept.usual_thinking,
+        allowed_alone=kept.allowed_alone,
+    )
 
 
 def level_to_keep(served: Served) -> int | None:

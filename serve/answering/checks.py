@@ -32,6 +32,7 @@ MESSAGES = {
     "state_compensation": "文中似为国家赔偿案件，并非刑事指控。",
     "markup_neutralised": "事实中的尖括号已替换为全角字符，按普通文字处理。",
     "fact_clipped": "事实超过模型可读长度，较次要的句子已略去。",
+    "short_thinking": "推理用量少于模型通常所需，结果的准确率会降低。",
     "term_outside_statute": "刑期不在该罪名任何法定量刑幅度之内，请核对有无减轻情节。",
     "life_or_death": "结果涉及无期徒刑或死刑，务必由人复核。",
     "unknown_charge": "罪名不在已知罪名表中。",

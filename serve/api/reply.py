@@ -109,6 +109,8 @@ def build_reply(
     warnings = fact_warnings(fact)
     if generation.left_out:
         warnings.append(warning("fact_clipped"))
+    if reason is None and served.short_thinking:
+        warnings.append(warning("short_thinking"))
     if reason is not None and verdict is not None:
         warnings.append(warning("fallback"))
     if verdict is not None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Sequence
 
 from curt.artifact import Manifest
-from curt.engines.budget import SpeedEstimator, allowed_thinking_tokens
+from curt.engines.budget import ENOUGH, SpeedEstimator, allowed_thinking_tokens
+from curt.engines.protocol import Generation
 from serve.pool.schedule import Demand, shared_room_s
 
-ARRIVAL_WINDOW_S = 5.0
+ADMISSION_WINDOW_S = 5.0
 
 
 class Forecast:
@@ -22,17 +24,36 @@ class Forecast:
         self.estimator = SpeedEstimator()
         self._manifest = manifest
         self._margin_ms = margin_ms
-        self._arrivals: deque[float] = deque(maxlen=10_000)
+        self._admitted_s: deque[float] = deque(maxlen=10_000)
+        self._unhurried: deque[int] = deque(maxlen=200)  # thinking tokens where all were allowed
+        self.usual_thinking = 0
+        """Thinking tokens that half of the requests take where they may take all that the model
+        was trained on; 0 until enough were seen."""
 
-    def note_arrival(self, now_s: float) -> None:
-        """Count a request, admitted or not."""
-        self._arrivals.append(now_s)
+    def note_admission(self, now_s: float) -> None:
+        """Count a request that was admitted; what is refused must shorten nobody's thinking."""
+        self._admitted_s.append(now_s)
+
+    def withdraw(self, admitted_s: float) -> None:
+        """Count a request no longer, because its client left before a worker had it."""
+        if self._admitted_s and admitted_s >= self._admitted_s[0]:
+            self._admitted_s.remove(admitted_s)
+
+    def note_thinking(self, generation: Generation, allowed: int) -> None:
+        """Learn how much the model thinks, from a request that was allowed all there is.
+
+        Others tell of the load or of their clients, who could make a little seem usual.
+        """
+        if allowed >= self._manifest.max_thinking_tokens and generation.finish == "stop":
+            self._unhurried.append(generation.thinking_tokens)
 
     def refresh(self) -> None:
         """Compute the estimates now, so that the next request finds them made."""
         now_s = time.monotonic()
         self.estimator.estimates(now_s)
         self.estimator.average(now_s)
+        if len(self._unhurried) >= ENOUGH:
+            self.usual_thinking = math.ceil(statistics.median(self._unhurried))
 
     def prompt_tokens(self, fact_chars: int, now_s: float) -> int:
         """A cautious estimate of a prompt's length from its characters: no tokenizer runs here."""
@@ -55,10 +76,15 @@ class Forecast:
         now_s: float,
     ) -> int:
         """Thinking tokens for a job about to run, given the jobs that wait behind it."""
-        estimates = self.estimator.estimates(now_s)
         usual_s = self.hold_s(demand, self._manifest.max_thinking_tokens, now_s)
-        arrivals_per_s = self._arrivals_per_s(now_s)
-        shared_s = shared_room_s(now_s, demand, waiting, workers, arrivals_per_s, usual_s)
+        admitted_per_s = self._admitted_per_s(now_s)
+        shared_s = shared_room_s(now_s, demand, waiting, workers, admitted_per_s, usual_s)
+        alone = self.allow_alone(demand, prompt_tokens, now_s)
+        return int(min(alone, shared_s * 1e3 / self.estimator.average(now_s).tpot_ms))
+
+    def allow_alone(self, demand: Demand, prompt_tokens: int, now_s: float) -> int:
+        """Thinking tokens that its own deadline leaves to a job that starts now."""
+        estimates = self.estimator.estimates(now_s)
         allowed = allowed_thinking_tokens(
             (demand.deadline_s - now_s) * 1e3,
             prompt_tokens,
@@ -67,9 +93,7 @@ class Forecast:
             self._margin_ms,
             self._manifest.max_thinking_tokens,
         )
-        if allowed is None:  # admitted with hardly any time to spare
-            return 0
-        return int(min(allowed, shared_s * 1e3 / self.estimator.average(now_s).tpot_ms))
+        return allowed or 0  # None where it was admitted with hardly any time to spare
 
     def hold_s(self, demand: Demand, allowed: int, now_s: float) -> float:
         """How long a job that may think `allowed` tokens is expected to hold a worker.
@@ -80,8 +104,8 @@ class Forecast:
         average = self.estimator.average(now_s)
         return demand.work_s + min(allowed, average.thinking_tokens) * average.tpot_ms / 1e3
 
-    def _arrivals_per_s(self, now_s: float) -> float:
-        while self._arrivals and self._arrivals[0] < now_s - ARRIVAL_WINDOW_S:
-            self._arrivals.popleft()
+    def _admitted_per_s(self, now_s: float) -> float:
+        while self._admitted_s and self._admitted_s[0] < now_s - ADMISSION_WINDOW_S:
+            self._admitted_s.popleft()
         # n arrivals have n - 1 intervals between them.
-        return max(0, len(self._arrivals) - 1) / ARRIVAL_WINDOW_S
+        return max(0, len(self._admitted_s) - 1) / ADMISSION_WINDOW_S

@@ -53,6 +53,8 @@ class Ticket:
     events: asyncio.Queue[Piece | None] | None = None
     worker: Worker | None = None  # that runs it now
     attempts: int = 0
+    allowed_alone: int = 0  # thinking tokens, had it come alone
+    admitted_s: float = 0.0
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
     def request(self, stated_budget: int, thinking_limit: int, until_s: float) -> Request:

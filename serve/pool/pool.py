@@ -155,7 +155,6 @@ class WorkerPool:
 
     def _enter(self, job: Job, events: asyncio.Queue[Piece | None] | None = None) -> Ticket:
         now_s = time.monotonic()
-        self._forecast.note_arrival(now_s)
         ticket = self._make_ticket(job, now_s, events)
         fault = self._why_refused(ticket, now_s)
         if fault:
@@ -167,6 +166,10 @@ class WorkerPool:
             if error := ticket.future.exception():
                 raise error
             return ticket
+        alone = self._forecast.allow_alone(ticket.demand, ticket.prompt_tokens, now_s)
+        ticket.allowed_alone = job.cap(alone)
+        ticket.admitted_s = now_s
+        self._forecast.note_admission(now_s)
         bisect.insort(self._queue, ticket, key=lambda t: t.order)
         self._metrics.queue_depth.set(len(self._queue))
         # A late generation is replaced by the classifier while there is still time.
@@ -223,6 +226,8 @@ class WorkerPool:
             self._metrics.cancelled.labels(stage).inc()
             if ticket.worker:
                 ticket.worker.cancel()
+            elif not ticket.attempts:
+                self._forecast.withdraw(ticket.admitted_s)
         self._leave_queue(ticket)
         for timer in ticket.timers:
             timer.cancel()
@@ -314,10 +319,18 @@ class WorkerPool:
         """Learn from a generation and give the client its answer."""
         observation = observe(ticket.job.fact, reply.generation, thinking_limit=allowed)
         self._estimator.observe(observation, time.monotonic())
+        self._forecast.note_thinking(reply.generation, allowed)
         # Compute new estimates in a pause, rather than while the next request waits for them.
         asyncio.get_running_loop().call_later(PAUSE_S, self._forecast.refresh)
         if not ticket.future.done():
-            served = Served(reply.generation, allowed, stated, queue_s * 1e3)
+            served = Served(
+                reply.generation,
+                allowed,
+                stated,
+                queue_s * 1e3,
+                usual_thinking=ticket.job.cap(self._forecast.usual_thinking),
+                allowed_alone=ticket.allowed_alone,
+            )
             served = self._stand_in.complete(ticket.job, served)
             if served.fallback:
                 self._metrics.fallback.labels("no_full_verdict").inc()

@@ -73,15 +73,16 @@ def shared_room_s(
     own: Demand,
     waiting: Sequence[Demand],
     workers: int,
-    arrivals_per_s: float,
+    admitted_per_s: float,
     usual_s: float,
 ) -> float:
     """Cap thinking so that queued requests meet their deadlines and the workers keep up.
 
     The queue: the k-th waiting request runs in round k // workers after this one. The time to
     spare until it must start is shared evenly by this request, one in each round between, and
-    the waiting request itself. The rate: where arrivals that hold a worker for `usual_s` each are
-    more than the workers can serve, each gets the time that keeps them at `TARGET_UTILISATION`.
+    the waiting request itself. The rate: where those admitted, which hold a worker for `usual_s`
+    each, are more than the workers can serve, each gets the time that keeps them at
+    `TARGET_UTILISATION`.
 
     Returns seconds of thinking, never negative; infinite where neither cap applies.
     """
@@ -91,8 +92,8 @@ def shared_room_s(
         spare_s = demand.latest_start_s - now_s - own.work_s - rounds_between * demand.work_s
         if spare_s >= 0:  # a request that is late in any case shortens no other
             shares.append(spare_s / (rounds_between + 2))
-    if arrivals_per_s * usual_s > TARGET_UTILISATION * workers:
-        shares.append(TARGET_UTILISATION * workers / arrivals_per_s - own.work_s)
+    if admitted_per_s * usual_s > TARGET_UTILISATION * workers:
+        shares.append(TARGET_UTILISATION * workers / admitted_per_s - own.work_s)
     return max(0.0, min(shares, default=math.inf))
 
 

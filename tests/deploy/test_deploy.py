@@ -217,7 +217,7 @@ def series(name: str, per_minute: float, labels: str = "", minutes: int = 30) ->
 def healthy(**changed: float) -> list[dict[str, str]]:
     """A server that answers 600 requests a minute, all of them well but for what is `changed`."""
     rates = {"good": 600, "ok": 600, "refused": 0, "failed": 0, "degraded": 0, "late": 0,
-             "deaths": 0, "down": 0, "workers": 2} | changed  # fmt: skip
+             "deaths": 0, "down": 0, "workers": 2, "short": 0} | changed  # fmt: skip
     up = 1 - rates["down"]
     return [
         series("curt_good_answers_total", rates["good"]),
@@ -226,6 +226,9 @@ def healthy(**changed: float) -> list[dict[str, str]]:
         series("curt_requests_total", rates["failed"], 'status="500"'),
         series("curt_degraded_total", rates["degraded"], 'reason="deadline"'),
         series("curt_worker_deaths_total", rates["deaths"]),
+        series("curt_short_thinking_total", rates["short"], 'cause="load"'),
+        series("curt_short_thinking_total", 300, 'cause="deadline"'),
+        series("curt_thinking_allowed_ratio_count", 600),
         series("curt_answer_latency_seconds_bucket", 600 - rates["late"], 'le="0.4"'),
         series("curt_answer_latency_seconds_bucket", 600, 'le="0.5"'),
         series("curt_answer_latency_seconds_bucket", 600, 'le="+Inf"'),
@@ -242,6 +245,7 @@ def healthy(**changed: float) -> list[dict[str, str]]:
         ({"late": 30}, {"CurtSlow"}),
         ({"refused": 120}, {"CurtRefuses", "CurtMissesBurnFast", "CurtMissesBurnSlowly"}),
         ({"good": 540, "degraded": 60}, {"CurtDegraded", "CurtMissesBurnSlowly"}),
+        ({"short": 150}, {"CurtThinksLittle"}),
         ({"failed": 1}, {"CurtFails"}),
         ({"workers": 0}, {"CurtNoWorker"}),
         ({"deaths": 1}, {"CurtWorkersRestart"}),

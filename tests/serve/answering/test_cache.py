@@ -221,7 +221,13 @@ def test_degraded_and_cut_answers_are_never_kept(value: Served) -> None:
 
 
 def test_every_field_of_a_served_request_is_kept_or_known_not_to_matter() -> None:
-    kept = {"generation", "thinking_allowed", "stated_budget"}
+    kept = {
+        "generation",
+        "thinking_allowed",
+        "stated_budget",
+        "usual_thinking",
+        "allowed_alone",
+    }
     spent_or_failed = {"queue_ms", "fallback", "unserved"}
     assert {each.name for each in fields(Served)} == kept | spent_or_failed
     made = generation(
@@ -481,7 +487,7 @@ def test_answers_that_were_altered_or_belong_elsewhere_are_misses(redis_port: in
             (name,) = await link.call(lambda client: client.keys("*"))
             swapped = await link.call(lambda client: client.get(name))
             for garbage in (swapped, b"", b"x", b"\x00" * 11, b"\xff" * 5000, b'{"a": 1}'):
-                place = f"curt:1:{mine.name}:48"
+                place = f"curt:2:{mine.name}:48"
                 await link.call(lambda client, g=garbage, p=place: client.set(p, g))
                 cache, make = make_cache(link), Counted(served())
                 assert (await ask(cache, make, asked=mine)).source == "miss"

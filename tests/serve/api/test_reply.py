@@ -11,6 +11,7 @@ from curt.law.statutes import tier_of
 from curt.law.verdict import Term, Verdict
 from serve.api.reply import build_defendant, build_reply, describe_tier
 from serve.api.schemas import ALL_TASKS, NOTICE, PredictReply
+from serve.metrics import Metrics
 from serve.served import Identity, Served
 from tests.micro import FACTS
 from tests.serve.fake_engine import VERDICT
@@ -90,6 +91,35 @@ def test_what_was_left_out_of_a_fact_is_said(empty_model: Path) -> None:
     assert (reply.left_out.characters, reply.left_out.sentences) == (120, 3)
     whole = reply_to(empty_model, GOOD)
     assert (whole.left_out, whole.warnings) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("allowed", "alone", "cause"), [(20, 64, "load"), (20, 20, "deadline"), (30, 64, None)]
+)
+def test_less_reasoning_than_the_model_usually_takes_is_said(
+    empty_model: Path, allowed: int, alone: int, cause: str | None
+) -> None:
+    served = Served(generation(GOOD), allowed, 16, 1.0, usual_thinking=30, allowed_alone=alone)
+    reply = build_reply(
+        served,
+        fact=FACTS[0],
+        tasks=ALL_TASKS,
+        include_reasoning=True,
+        identity=Identity.of(empty_model, load_manifest(empty_model)),
+        request_id="abc",
+        deadline_ms=400,
+        total_ms=30.0,
+    )
+    assert [w.code for w in reply.warnings] == (["short_thinking"] if cause else [])
+    metrics = Metrics()
+    metrics.record_answer(served, total_ms=30.0, deadline_ms=400)
+    short = {
+        each: metrics.registry.get_sample_value("curt_short_thinking_total", {"cause": each})
+        for each in ("load", "deadline")
+    }
+    assert {each for each, count in short.items() if count} == ({cause} if cause else set())
+    ratio = metrics.registry.get_sample_value("curt_thinking_allowed_ratio_sum")
+    assert ratio == pytest.approx(allowed / 30)
 
 
 def test_what_the_classifier_proposed_is_said(empty_model: Path) -> None:

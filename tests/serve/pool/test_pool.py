@@ -214,6 +214,56 @@ def test_a_rush_shortens_reasoning_before_it_refuses_anyone() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("kind", ["refused", "left"])
+def test_those_who_take_no_work_shorten_nobodys_reasoning(kind: str) -> None:
+    async def scenario() -> None:
+        async with running_pool(workers=2, queue_size=4) as pool:
+            for _ in range(ENOUGH):
+                await pool.submit(job(2000))
+            await asyncio.sleep(0.05)  # for the estimates
+
+            async def flood() -> None:
+                while True:
+                    if kind == "refused":
+                        await reason_of(pool.submit(job(25)))
+                    else:
+                        leaver = asyncio.create_task(pool.submit(job(60_000)))
+                        await asyncio.sleep(0)  # it enters the queue
+                        leaver.cancel()
+                        await asyncio.gather(leaver, return_exceptions=True)
+                    await asyncio.sleep(0.002)
+
+            flooding = asyncio.create_task(flood())
+            await asyncio.sleep(1.0)
+            served = [await pool.submit(job(600)) for _ in range(8)]
+            flooding.cancel()
+            await asyncio.gather(flooding, return_exceptions=True)
+            least = min(each.thinking_allowed for each in served)
+            assert least == MANIFEST.max_thinking_tokens
+            assert not any(each.short_thinking for each in served)
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_says_whether_load_or_its_deadline_shortened_its_reasoning() -> None:
+    async def scenario() -> None:
+        async with running_pool() as pool:
+            assert (await pool.submit(job(100))).short_thinking is None  # nothing is known yet
+            for _ in range(ENOUGH):
+                await pool.submit(job(2000))
+            await asyncio.sleep(0.05)  # for the estimates
+            usual = MANIFEST.max_thinking_tokens  # which the fake engine uses up
+            tight = await pool.submit(job(80))
+            assert (tight.usual_thinking, tight.short_thinking) == (usual, "deadline")
+            now_s = time.monotonic()
+            modest = await pool.submit(Job(FACT, now_s, now_s + 2, max_thinking_tokens=8))
+            assert (modest.thinking_allowed, modest.short_thinking) == (8, None)
+            rush = await asyncio.gather(*(pool.submit(job(600)) for _ in range(6)))
+            assert {each.short_thinking for each in rush} >= {"load"}
+
+    asyncio.run(scenario())
+
+
 def test_a_killed_worker_is_replaced_and_its_request_tried_again() -> None:
     async def scenario() -> None:
         async with running_pool(workers=2) as pool:
