@@ -131,6 +131,17 @@ def load_manifest(folder: Path | str, *, expect: Format | None = None) -> Manife
     return manifest
 
 
+def expect_manifest(folder: Path, manifest_sha256: str) -> None:
+    """Raise ArtifactError unless the folder's manifest has this hash.
+
+    Called once a folder was loaded, it tells that what was loaded is what was verified before and
+    nothing that took its place.
+    """
+    path = folder / MANIFEST
+    if not path.is_file() or sha256(path) != manifest_sha256:
+        raise ArtifactError(f"{folder.name} has another manifest than the one asked for")
+
+
 def _hash_reader(folder: Path) -> str | None:
     manifest = folder / READER / MANIFEST
     return sha256(manifest) if manifest.is_file() else None

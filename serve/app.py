@@ -133,10 +133,10 @@ def _make_variants(
     classifier: Classifier | None,
     on_refusal: Callable[[], None],
 ) -> Variants:
-    def make_pool(folder: Path, manifest: Manifest, counts: Metrics) -> WorkerPool:
+    def make_pool(folder: Path, identity: Identity, counts: Metrics) -> WorkerPool:
         return WorkerPool(
             folder,
-            manifest,
+            identity.manifest,
             counts,
             workers=settings.workers,
             queue_size=settings.queue_size,
@@ -144,7 +144,7 @@ def _make_variants(
             # A remote engine needs none: a second try asks the same server anyway.
             spares=0 if settings.engine_url else settings.spares,
             fallback=classifier,
-            spawn=make_spawn(settings, folder),
+            spawn=make_spawn(settings, folder, identity.manifest_sha256),
             on_refusal=on_refusal,
         )
 

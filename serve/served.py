@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
 
-from curt.artifact import MANIFEST, Manifest
+from curt.artifact import MANIFEST, ArtifactError, Manifest
 from curt.dialogue import Completion, ParseFailure, parse_completion
 from curt.engines.protocol import Generation
 from curt.law.verdict import Verdict
@@ -102,8 +102,14 @@ class Identity:
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest) -> Identity:
-        """The identity of a model folder whose manifest has been verified."""
-        digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+        """The identity of a model folder whose manifest has been verified.
+
+        Raises ArtifactError where another one lies there by now.
+        """
+        data = (folder / MANIFEST).read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        if Manifest.model_validate_json(data) != manifest:
+            raise ArtifactError(f"{folder.name} was changed while it was read")
         name = folder.resolve().name
         model = Model(name=name, manifest=digest[:12], precision=manifest.precision)
         return cls(model, manifest, digest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from curt.artifact import ArtifactError
+from curt.artifact import ArtifactError, expect_manifest
 from curt.engines.registry import serving_engine
 from curt.engines.remote import RemoteModel
 from serve.pool.process import Spawn, WorkerProcess
@@ -13,14 +13,16 @@ from serve.pool.worker import open_worker_engine
 from serve.settings import Settings
 
 
-def make_spawn(settings: Settings, folder: Path) -> Spawn:
-    """What makes the workers over a verified folder.
+def make_spawn(settings: Settings, folder: Path, manifest_sha256: str) -> Spawn:
+    """What makes the workers over a verified folder, which load no other that takes its place.
 
     Raises ArtifactError for a second folder behind a remote server, which serves the one it was
     started with.
     """
     if not serving_engine(settings.engine).is_remote:
-        open_engine = functools.partial(open_worker_engine, guided=settings.guided)
+        open_engine = functools.partial(
+            open_worker_engine, guided=settings.guided, manifest_sha256=manifest_sha256
+        )
         return lambda: WorkerProcess(folder, open_engine)
     if folder.resolve() != settings.model.resolve():
         raise ArtifactError(
@@ -29,20 +31,23 @@ def make_spawn(settings: Settings, folder: Path) -> Spawn:
         )
     from serve.pool.remote import RemoteServer, RemoteWorker
 
-    server = RemoteServer(functools.partial(open_remote_model, settings, folder))
+    open_model = functools.partial(open_remote_model, settings, folder, manifest_sha256)
+    server = RemoteServer(open_model)
     return lambda: RemoteWorker(server)
 
 
-def open_remote_model(settings: Settings, folder: Path) -> RemoteModel:
+def open_remote_model(settings: Settings, folder: Path, manifest_sha256: str) -> RemoteModel:
     """The folder as the remote server of the settings serves it. Raises ArtifactError."""
     engine = serving_engine(settings.engine)
     assert issubclass(engine, RemoteModel)
     assert settings.engine_url is not None, "the settings were validated"
     key = settings.engine_api_key
-    return engine(
+    model = engine(
         folder,
         settings.engine_url,
         served_name=settings.engine_model,
         api_key=key.get_secret_value() if key else None,
         guided=settings.guided,
     )
+    expect_manifest(folder, manifest_sha256)
+    return model

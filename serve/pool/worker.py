@@ -18,6 +18,7 @@ from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+from curt.artifact import expect_manifest
 from curt.engines.budget import Observation
 from curt.engines.protocol import Engine, Generation, GenerationStep, Request, StreamingEngine
 from curt.engines.registry import open_engine
@@ -49,9 +50,17 @@ CALIBRATION_THINKING_TOKENS = 16
 PIECE_INTERVAL_S = 0.02
 
 
-def open_worker_engine(folder: Path, *, guided: bool = False) -> tuple[Engine, CountTokens]:
-    """Load a model folder on one thread; `guided` holds answers to their grammar."""
+def open_worker_engine(
+    folder: Path, *, guided: bool = False, manifest_sha256: str | None = None
+) -> tuple[Engine, CountTokens]:
+    """Load a model folder on one thread; `guided` holds answers to their grammar.
+
+    Raises ArtifactError where the folder's manifest is not the expected one: replies would name
+    another model than the one that answers.
+    """
     engine = open_engine(folder, guided=guided)
+    if manifest_sha256 is not None:
+        expect_manifest(folder, manifest_sha256)
     return engine, engine.tokenizer.count
 
 

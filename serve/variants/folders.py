@@ -12,9 +12,8 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from curt.artifact import MANIFEST, ArtifactError, Format, Manifest, load_manifest
+from curt.artifact import MANIFEST, ArtifactError, Format, Manifest, expect_manifest, load_manifest
 from curt.config import FrozenModel, flaws_of
-from curt.files import sha256
 from serve.errors import RequestError
 from serve.variants.split import Name
 
@@ -90,8 +89,8 @@ def verify(folder: Path, expected_sha256: str | None, formats: Collection[Format
     format none of `formats`.
     """
     manifest = load_manifest(folder)
-    if expected_sha256 and sha256(folder / MANIFEST) != expected_sha256:
-        raise ArtifactError(f"{folder.name} has another manifest than the one asked for")
+    if expected_sha256:
+        expect_manifest(folder, expected_sha256)
     if manifest.format not in formats:
         raise ArtifactError(
             f"{folder.name} holds {manifest.format}, but {' or '.join(formats)} is needed here"

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from curt.artifact import MANIFEST, ArtifactError, Format, Manifest
+from curt.artifact import MANIFEST, ArtifactError, Format
 from curt.files import sha256, write_json
 from serve.answering.answering import DEFAULT_VARIANT, Pool
 from serve.errors import RequestError
@@ -44,7 +44,7 @@ class Variants(Router):
     def __init__(
         self,
         configured: Path,
-        make_pool: Callable[[Path, Manifest, Metrics], Pool],
+        make_pool: Callable[[Path, Identity, Metrics], Pool],
         metrics: Metrics,
         *,
         models: Path | None = None,
@@ -185,10 +185,11 @@ class Variants(Router):
 
         Raises VariantError, ArtifactError, OSError.
         """
-        path = self._configured if folder is None else find_folder(self._models, folder)
-        manifest = verify(path, manifest_sha256, self._formats)
-        pool = self._make_pool(path, manifest, self.metrics.for_pool(name))
-        return Variant(name, folder, Identity.of(path, manifest), pool)
+        # Resolved, so that workers go on loading this model when a link is turned to another one.
+        path = self._configured.resolve() if folder is None else find_folder(self._models, folder)
+        identity = Identity.of(path, verify(path, manifest_sha256, self._formats))
+        pool = self._make_pool(path, identity, self.metrics.for_pool(name))
+        return Variant(name, folder, identity, pool)
 
     async def _bring_up(self, variant: Variant) -> None:
         """Load a variant and note how that ended."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from pydantic import ValidationError
 
 from curt.artifact import ArtifactError, load_manifest
 from curt.engines.registry import ENGINES
+from curt.files import write_json
 from serve.app import create_app
 from serve.pool.process import WorkerProcess
 from serve.pool.remote import RemoteWorker
@@ -58,9 +63,45 @@ def test_a_folder_is_verified_in_the_formats_of_its_engine(micro_model: Path) ->
 
 
 def test_each_engine_has_its_workers(micro_model: Path, empty_model: Path) -> None:
-    assert isinstance(make_spawn(Settings(model=empty_model), empty_model)(), WorkerProcess)
+    assert isinstance(make_spawn(Settings(model=empty_model), empty_model, "0")(), WorkerProcess)
     remote = Settings(model=micro_model, engine="vllm", engine_url=URL)
-    assert isinstance(make_spawn(remote, micro_model)(), RemoteWorker)
+    assert isinstance(make_spawn(remote, micro_model, "0")(), RemoteWorker)
+
+
+@pytest.mark.parametrize("how", ["swapped", "turned"])
+def test_a_worker_loads_no_model_that_took_the_place_of_its_own(
+    ort_model: Path, tmp_path: Path, how: str
+) -> None:
+    """`swapped`: another folder under the same name; `turned`: a link that names another one."""
+    served, other = tmp_path / "one", tmp_path / "two"
+    shutil.copytree(ort_model, served)
+    shutil.copytree(ort_model, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    write_json(other / "manifest.json", manifest | {"stage": "other"})
+    link = tmp_path / "link"
+    link.symlink_to(served)
+    app = create_app(Settings(model=link, workers=1, spares=0))
+    with TestClient(app) as client:
+        until_status(client, 200)
+        body = {"fact": FACTS[0], "deadline_ms": 20_000}
+        name = client.post("/predict", json=body).json()["model"]["manifest"]
+        if how == "turned":
+            (other / "tokenizer.json").unlink()  # a worker that followed the link would not load
+            link.unlink()
+            link.symlink_to(other)
+        else:
+            served.rename(tmp_path / "gone")
+            other.rename(served)
+        (pid,) = app.state.pool.live.pool.worker_pids
+        os.kill(pid, signal.SIGKILL)
+        until_status(client, 503)
+        if how == "swapped":
+            time.sleep(4)  # for the new worker to load and refuse
+            assert client.get("/readyz").status_code == 503
+        else:
+            until_status(client, 200)
+            reply = client.post("/predict", json=body | {"deadline_ms": 21_000}).json()
+            assert reply["model"]["manifest"] == name
 
 
 def test_a_second_folder_behind_one_remote_server_is_refused(
@@ -68,7 +109,7 @@ def test_a_second_folder_behind_one_remote_server_is_refused(
 ) -> None:
     remote = Settings(model=micro_model, engine="vllm", engine_url=URL)
     with pytest.raises(ArtifactError, match="start another one"):
-        make_spawn(remote, empty_model)
+        make_spawn(remote, empty_model, "0")
 
 
 def test_the_whole_server_answers_from_a_remote_engine(micro_model: Path) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 import httpx
 import pytest
 
-from curt.artifact import ArtifactError, Manifest, load_manifest, write_artifact
+from curt.artifact import ArtifactError, load_manifest, write_artifact
 from curt.files import sha256, write_json
 from serve.app import create_app
 from serve.errors import EngineFailedError, OverloadedError
 from serve.metrics import Metrics
 from serve.pool.pool import WorkerPool
 from serve.pool.worker import open_worker_engine
+from serve.served import Identity
 from serve.settings import Settings
 from serve.variants import lifecycle
 from serve.variants.folders import Promoted, VariantError, find_folder, verify
@@ -61,7 +62,7 @@ class Works:
         self.made: list[StandIn] = []
         self.answers: dict[str, Any] = {}
 
-    def __call__(self, folder: Path, manifest: Manifest, metrics: Metrics) -> StandIn:
+    def __call__(self, folder: Path, identity: Identity, metrics: Metrics) -> StandIn:
         answer = self.answers.get(folder.name, FULL)
         pool = StandIn(answer, folder=folder.name, metrics=metrics)
         self.made.append(pool)
@@ -489,10 +490,10 @@ def test_two_real_models_are_switched_under_load_without_a_lost_request(
     metrics = Metrics()
     pools: list[WorkerPool] = []
 
-    def make_pool(folder: Path, manifest: Manifest, metrics: Metrics) -> WorkerPool:
+    def make_pool(folder: Path, identity: Identity, metrics: Metrics) -> WorkerPool:
         pools.append(
             WorkerPool(
-                folder, manifest, metrics, workers=1, queue_size=32, margin_ms=10,
+                folder, identity.manifest, metrics, workers=1, queue_size=32, margin_ms=10,
                 open_engine=open_worker_engine,
             )
         )  # fmt: skip
