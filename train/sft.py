@@ -122,6 +122,7 @@ def train_warm_start(config: SFTConfig) -> None:
     from train.runs.processes import SHARDED, ask_main, join_processes, leave
     from train.runs.progress import ProgressBar, StopCleanly
     from train.runs.weights import write_model
+    from train.warm_start.cpu import keep_freed_memory
     from train.warm_start.examples import build_examples
     from train.warm_start.loss import BranchCollator, BranchTrainer, ExampleDataset, history_rows
     from train.warm_start.optimizer import MuonWithAdamW
@@ -214,6 +215,11 @@ def train_warm_start(config: SFTConfig) -> None:
         optimizers=(optimizer, None),
     )
     trainer.remove_callback(PrinterCallback)
+    whole = arguments.distributed_state.distributed_type not in SHARDED
+    if arguments.use_cpu and config.bf16 and whole and not config.gradient_checkpointing:
+        keep_freed_memory()
+        model.set_attn_implementation("products")
+        trainer.bf16_weights = True
     resume = ask_main(lambda: last_checkpoint(run_dir))
     if resume:
         logger.info("resuming from %s", resume)

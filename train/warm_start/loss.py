@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from train.branches import pack_branches
 from train.runs.processes import call_within
+from train.warm_start.cpu import call_in_bf16
 from train.warm_start.examples import Example
 
 
@@ -65,7 +67,12 @@ class BranchCollator:
 
 
 class BranchTrainer(Trainer):
-    """The Trainer, computing logits at loss positions only."""
+    """The Trainer, computing logits at loss positions only.
+
+    With `bf16_weights` a step runs as `train.warm_start.cpu.call_in_bf16`.
+    """
+
+    bf16_weights = False
 
     def compute_loss(
         self,
@@ -88,9 +95,12 @@ class BranchTrainer(Trainer):
             )
             return logits
 
-        # accelerate autocasts `model.forward` only, which is not called here
-        with self.accelerator.autocast():
-            logits = call_within(model, module, compute_logits)
+        if self.bf16_weights:
+            logits = call_within(model, module, partial(call_in_bf16, module, compute_logits))
+        else:
+            # accelerate autocasts `model.forward` only, which is not called here
+            with self.accelerator.autocast():
+                logits = call_within(model, module, compute_logits)
         loss = cross_entropy(logits.float(), inputs["targets"])  # (N, V), (N,)
         if self.accelerator.num_processes > 1:
             # Gradients are averaged over processes: each counts by its share of the tokens.
