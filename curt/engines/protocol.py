@@ -24,7 +24,8 @@ class Request:
     `stated_budget` is the thinking budget written in the prompt; `thinking_limit` the number of
     thinking tokens after which the end of thinking is forced. `deadline_s` is a
     `time.monotonic()` instant after which generation stops where it is. Set `tell_text=False` if
-    you ignore the text of steps: an engine may save itself the decoding.
+    you ignore the text of steps: an engine may save itself the decoding. `traceparent` is the W3C
+    header that an engine over HTTP sends along.
     """
 
     fact: str
@@ -34,6 +35,7 @@ class Request:
     deadline_s: float | None = None
     tell_text: bool = True
     candidates: str | None = None
+    traceparent: str | None = None
 
     @property
     def is_late(self) -> bool:

@@ -31,7 +31,7 @@ from curt.engines.tokenizer import PromptTokenizer, read_eos_ids
 from curt.engines.writing import Writing
 
 CONNECT_S = 2.0
-PATIENCE_S = 600.0  # without a deadline: a first request may compile
+PATIENCE_S = 30.0  # between two bytes; a first request may compile for longer: ask again
 HEALTH_S = 2.0
 FORBID = -100.0  # the lowest bias OpenAI's interface has
 HINTS = {
@@ -40,7 +40,8 @@ HINTS = {
     404: ": give its root address, without /v1",
     422: ": look at its log for what it does not know",
 }
-GONE = frozenset({502, 503, 504})  # of a proxy whose server is away, or a server going down
+GONE = frozenset({502, 504})  # of a proxy whose server is away
+BUSY = frozenset({429, 503})
 
 
 class RemoteError(RuntimeError):
@@ -49,6 +50,14 @@ class RemoteError(RuntimeError):
 
 class RemoteUnavailableError(RemoteError):
     """The server can't be reached, or went away in the middle of a request."""
+
+
+class RemoteBusyError(RemoteError):
+    """The server has more to do than it takes; `retry_after_s` is when it wants to be asked."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class RemoteModel:
@@ -153,7 +162,7 @@ class RemoteModel:
 
         `prompt` is `encode(request)`, where the caller has it already. Raises ValueError when
         prompt and answer can't fit the context, RemoteError when the server refuses,
-        RemoteUnavailableError when it is not there.
+        RemoteBusyError when it has too much to do, RemoteUnavailableError when it is not there.
         """
         if self._served_name is None:
             raise RuntimeError("open() the model first")
@@ -170,7 +179,7 @@ class RemoteModel:
         while not writing.must_stop():
             called_s, first, over = time.monotonic(), True, False
             body = self._call_body(writing, prompt.ids)
-            async with aclosing(self._choices(body, request.deadline_s)) as choices:
+            async with aclosing(self._choices(body, request)) as choices:
                 async for choice in choices:
                     ids, reason = self._read_choice(choice)
                     if first and (ids or reason):
@@ -210,6 +219,8 @@ class RemoteModel:
             "top_k": 1,  # greedy, whatever generation_config.json would have
             "top_p": 1.0,
             "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
             "include_stop_str_in_output": False,
             **self.token_id_fields,
         }
@@ -242,13 +253,17 @@ class RemoteModel:
         return ids, reason
 
     async def _choices(
-        self, body: dict[str, Any], deadline_s: float | None
+        self, body: dict[str, Any], request: Request
     ) -> AsyncGenerator[dict[str, Any], None]:
         """The streamed choices of one call, until the server or the deadline ends it."""
+        deadline_s = request.deadline_s
+        headers = {"traceparent": request.traceparent} if request.traceparent else None
         try:
             async with asyncio.timeout(_seconds_until(deadline_s)):
-                request = self._client.build_request("POST", "/v1/completions", json=body)
-                response = await self._client.send(request, stream=True)
+                call = self._client.build_request(
+                    "POST", "/v1/completions", json=body, headers=headers
+                )
+                response = await self._client.send(call, stream=True)
             async with aclosing(response):
                 await _checked(response)
                 async with aclosing(_events(response)) as events:
@@ -316,6 +331,9 @@ async def _checked(response: httpx.Response) -> httpx.Response:
     message = f"the server answered {response.status_code} to {response.request.url.path}"
     if response.status_code in GONE:
         raise RemoteUnavailableError(message)
+    if response.status_code in BUSY:
+        wait = response.headers.get("retry-after", "")
+        raise RemoteBusyError(message, float(wait) if wait.isdecimal() else 1.0)
     raise RemoteError(message + HINTS.get(response.status_code, ""))
 
 

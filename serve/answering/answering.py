@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fastapi import Request
@@ -135,14 +135,14 @@ class Answering:
 
     def stream(self, request: Request, job: Job) -> ServedStream:
         """Serve a job and stream its reasoning. Raises RequestError where it is refused."""
-        return self.choose(request).stream(job)
+        return self.choose(request).stream(_traced(request, job))
 
     async def serve(self, request: Request, job: Job) -> Served:
         """Serve a job, from the cache if possible; stop when its client leaves.
 
         Raises RequestError, and ClientGoneError (a RequestError) when the client leaves.
         """
-        way = self.choose(request)
+        way, job = self.choose(request), _traced(request, job)
         reading = self._read_later(request, job.fact)
         try:
             async with Attended(request):
@@ -229,6 +229,11 @@ def make_job(
     refuse_unusable(fact, settings.max_fact_chars)
     allowed_s = (settings.deadline_ms(deadline_ms) - kept_back_ms) / 1e3
     return Job(fact, started_s, started_s + allowed_s, max_thinking_tokens)
+
+
+def _traced(request: Request, job: Job) -> Job:
+    header = getattr(request.state, "traceparent", None)
+    return replace(job, traceparent=header) if header else job
 
 
 class Attended:

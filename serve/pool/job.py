@@ -16,13 +16,15 @@ from serve.served import Served
 class Job:
     """A fact to judge before `deadline_s`, a `time.monotonic()` instant.
 
-    `max_thinking_tokens` is the client's own limit, however much the deadline allows.
+    `max_thinking_tokens` is the client's own limit, however much the deadline allows;
+    `traceparent` names the request's span to a remote engine.
     """
 
     fact: str
     arrived_s: float
     deadline_s: float
     max_thinking_tokens: int | None = None
+    traceparent: str | None = None
 
     def cap(self, allowed: int) -> int:
         """Thinking tokens to grant: those the deadline allows, within the client's limit."""
@@ -65,6 +67,7 @@ class Ticket:
             thinking_limit,
             deadline_s=until_s,
             tell_text=self.events is not None,
+            traceparent=self.job.traceparent,
         )
 
     def tell(self, piece: str) -> None:

@@ -78,6 +78,13 @@ class EngineRaised:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineBusy:
+    """A remote engine has more to do than it takes; it may be asked again after so long."""
+
+    retry_after_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class LoadFailed:
     """The worker could not load its model and ends."""
 
@@ -86,7 +93,7 @@ class LoadFailed:
 
 Order = Request | Calibrate
 """What a worker does next."""
-Reply = Generated | Calibrated | Cancelled | EngineRaised
+Reply = Generated | Calibrated | Cancelled | EngineRaised | EngineBusy
 """How an order ends."""
 Message = Order | Cancel | Reasoning | Reply | LoadFailed
 
@@ -101,6 +108,7 @@ _READERS: Mapping[str, Callable[[dict[str, Any]], Message]] = {
     ),
     "Cancelled": lambda _: Cancelled(),
     "EngineRaised": lambda given: EngineRaised(given["error"], tuple(given["stack"])),
+    "EngineBusy": lambda given: EngineBusy(given["retry_after_s"]),
     "LoadFailed": lambda given: LoadFailed(given["reason"]),
 }
 

@@ -22,7 +22,7 @@ from serve.errors import EngineFailedError, OverloadedError, RequestError
 from serve.metrics import Metrics
 from serve.pool.forecast import Forecast
 from serve.pool.job import Job, Piece, ServedStream, Slot, Ticket
-from serve.pool.messages import Calibrate, Calibrated, EngineRaised, Generated
+from serve.pool.messages import Calibrate, Calibrated, EngineBusy, EngineRaised, Generated
 from serve.pool.process import Spawn, Worker, WorkerError, WorkerProcess
 from serve.pool.schedule import Demand, admits, seconds_until_free
 from serve.pool.spares import ReadyWorker, Spares
@@ -34,9 +34,13 @@ logger = logging.getLogger(__name__)
 
 OVERRUN_GRACE_S = 0.25  # a generation that overruns its deadline by more is given up
 HANG_TIMEOUT_S = 10.0  # a worker that overruns it by this much is killed
+# A worker that makes no step for so long is given up: at once where another one is at hand, and
+# later where none is, as it may only lack a core.
+STALL_S, STALL_ALONE_S = 0.25, 2.0
+STALL_FACTOR = 5.0  # and never before so many times what a request takes without thinking
 MAX_ATTEMPTS = 2  # a request whose worker died is tried once more
 PROBE_INTERVAL_S = 1.0
-PROBE_TIMEOUT_S = 60.0
+PROBE_TIMEOUT_S = 10.0
 PAUSE_S = 0.005  # after an answer, before work that must not delay it
 REPLY_MS = 5.0  # part of the margin kept for writing the reply after the engine has stopped
 
@@ -296,6 +300,8 @@ class WorkerPool:
         ticket.worker = worker
         self._running.add(ticket)
         patience_s = job.deadline_s - now_s + HANG_TIMEOUT_S
+        stall_s = max(STALL_S, STALL_FACTOR * demand.least_s)
+        watch = ProgressWatch(worker, stall_s, lambda: self._spares.at_hand or worker.pid is None)
         try:
             reply = await worker.exchange(request, patience_s, ticket.tell)
         except WorkerError:
@@ -303,6 +309,7 @@ class WorkerPool:
             self._retry(ticket)
             raise
         finally:
+            watch.stop()
             slot.busy = False
             ticket.worker = None
             self._running.discard(ticket)
@@ -310,6 +317,10 @@ class WorkerPool:
             extra = {"error": reply.error, "stack": reply.stack}
             logger.error("the engine raised", extra=extra)
             self._give_up(ticket, EngineFailedError("engine_error", "the engine raised"))
+        elif isinstance(reply, EngineBusy):
+            self._on_refusal()
+            fault = OverloadedError("overloaded", "the engine is busy", reply.retry_after_s)
+            self._give_up(ticket, fault)
         elif isinstance(reply, Generated):
             self._settle(ticket, reply, allowed, stated, queue_s=now_s - job.arrived_s)
 
@@ -409,3 +420,33 @@ class WorkerPool:
         for slot in self._slots:
             if slot.worker:
                 slot.worker.kill()
+
+
+class ProgressWatch:
+    """Gives a worker up that makes no progress with a request, from now on until `stop`."""
+
+    def __init__(self, worker: Worker, stall_s: float, replaceable: Callable[[], bool]) -> None:
+        """After `stall_s` without a step where it is `replaceable` then, else after longer."""
+        self._worker, self._stall_s, self._replaceable = worker, stall_s, replaceable
+        self._steps, self._since_s = worker.steps, time.monotonic()
+        self._look_later()
+
+    def stop(self) -> None:
+        """End it: the request is done."""
+        self._timer.cancel()
+
+    def _look_later(self) -> None:
+        wait_s = self._stall_s / 5
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self._look)
+
+    def _look(self) -> None:
+        now_s, steps = time.monotonic(), self._worker.steps
+        if steps != self._steps:
+            self._steps, self._since_s = steps, now_s
+        still_s = now_s - self._since_s
+        patience_s = self._stall_s if self._replaceable() else max(self._stall_s, STALL_ALONE_S)
+        if steps and still_s >= patience_s:
+            logger.error("a worker made no step for %.2f s", still_s)
+            self._worker.lose()
+        else:
+            self._look_later()

@@ -22,7 +22,7 @@ from serve.pool.messages import (
     decode,
     encode,
 )
-from serve.pool.worker import OpenEngine, run_worker
+from serve.pool.worker import OpenEngine, Steps, run_worker
 
 START_TIMEOUT_S = 600.0  # a large model on a slow disk
 CLOSE_TIMEOUT_S = 5.0
@@ -37,6 +37,11 @@ class Worker(Protocol):
     """Runs one request at a time for the pool, in a process of ours or on a remote server."""
 
     dead: bool
+
+    @property
+    def steps(self) -> int:
+        """Grows while it makes progress; 0 for one that can't tell."""
+        ...
 
     @property
     def pid(self) -> int | None:
@@ -58,6 +63,10 @@ class Worker(Protocol):
 
     def cancel(self) -> None:
         """Stop what `exchange` waits for; returns at once."""
+        ...
+
+    def lose(self) -> None:
+        """Give it up, because it makes no progress: `exchange` raises WorkerError."""
         ...
 
     def on_death(self, callback: Callable[[], None]) -> None:
@@ -95,8 +104,12 @@ class WorkerProcess:
         context.set_forkserver_preload(["serve.pool.preload"])
         self._connection, child = context.Pipe()
         self._child_connection = child
+        self._steps: Steps = context.RawValue(Steps, 0)
         self._process = context.Process(
-            target=run_worker, args=(child, folder, open_engine), daemon=True, name="curt-worker"
+            target=run_worker,
+            args=(child, folder, open_engine, self._steps),
+            daemon=True,
+            name="curt-worker",
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="curt-pipe")
         self._watched: tuple[asyncio.AbstractEventLoop, int] | None = None
@@ -106,6 +119,11 @@ class WorkerProcess:
         self._on_piece: Callable[[str], None] | None = None
         self._sent = self._cancelled = False
         self.dead = False
+
+    @property
+    def steps(self) -> int:
+        """Steps of its engine so far; 0 before the start and for one that can't stream."""
+        return self._steps.value
 
     @property
     def pid(self) -> int | None:
@@ -182,6 +200,10 @@ class WorkerProcess:
         """End the process at once, whatever it does."""
         if self._process.pid is not None:
             self._process.kill()
+
+    def lose(self) -> None:
+        """End the process, by which `exchange` ends too."""
+        self.kill()
 
     async def close(self) -> None:
         """End the process: an idle one by closing its pipe, a loading or busy one by a kill."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import aclosing
@@ -17,11 +18,18 @@ from dataclasses import replace
 from curt.dialogue import Prompt
 from curt.engines.budget import Observation
 from curt.engines.protocol import Generation, Request
-from curt.engines.remote import RemoteError, RemoteModel, RemoteUnavailableError, complete
+from curt.engines.remote import (
+    RemoteBusyError,
+    RemoteError,
+    RemoteModel,
+    RemoteUnavailableError,
+    complete,
+)
 from serve.pool.messages import (
     Calibrate,
     Calibrated,
     Cancelled,
+    EngineBusy,
     EngineRaised,
     Generated,
     Order,
@@ -39,12 +47,20 @@ from serve.pool.worker import (
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.25  # between two health checks of a server that does not answer
-WATCH_S = 1.0  # and of one that does
+WATCH_S = 0.5  # and between two looks at one that does
+SILENCE_S = 1.0  # without a token for what was asked, a server is in doubt
+PROBE_S = 2.0  # in which it must then answer the shortest request
+BUSY_S = 10.0  # one that only says that it is busy is given up after so long
 LONG_FACT_CHARS = 2_000  # tokenising more than this would hold up the event loop
 
 
 class RemoteServer:
-    """One remote engine, shared by all workers in front of it."""
+    """One remote engine, shared by all workers in front of it.
+
+    It is judged by what becomes of requests. While they progress nobody looks at its health check,
+    which may be slow on a busy server and well on a wedged one; where it is in doubt, it must
+    answer one more request.
+    """
 
     def __init__(self, open_model: Callable[[], RemoteModel]) -> None:
         """`open_model` reads the model folder; it is called when the first worker starts."""
@@ -54,6 +70,22 @@ class RemoteServer:
         self._starting = asyncio.Lock()
         self._calibration: list[Observation] = []
         self._watch: asyncio.Task[None] | None = None
+        self._progressed_s = -math.inf
+        self._waiting_since_s: float | None = None  # the first that was asked since then
+
+    def note_request(self) -> None:
+        """A request is sent."""
+        if self._waiting_since_s is None:
+            self._waiting_since_s = time.monotonic()
+
+    def note_progress(self) -> None:
+        """Something of a request came back."""
+        self._progressed_s, self._waiting_since_s = time.monotonic(), None
+
+    def note_stall(self, since_s: float) -> None:
+        """A request has not progressed since then; no other may have either."""
+        if self._progressed_s <= since_s:
+            self._waiting_since_s = min(since_s, self._waiting_since_s or since_s)
 
     async def join(self, worker: RemoteWorker) -> tuple[RemoteModel, list[Observation]]:
         """Wait for the server, warm it up once, and watch it for the worker.
@@ -64,12 +96,14 @@ class RemoteServer:
         async with self._starting:
             if self._model is None:
                 self._model = await asyncio.to_thread(self._open_model)
-            await self._wait_until_healthy(self._model)
+            if time.monotonic() - self._progressed_s > SILENCE_S:
+                await self._wait_until_healthy(self._model)
             if not self._calibration:
                 await self._model.open()
                 thinking = CALIBRATION_THINKING_TOKENS
                 await complete(self._model, Request(CALIBRATION_TEXT, thinking, thinking))
                 self._calibration = await calibrate(self._model, rounds=2)
+                self.note_progress()
             if self._watch is None:
                 self._watch = asyncio.create_task(self._keep_watch(self._model))
         return self._model, self._calibration
@@ -96,17 +130,32 @@ class RemoteServer:
             await asyncio.sleep(POLL_S)
 
     async def _keep_watch(self, model: RemoteModel) -> None:
-        while True:
-            if await model.is_healthy():
-                await asyncio.sleep(WATCH_S)
-                continue
-            await asyncio.sleep(POLL_S)
-            if not await model.is_healthy():  # a busy server may miss one check
-                break
-        logger.error("the remote %s server is gone", model.name)
+        while not await self._in_doubt(model) or await self._answers(model):
+            await asyncio.sleep(WATCH_S)
+        logger.error("the remote %s server answers no requests", model.name)
         self._calibration, self._watch = [], None  # it may come back on another machine
+        self._progressed_s, self._waiting_since_s = -math.inf, None
         for worker in list(self._workers):
             worker.lose()
+
+    async def _in_doubt(self, model: RemoteModel) -> bool:
+        now_s = time.monotonic()
+        if self._waiting_since_s is not None:
+            return now_s - self._waiting_since_s > SILENCE_S
+        return now_s - self._progressed_s > WATCH_S and not await model.is_healthy()
+
+    async def _answers(self, model: RemoteModel) -> bool:
+        """Whether the server answers the shortest request, or another one meanwhile."""
+        asked_s = time.monotonic()
+        try:
+            async with asyncio.timeout(PROBE_S):
+                await complete(model, Request(CALIBRATION_TEXT, 0, 0, answer_limit=1))
+            self.note_progress()
+        except RemoteBusyError:
+            return asked_s - (self._waiting_since_s or asked_s) < BUSY_S
+        except (TimeoutError, RemoteError) as error:
+            logger.warning("the remote %s server is in doubt: %r", model.name, error)
+        return self._progressed_s >= asked_s
 
 
 class RemoteWorker:
@@ -120,6 +169,9 @@ class RemoteWorker:
         self._task: asyncio.Task[Reply] | None = None
         self._cancelled = False
         self._on_death: Callable[[], None] | None = None
+        self._progressed_s = 0.0
+        self.steps = 1
+        """Grows with each token."""
         self.dead = False
 
     async def start(self) -> list[Observation]:
@@ -141,7 +193,8 @@ class RemoteWorker:
         `on_piece` is called with each piece of reasoning, before the answer.
         """
         assert self._model is not None, "start() comes first"
-        self._cancelled = False
+        self._cancelled, self._progressed_s = False, time.monotonic()
+        self._server.note_request()
         self._task = asyncio.create_task(self._carry_out(self._model, order, on_piece))
         try:
             async with asyncio.timeout(timeout_s):
@@ -157,7 +210,7 @@ class RemoteWorker:
             if task and task.cancelling():  # not this exchange alone is to end
                 raise
             if self.dead:
-                raise WorkerError("the remote server is gone") from None
+                raise WorkerError("the remote server makes no progress") from None
             return Cancelled()
         finally:
             self._task = None
@@ -178,9 +231,10 @@ class RemoteWorker:
             asyncio.get_running_loop().call_soon(self._tell)
 
     def lose(self) -> None:
-        """End what is under way because the server is gone, and call back."""
+        """End what is under way because it makes no progress, and call back."""
         if self.dead:
             return
+        self._server.note_stall(self._progressed_s)
         self.dead = True
         if self._task:
             self._task.cancel()
@@ -216,13 +270,35 @@ class RemoteWorker:
             else:
                 prompt = await asyncio.to_thread(model.encode, order)
             encoded_ms = (time.monotonic() - started_s) * 1e3
-            generation = await _stream_pieces(model, order, prompt, on_piece)
+            generation = await self._stream_pieces(model, order, prompt, on_piece)
             generation = replace(generation, prefill_ms=generation.prefill_ms + encoded_ms)
             return Generated(generation)
         except RemoteUnavailableError:
             raise
+        except RemoteBusyError as error:
+            return EngineBusy(error.retry_after_s)
         except Exception as error:  # the worker outlives a request it can't serve
             return EngineRaised.by(error)
+
+    async def _stream_pieces(
+        self,
+        model: RemoteModel,
+        request: Request,
+        prompt: Prompt,
+        on_piece: Callable[[str], None] | None,
+    ) -> Generation:
+        """One generation; `on_piece` gets its reasoning as it comes."""
+        pieces = PieceGatherer()
+        async with aclosing(model.stream(request, prompt)) as steps:
+            async for step in steps:
+                if step.generation:
+                    return step.generation
+                self.steps += 1
+                self._progressed_s = time.monotonic()
+                self._server.note_progress()
+                if on_piece and request.tell_text and (piece := pieces.add(step)):
+                    on_piece(piece)
+        raise AssertionError("a stream ends with its generation")
 
 
 async def calibrate(model: RemoteModel, rounds: int) -> list[Observation]:
@@ -235,20 +311,3 @@ async def calibrate(model: RemoteModel, rounds: int) -> list[Observation]:
         )
         for fact in facts * rounds
     ]
-
-
-async def _stream_pieces(
-    model: RemoteModel,
-    request: Request,
-    prompt: Prompt,
-    on_piece: Callable[[str], None] | None,
-) -> Generation:
-    """One generation; `on_piece` gets its reasoning as it comes."""
-    pieces = PieceGatherer()
-    async with aclosing(model.stream(request, prompt)) as steps:
-        async for step in steps:
-            if step.generation:
-                return step.generation
-            if on_piece and request.tell_text and (piece := pieces.add(step)):
-                on_piece(piece)
-    raise AssertionError("a stream ends with its generation")

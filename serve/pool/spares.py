@@ -47,6 +47,11 @@ class Spares:
         self._startup_s = 5.0  # until the first start has been timed
 
     @property
+    def at_hand(self) -> bool:
+        """Whether a spare has loaded and waits."""
+        return bool(self._ready)
+
+    @property
     def expected_s(self) -> float:
         """How long the next `take` is expected to last."""
         return TAKE_S if self._ready else self._startup_s

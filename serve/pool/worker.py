@@ -7,6 +7,7 @@ the pipe.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
@@ -38,6 +39,7 @@ from serve.pool.messages import (
     encode,
 )
 
+Steps = ctypes.c_ulong
 CountTokens = Callable[[str], int]
 OpenEngine = Callable[[Path], tuple[Engine, CountTokens]]
 
@@ -64,8 +66,12 @@ def open_worker_engine(
     return engine, engine.tokenizer.count
 
 
-def run_worker(connection: Connection, folder: Path, open_engine: OpenEngine) -> None:
-    """Serve requests from `connection` until it closes or the parent dies."""
+def run_worker(connection: Connection, folder: Path, open_engine: OpenEngine, steps: Steps) -> None:
+    """Serve requests from `connection` until it closes or the parent dies.
+
+    `steps` is memory that the front reads too: it grows with each step of a streaming engine, from
+    1 on once one is loaded, so that the front sees a hang without a message for each step.
+    """
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     # The front decides when a worker ends, by closing the pipe: a Ctrl+C or a SIGTERM sent to
     # the whole process group must not cut off requests that are being drained.
@@ -80,7 +86,8 @@ def run_worker(connection: Connection, folder: Path, open_engine: OpenEngine) ->
         _send(connection, LoadFailed(f"{type(error).__name__}: {error}"))
         return
     _send(connection, Calibrated(tuple(observations)))
-    front = Front(connection)
+    steps.value = int(isinstance(engine, StreamingEngine))
+    front = Front(connection, steps)
     while True:
         try:
             message = decode(connection.recv_bytes())
@@ -93,8 +100,8 @@ def run_worker(connection: Connection, folder: Path, open_engine: OpenEngine) ->
 class Front:
     """The worker's side of the pipe, which may hold a `Cancel` while a request is under way."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, steps: Steps) -> None:
+        self._connection, self._steps = connection, steps
         self._inbox = select.poll()  # takes a microsecond; Connection.poll takes twenty
         self._inbox.register(connection.fileno(), select.POLLIN | select.POLLHUP)
 
@@ -108,6 +115,10 @@ class Front:
             return True  # the next read ends the worker
         assert isinstance(message, Cancel), "the front sends one request at a time"
         return True
+
+    def note_step(self) -> None:
+        """Let the front see that the work goes on."""
+        self._steps.value += 1
 
     def send(self, message: Message) -> None:
         """Send one message; ends the process when the front is gone."""
@@ -144,6 +155,7 @@ def complete(engine: Engine, request: Request, front: Front) -> Generation | Non
         for step in steps:
             if step.generation:
                 return step.generation
+            front.note_step()
             if front.wants_stop():
                 return None
             if request.tell_text and (piece := pieces.add(step)):

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 COMMON = frozenset({
     "model", "prompt", "max_tokens", "stream", "temperature", "top_k", "top_p",
-    "repetition_penalty", "stop_token_ids", "logit_bias", "include_stop_str_in_output",
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "stop_token_ids",
+    "logit_bias", "include_stop_str_in_output",
 })  # fmt: skip
 # TensorRT-LLM refuses what it does not know; vLLM takes and ignores it.
 KNOWN_TO_TENSORRT_LLM = COMMON | {"detokenize", "response_format"}
@@ -36,10 +37,12 @@ class CompletionsServer:
         self.vocabulary = (folder / "tokenizer.json").read_text(encoding="utf-8")
         self.eos_ids = {self.tokenizer.eos_token_id}
         self.bodies: list[dict[str, Any]] = []
+        self.traceparents: list[str | None] = []
         self.aborted = 0
         self.status: int | None = None  # answer this instead
         self.die_after_tokens: int | None = None  # once, in the middle of a stream
         self.pause_s = 0.0  # before each token
+        self.health_pause_s = 0.0
         self.port = 0
         self.connections: set[socket.socket] = set()
         self._computing = threading.Lock()
@@ -128,6 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         state = self.server_state
         if self.path == "/health":
+            time.sleep(state.health_pause_s)
             self._reply(200, None)
         elif self.path == "/v1/models":
             card: dict[str, Any] = {"id": "curt", "object": "model"}
@@ -141,6 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
         state = self.server_state
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         state.bodies.append(body)
+        state.traceparents.append(self.headers["traceparent"])
         if state.status is not None:
             self._reply(state.status, {"error": {"message": f"no: {body['prompt']}"}})
             return

@@ -10,7 +10,7 @@ import pytest
 
 from curt.artifact import ArtifactError
 from curt.engines.protocol import Request
-from curt.engines.remote import RemoteError, RemoteUnavailableError
+from curt.engines.remote import RemoteBusyError, RemoteError, RemoteUnavailableError
 from tests.curt.engines.completions_server import CompletionsServer
 from tests.curt.engines.remote_engine import RemoteEngine
 from tests.micro import FACTS
@@ -40,7 +40,9 @@ def request(thinking: int = 4) -> Request:
         (400, RemoteError, "look at its log"),
         (401, RemoteError, "give its key"),
         (500, RemoteError, "answered 500"),
-        (503, RemoteUnavailableError, "answered 503"),
+        (503, RemoteBusyError, "answered 503"),
+        (429, RemoteBusyError, "answered 429"),
+        (502, RemoteUnavailableError, "answered 502"),
     ],
 )
 def test_a_status_is_told_without_the_body_that_quotes_the_prompt(

@@ -13,6 +13,7 @@ from serve.pool.messages import (
     Calibrated,
     Cancel,
     Cancelled,
+    EngineBusy,
     EngineRaised,
     Generated,
     LoadFailed,
@@ -33,6 +34,7 @@ EVERY_KIND: list[Message] = [
     Calibrated((Observation(10, 5, 1.0, 2, 3.0, None), Observation(20, 9, 2.0, 2, 3.0, 1))),
     Cancelled(),
     EngineRaised("ValueError", ("engine.py:7 generate",)),
+    EngineBusy(2.0),
     LoadFailed("ArtifactError: no model"),
 ]
 

@@ -510,6 +510,40 @@ def test_a_stream_whose_worker_dies_begins_its_reasoning_again() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("moment_s", [0.0, 0.04], ids=["before", "while thinking"])
+def test_a_hung_worker_gives_way_to_a_spare_within_the_deadline(moment_s: float) -> None:
+    async def scenario() -> None:
+        async with running_pool(spares=1, open_engine=open_streaming_engine) as pool:
+            await pool.submit(job(2000))
+            await until(lambda: len(pool._spares.spare_pids) == 1)
+            (pid,) = pool.worker_pids
+            if not moment_s:
+                os.kill(pid, signal.SIGSTOP)
+            answering = asyncio.create_task(pool.submit(job(1500)))
+            if moment_s:
+                await asyncio.sleep(moment_s)
+                os.kill(pid, signal.SIGSTOP)
+            served = await answering
+            assert served.generation.finish == "stop"
+            assert (await pool.submit(job(400))).generation.finish == "stop"
+            assert count(pool, "worker_deaths") == 1
+            assert not is_alive(pid)
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_worker_that_makes_steps_is_not_given_up() -> None:
+    async def scenario() -> None:
+        async with running_pool(spares=1, open_engine=open_streaming_engine) as pool:
+            await until(lambda: len(pool._spares.spare_pids) == 1)
+            before = pool.worker_pids
+            for _ in range(3):
+                await pool.submit(job(3000, FACT + "睡200毫秒"))
+            assert pool.worker_pids == before
+
+    asyncio.run(scenario())
+
+
 def test_a_spare_takes_the_place_of_a_dead_worker_within_two_seconds() -> None:
     async def scenario() -> None:
         async with running_pool(spares=1) as pool:

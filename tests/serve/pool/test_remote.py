@@ -75,6 +75,10 @@ async def running_pool(
         await pool.stop()
 
 
+def deaths(pool: WorkerPool) -> float:
+    return pool._metrics.registry.get_sample_value("curt_worker_deaths_total") or 0.0
+
+
 def busy(pool: WorkerPool) -> int:
     return sum(slot.busy for slot in pool._slots)
 
@@ -200,6 +204,60 @@ def test_a_server_killed_under_way_ends_in_the_classifiers_verdict_by_the_deadli
             assert served.unserved in ("worker_failed", "overloaded")
             assert time.monotonic() - started_s < 1.5
             await until(lambda: not pool.ready)
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_is_healthy_and_answers_nothing_is_not_ready(
+    server: CompletionsServer, micro_model: Path
+) -> None:
+    async def scenario() -> None:
+        async with running_pool(server, micro_model, fallback=FakeClassifier()) as pool:
+            server.pause_s = 4.0
+            started_s = time.monotonic()
+            while pool.ready:
+                assert time.monotonic() - started_s < 8, "ready for ever"
+                assert (await pool.submit(job(400))).fallback
+            server.pause_s = 0.0
+            await until(lambda: pool.ready, 20)
+            assert (await pool.submit(job(8000, most=3))).generation.thinking_tokens == 3
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_health_check_costs_a_server_nothing_that_answers(
+    server: CompletionsServer, micro_model: Path
+) -> None:
+    async def scenario() -> None:
+        async with running_pool(server, micro_model) as pool:
+            server.health_pause_s = 4.0
+            end_s = time.monotonic() + 6
+            while time.monotonic() < end_s:
+                served = await pool.submit(job(5000, most=4))
+                assert served.generation.thinking_tokens == 4
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(4)  # nor while nobody asks
+            assert (await pool.submit(job(5000, most=4))).generation.thinking_tokens == 4
+            assert deaths(pool) == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_with_too_much_to_do_is_overload_and_no_fault(
+    server: CompletionsServer, micro_model: Path, status: int
+) -> None:
+    async def scenario() -> None:
+        async with running_pool(server, micro_model) as pool:
+            server.status = status
+            for _ in range(4):
+                with pytest.raises(OverloadedError) as caught:
+                    await pool.submit(job(2000))
+                assert (caught.value.reason, caught.value.retry_after_s) == ("overloaded", 1)
+            assert pool.ready
+            server.status = None
+            assert (await pool.submit(job(8000, most=3))).generation.thinking_tokens == 3
+            assert deaths(pool) == 0
 
     asyncio.run(scenario())
 

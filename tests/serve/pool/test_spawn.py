@@ -115,12 +115,15 @@ def test_a_second_folder_behind_one_remote_server_is_refused(
 def test_the_whole_server_answers_from_a_remote_engine(micro_model: Path) -> None:
     server = CompletionsServer(micro_model, "tensorrt-llm").start()
     settings = Settings(
-        model=micro_model, engine="tensorrt-llm", engine_url=server.url, workers=2, guided=True
-    )
+        model=micro_model, engine="tensorrt-llm", engine_url=server.url, workers=2, guided=True,
+        otlp_endpoint="http://127.0.0.1:9",
+    )  # fmt: skip
     with TestClient(create_app(settings)) as client:
         assert client.get("/version").json()["model"]["name"] == "model"
         until_status(client, 200)
-        reply = client.post("/predict", json={"fact": FACTS[0], "deadline_ms": 20_000}).json()
+        response = client.post("/predict", json={"fact": FACTS[0], "deadline_ms": 20_000})
+        reply = response.json()
+        assert server.traceparents[-1] == response.headers["traceparent"]
         assert reply["thinking"]["tokens"] <= reply["thinking"]["allowed"]
         assert reply["thinking"]["allowed"] > 0
         assert reply["model"]["precision"] == "fp32"
@@ -130,6 +133,8 @@ def test_the_whole_server_answers_from_a_remote_engine(micro_model: Path) -> Non
         until_status(client, 200)
     server.stop()
     assert any("response_format" in body for body in server.bodies)
+    for penalty in ("presence_penalty", "frequency_penalty"):
+        assert {body[penalty] for body in server.bodies} == {0.0}
 
 
 def until_status(client: TestClient, status: int) -> None:
