@@ -63,6 +63,11 @@ class SFTConfig(Config):
     """Longer facts become excerpts."""
     max_thinking_tokens: int = 128
     """Largest thinking budget the model learns."""
+    fact_weight: float = Field(0.0, ge=0)
+    """Weight of the loss on the prompts' own tokens beside that on completions. Facts repeat
+    names and figures, so a model from scratch learns to copy from them too."""
+    fact_share: float = Field(1.0, gt=0, le=1)
+    """Share of the prompts' tokens, drawn for each step, that `fact_weight` counts."""
     epochs: float = 1.0
     batch: int = 10
     """Cases a step over all processes, each with `per_case` branches."""
@@ -210,10 +215,13 @@ def train_warm_start(config: SFTConfig) -> None:
         model=model,
         args=arguments,
         train_dataset=ExampleDataset(examples),
-        data_collator=BranchCollator(tokenizer.pad_token_id),
+        data_collator=BranchCollator(
+            tokenizer.pad_token_id, config.fact_share if config.fact_weight else 0.0
+        ),
         callbacks=[stop, ProgressBar("warm start")],
         optimizers=(optimizer, None),
     )
+    trainer.fact_weight = config.fact_weight
     trainer.remove_callback(PrinterCallback)
     whole = arguments.distributed_state.distributed_type not in SHARDED
     if arguments.use_cpu and config.bf16 and whole and not config.gradient_checkpointing:

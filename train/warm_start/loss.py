@@ -39,12 +39,19 @@ class ExampleDataset(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True, slots=True)
 class BranchCollator:
-    """Packs examples into `(B, T)` with the attention mask and positions branches need."""
+    """Packs examples into `(B, T)` with the attention mask and positions branches need.
+
+    `fact_share` of the shared tokens, drawn at random, are targets of their own.
+    """
 
     pad_token_id: int
+    fact_share: float = 0.0
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """One batch: `sources` are flat positions whose logits predict `targets`, both (N,)."""
+        """One batch: `sources` are flat positions whose logits predict the targets in order.
+
+        `targets` are the completions' tokens, `fact_targets` those drawn from the shared texts.
+        """
         examples: list[Example] = [row["example"] for row in rows]
         packed = pack_branches(
             [e.shared_ids for e in examples],
@@ -57,22 +64,35 @@ class BranchCollator:
                 first = start + len(branch.prompt_ids) - 1
                 sources.append(torch.arange(first, first + len(branch.completion_ids)))
                 targets += branch.completion_ids
+        flat = packed.input_ids.flatten()
+        width = packed.input_ids.shape[1]
+        fact_sources = torch.cat(
+            [row * width + torch.arange(len(e.shared_ids) - 1) for row, e in enumerate(examples)]
+        )
+        if self.fact_share < 1:
+            # Seeded by the batch, so that a resumed run draws alike.
+            generator = torch.Generator().manual_seed(sum(targets))
+            drawn = torch.rand(len(fact_sources), generator=generator) < self.fact_share
+            fact_sources = fact_sources[drawn]
         return {
             "input_ids": packed.input_ids,
             "position_ids": packed.position_ids,
             "attention_mask": packed.attention_mask,
-            "sources": torch.cat(sources),
+            "sources": torch.cat([*sources, fact_sources]),
             "targets": torch.tensor(targets),
+            "fact_targets": flat[fact_sources + 1],
         }
 
 
 class BranchTrainer(Trainer):
     """The Trainer, computing logits at loss positions only.
 
-    With `bf16_weights` a step runs as `train.warm_start.cpu.call_in_bf16`.
+    With `bf16_weights` a step runs as `train.warm_start.cpu.call_in_bf16`. `fact_weight` weighs the
+    loss of the facts' tokens that the collator drew.
     """
 
     bf16_weights = False
+    fact_weight = 0.0
 
     def compute_loss(
         self,
@@ -81,7 +101,7 @@ class BranchTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
-        """Mean cross-entropy over all completion tokens of the batch, of every process."""
+        """Mean cross-entropy over all completion tokens, and with its weight over the facts'."""
         module: Any = self.accelerator.unwrap_model(model)
 
         def compute_logits() -> torch.Tensor:
@@ -101,12 +121,20 @@ class BranchTrainer(Trainer):
             # accelerate autocasts `model.forward` only, which is not called here
             with self.accelerator.autocast():
                 logits = call_within(model, module, compute_logits)
-        loss = cross_entropy(logits.float(), inputs["targets"])  # (N, V), (N,)
+        completions, facts = logits.split([len(inputs["targets"]), len(inputs["fact_targets"])])
+        loss = self._mean_loss(completions, inputs["targets"])
+        if self.fact_weight:
+            loss = loss + self.fact_weight * self._mean_loss(facts, inputs["fact_targets"])
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _mean_loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy over the tokens of every process; 0 where this one has none."""
+        count = torch.tensor(float(len(targets)), device=logits.device)
+        loss = cross_entropy(logits.float(), targets, reduction="sum")  # (N, V), (N,)
         if self.accelerator.num_processes > 1:
             # Gradients are averaged over processes: each counts by its share of the tokens.
-            count = torch.tensor(float(len(inputs["targets"])), device=loss.device)
-            loss = loss * count / self.accelerator.gather(count).mean()
-        return (loss, {"logits": logits}) if return_outputs else loss
+            count = self.accelerator.gather(count).mean()
+        return loss / count.clamp(min=1)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """One order of the data for any number of processes: batches of all make a step."""

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -44,8 +47,8 @@ def examples(tokenizer):
     )
 
 
-def collate(examples):
-    return BranchCollator(PAD)([{"example": example} for example in examples])
+def collate(examples, fact_share=0.0):
+    return BranchCollator(PAD, fact_share)([{"example": example} for example in examples])
 
 
 def logits_packed(model, batch):
@@ -95,19 +98,82 @@ def test_padding_changes_no_loss(model, examples):
     assert (own - padded).abs().max() < 1e-4
 
 
-def test_the_trainer_computes_the_mean_over_completion_tokens(model, examples):
-    class Accelerator:
-        autocast = staticmethod(torch.no_grad)
-        unwrap_model = staticmethod(lambda model: model)
-        num_processes = 1
+class Accelerator:
+    autocast = staticmethod(torch.no_grad)
+    unwrap_model = staticmethod(lambda model: model)
+    num_processes = 1
 
+
+@pytest.fixture
+def trainer():
     trainer = BranchTrainer.__new__(BranchTrainer)
     trainer.accelerator = Accelerator()
+    return trainer
+
+
+def test_the_trainer_computes_the_mean_over_completion_tokens(model, examples, trainer):
     loss = trainer.compute_loss(model, collate(examples))
     with torch.no_grad():
         logits = torch.cat([logits_alone(model, e, b) for e in examples for b in e.branches])
     targets = torch.tensor([i for e in examples for b in e.branches for i in b.completion_ids])
     assert loss.item() == pytest.approx(cross_entropy(logits, targets).item(), abs=1e-4)
+
+
+def test_facts_add_their_own_mean_with_its_weight(model, examples, trainer):
+    batch = collate(examples, fact_share=1.0)
+    completions = trainer.compute_loss(model, batch)
+    trainer.fact_weight = 0.5
+    loss = trainer.compute_loss(model, batch)
+    with torch.no_grad():
+        told = [model(input_ids=torch.tensor([e.shared_ids])).logits[0, :-1] for e in examples]
+    targets = torch.tensor([i for e in examples for i in e.shared_ids[1:]])
+    facts = cross_entropy(torch.cat(told), targets).item()
+    assert loss.item() == pytest.approx(completions.item() + 0.5 * facts, abs=1e-4)
+
+
+def test_a_share_of_the_facts_is_drawn_alike_for_a_batch_and_anew_for_another(examples):
+    first, again, other = (
+        collate(chosen, fact_share=0.5) for chosen in (examples, examples, examples[1:])
+    )
+    for batch, chosen in ((first, examples), (other, examples[1:])):
+        drawn = batch["sources"][len(batch["targets"]) :]
+        whole = sum(len(e.shared_ids) - 1 for e in chosen)
+        assert 0.3 * whole < len(drawn) < 0.7 * whole
+        assert torch.equal(batch["input_ids"].flatten()[drawn + 1], batch["fact_targets"])
+    assert torch.equal(first["sources"], again["sources"])
+    shared = len(examples[1].shared_ids)
+    drawn = [
+        set(
+            (batch["sources"][len(batch["targets"]) :] - row * batch["input_ids"].shape[1]).tolist()
+        )
+        for batch, row in ((first, 1), (other, 0))
+    ]
+    assert drawn[0] & set(range(shared)) != drawn[1] & set(range(shared))
+
+
+def test_without_a_share_no_fact_is_drawn(model, examples, trainer):
+    batch = collate(examples)
+    assert len(batch["fact_targets"]) == 0
+    trainer.fact_weight = 0.5
+    assert torch.isfinite(trainer.compute_loss(model, batch))
+
+
+def test_a_step_in_bf16_has_the_loss_and_gradients_of_one_in_float32(model, examples, trainer):
+    batch = collate(examples)
+    trainer.accelerator = SimpleNamespace(
+        autocast=nullcontext, unwrap_model=lambda model: model, num_processes=1
+    )
+    gradients, losses = [], []
+    for trainer.bf16_weights in (False, True):
+        model.zero_grad()
+        loss = trainer.compute_loss(model, batch)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        assert gradients[-1].dtype == torch.float32
+    model.zero_grad()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
 
 
 def test_collation_worked_by_hand():
