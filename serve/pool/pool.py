@@ -170,6 +170,11 @@ class WorkerPool:
             if error := ticket.future.exception():
                 raise error
             return ticket
+        if self._is_full:
+            latest = self._queue.pop()
+            waiting = [other.demand for other in self._queue]
+            wait_s = seconds_until_free(now_s, self._free_times(now_s), waiting)
+            self._give_up(latest, self._queue_full(wait_s))
         alone = self._forecast.allow_alone(ticket.demand, ticket.prompt_tokens, now_s)
         ticket.allowed_alone = job.cap(alone)
         ticket.admitted_s = now_s
@@ -215,13 +220,22 @@ class WorkerPool:
         free_at_s = self._free_times(now_s)
         waiting = [other.demand for other in self._queue]
         retry_after_s = seconds_until_free(now_s, free_at_s, waiting)
-        if len(self._queue) >= self._queue_size:
-            return OverloadedError("queue_full", "too many requests are waiting", retry_after_s)
+        if self._is_full:
+            if not self._queue or self._queue[-1].order < ticket.order:
+                return self._queue_full(retry_after_s)
+            waiting.pop()  # who can wait longest gives way
         if not admits(free_at_s, waiting, demand):
             return OverloadedError(
                 "overloaded", "the deadline can't be met behind those waiting", retry_after_s
             )
         return None
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._queue) >= self._queue_size
+
+    def _queue_full(self, retry_after_s: float) -> OverloadedError:
+        return OverloadedError("queue_full", "too many requests are waiting", retry_after_s)
 
     def _leave(self, ticket: Ticket) -> None:
         """Free what a job held, once its client has the answer or is gone."""

@@ -170,8 +170,27 @@ def test_the_earliest_deadline_is_served_first_and_a_full_queue_refuses() -> Non
                 group.create_task(submit("patient", 5000))
                 group.create_task(submit("urgent", 2000))
                 await asyncio.sleep(0.05)
-                assert await reason_of(pool.submit(job(4000))) == "queue_full"
+                assert await reason_of(pool.submit(job(6000))) == "queue_full"
             assert done == ["first", "urgent", "patient"]
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_lets_go_of_who_can_wait_longest() -> None:
+    async def scenario() -> None:
+        async with running_pool(queue_size=4) as pool:
+            slow = asyncio.create_task(pool.submit(job(3000, FACT + "睡200毫秒")))
+            await asyncio.sleep(0.02)
+            patient = [asyncio.create_task(pool.submit(job(60_000 + n))) for n in range(4)]
+            await asyncio.sleep(0.02)
+            urgent = [await pool.submit(job(800)) for _ in range(2)]
+            assert all(served.generation.finish == "stop" for served in urgent)
+            ends = await asyncio.gather(*patient, return_exceptions=True)
+            # the first urgent one took the place of the last; by the second there was room
+            assert [isinstance(end, Served) for end in ends] == [True, True, True, False]
+            assert isinstance(ends[3], OverloadedError)
+            assert ends[3].reason == "queue_full"
+            await slow
 
     asyncio.run(scenario())
 
