@@ -20,6 +20,7 @@ from curt.artifact import ArtifactError
 from curt.logs import configure_logging
 from serve.answering.answering import Startable
 from serve.app import create_app
+from serve.edge.connections import ConnectionLimits, limited_protocol, raise_file_limit
 from serve.settings import MAX_DEADLINE_MS, Settings, unknown_variables
 
 logger = logging.getLogger(__name__)
@@ -82,10 +83,21 @@ def main() -> None:
         _refuse(f"CURT_MODEL: {error}")
     except ValueError as error:
         _refuse(str(error))
+    limits = ConnectionLimits(
+        raise_file_limit(settings.max_connections),
+        settings.max_header_bytes,
+        settings.max_headers,
+        settings.head_timeout_s,
+    )
+    if limits.max_connections < settings.max_connections:
+        logger.warning("open files allow only %d connections", limits.max_connections)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
+        http=limited_protocol(limits),
+        ws="none",
+        timeout_keep_alive=settings.keep_alive_s,
         log_config=None,
         access_log=False,
         server_header=False,

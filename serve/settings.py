@@ -71,6 +71,23 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(131_072, ge=1_024)
     """Larger bodies are refused with 413. Holds max_fact_chars even when written as \\uXXXX."""
 
+    max_connections: int = Field(1_000, ge=1)
+    """Open connections; of more, the one that has been without a request longest is closed. Fewer
+    where the process may not have as many files open."""
+
+    max_header_bytes: int = Field(32_768, ge=1_024)
+    """Larger heads of requests are refused with 431."""
+
+    max_headers: int = Field(100, ge=10)
+    """Heads of more lines are refused with 431."""
+
+    head_timeout_s: float = Field(10.0, gt=0)
+    """A connection on which no whole head of a request arrives for so long is closed."""
+
+    keep_alive_s: int = Field(5, ge=1)
+    """A connection without a further request is closed after so long; proxies that keep theirs
+    must let go of them sooner."""
+
     max_batch_cases: int = Field(32, ge=1, le=MAX_BATCH_CASES)
     """Cases in one request; more are refused with 422. Where the rate is limited, no more than
     rate_burst and max_concurrent."""
