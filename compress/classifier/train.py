@@ -20,10 +20,12 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import compress
@@ -43,11 +45,14 @@ from compress.classifier.calibration import (
 )
 from compress.classifier.confidence import fit_uncertainty, measure_confidence, measure_folds
 from compress.classifier.familiarity import fit_familiarity, share_unfamiliar
+from compress.classifier.harm import fit_harm
 from curt.artifact import MANIFEST
 from curt.classifier.candidates import write_candidates
+from curt.classifier.familiarity import read_text
 from curt.classifier.model import (
     CONFIDENCE,
     FAMILIARITY,
+    HARM,
     MODEL,
     PARTS,
     ArticleHabit,
@@ -152,7 +157,10 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
     truths, width = [case.verdict for case in dev], config.term_bin_width
     fit = fit_uncertainty(labels, width, dev_scores, truths)
     known = fit_familiarity([case.fact for case in train], [case.fact for case in dev])
-    classifier = Classifier(labels, vocabulary, model, uncertainty=fit, familiarity=known)
+    harm = fit_harm(train)
+    classifier = Classifier(
+        labels, vocabulary, model, uncertainty=fit, familiarity=known, harm=harm
+    )
     dev_row, dev_bins = measure_folds(labels, width, dev_scores, truths)
     test_row, test_bins = measure_confidence(classifier, test) if test else ({}, [])
     reliability = {"dev": dev_bins} | ({"test": test_bins} if test else {})
@@ -163,6 +171,8 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
         **{f"dev_{name}": value for name, value in measure(classifier, dev).items()},
         **{f"dev_{name}": v for name, v in measure_circumstances(classifier, dev).items()},
         **{f"test_{name}": v for name, v in measure_circumstances(classifier, test).items()},
+        **{f"dev_{name}": v for name, v in measure_harm(classifier, dev).items()},
+        **{f"test_{name}": v for name, v in measure_harm(classifier, test).items()},
         # over the errors of `measure`, which saw the cases the confidences were fitted on
         **measure_reliability(labels, dev_scores, truths),
         **{f"dev_{name}": value for name, value in dev_row.items()},
@@ -179,7 +189,7 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
         )
     content = {MODEL: model, **pack(labels, vocabulary)}
     content[CONFIDENCE] = fit.model_dump_json(indent=1).encode()
-    content[FAMILIARITY] = known.pack()
+    content[FAMILIARITY], content[HARM] = known.pack(), harm.pack()
     _publish(config, content, row, reliability)
     return row
 
@@ -216,10 +226,11 @@ def cross_fit(
         )
         labels = calibrate(labels, dev_scores, dev_truths)
         fit = fit_uncertainty(labels, config.term_bin_width, dev_scores, dev_truths)
-        decider = Decider(labels)
+        decider, reader = Decider(labels), fit_harm(cases)
         scores = (features[held] @ matrix[1:] + matrix[0]).astype(np.float32)
         for place, row in zip(held.tolist(), scores, strict=True):
-            lines[place] = write_candidates(decider, row, fit.temperature)
+            harm = reader.read(read_text(train[place].fact), decider.find_likeliest(row))
+            lines[place] = write_candidates(decider, row, fit.temperature, harm)
         log.info("candidates of part %d of %d", fold + 1, config.folds)
     return lines
 
@@ -323,42 +334,46 @@ def fit_columns(
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
-    weights, scores = [], []
-
     def fit_one(
         features: csr_matrix, truth: list[bool], class_weight: Literal["balanced"] | None = None
-    ) -> None:
+    ) -> tuple[Doubles, Doubles]:
         if all(truth):  # nothing to tell apart
-            weights.append(np.eye(1, 1 + features.shape[1])[0])
-            scores.append(np.ones(dev_features.shape[0]))
-            return
+            return np.eye(1, 1 + features.shape[1])[0], np.ones(dev_features.shape[0])
         machine = LinearSVC(
             C=config.charge_c, class_weight=class_weight, random_state=config.seed
         ).fit(features, truth)
-        weights.append(np.append(machine.intercept_, machine.coef_[0]))
-        scores.append(machine.decision_function(dev_features))
+        column = np.append(machine.intercept_, machine.coef_[0])
+        return column, machine.decision_function(dev_features)
 
-    for charge in labels.charges:
-        fit_one(features, [charge in case.verdict.charges for case in cases])
-    for article in labels.articles:
-        fit_one(features, [article in case.verdict.articles for case in cases])
-    if len(labels.terms) == 1:
-        weights.append(np.zeros(1 + features.shape[1]))
-        scores.append(np.zeros(dev_features.shape[0]))
-    else:
-        model = LogisticRegression(C=config.term_c, max_iter=500, tol=1e-3).fit(features, bins)
-        rows = np.column_stack([model.intercept_, model.coef_])  # (bins, 1 + features)
-        logits = model.decision_function(dev_features).T  # (bins, dev cases)
-        # Two bins come as the log-odds of the second.
-        weights.extend([-rows[0] / 2, rows[0] / 2] if len(rows) == 1 else rows)
-        scores.extend([-logits / 2, logits / 2] if len(rows) == 1 else logits)
+    def fit_charge(charge: str) -> tuple[Doubles, Doubles]:
+        return fit_one(features, [charge in case.verdict.charges for case in cases])
+
+    def fit_article(article: str) -> tuple[Doubles, Doubles]:
+        return fit_one(features, [article in case.verdict.articles for case in cases])
+
+    def fit_circumstance(name: str) -> tuple[Doubles, Doubles]:
+        # A few characters in a long fact tell it, in a small part of the cases: with equal weights
+        # most are missed.
+        return fit_one(told_features, [name in one for one in told], "balanced")
+
     telling = np.flatnonzero(has_circumstances_told(cases))
     told = [told_circumstances(cases[i]) for i in telling]
     told_features = features[telling]
-    for name in labels.circumstances:
-        # A few characters in a long fact tell it, in a small part of the cases: with equal weights
-        # most are missed.
-        fit_one(told_features, [name in one for one in told], "balanced")
+    # scikit-learn lets go of the interpreter's lock while it fits
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        fitted = [*pool.map(fit_charge, labels.charges), *pool.map(fit_article, labels.articles)]
+        circumstances = pool.map(fit_circumstance, labels.circumstances)
+        if len(labels.terms) == 1:
+            fitted.append((np.zeros(1 + features.shape[1]), np.zeros(dev_features.shape[0])))
+        else:
+            model = LogisticRegression(C=config.term_c, max_iter=500, tol=1e-3).fit(features, bins)
+            rows = np.column_stack([model.intercept_, model.coef_])  # (bins, 1 + features)
+            logits = model.decision_function(dev_features).T  # (bins, dev cases)
+            if len(rows) == 1:  # two bins come as the log-odds of the second
+                rows, logits = np.vstack([-rows, rows]) / 2, np.vstack([-logits, logits]) / 2
+            fitted += zip(rows, logits, strict=True)
+        fitted += circumstances
+    weights, scores = zip(*fitted, strict=True)
     matrix = np.column_stack(weights)
     if not np.isfinite(matrix).all():
         raise ValueError("a weight is not finite: lower charge_c or term_c")
@@ -432,6 +447,18 @@ def measure_circumstances(classifier: Classifier, cases: Sequence[Case]) -> dict
     ]
     both = sum(len(found & told) for found, told in pairs)
     return {"circumstance_micro_f1": 2 * both / sum(len(f) + len(t) for f, t in pairs)}
+
+
+def measure_harm(classifier: Classifier, cases: Sequence[Case]) -> dict[str, float]:
+    """How often the harm is read right where the charge is known, over the cases that tell it."""
+    asked = [case for case in cases if case.harm and len(case.verdict.charges) == 1]
+    if not asked or not classifier.harm:
+        return {}
+    right = 0
+    for case in asked:
+        told = classifier.harm.read(read_text(case.fact), case.verdict.charges[0])
+        right += told.rpartition("=")[2] == case.harm.rpartition("=")[2]
+    return {"harm_accuracy": right / len(asked)}
 
 
 def _bin_of(term: Term, width: float) -> tuple[TermKind, int]:

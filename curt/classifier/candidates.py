@@ -1,10 +1,10 @@
 """What the classifier proposes before a language model reads: the line of candidates in a prompt.
 
-    参考：盗窃8抢夺1；264；6至10个月；自首、退赔
+    参考：盗窃8抢夺1；264；8个月，6至10个月；后果4200元；自首、退赔
 
-These are the likeliest charges with their probabilities in tenths, the articles of the classifier's
-verdict, the shortest range of terms that holds `TERM_SHARE` of the probability, and the
-circumstances it found; without any, the line ends after the range.
+These are the likeliest charges with their probabilities in tenths, the articles and the term of the
+classifier's verdict, the shortest range of terms that holds `TERM_SHARE` of the probability, the
+harm that the likeliest charge is graded by, and the circumstances; what was not found is left out.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curt.artifact import READER
+from curt.classifier.familiarity import read_fact
 from curt.dialogue import Prompts
 from curt.files import read_rows
 from curt.law.term_scale import severity
@@ -33,15 +34,17 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
-HEAD = "参考："
+HEAD, HARM = "参考：", "后果"
 MOST_CHARGES = 3
 MOST_CIRCUMSTANCES = 5
 LEAST_SHARE = 0.05  # half a tenth
 TERM_SHARE = 0.7
-LONGEST_TOKENS = 80  # of the line, but for charges with very long names
-PROBE = f"{HEAD}盗窃8抢夺1；264；6至10个月；自首、退赔"
+LONGEST_TOKENS = 100  # of the line, but for charges with very long names
+PROBE = f"{HEAD}盗窃8抢夺1；264；8个月，6至10个月；{HARM}7600+4100=11700元；自首、退赔"
 """A line to measure prompts with."""
-_LINE = re.compile(rf"{HEAD}((?:[^；\d]+\d+)+)；([^；]*)；([^；]+)(?:；([^；]+))?")
+_LINE = re.compile(
+    rf"{HEAD}((?:[^；\d]+\d+)+)；([^；]*)；([^；，]+)(?:，([^；]+))?(?:；{HARM}([^；]+))?(?:；([^；]+))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +55,12 @@ class Candidates:
     """Charges with their probabilities in steps of a tenth, the likeliest first."""
     articles: tuple[str, ...]
     term: str
+    """The classifier's own term."""
+    terms: str
     """The range of terms, as `write_range` writes it."""
     months: tuple[int | None, int | None]
     """The ends of that range; None for an end that is not counted in months, such as life."""
+    harm: str = ""
     circumstances: tuple[str, ...] = ()
 
 
@@ -66,13 +72,15 @@ class Reader:
 
     def __call__(self, fact: str) -> str:
         """The line; empty where the fact has nothing to read or no charge is likely."""
+        classifier, read = self.classifier, read_fact(fact)
         try:
-            scores = self.classifier.score(fact)
+            scores = classifier.score(read)
         except ValueError:  # no letter and no digit
             return ""
-        assessor = self.classifier.assessor
-        softness = assessor.fit.temperature if assessor else 1.0
-        return write_candidates(self.classifier.decider, scores, softness)
+        softness = classifier.assessor.fit.temperature if classifier.assessor else 1.0
+        likeliest = classifier.decider.find_likeliest(scores)
+        harm = classifier.harm.read(read.text, likeliest) if classifier.harm else ""
+        return write_candidates(classifier.decider, scores, softness, harm)
 
 
 def load_prompts(
@@ -93,10 +101,13 @@ def load_reader(folder: Path) -> Reader:
     return Reader(load_classifier(folder))
 
 
-def write_candidates(decider: Decider, scores: Floats, term_temperature: float) -> str:
+def write_candidates(
+    decider: Decider, scores: Floats, term_temperature: float, harm: str = ""
+) -> str:
     """The line of candidates that scores stand for; empty where no charge is likely.
 
-    `term_temperature` softens the shares of the bins of terms.
+    `term_temperature` softens the shares of the bins of terms; `harm` is that of the likeliest
+    charge, where it is known.
     """
     labels = decider.labels
     shares = charge_shares(scores[: len(labels.charges)], labels.charge_temperature)
@@ -108,11 +119,17 @@ def write_candidates(decider: Decider, scores: Floats, term_temperature: float) 
     )
     if not charges:
         return ""
-    articles = "、".join(decider.decide(scores).verdict.articles)
+    verdict = decider.decide(scores).verdict
     logits = scores[labels.term_columns].astype(np.float64)
     shares_of_terms = _softmax(logits / term_temperature)
-    term = write_range(*term_range(labels.terms, shares_of_terms))
-    line = f"{HEAD}{charges}；{articles}；{term}"
+    told = (
+        write_range(verdict.term, verdict.term),
+        write_range(*term_range(labels.terms, shares_of_terms)),
+    )
+    terms = "，".join(dict.fromkeys(told))
+    line = f"{HEAD}{charges}；{'、'.join(verdict.articles)}；{terms}"
+    if harm:
+        line += f"；{HARM}{harm}"
     found = decider.find_circumstances(scores)[:MOST_CIRCUMSTANCES]
     return f"{line}；{'、'.join(found)}" if found else line
 
@@ -122,13 +139,16 @@ def parse_candidates(line: str) -> Candidates:
     match = _LINE.fullmatch(line)
     if match is None:
         raise ValueError("no line of candidates")
-    charges, articles, term, circumstances = match.groups()
-    low, _, high = term.partition("至")
+    charges, articles, term, terms, harm, circumstances = match.groups()
+    terms = terms or term
+    low, _, high = terms.partition("至")
     return Candidates(
         {name: int(tenths) / 10 for name, tenths in re.findall(r"(\D+)(\d+)", charges)},
         tuple(articles.split("、")) if articles else (),
         term,
+        terms,
         (_read_months(low), _read_months(high or low)),
+        harm or "",
         tuple(circumstances.split("、")) if circumstances else (),
     )
 

@@ -32,6 +32,7 @@ from curt.corpus.build.fingerprint import (
     hash_grams_up_to,
     normalise_for_comparison,
 )
+from curt.law.figures import normalise_figures
 
 PRIOR = 5.0  # weight of a character's general frequency, in sightings
 MAX_CHARACTERS = 3000  # bounds the time of a request; what matters stands at a fact's ends
@@ -133,8 +134,8 @@ def read_fact(fact: str | ReadFact) -> ReadFact:
 
 
 def read_text(fact: str) -> str:
-    """A fact with full-width characters made half-width; of a very long one only the two ends."""
-    return _clip(unicodedata.normalize("NFKC", _clip(fact)))
+    """A fact with half-width characters and plain figures; of a very long one only the two ends."""
+    return _clip(normalise_figures(unicodedata.normalize("NFKC", _clip(fact))))
 
 
 def read_letters(text: str) -> str:

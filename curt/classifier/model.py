@@ -30,6 +30,7 @@ from pydantic import Field, ValidationError
 from curt.artifact import MANIFEST, ArtifactError
 from curt.classifier.confidence import Agreement, Assessor, Calibration, Uncertainty
 from curt.classifier.familiarity import Familiarity, ReadFact, read_fact
+from curt.classifier.harm import HarmReader
 from curt.config import FrozenModel
 from curt.corpus.build.fingerprint import Hashes
 from curt.law.numerals import article_order
@@ -44,11 +45,13 @@ Row = dict[str, float]
 
 PARTS: tuple[Part, ...] = ("charge", "article", "term")
 MODEL, VOCABULARY, LABELS = "model.onnx", "vocabulary.npz", "labels.json"
-CONFIDENCE, AGREEMENT, FAMILIARITY = "confidence.json", "agreement.json", "familiarity.npz"
+CONFIDENCE, AGREEMENT = "confidence.json", "agreement.json"
+FAMILIARITY, HARM = "familiarity.npz", "harm.npz"
 OPTIONAL: Mapping[str, tuple[str, Callable[[bytes], Any]]] = {
     CONFIDENCE: ("uncertainty", Uncertainty.model_validate_json),
     AGREEMENT: ("agreement", Agreement.model_validate_json),
     FAMILIARITY: ("familiarity", Familiarity.read),
+    HARM: ("harm", HarmReader.unpack),
 }
 """Files that a folder may do without: what each is to a `Classifier`, and how it is read."""
 NO_RIVAL = 2.0  # margin where no other answer was possible, in the scores' own unit
@@ -250,6 +253,10 @@ class Decider:
             },
         )
 
+    def find_likeliest(self, scores: Floats) -> str:
+        """The charge that scores best."""
+        return self.labels.charges[int(scores[: len(self.labels.charges)].argmax())]
+
     def find_circumstances(self, scores: Floats) -> tuple[str, ...]:
         """The circumstances that score above 0, in the order of the labels."""
         found = scores[self.labels.term_columns.stop :] > 0
@@ -298,8 +305,9 @@ class Classifier:
     """A loaded classifier.
 
     What is optional: `manifest`, until the folder is published; `assessor` (probabilities and
-    intervals) and `familiarity` (which facts are unlike those trained on), which older folders
-    lack; and `agreement`, where no language model's answers were compared.
+    intervals), `familiarity` (which facts are unlike those trained on) and `harm` (what the term
+    starts from), which older folders lack; and `agreement`, where no language model's answers
+    were compared.
     """
 
     def __init__(
@@ -312,10 +320,11 @@ class Classifier:
         uncertainty: Uncertainty | None = None,
         agreement: Agreement | None = None,
         familiarity: Familiarity | None = None,
+        harm: HarmReader | None = None,
     ) -> None:
         self.labels, self.vocabulary, self.manifest = labels, vocabulary, manifest
         self.decider = Decider(labels)
-        self.agreement, self.familiarity = agreement, familiarity
+        self.agreement, self.familiarity, self.harm = agreement, familiarity, harm
         self.assessor = None
         if uncertainty is not None:
             first_term = labels.term_columns.start

@@ -18,7 +18,8 @@ class Case:
 
     `reasonings` maps a verbosity ("full", "medium", "terse", ...) to a chain of thought that
     leads from the facts to the verdict; it is empty where none is known. `traits` are the
-    circumstances the generator drew, for slicing results; `source` names the origin.
+    circumstances the generator drew, for slicing results; `source` names the origin. `harm` is what
+    the term starts from, a grade (轻伤二级) or quantities (7600+4100=11700元), where it is known.
     """
 
     id: str
@@ -27,6 +28,7 @@ class Case:
     source: str
     reasonings: Mapping[str, str] = field(default_factory=dict)
     traits: tuple[str, ...] = ()
+    harm: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable row; see `from_json`."""
@@ -37,6 +39,7 @@ class Case:
             "source": self.source,
             "reasonings": dict(self.reasonings),
             "traits": list(self.traits),
+            "harm": self.harm,
         }
 
     @classmethod
@@ -49,4 +52,5 @@ class Case:
             source=row["source"],
             reasonings=dict(row["reasonings"]),
             traits=tuple(row["traits"]),
+            harm=row.get("harm", ""),
         )

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 from curt.dialogue.answer import LINES, THINK_START
 from curt.dialogue.excerpt import NOTHING, Excerpt, LeftOut, make_excerpt
+from curt.law.figures import normalise_figures
 
-PROMPT_VERSION = "verdict-2"
+PROMPT_VERSION = "verdict-3"
 
 SYSTEM = f"你是刑事法官。先在思考预算内推理，再写{'、'.join(line.name for line in LINES)}。"
 BUDGET_LEVELS = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)  # tokens
@@ -116,7 +117,7 @@ class Prompts:
 
     def excerpt(self, fact: str) -> Excerpt:
         """What stands in the prompt in place of a fact, normalised, and what was left out."""
-        fact = normalise_fact(fact)
+        fact = normalise_figures(normalise_fact(fact))
         if self.max_fact_tokens is None:
             return Excerpt(fact)
         return make_excerpt(fact, self.max_fact_tokens, self._find_tokens)

@@ -199,7 +199,14 @@ def _describe_candidates(line: str) -> dict[str, object]:
             for name, probability in proposed.charges.items()
         ],
         "articles": [{"id": a, "title": write_article(a)} for a in proposed.articles],
-        "term": {"text": proposed.term, "low_months": low, "high_months": high},
+        "term": {
+            "text": proposed.terms,
+            "answer": proposed.term,
+            "low_months": low,
+            "high_months": high,
+        },
+        "harm": proposed.harm or None,
+        "circumstances": list(proposed.circumstances),
     }
 
 

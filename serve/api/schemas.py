@@ -197,11 +197,14 @@ class ProposedCharge(Charge):
 
 
 class ProposedTerm(BaseModel):
-    """The shortest range of terms that holds most of the classifier's probability."""
+    """The classifier's term, and the shortest range that holds most of its probability."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     text: str
+    """The range in words."""
+    answer: str
+    """The term that the classifier itself would answer."""
     low_months: int | None
     """Null where that end is not counted in months, such as life imprisonment."""
     high_months: int | None
@@ -217,6 +220,10 @@ class Proposed(BaseModel):
     """The likeliest first, three at most."""
     articles: list[Article]
     term: ProposedTerm
+    harm: str | None
+    """What the term starts from: quantities (7600+4100=11700元), or a grade of harm (轻伤二级)."""
+    circumstances: list[str]
+    """Aggravating and mitigating ones that it found (自首, 累犯)."""
 
 
 class PredictReply(BaseModel):

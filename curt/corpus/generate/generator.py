@@ -59,4 +59,5 @@ def _draw_case(rng: random.Random, case_id: str, wording: Wording) -> Case:
         source=SOURCE,
         reasonings=write_reasonings(drawn, outcome, rng),
         traits=tuple(circumstance.name for circumstance in drawn.circumstances),
+        harm=reasoning.tell_harm(drawn),
     )

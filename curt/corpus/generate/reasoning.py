@@ -7,6 +7,7 @@ rollout of a GRPO group has the same length, and there is nothing to select.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from curt.corpus.generate.calculus import LIFE, Circumstance, Grade, Offence, Sentence
 from curt.corpus.generate.draw import Drawn
@@ -119,6 +120,11 @@ def _mini(held: tuple[Circumstance, ...], outcome: Sentence) -> str:
         names = _tell_tenths(held)
         told.append(names if len(names) <= _MINI_NAMES else f"{outcome.ratio:+d}%")
     return "；".join([*told, f"{outcome.months}"])
+
+
+def tell_harm(drawn: Drawn) -> str:
+    """The harm with its unit: a grade, a quantity, or the sum of all quantities that are told."""
+    return _tell_sum(replace(drawn, open_sum=len(drawn.parts) > 1)) + drawn.offence.unit
 
 
 def _tell_sum(drawn: Drawn) -> str:

@@ -490,7 +490,7 @@ function showDefendant(defendant, reply, index) {
 function renderProposed({ proposed, defendants }, source) {
   if (!proposed) return;
   const made = source === "model" ? defendants[0] : undefined;
-  const { charges, articles, term } = proposed;
+  const { charges, articles, term, harm, circumstances } = proposed;
   const sameSet = (ones, others) => ones.length === others.length && ones.every((one) => others.includes(one));
   const list = (texts) => texts.join(t("separator")) || t("none");
   const row = (key, offered, answer, same) => {
@@ -501,6 +501,13 @@ function renderProposed({ proposed, defendants }, source) {
     line.append(head, make("td", offered), cell);
     return line;
   };
+  const found = (key, text) => {
+    const line = make("tr"), head = make("th", t(key)), cell = make("td", text);
+    head.scope = "row";
+    cell.colSpan = 2;
+    line.append(head, cell);
+    return line;
+  };
   const parts = [], ownCharges = made?.charges?.map((charge) => charge.name);
   parts.push(row("charges", list(charges.map((charge) => `${charge.title} ${tenths(charge.probability)}`)),
     made?.charges ? list(made.charges.map((charge) => charge.title)) : null,
@@ -509,6 +516,8 @@ function renderProposed({ proposed, defendants }, source) {
   parts.push(row("articles", list(articles.map(articleText)), made?.articles ? list(made.articles.map(articleText)) : null,
     made?.articles && sameSet(made.articles.map((each) => each.id), articles.map((each) => each.id))));
   parts.push(row("term", rangeText(term), made?.term ? termText(made.term) : null, made?.term && holds(term, made.term)));
+  if (harm) parts.push(found("proposed_harm", harm));
+  parts.push(found("proposed_circumstances", list(circumstances)));
   $("proposed").replaceChildren(...parts);
 }
 function rangeText({ text, low_months: low, high_months: high }) {

@@ -31,7 +31,9 @@ from curt.dialogue import Prompts
 from curt.law.verdict import Term
 from tests.compress.classifier.test_train import THEFT, make_fallback
 
-LINE = re.compile(r"参考：(?:[一-鿿、]+\d+){1,3}；\d[\d之一二、]*；[\d一-鿿]+(?:；[一-鿿、]+)?")
+LINE = re.compile(
+    r"参考：(?:[一-鿿、]+\d+){1,3}；\d[\d之一二、]*；[\d一-鿿，]+(?:；后果[^；]+)?(?:；[一-鿿、]+)?"
+)
 TERMS = (Term("death"), Term("detention", 4), Term("fixed", 8), Term("fixed", 12), Term("life"))
 
 
@@ -101,15 +103,19 @@ def test_a_line_is_read_as_it_was_written(term: str, months: tuple[int | None, i
     read = parse_candidates(f"{HEAD}盗窃10掩饰、隐瞒犯罪所得1；264、133之一；{term}")
     assert read.charges == {"盗窃": 1.0, "掩饰、隐瞒犯罪所得": 0.1}
     assert read.articles == ("264", "133之一")
-    assert (read.term, read.months) == (term, months)
+    assert (read.term, read.terms, read.months) == (term, term, months)
+    read = parse_candidates(f"{HEAD}盗窃10；264；7个月，{term}")
+    assert (read.term, read.terms, read.months) == ("7个月", term, months)
 
 
 def test_the_readers_own_line_can_be_read(reader: Reader) -> None:
     read, decider = parse_candidates(reader(THEFT)), reader.classifier.decider
     assert set(read.charges) <= set(decider.labels.charges)
     assert read.articles == decider.decide(reader.classifier.score(THEFT)).verdict.articles
-    assert parse_candidates(PROBE).circumstances == ("自首", "退赔")
-    assert parse_candidates(PROBE.rpartition("；")[0]).circumstances == ()
+    probe, short = parse_candidates(PROBE), parse_candidates(PROBE.rpartition("；")[0])
+    assert (probe.harm, probe.circumstances) == ("7600+4100=11700元", ("自首", "退赔"))
+    assert (short.harm, short.circumstances) == (probe.harm, ())
+    assert parse_candidates(f"{HEAD}盗窃8；264；8个月；自首").harm == ""
 
 
 def test_circumstances_end_the_line_in_the_order_of_the_labels(reader: Reader) -> None:

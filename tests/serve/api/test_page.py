@@ -267,6 +267,8 @@ def test_the_proposal_stands_beside_what_the_model_made_of_it(visitor: Visitor) 
         ["罪名", "盗窃罪", "80%；抢夺罪", "10%", "盗窃罪", "一致"],
         ["法条", "《刑法》第二百六十四条", "《刑法》第二百六十四条", "一致"],
         ["刑期", "介于6个月与10个月之间", "有期徒刑1年3个月", "不一致"],
+        ["后果", "4200元"],
+        ["情节", "自首；退赔"],
     ]
 
 
@@ -293,7 +295,7 @@ def test_a_stand_ins_verdict_is_not_compared_with_the_proposal(
 ) -> None:
     backend.reply |= {"degraded": True, "degraded_reason": "deadline", "source": "fallback"}
     visitor.ask()
-    assert [row[-1] for row in rows_of_proposal(visitor)] == ["未作答"] * 3
+    assert [row[-1] for row in rows_of_proposal(visitor)[:3]] == ["未作答"] * 3
 
 
 def test_ten_tenths_are_not_shown_as_certain(backend: Backend, visitor: Visitor) -> None:

@@ -123,7 +123,10 @@ def test_less_reasoning_than_the_model_usually_takes_is_said(
 
 
 def test_what_the_classifier_proposed_is_said(empty_model: Path) -> None:
-    line = "参考：盗窃8掩饰、隐瞒犯罪所得、犯罪所得收益1；264、133之一；12个月至无期徒刑"
+    line = (
+        "参考：盗窃8掩饰、隐瞒犯罪所得、犯罪所得收益1；264、133之一；15个月，12个月至无期徒刑；"
+        "后果7600+4100=11700元；自首、退赔"
+    )
     reply = reply_to(empty_model, GOOD, candidates=line)
     assert reply.proposed
     assert reply.proposed.model_dump() == {
@@ -139,7 +142,14 @@ def test_what_the_classifier_proposed_is_said(empty_model: Path) -> None:
             {"id": "264", "title": "第二百六十四条"},
             {"id": "133之一", "title": "第一百三十三条之一"},
         ],
-        "term": {"text": "12个月至无期徒刑", "low_months": 12, "high_months": None},
+        "term": {
+            "text": "12个月至无期徒刑",
+            "answer": "15个月",
+            "low_months": 12,
+            "high_months": None,
+        },
+        "harm": "7600+4100=11700元",
+        "circumstances": ["自首", "退赔"],
     }
     assert reply_to(empty_model, "胡言乱语", candidates=line).proposed == reply.proposed
     assert reply_to(empty_model, GOOD).proposed is None
