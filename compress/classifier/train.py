@@ -4,11 +4,12 @@
         --dev artifacts/demo/corpus/dev.jsonl --out artifacts/demo/fallback
     python -m compress.classifier.train ... --folds 4 --candidates artifacts/demo/candidates.jsonl
 
-Linear models over the features of `curt.classifier.model`: one-vs-rest support vectors for
-charges, for those articles that a charge brings only sometimes and for circumstances, multinomial
-logistic regression for bins of terms. The dev cases calibrate the confidences. With `folds`, the
-training cases get the candidates that a language model learns from. What ONNX scores them is
-compared with scikit-learn's `decision_function` before anything is published.
+Linear models over the features of `curt.classifier.model`: one-vs-rest support vectors for charges
+and for those articles that a charge brings only sometimes, multinomial logistic regression for
+bins of terms; `compress.classifier.details` learns what a term turns on. The dev cases calibrate
+the confidences. With `folds`, the training cases get the candidates that a language model learns
+from. What ONNX scores them is compared with scikit-learn's `decision_function` before anything is
+published.
 
 Only the linear algebra is ONNX. skl2onnx 1.20 was tried for the text: its `TfidfVectorizer` gives
 other numbers than scikit-learn with sublinear counts, needs an installed en_US locale to fold
@@ -38,21 +39,24 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from compress.classifier.calibration import (
-    Booleans,
     calibrate,
     calibration_error,
     measure_reliability,
 )
 from compress.classifier.confidence import fit_uncertainty, measure_confidence, measure_folds
+from compress.classifier.details import (
+    fit_details,
+    has_circumstances_told,
+    told_circumstances,
+)
 from compress.classifier.familiarity import fit_familiarity, share_unfamiliar
-from compress.classifier.harm import fit_harm
 from curt.artifact import MANIFEST
 from curt.classifier.candidates import write_candidates
 from curt.classifier.familiarity import read_text
 from curt.classifier.model import (
     CONFIDENCE,
+    DETAILS,
     FAMILIARITY,
-    HARM,
     MODEL,
     PARTS,
     ArticleHabit,
@@ -69,10 +73,7 @@ from curt.classifier.model import (
     pack,
 )
 from curt.config import Config, run
-from curt.corpus.case import AUGMENTATIONS, Case
-from curt.corpus.generate.calculus import circumstances, offences
-from curt.corpus.read.cail import RECOMMENDATION
-from curt.corpus.read.judgments import COMBINED
+from curt.corpus.case import Case
 from curt.corpus.store import read_cases
 from curt.files import sha256, whole_folder, write_atomic, write_json, write_rows
 from curt.law.statutes import STATUTE_VERSION
@@ -89,8 +90,6 @@ Doubles = npt.NDArray[np.float64]
 OPSET, IR_VERSION = 17, 8  # read by every ONNX Runtime from 1.12 on
 MAX_PARITY = 1e-4  # largest difference of a score between ONNX (float32) and scikit-learn
 MIN_DEV_CASES = 20
-NO_CIRCUMSTANCES = AUGMENTATIONS | {RECOMMENDATION, COMBINED}  # what else a trait may say
-MIN_TOLD = 20  # training cases that a circumstance needs for a column of its own
 ALWAYS, EVER = 0.95, 0.03  # shares of a charge's cases that hold an article
 SAME_KIND_BONUS = 0.05  # the CAIL2018 score does not see the kind of a counted term
 
@@ -149,7 +148,6 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
     vocabulary = learn_vocabulary([case.fact for case in train], config.features)
     verdicts = [case.verdict for case in train]
     labels, bins = learn_labels(verdicts, config.term_bin_width)
-    labels = labels.model_copy(update={"circumstances": learn_circumstances(train)})
     features, dev_features = stack(vocabulary, train), stack(vocabulary, dev)
     matrix, dev_scores = fit_columns(features, dev_features, train, labels, bins, config)
     labels = calibrate(labels, dev_scores, [case.verdict for case in dev])
@@ -157,9 +155,9 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
     truths, width = [case.verdict for case in dev], config.term_bin_width
     fit = fit_uncertainty(labels, width, dev_scores, truths)
     known = fit_familiarity([case.fact for case in train], [case.fact for case in dev])
-    harm = fit_harm(train)
+    details = fit_details(train)
     classifier = Classifier(
-        labels, vocabulary, model, uncertainty=fit, familiarity=known, harm=harm
+        labels, vocabulary, model, uncertainty=fit, familiarity=known, details=details
     )
     dev_row, dev_bins = measure_folds(labels, width, dev_scores, truths)
     test_row, test_bins = measure_confidence(classifier, test) if test else ({}, [])
@@ -189,7 +187,7 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
         )
     content = {MODEL: model, **pack(labels, vocabulary)}
     content[CONFIDENCE] = fit.model_dump_json(indent=1).encode()
-    content[FAMILIARITY], content[HARM] = known.pack(), harm.pack()
+    content[FAMILIARITY], content[DETAILS] = known.pack(), details.pack()
     _publish(config, content, row, reliability)
     return row
 
@@ -220,17 +218,16 @@ def cross_fit(
             raise ValueError(f"{len(fold_of)} cases for {config.folds} folds: use fewer folds")
         cases = [train[i] for i in others]
         labels, bins = learn_labels([case.verdict for case in cases], config.term_bin_width)
-        labels = labels.model_copy(update={"circumstances": learn_circumstances(cases)})
         matrix, dev_scores = fit_columns(
             features[others], dev_features, cases, labels, bins, config
         )
         labels = calibrate(labels, dev_scores, dev_truths)
         fit = fit_uncertainty(labels, config.term_bin_width, dev_scores, dev_truths)
-        decider, reader = Decider(labels), fit_harm(cases)
+        decider, details = Decider(labels), fit_details(cases)
         scores = (features[held] @ matrix[1:] + matrix[0]).astype(np.float32)
         for place, row in zip(held.tolist(), scores, strict=True):
-            harm = reader.read(read_text(train[place].fact), decider.find_likeliest(row))
-            lines[place] = write_candidates(decider, row, fit.temperature, harm)
+            text = read_text(train[place].fact)
+            lines[place] = write_candidates(decider, row, fit.temperature, details, text)
         log.info("candidates of part %d of %d", fold + 1, config.folds)
     return lines
 
@@ -294,30 +291,6 @@ def learn_habit(charge: str, verdicts: Sequence[Verdict]) -> ArticleHabit:
     )
 
 
-def learn_circumstances(cases: Sequence[Case]) -> tuple[str, ...]:
-    """The circumstances with enough cases to learn from, in the order in which they are told.
-
-    An offence's own come first, then those that any may have, each in the order of the generator's
-    tables; then those of no table.
-    """
-    counts = Counter(name for case in cases for name in told_circumstances(case))
-    own = [name for offence in offences().values() for name in offence.circumstances]
-    places = {name: place for place, name in enumerate(dict.fromkeys([*own, *circumstances()]))}
-    kept = (name for name, count in counts.items() if count >= MIN_TOLD)
-    return tuple(sorted(kept, key=lambda name: (places.get(name, len(places)), name)))
-
-
-def told_circumstances(case: Case) -> frozenset[str]:
-    """A case's traits but for those that say something else than a circumstance."""
-    return frozenset(case.traits) - NO_CIRCUMSTANCES
-
-
-def has_circumstances_told(cases: Sequence[Case]) -> Booleans:
-    """Which cases are of a source that tells circumstances: there, one not told is absent."""
-    sources = {case.source for case in cases if told_circumstances(case)}
-    return np.array([case.source in sources for case in cases], bool)
-
-
 def fit_columns(
     features: csr_matrix,
     dev_features: csr_matrix,
@@ -326,7 +299,7 @@ def fit_columns(
     bins: Sequence[int],
     config: ClassifierConfig,
 ) -> tuple[Doubles, Doubles]:
-    """Fit every column: charges, open articles, bins of terms, circumstances.
+    """Fit every column: charges, open articles, bins of terms.
 
     Returns the weights (1 + features, columns), intercepts first, and what scikit-learn itself
     scores the dev cases (dev cases, columns).
@@ -351,18 +324,9 @@ def fit_columns(
     def fit_article(article: str) -> tuple[Doubles, Doubles]:
         return fit_one(features, [article in case.verdict.articles for case in cases])
 
-    def fit_circumstance(name: str) -> tuple[Doubles, Doubles]:
-        # A few characters in a long fact tell it, in a small part of the cases: with equal weights
-        # most are missed.
-        return fit_one(told_features, [name in one for one in told], "balanced")
-
-    telling = np.flatnonzero(has_circumstances_told(cases))
-    told = [told_circumstances(cases[i]) for i in telling]
-    told_features = features[telling]
     # scikit-learn lets go of the interpreter's lock while it fits
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         fitted = [*pool.map(fit_charge, labels.charges), *pool.map(fit_article, labels.articles)]
-        circumstances = pool.map(fit_circumstance, labels.circumstances)
         if len(labels.terms) == 1:
             fitted.append((np.zeros(1 + features.shape[1]), np.zeros(dev_features.shape[0])))
         else:
@@ -372,7 +336,6 @@ def fit_columns(
             if len(rows) == 1:  # two bins come as the log-odds of the second
                 rows, logits = np.vstack([-rows, rows]) / 2, np.vstack([-logits, logits]) / 2
             fitted += zip(rows, logits, strict=True)
-        fitted += circumstances
     weights, scores = zip(*fitted, strict=True)
     matrix = np.column_stack(weights)
     if not np.isfinite(matrix).all():
@@ -436,11 +399,13 @@ def measure(classifier: Classifier, cases: Sequence[Case]) -> dict[str, float]:
 def measure_circumstances(classifier: Classifier, cases: Sequence[Case]) -> dict[str, float]:
     """Micro-F1 of the circumstances found, over the cases that tell theirs; empty without any."""
     asked = list(compress(cases, has_circumstances_told(cases)))
-    if not asked:
+    if not asked or not classifier.details:
         return {}
     pairs = [
         (
-            set(classifier.decider.find_circumstances(classifier.score(case.fact))),
+            set(
+                classifier.details.find_circumstances(read_text(case.fact), case.verdict.charges[0])
+            ),
             told_circumstances(case),
         )
         for case in asked
@@ -452,11 +417,11 @@ def measure_circumstances(classifier: Classifier, cases: Sequence[Case]) -> dict
 def measure_harm(classifier: Classifier, cases: Sequence[Case]) -> dict[str, float]:
     """How often the harm is read right where the charge is known, over the cases that tell it."""
     asked = [case for case in cases if case.harm and len(case.verdict.charges) == 1]
-    if not asked or not classifier.harm:
+    if not asked or not classifier.details:
         return {}
     right = 0
     for case in asked:
-        told = classifier.harm.read(read_text(case.fact), case.verdict.charges[0])
+        told = classifier.details.read_harm(read_text(case.fact), case.verdict.charges[0])
         right += told.rpartition("=")[2] == case.harm.rpartition("=")[2]
     return {"harm_accuracy": right / len(asked)}
 

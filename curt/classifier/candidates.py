@@ -28,6 +28,7 @@ from curt.law.term_scale import severity
 from curt.law.verdict import COUNTED_KINDS, TERM_NAMES, Term
 
 if TYPE_CHECKING:
+    from curt.classifier.details import DetailReader
     from curt.classifier.model import Classifier, Decider
     from curt.dialogue.prompt import ChatTokenizer
 
@@ -78,9 +79,8 @@ class Reader:
         except ValueError:  # no letter and no digit
             return ""
         softness = classifier.assessor.fit.temperature if classifier.assessor else 1.0
-        likeliest = classifier.decider.find_likeliest(scores)
-        harm = classifier.harm.read(read.text, likeliest) if classifier.harm else ""
-        return write_candidates(classifier.decider, scores, softness, harm)
+        details = classifier.details
+        return write_candidates(classifier.decider, scores, softness, details, read.text)
 
 
 def load_prompts(
@@ -102,12 +102,16 @@ def load_reader(folder: Path) -> Reader:
 
 
 def write_candidates(
-    decider: Decider, scores: Floats, term_temperature: float, harm: str = ""
+    decider: Decider,
+    scores: Floats,
+    term_temperature: float,
+    details: DetailReader | None = None,
+    text: str = "",
 ) -> str:
     """The line of candidates that scores stand for; empty where no charge is likely.
 
-    `term_temperature` softens the shares of the bins of terms; `harm` is that of the likeliest
-    charge, where it is known.
+    `term_temperature` softens the shares of the bins of terms; `details` reads the rest of the line
+    out of the fact's `text` of `read_text`.
     """
     labels = decider.labels
     shares = charge_shares(scores[: len(labels.charges)], labels.charge_temperature)
@@ -128,10 +132,13 @@ def write_candidates(
     )
     terms = "，".join(dict.fromkeys(told))
     line = f"{HEAD}{charges}；{'、'.join(verdict.articles)}；{terms}"
-    if harm:
-        line += f"；{HARM}{harm}"
-    found = decider.find_circumstances(scores)[:MOST_CIRCUMSTANCES]
-    return f"{line}；{'、'.join(found)}" if found else line
+    if details:
+        charge = decider.find_likeliest(scores)
+        harm = details.read_harm(text, charge)
+        found = details.find_circumstances(text, charge)[:MOST_CIRCUMSTANCES]
+        line += f"；{HARM}{harm}" if harm else ""
+        line += f"；{'、'.join(found)}" if found else ""
+    return line
 
 
 def parse_candidates(line: str) -> Candidates:

@@ -18,7 +18,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,8 +28,8 @@ from pydantic import Field, ValidationError
 
 from curt.artifact import MANIFEST, ArtifactError
 from curt.classifier.confidence import Agreement, Assessor, Calibration, Uncertainty
+from curt.classifier.details import DetailReader
 from curt.classifier.familiarity import Familiarity, ReadFact, read_fact
-from curt.classifier.harm import HarmReader
 from curt.config import FrozenModel
 from curt.corpus.build.fingerprint import Hashes
 from curt.law.numerals import article_order
@@ -46,12 +45,12 @@ Row = dict[str, float]
 PARTS: tuple[Part, ...] = ("charge", "article", "term")
 MODEL, VOCABULARY, LABELS = "model.onnx", "vocabulary.npz", "labels.json"
 CONFIDENCE, AGREEMENT = "confidence.json", "agreement.json"
-FAMILIARITY, HARM = "familiarity.npz", "harm.npz"
+FAMILIARITY, DETAILS = "familiarity.npz", "details.npz"
 OPTIONAL: Mapping[str, tuple[str, Callable[[bytes], Any]]] = {
     CONFIDENCE: ("uncertainty", Uncertainty.model_validate_json),
     AGREEMENT: ("agreement", Agreement.model_validate_json),
     FAMILIARITY: ("familiarity", Familiarity.read),
-    HARM: ("harm", HarmReader.unpack),
+    DETAILS: ("details", DetailReader.unpack),
 }
 """Files that a folder may do without: what each is to a `Classifier`, and how it is read."""
 NO_RIVAL = 2.0  # margin where no other answer was possible, in the scores' own unit
@@ -80,7 +79,7 @@ class Labels(FrozenModel):
     """What the columns of the model mean and how an answer is read off them.
 
     The columns are a score for each charge, then one for each article, then a logit for each bin
-    of terms, then a score for each circumstance, which holds above 0. `terms[i]` stands for bin i,
+    of terms. `terms[i]` stands for bin i,
     and `payoff[i][j]` is what answering it earns when the truth is in bin j. Charges that score
     above 0 are answered, and always the best one. Their shares are a softmax of the scores over
     `charge_temperature` (`curt.classifier.candidates`).
@@ -91,7 +90,6 @@ class Labels(FrozenModel):
     habits: dict[str, ArticleHabit]
     terms: tuple[Term, ...] = Field(min_length=1)
     payoff: tuple[tuple[float, ...], ...]
-    circumstances: tuple[str, ...] = ()
     charge_temperature: float = Field(default=1.0, gt=0)
     calibration: dict[Part, Calibration] = Field(default_factory=dict)
 
@@ -230,7 +228,7 @@ class Decider:
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
         self._article_columns = {a: i for i, a in enumerate(labels.articles, len(labels.charges))}
-        self.width = labels.term_columns.stop + len(labels.circumstances)
+        self.width = labels.term_columns.stop
         self._payoff = np.array(labels.payoff, np.float64)  # (answers, bins)
         if self._payoff.shape != (len(labels.terms),) * 2:
             raise ValueError(f"a payoff of shape {self._payoff.shape} for {len(labels.terms)} bins")
@@ -239,7 +237,7 @@ class Decider:
         )
 
     def decide(self, scores: Floats) -> Decision:
-        """The verdict for scores of shape (charges + articles + bins + circumstances,)."""
+        """The verdict for scores of shape (charges + articles + bins,)."""
         chosen, charge_evidence = self._choose_charges(scores)
         charges = tuple(self.labels.charges[i] for i in chosen)
         articles, article_margin = self._choose_articles(charges, scores)
@@ -256,11 +254,6 @@ class Decider:
     def find_likeliest(self, scores: Floats) -> str:
         """The charge that scores best."""
         return self.labels.charges[int(scores[: len(self.labels.charges)].argmax())]
-
-    def find_circumstances(self, scores: Floats) -> tuple[str, ...]:
-        """The circumstances that score above 0, in the order of the labels."""
-        found = scores[self.labels.term_columns.stop :] > 0
-        return tuple(compress(self.labels.circumstances, found))
 
     def _choose_charges(self, scores: Floats) -> tuple[list[int], tuple[float, ...]]:
         charges = scores[: len(self.labels.charges)].astype(np.float64)
@@ -305,8 +298,8 @@ class Classifier:
     """A loaded classifier.
 
     What is optional: `manifest`, until the folder is published; `assessor` (probabilities and
-    intervals), `familiarity` (which facts are unlike those trained on) and `harm` (what the term
-    starts from), which older folders lack; and `agreement`, where no language model's answers
+    intervals), `familiarity` (which facts are unlike those trained on) and `details` (what the
+    term turns on), which older folders lack; and `agreement`, where no language model's answers
     were compared.
     """
 
@@ -320,11 +313,11 @@ class Classifier:
         uncertainty: Uncertainty | None = None,
         agreement: Agreement | None = None,
         familiarity: Familiarity | None = None,
-        harm: HarmReader | None = None,
+        details: DetailReader | None = None,
     ) -> None:
         self.labels, self.vocabulary, self.manifest = labels, vocabulary, manifest
         self.decider = Decider(labels)
-        self.agreement, self.familiarity, self.harm = agreement, familiarity, harm
+        self.agreement, self.familiarity, self.details = agreement, familiarity, details
         self.assessor = None
         if uncertainty is not None:
             first_term = labels.term_columns.start

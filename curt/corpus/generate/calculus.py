@@ -74,6 +74,8 @@ class Circumstance:
     """Of each group a case holds at most one."""
     only: frozenset[str] = frozenset()
     """Kinds of offence (`Offence.kinds`) that it goes with; any where empty."""
+    signs: tuple[str, ...] = ()
+    """Words one of which stands in every sentence that tells it, and in others too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,7 @@ def _read_circumstances(tables: Mapping[str, Any]) -> Mapping[str, Circumstance]
             tuple(table["told"]),
             table.get("group", ""),
             frozenset(table.get("only", ())),
+            tuple(table.get("signs", ())),
         )
         for name, table in tables.items()
     }

@@ -1,0 +1,301 @@
+"""What a term turns on, read out of a fact: the harm and the circumstances.
+
+Some charges are graded by quantity (8600+4700=13300元), others by what came of the act (轻伤二级).
+Which of the figures of a fact count is judged by the characters around each; grades and
+circumstances by the runs of characters that tell them apart from each other, in a text in which
+the names of defendant and victim give way to their roles.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, compress
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+
+from curt.law.figures import Figure, read_figures, write_figure
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+HASHES = 1 << 14
+LEFT, RIGHT = 14, 8  # characters around a figure
+MOST_PARTS = 6
+CLASSES = ("other", "part", "total")
+"""What a figure may be: beside the matter, a quantity that counts, the told sum of several."""
+_OTHER, _PART, _TOTAL = range(3)
+
+_ROLES = ("被告人", "被害人")
+_SENTENCE_END = re.compile("[。；！？]")
+_NEGATION = re.compile("[不未没无非拒]")
+_NO_NAME = re.compile("[，。；：、,.;:（）()《》“”0-9]")
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """A linear score for each of some names over the runs of characters that a text holds."""
+
+    names: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
+    weights: Floats = field(default_factory=lambda: np.zeros((1, 0), np.float32))
+    """Intercepts first: (1 + hints, names)."""
+
+    def score(self, text: str) -> Floats:
+        """The scores for a text of `name_roles`, of shape (names,)."""
+        held = np.array([True, *(hint in text for hint in self.hints)])
+        scores: Floats = self.weights[held].sum(axis=0)
+        return scores
+
+    def choose(self, text: str) -> str:
+        """The name that scores best."""
+        return self.names[int(self.score(text).argmax())]
+
+    def find(self, text: str) -> tuple[str, ...]:
+        """All names that score above 0, in their order."""
+        return tuple(compress(self.names, self.score(text) > 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """Circumstances by the sentences that hold one of their signs.
+
+    `weights` score such a sentence's hashed features for each name: (names, `HASHES`). A
+    circumstance is told where one of its sentences scores above 0.
+    """
+
+    names: tuple[str, ...] = ()
+    signs: tuple[tuple[str, ...], ...] = ()
+    weights: Floats = field(default_factory=lambda: np.zeros((0, HASHES), np.float32))
+
+    def find(self, text: str) -> list[str]:
+        """The circumstances told in a text of `name_roles`, in their order."""
+        sentences = split_sentences(text)
+        return [
+            name
+            for name, signs, weights in zip(self.names, self.signs, self.weights, strict=True)
+            if any(
+                weights[features].sum() > 0 for features in hash_sentences(text, sentences, signs)
+            )
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class DetailReader:
+    """Reads harm and circumstances; charges of neither `units` nor `grades` have no harm here.
+
+    `weights` score a figure's hashed features for each of `CLASSES`: (`HASHES`, 3).
+    """
+
+    units: Mapping[str, str] = field(default_factory=dict)
+    weights: Floats = field(default_factory=lambda: np.zeros((HASHES, 3), np.float32))
+    grades: Mapping[str, Hints] = field(default_factory=dict)
+    shared: Signs = field(default_factory=Signs)
+    """The circumstances that any charge may have."""
+    own: Mapping[str, Hints] = field(default_factory=dict)
+    """Those that only a charge has, by charge."""
+
+    def read_harm(self, text: str, charge: str) -> str:
+        """The harm as `Case.harm` tells it, of a text of `familiarity.read_text`; may be empty."""
+        if unit := self.units.get(charge):
+            chosen = self._choose_figures(text, unit)
+            return write_sum(chosen) + unit if chosen else ""
+        grades = self.grades.get(charge)
+        return grades.choose(name_roles(text)) if grades else ""
+
+    def find_circumstances(self, text: str, charge: str) -> list[str]:
+        """What a text of `familiarity.read_text` tells: a charge's own circumstances first."""
+        named = name_roles(text)
+        own = self.own[charge].find(named) if charge in self.own else ()
+        return [*own, *self.shared.find(named)]
+
+    def _choose_figures(self, text: str, unit: str) -> list[float]:
+        figures = [figure for figure in read_figures(text) if figure.unit == unit]
+        if not figures:
+            return []
+        scores = np.array(
+            [self.weights[hash_figure(text, figures, i)].sum(axis=0) for i in range(len(figures))]
+        )
+        kinds = scores.argmax(axis=1)
+        values = [figure.value for figure in figures]
+        parts = list(dict.fromkeys(v for v, kind in zip(values, kinds, strict=True) if kind))
+        totals = [v for v, kind in zip(values, kinds, strict=True) if kind == _TOTAL]
+        if totals:
+            return [totals[-1]]
+        if not parts:  # a charge that is graded by quantity has one
+            return [values[int((scores[:, _PART] - scores[:, _OTHER]).argmax())]]
+        largest = max(parts)
+        is_sum = len(parts) > 2 and abs(2 * largest - sum(parts)) < 1e-6
+        return [largest] if is_sum or len(parts) > MOST_PARTS else parts
+
+    def pack(self) -> bytes:
+        """A compressed npz without pickles; `unpack` takes it back."""
+        arrays: dict[str, Any] = {
+            "charges": np.array(list(self.units) or [""]),
+            "units": np.array(list(self.units.values()) or [""]),
+            "weights": self.weights.astype(np.float16),
+            "graded": np.array(list(self.grades) or [""]),
+            "special": np.array(list(self.own) or [""]),
+            "shared": np.array(self.shared.names or [""]),
+            "signs": np.array(list(map("|".join, self.shared.signs)) or [""]),
+            "sign_weights": self.shared.weights.astype(np.float16),
+        }
+        for place, one in enumerate([*self.own.values(), *self.grades.values()]):
+            arrays[f"names_{place}"] = np.array(one.names or [""])
+            arrays[f"hints_{place}"] = np.array(one.hints or [""])
+            arrays[f"weights_{place}"] = one.weights.astype(np.float16)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        return buffer.getvalue()
+
+    @classmethod
+    def unpack(cls, data: bytes) -> DetailReader:
+        """Inverse of `pack`. Raises ValueError or KeyError on other bytes."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+
+            def texts(key: str) -> tuple[str, ...]:
+                return tuple(str(text) for text in arrays[key] if text)
+
+            graded, special = texts("graded"), texts("special")
+            hints = [
+                Hints(
+                    texts(f"names_{place}"),
+                    texts(f"hints_{place}"),
+                    arrays[f"weights_{place}"].astype(np.float32),
+                )
+                for place in range(len(special) + len(graded))
+            ]
+            signs = tuple(tuple(words.split("|")) for words in texts("signs"))
+            shared = Signs(texts("shared"), signs, arrays["sign_weights"].astype(np.float32))
+            return cls(
+                dict(zip(texts("charges"), texts("units"), strict=True)),
+                arrays["weights"].astype(np.float32),
+                dict(zip(graded, hints[len(special) :], strict=True)),
+                shared,
+                dict(zip(special, hints, strict=False)),
+            )
+
+
+def name_roles(text: str) -> str:
+    """A text with the names that follow 被告人 and 被害人 replaced by those roles."""
+    for role in _ROLES:
+        if name := _find_name(text, role):
+            text = text.replace(role + name, role).replace(name, role)
+    return text
+
+
+def hash_figure(text: str, figures: Sequence[Figure], place: int) -> Integers:
+    """The hashed features of one of the figures, all of one unit, that stand in a text."""
+    names = (crc32(name.encode()) % HASHES for name in _describe(text, figures, place))
+    return np.fromiter(names, np.int64)
+
+
+def split_sentences(text: str) -> list[tuple[int, int]]:
+    """Where the sentences of a text begin and end."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    starts = [0, *ends]
+    return [(a, b) for a, b in zip(starts, [*ends, len(text)], strict=True) if b > a]
+
+
+def hash_sentences(
+    text: str, sentences: Sequence[tuple[int, int]], signs: Sequence[str]
+) -> Iterator[Integers]:
+    """The hashed features of each sentence that holds one of the signs."""
+    for start, end in sentences:
+        places = {sign: place for sign in signs if (place := text.find(sign, start, end)) >= 0}
+        if places:
+            names = set(
+                _describe_sentence(text[start:end], {s: p - start for s, p in places.items()})
+            )
+            yield np.array([crc32(name.encode()) % HASHES for name in sorted(names)], np.int64)
+
+
+def write_sum(values: Sequence[float]) -> str:
+    """7600+4100=11700, or one value by itself."""
+    told = "+".join(map(write_figure, values))
+    return f"{told}={write_figure(round(sum(values), 6))}" if len(values) > 1 else told
+
+
+def split_sum(harm: str, unit: str) -> tuple[list[float], float] | None:
+    """The parts and the sum of a harm written by `write_sum` and its unit; None for a grade."""
+    if not unit or not harm.endswith(unit):
+        return None
+    told, _, total = harm.removesuffix(unit).rpartition("=")
+    parts = [float(part) for part in (told or total).split("+")]
+    return parts, float(total)
+
+
+def _find_name(text: str, role: str) -> str:
+    """The longest run of two to four characters that most often follows a role.
+
+    A name is followed by many things, so that of longer runs each is rarer than the name.
+    """
+    followers = [text[m.end() : m.end() + 4] for m in re.finditer(role, text)]
+    names = Counter(run[:2] for run in followers if len(run) > 1 and not _NO_NAME.search(run[:2]))
+    if not names:
+        return ""
+    name, times = names.most_common(1)[0]
+    for size in (3, 4):
+        longer = Counter(run[:size] for run in followers if run.startswith(name))
+        run, count = longer.most_common(1)[0]
+        if len(run) < size or _NO_NAME.search(run[:-1]) or run[-1] in "，。；：、的于在与因将":
+            break
+        if text.count(run) < 2 or count < 0.7 * times or text.count(run) < 0.8 * text.count(name):
+            break
+        name = run
+    return name
+
+
+def _describe(text: str, figures: Sequence[Figure], place: int) -> Iterator[str]:
+    figure = figures[place]
+    left = text[max(0, figure.start - LEFT) : figure.start]
+    right = text[figure.end : figure.end + RIGHT]
+    yield "bias"
+    yield f"unit {figure.unit}"
+    for size in range(1, 7):
+        yield f"l{size} {left[-size:]}"
+        if size < 5:
+            yield f"r{size} {right[:size]}"
+    yield from _grams("L", left)
+    yield from _grams("R", right)
+    clause = max(text.rfind(mark, 0, figure.start) for mark in "，。；：")
+    yield from _grams("C", text[clause + 1 : figure.start][-LEFT:])
+    sentence = max(text.rfind(mark, 0, figure.start) for mark in "。；")
+    yield from _grams("S", text[sentence + 1 : figure.start][:6])
+    values = [one.value for one in figures]
+    before = values[:place]
+    sums = accumulate(reversed(before))
+    yield f"sum {any(abs(total - figure.value) < 1e-6 for total in list(sums)[1:])}"
+    yield f"largest {figure.value == max(values)}"
+    yield f"first {place == 0} of {min(len(values), 4)}"
+    yield f"again {figure.value in before}"
+    yield f"place {10 * figure.start // max(1, len(text))}"
+
+
+def _describe_sentence(sentence: str, places: Mapping[str, int]) -> Iterator[str]:
+    yield "bias"
+    for sign, place in places.items():
+        yield f"sign {sign}"
+        before = sentence[max(0, place - 8) : place]
+        if denied := _NEGATION.search(before):
+            yield "denied"
+            yield f"denied {denied[0]} {sign}"
+        if "被告人" in sentence[:place]:
+            yield f"defendant {sign}"
+    yield f"starts {sentence[:3]}"
+    yield f"defendant {'被告人' in sentence}"
+    for size in (1, 2):
+        for start in range(len(sentence) - size + 1):
+            yield sentence[start : start + size]
+
+
+def _grams(side: str, text: str) -> Iterable[str]:
+    for size in (2, 3):
+        for start in range(len(text) - size + 1):
+            yield f"{side}{text[start : start + size]}"

@@ -1,0 +1,135 @@
+"""What a fact tells of harm and circumstances, on wordings that the reader was not fitted on."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from compress.classifier.details import fit_details, told_circumstances
+from curt.classifier.details import (
+    HASHES,
+    DetailReader,
+    name_roles,
+    split_sentences,
+    split_sum,
+    write_sum,
+)
+from curt.classifier.familiarity import read_text
+from curt.corpus.case import Case
+from curt.corpus.generate.calculus import circumstances
+from curt.law.verdict import Term, Verdict
+from tests.cases import common_cases
+
+THEFT, INJURY = "盗窃", "故意伤害"
+
+
+@pytest.fixture(scope="module")
+def reader() -> DetailReader:
+    return fit_details(common_cases(1500, "train"))
+
+
+@pytest.fixture(scope="module")
+def held_out() -> list[Case]:
+    return common_cases(300, "held-out", wording="dev")
+
+
+def test_harm_in_held_out_wording_is_read_better_than_by_the_first_figure(
+    reader: DetailReader, held_out: list[Case]
+) -> None:
+    right = naive = 0
+    for case in held_out:
+        (charge,), text = case.verdict.charges, read_text(case.fact)
+        right += reader.read_harm(text, charge).rpartition("=")[2] == case.harm.rpartition("=")[2]
+        naive += DetailReader(reader.units).read_harm(text, charge) == case.harm
+    assert right / len(held_out) > 0.8
+    assert right > naive
+
+
+def test_circumstances_in_held_out_wording_are_found(
+    reader: DetailReader, held_out: list[Case]
+) -> None:
+    both = asked = found = 0
+    for case in held_out:
+        told = told_circumstances(case) & circumstances().keys()
+        got = set(reader.find_circumstances(read_text(case.fact), "")) & circumstances().keys()
+        both, asked, found = both + len(told & got), asked + len(told), found + len(got)
+    assert 2 * both / (asked + found) > 0.7
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("案发后，王某主动到派出所投案自首，如实供述了自己的罪行。", ["自首"]),
+        ("王某到案后如实供述自己的罪行。", ["坦白"]),
+        ("王某自愿认罪认罚，并取得了被害人李某的谅解。", ["谅解", "认罪认罚"]),
+        ("李某对王某不予谅解，王某未作任何赔偿。", []),
+        ("同案人赵某系累犯，已另案判处。", []),
+        ("被告人王某系累犯。", ["累犯"]),
+    ],
+)
+def test_a_circumstance_is_told_of_the_defendant_and_not_denied(
+    reader: DetailReader, told: str, expected: list[str]
+) -> None:
+    text = f"2019年3月4日，被告人王某窃得被害人李某现金人民币7600元。{told}"
+    assert reader.find_circumstances(read_text(text), THEFT) == expected
+
+
+def test_sums_are_added_and_what_is_beside_the_matter_is_left_out(reader: DetailReader) -> None:
+    text = read_text(
+        "1、2019年3月4日，被告人王某窃得被害人李某现金人民币7600元。2、同年5月6日，被告人王某"
+        "窃得被害人赵某手机一部，价值人民币4,100元。王某名下银行账户余额95元，未予冻结。"
+    )
+    assert reader.read_harm(text, THEFT) == "7600+4100=11700元"
+    assert reader.read_harm(text, "一个没有的罪名") == ""
+    assert reader.read_harm("被告人王某窃得财物。", THEFT) == ""
+
+
+def test_a_grade_is_one_of_its_charge(reader: DetailReader) -> None:
+    text = read_text("被告人张某持刀将被害人李某捅伤，经鉴定，被害人李某的损伤程度为重伤二级。")
+    assert reader.read_harm(text, INJURY) == "重伤二级"
+    assert THEFT not in reader.grades
+    assert INJURY not in reader.units
+
+
+def test_it_reads_the_same_after_packing(reader: DetailReader, held_out: list[Case]) -> None:
+    again = DetailReader.unpack(reader.pack())
+    assert dict(again.units) == dict(reader.units)
+    differences: Counter[str] = Counter()
+    for case in held_out[:60]:
+        (charge,), text = case.verdict.charges, read_text(case.fact)
+        differences["harm"] += again.read_harm(text, charge) != reader.read_harm(text, charge)
+        told = reader.find_circumstances(text, charge)
+        differences["told"] += again.find_circumstances(text, charge) != told
+    assert not +differences
+
+
+def test_without_told_details_nothing_is_read() -> None:
+    bare = Case("a", "被告人窃得8000元。", Verdict((THEFT,), ("264",), Term("fixed", 8)), "test")
+    reader = DetailReader.unpack(fit_details([bare]).pack())
+    assert reader.read_harm(bare.fact, THEFT) == ""
+    assert reader.find_circumstances("被告人自首。", THEFT) == []
+    assert reader.weights.shape == (HASHES, 3)
+    assert not np.isnan(reader.weights).any()
+
+
+def test_sums_are_written_as_cases_tell_them() -> None:
+    assert write_sum([7600, 4100]) == "7600+4100=11700"
+    assert write_sum([0.1, 0.2]) == "0.1+0.2=0.3"
+    assert split_sum("7600+4100=11700元", "元") == ([7600, 4100], 11700)
+    assert split_sum("0.9克", "克") == ([0.9], 0.9)
+    assert split_sum("轻伤二级", "克") is None
+
+
+@pytest.mark.parametrize("name", ["王某", "王某甲", "张伟", "欧阳××", "刘xx", "陈某1"])
+def test_names_give_way_to_roles(name: str) -> None:
+    text = f"被告人{name}窃得财物。{name}到案后，被害人李某表示谅解被告人{name}，{name}认罪。"
+    roles = "被告人窃得财物。被告人到案后，被害人李某表示谅解被告人，被告人认罪。"
+    assert name_roles(text).replace("李某", "").replace("李某", "") == roles.replace("李某", "")
+    assert name_roles("某人窃得财物。") == "某人窃得财物。"
+
+
+def test_sentences_are_all_of_a_text() -> None:
+    text = "一。二；三！四"
+    assert [text[a:b] for a, b in split_sentences(text)] == ["一。", "二；", "三！", "四"]
