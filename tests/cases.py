@@ -6,11 +6,12 @@ from itertools import islice
 
 from curt.corpus.case import Case
 from curt.corpus.generate.generator import generate_cases
+from curt.corpus.generate.grammar import Wording
 
 COMMON = ("盗窃", "诈骗", "故意伤害", "危险驾驶", "走私、贩卖、运输、制造毒品", "交通肇事")
 
 
-def common_cases(count: int, seed: int | str) -> list[Case]:
+def common_cases(count: int, seed: int | str, wording: Wording = "train") -> list[Case]:
     """The first `count` generated cases of these charges."""
-    cases = generate_cases(20 * count, seed)
+    cases = generate_cases(20 * count, seed, wording)
     return list(islice((c for c in cases if c.verdict.charges[0] in COMMON), count))

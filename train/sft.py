@@ -21,6 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from curt.artifact import MANIFEST, parent_of
 from curt.classifier.candidates import load_prompts, load_reader, read_candidates
 from curt.config import Config, run
+from curt.corpus.case import OWN
 from curt.corpus.generate.generator import VERBOSITIES
 from curt.corpus.store import find_cases, read_cases
 from curt.dialogue import Prompts
@@ -94,7 +95,7 @@ class SFTConfig(Config):
     @field_validator("verbosity_weights")
     @classmethod
     def _known_verbosities(cls, weights: dict[str, float]) -> dict[str, float]:
-        known = {*VERBOSITIES, "none", "cut"}
+        known = {*VERBOSITIES, OWN, "none", "cut"}
         if unknown := sorted(weights.keys() - known):
             raise ValueError(f"unknown verbosities {unknown}: use some of {sorted(known)}")
         return weights

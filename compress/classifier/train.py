@@ -21,18 +21,16 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import compress
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +50,7 @@ from compress.classifier.details import (
 from compress.classifier.familiarity import fit_familiarity, share_unfamiliar
 from curt.artifact import MANIFEST
 from curt.classifier.candidates import write_candidates
+from curt.classifier.details import DetailReader
 from curt.classifier.familiarity import read_text
 from curt.classifier.model import (
     CONFIDENCE,
@@ -105,6 +104,8 @@ class ClassifierConfig(Config):
     """Where the folder goes; an older one there is replaced when all is well."""
     test: Path | None = None
     """Case file to measure on; the figures go into the manifest as test_*."""
+    details: Path | None = None
+    """Case file that tells harm and circumstances, for cases that don't (real judgments)."""
     features: int = Field(default=32_768, ge=1)
     """How many features to know, those of the most cases first."""
     charge_c: float = Field(default=1.0, gt=0)
@@ -155,7 +156,7 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
     truths, width = [case.verdict for case in dev], config.term_bin_width
     fit = fit_uncertainty(labels, width, dev_scores, truths)
     known = fit_familiarity([case.fact for case in train], [case.fact for case in dev])
-    details = fit_details(train)
+    details = fit_details(list(read_cases(config.details)) if config.details else train)
     classifier = Classifier(
         labels, vocabulary, model, uncertainty=fit, familiarity=known, details=details
     )
@@ -180,7 +181,8 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
         **({"test_unfamiliar": share_unfamiliar(known, [c.fact for c in test])} if test else {}),
     }
     if config.candidates:
-        lines = cross_fit(config, train, features, dev_features, truths)
+        told = details if config.details else None  # apart from the training cases already
+        lines = cross_fit(config, train, features, dev_features, truths, told)
         write_rows(
             config.candidates,
             [{"id": case.id, "text": line} for case, line in zip(train, lines, strict=True)],
@@ -198,11 +200,13 @@ def cross_fit(
     features: csr_matrix,
     dev_features: csr_matrix,
     dev_truths: Sequence[Verdict],
+    details: DetailReader | None = None,
 ) -> list[str]:
     """The line of candidates of each training case, by a classifier that never saw the case.
 
     What was made of a case (its id goes on after a +) lies in the part of the case. The weights of
-    the features are those of all cases: they say nothing about verdicts.
+    the features are those of all cases: they say nothing about verdicts. `details` reads what the
+    term turns on, where it learned from other cases; each part has its own reader without.
     """
     assert config.folds
     origins = [case.id.partition("+")[0] for case in train]
@@ -223,11 +227,11 @@ def cross_fit(
         )
         labels = calibrate(labels, dev_scores, dev_truths)
         fit = fit_uncertainty(labels, config.term_bin_width, dev_scores, dev_truths)
-        decider, details = Decider(labels), fit_details(cases)
+        decider, reader = Decider(labels), details or fit_details(cases)
         scores = (features[held] @ matrix[1:] + matrix[0]).astype(np.float32)
         for place, row in zip(held.tolist(), scores, strict=True):
             text = read_text(train[place].fact)
-            lines[place] = write_candidates(decider, row, fit.temperature, details, text)
+            lines[place] = write_candidates(decider, row, fit.temperature, reader, text)
         log.info("candidates of part %d of %d", fold + 1, config.folds)
     return lines
 
@@ -304,43 +308,44 @@ def fit_columns(
     Returns the weights (1 + features, columns), intercepts first, and what scikit-learn itself
     scores the dev cases (dev cases, columns).
     """
+    from joblib import Parallel, delayed
     from sklearn.linear_model import LogisticRegression
-    from sklearn.svm import LinearSVC
 
-    def fit_one(
-        features: csr_matrix, truth: list[bool], class_weight: Literal["balanced"] | None = None
-    ) -> tuple[Doubles, Doubles]:
-        if all(truth):  # nothing to tell apart
-            return np.eye(1, 1 + features.shape[1])[0], np.ones(dev_features.shape[0])
-        machine = LinearSVC(
-            C=config.charge_c, class_weight=class_weight, random_state=config.seed
-        ).fit(features, truth)
-        column = np.append(machine.intercept_, machine.coef_[0])
-        return column, machine.decision_function(dev_features)
-
-    def fit_charge(charge: str) -> tuple[Doubles, Doubles]:
-        return fit_one(features, [charge in case.verdict.charges for case in cases])
-
-    def fit_article(article: str) -> tuple[Doubles, Doubles]:
-        return fit_one(features, [article in case.verdict.articles for case in cases])
-
-    # scikit-learn lets go of the interpreter's lock while it fits
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        fitted = [*pool.map(fit_charge, labels.charges), *pool.map(fit_article, labels.articles)]
-        if len(labels.terms) == 1:
-            fitted.append((np.zeros(1 + features.shape[1]), np.zeros(dev_features.shape[0])))
-        else:
-            model = LogisticRegression(C=config.term_c, max_iter=500, tol=1e-3).fit(features, bins)
-            rows = np.column_stack([model.intercept_, model.coef_])  # (bins, 1 + features)
-            logits = model.decision_function(dev_features).T  # (bins, dev cases)
-            if len(rows) == 1:  # two bins come as the log-odds of the second
-                rows, logits = np.vstack([-rows, rows]) / 2, np.vstack([-logits, logits]) / 2
-            fitted += zip(rows, logits, strict=True)
+    columns = [
+        *([charge in case.verdict.charges for case in cases] for charge in labels.charges),
+        *([article in case.verdict.articles for case in cases] for article in labels.articles),
+    ]
+    # Processes and no threads: the solver's random numbers are one sequence in each process.
+    fitted = Parallel(n_jobs=-1)(
+        delayed(_fit_column)(features, dev_features, truth, config.charge_c, config.seed)
+        for truth in columns
+    )
+    if len(labels.terms) == 1:
+        fitted.append((np.zeros(1 + features.shape[1]), np.zeros(dev_features.shape[0])))
+    else:
+        model = LogisticRegression(C=config.term_c, max_iter=500, tol=1e-3).fit(features, bins)
+        rows = np.column_stack([model.intercept_, model.coef_])  # (bins, 1 + features)
+        logits = model.decision_function(dev_features).T  # (bins, dev cases)
+        if len(rows) == 1:  # two bins come as the log-odds of the second
+            rows, logits = np.vstack([-rows, rows]) / 2, np.vstack([-logits, logits]) / 2
+        fitted += zip(rows, logits, strict=True)
     weights, scores = zip(*fitted, strict=True)
     matrix = np.column_stack(weights)
     if not np.isfinite(matrix).all():
         raise ValueError("a weight is not finite: lower charge_c or term_c")
     return matrix, np.column_stack(scores)
+
+
+def _fit_column(
+    features: csr_matrix, dev_features: csr_matrix, truth: list[bool], c: float, seed: int
+) -> tuple[Doubles, Doubles]:
+    """The weights of a support vector machine, intercept first, and its scores of the dev cases."""
+    from sklearn.svm import LinearSVC
+
+    if all(truth):  # nothing to tell apart
+        return np.eye(1, 1 + features.shape[1])[0], np.ones(dev_features.shape[0])
+    machine = LinearSVC(C=c, random_state=seed).fit(features, truth)
+    return np.append(machine.intercept_, machine.coef_[0]), machine.decision_function(dev_features)
 
 
 def build_onnx(matrix: Doubles) -> bytes:

@@ -8,6 +8,8 @@ from typing import Any
 
 from curt.law.verdict import Verdict
 
+OWN = "own"
+"""The verbosity of a reasoning that a model wrote itself (`train.star`)."""
 AUGMENTATIONS = frozenset({"distractors", "paraphrase"})
 """Traits that say what was done to a case's text; every other trait is a circumstance of it."""
 

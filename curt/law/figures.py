@@ -49,7 +49,8 @@ _UNITS = sorted({*MEASURES, *COUNTS, *_OTHER_NAMES}, key=lambda name: (-len(name
 _FIGURE = re.compile(
     rf"(?<![0-9０-９.．A-Za-z第])"
     rf"(?:(?P<digits>(?:(?:{_NUMBER}){_SCALE}){{1,4}}(?:{_NUMBER})?|{_NUMBER})"
-    rf"|(?P<han>[{_HAN}]{{1,20}}))[余多]?(?:人民币)?(?P<unit>{'|'.join(map(re.escape, _UNITS))})",
+    rf"|(?<![{_HAN}])(?P<han>[{_HAN}]{{1,20}}))"
+    rf"[余多]?(?:人民币)?(?P<unit>{'|'.join(map(re.escape, _UNITS))})",
     re.IGNORECASE,
 )
 _PART = re.compile(rf"({_NUMBER})([余多十百千万亿拾佰仟萬億]*)")

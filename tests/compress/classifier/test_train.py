@@ -17,10 +17,8 @@ from sklearn.svm import LinearSVC
 
 from compress.classifier.calibration import calibration_error, fit_platt
 from compress.classifier.train import (
-    MIN_TOLD,
     ClassifierConfig,
     build_onnx,
-    learn_circumstances,
     learn_habit,
     learn_labels,
     learn_vocabulary,
@@ -29,8 +27,10 @@ from compress.classifier.train import (
     work,
 )
 from curt.artifact import MANIFEST, ArtifactError
+from curt.classifier.familiarity import read_text
 from curt.classifier.model import (
     CONFIDENCE,
+    DETAILS,
     FAMILIARITY,
     LABELS,
     MODEL,
@@ -45,7 +45,6 @@ from curt.corpus.case import Case
 from curt.corpus.read.cail import RECOMMENDATION, read_row
 from curt.corpus.read.records import RecordError
 from curt.corpus.store import read_cases, write_cases
-from curt.files import sha256
 from curt.law.verdict import Term, Verdict
 from curt.scores.metrics import cail_term_score
 from tests.cases import common_cases
@@ -120,14 +119,8 @@ def test_onnx_scores_are_those_of_scikit_learn_on_every_test_text(made):
         columns.append(machine.decision_function(asked))
     _, bins = learn_labels([case.verdict for case in train], made.term_bin_width)
     model = LogisticRegression(C=made.term_c, max_iter=500, tol=1e-3).fit(features, bins)
-    circumstances = []
-    for name in classifier.labels.circumstances:
-        truth = [name in case.traits for case in train]
-        machine = LinearSVC(C=made.charge_c, class_weight="balanced", random_state=made.seed)
-        machine.fit(features, truth)
-        circumstances.append(machine.decision_function(asked))
     logits = model.decision_function(asked)
-    expected = np.column_stack([*columns, logits, *circumstances])
+    expected = np.column_stack([*columns, logits])
 
     found = np.array([classifier.score(text) for text in texts])
     width = len(classifier.labels.charges) + len(classifier.labels.articles)
@@ -140,60 +133,37 @@ def test_onnx_scores_are_those_of_scikit_learn_on_every_test_text(made):
     assert classifier.manifest.evaluation["parity_max_difference"] < 1e-4
 
 
-def test_circumstances_are_named_where_told_and_not_otherwise(tmp_path):
+def test_circumstances_and_harm_are_measured(tmp_path):
     config = write_splits(tmp_path, common_cases(2000, "train"))
     row = train_classifier(config.model_copy(update={"features": 8000}))
-    classifier, cases = load_classifier(config.out), common_cases(300, "unseen")
-    found = [classifier.decider.find_circumstances(classifier.score(c.fact)) for c in cases]
-    for name in ("自首", "累犯"):
-        pairs = [(name in f, name in c.traits) for f, c in zip(found, cases, strict=True)]
-        both = sum(a and b for a, b in pairs)
-        assert 2 * both / sum(a + b for a, b in pairs) > 0.8, name
-    assert 0.5 < row["dev_circumstance_micro_f1"] <= 1
+    assert 0.7 < row["dev_circumstance_micro_f1"] <= 1
+    assert 0.7 < row["dev_harm_accuracy"] <= 1
     assert "test_circumstance_micro_f1" not in row
-
-
-def test_circumstances_stand_in_the_order_of_the_tables_and_need_enough_cases():
-    case = common_cases(1, "one")[0]
-    often = replace(case, traits=("道歉", "自首", "distractors", "残疾", "累犯", "报警"))
-    once = replace(case, traits=("立功",))
-    names = ("残疾", "自首", "累犯", "报警", "道歉")
-    assert learn_circumstances([often] * MIN_TOLD + [once]) == names
-    assert learn_circumstances([often] * (MIN_TOLD - 1)) == ()
 
 
 def test_cases_of_a_source_without_circumstances_teach_none(tmp_path):
     train = common_cases(400, "train")
     silent = [
-        replace(case, id=f"{case.id}-silent", traits=(RECOMMENDATION,), source="court")
+        replace(case, id=f"{case.id}-silent", traits=(RECOMMENDATION,), source="court", harm="")
         for case in train
         if "自首" in case.traits
     ]
     config = write_splits(tmp_path, [*train, *silent * 2])
     train_classifier(config)
-    classifier = load_classifier(config.out)
-    named = [
-        "自首" in classifier.decider.find_circumstances(classifier.score(case.fact))
-        for case in silent
-    ]
+    details = load_classifier(config.out).details
+    named = ["自首" in details.find_circumstances(read_text(case.fact), "") for case in silent]
     assert np.mean(named) > 0.9
 
 
-def test_a_folder_without_circumstances_still_loads(tmp_path):
-    train = [replace(case, traits=()) for case in common_cases(400, "train")]
-    config = write_splits(tmp_path, train)
+def test_a_folder_without_details_still_loads(tmp_path):
+    config = write_splits(tmp_path, common_cases(400, "train"))
     train_classifier(config)
-    path = config.out / LABELS
-    labels = json.loads(path.read_text())
-    assert labels.pop("circumstances") == []
-    path.write_text(json.dumps(labels))
+    (config.out / DETAILS).unlink()
     manifest = json.loads((config.out / MANIFEST).read_text())
-    manifest["files"][LABELS] = sha256(path)
+    del manifest["files"][DETAILS]
     (config.out / MANIFEST).write_text(json.dumps(manifest))
     classifier = load_classifier(config.out)
-    scores = classifier.score(THEFT)
-    assert classifier.decider.find_circumstances(scores) == ()
-    assert len(scores) == classifier.decider.width
+    assert classifier.details is None
     assert classifier.predict(THEFT).verdict.charges == ("盗窃",)
 
 
@@ -250,7 +220,7 @@ def test_the_manifest_tells_scores_calibration_and_tools(made):
         manifest.evaluation
     )
     assert set(manifest.tools) == {"numpy", "onnx", "onnxruntime", "scikit-learn"}
-    assert set(manifest.files) == {MODEL, VOCABULARY, LABELS, CONFIDENCE, FAMILIARITY}
+    assert set(manifest.files) == {MODEL, VOCABULARY, LABELS, CONFIDENCE, FAMILIARITY, DETAILS}
     assert ClassifierConfig(**manifest.config) == made
 
 
@@ -261,7 +231,7 @@ def test_an_older_folder_stays_when_training_fails(made, monkeypatch):
         train_classifier(made)
     assert (made.out / MANIFEST).read_bytes() == before
     assert {path.name for path in made.out.iterdir()} == {
-        *(MANIFEST, MODEL, VOCABULARY, LABELS, CONFIDENCE, FAMILIARITY)
+        *(MANIFEST, MODEL, VOCABULARY, LABELS, CONFIDENCE, FAMILIARITY, DETAILS)
     }
 
 

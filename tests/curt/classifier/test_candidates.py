@@ -27,6 +27,7 @@ from curt.classifier.candidates import (
     write_candidates,
     write_range,
 )
+from curt.classifier.familiarity import read_text
 from curt.dialogue import Prompts
 from curt.law.verdict import Term
 from tests.compress.classifier.test_train import THEFT, make_fallback
@@ -118,22 +119,18 @@ def test_the_readers_own_line_can_be_read(reader: Reader) -> None:
     assert parse_candidates(f"{HEAD}盗窃8；264；8个月；自首").harm == ""
 
 
-def test_circumstances_end_the_line_in_the_order_of_the_labels(reader: Reader) -> None:
-    decider = reader.classifier.decider
-    names = decider.labels.circumstances
-    assert len(names) > MOST_CIRCUMSTANCES
-    scores = reader.classifier.score(THEFT).copy()
-    first = decider.labels.term_columns.stop
-    scores[first:] = -1
+def test_harm_and_circumstances_end_the_line(reader: Reader) -> None:
+    decider, details = reader.classifier.decider, reader.classifier.details
+    scores, text = reader.classifier.score(THEFT), read_text(THEFT)
     bare = write_candidates(decider, scores, 1.0)
     assert bare.count("；") == 2
-    scores[[first + 2, first]] = 0.1, 0.2
-    assert write_candidates(decider, scores, 1.0) == f"{bare}；{names[0]}、{names[2]}"
-    scores[first:] = 9
-    line = write_candidates(decider, scores, 1.0)
-    assert line == f"{bare}；{'、'.join(names[:MOST_CIRCUMSTANCES])}"
+    line = write_candidates(decider, scores, 1.0, details, text)
+    assert line.startswith(bare)
+    read = parse_candidates(line)
+    assert details
+    assert read.harm == details.read_harm(text, "盗窃") != ""
+    assert list(read.circumstances) == details.find_circumstances(text, "盗窃")[:MOST_CIRCUMSTANCES]
     assert LINE.fullmatch(line)
-    assert decider.decide(scores) == decider.decide(reader.classifier.score(THEFT))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ THEFT, INJURY = "盗窃", "故意伤害"
 
 @pytest.fixture(scope="module")
 def reader() -> DetailReader:
-    return fit_details(common_cases(1500, "train"))
+    return fit_details(common_cases(2500, "train"))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_circumstances_in_held_out_wording_are_found(
         ("案发后，王某主动到派出所投案自首，如实供述了自己的罪行。", ["自首"]),
         ("王某到案后如实供述自己的罪行。", ["坦白"]),
         ("王某自愿认罪认罚，并取得了被害人李某的谅解。", ["谅解", "认罪认罚"]),
-        ("李某对王某不予谅解，王某未作任何赔偿。", []),
+        ("被害人李某表示不予谅解。王某未作任何赔偿。", []),
         ("同案人赵某系累犯，已另案判处。", []),
         ("被告人王某系累犯。", ["累犯"]),
     ],

@@ -1,0 +1,89 @@
+"""Reasoning that a model wrote itself: what is kept, and how a stopped run goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from curt.corpus.build.pipeline import CorpusConfig, build_corpus
+from curt.corpus.case import OWN, Case
+from curt.corpus.store import find_cases, read_cases
+from curt.dialogue import render_completion
+from curt.law.verdict import Term, Verdict
+from train import star
+from train.data.verification import VerificationSettings
+from train.star import NO_REASONING, StarConfig, collect_reasonings
+
+THEFT = Verdict(("盗窃",), ("264",), Term("fixed", 9))
+CASE = Case("c-1", "被告人张某窃得财物价值36000元。", THEFT, "test")
+WORKED = "36千5+18=23；从犯3未遂3；23×40%=9"
+RIGHT = render_completion(WORKED, THEFT)
+SLIP = render_completion("36千5+18=24；从犯3未遂3；24×40%=9", THEFT)
+WRONG = render_completion(WORKED, Verdict(("诈骗",), ("266",), Term("fixed", 9)))
+BARE = render_completion("", THEFT)
+
+
+@pytest.mark.parametrize(
+    ("texts", "kept"),
+    [
+        ([WRONG, SLIP, BARE, RIGHT], WORKED),
+        ([WRONG, SLIP, "没有结论"], ""),
+        ([BARE], ""),
+        ([], ""),
+    ],
+)
+def test_the_first_reasoning_that_leads_to_the_courts_verdict_is_kept(
+    texts: list[str], kept: str
+) -> None:
+    settings = VerificationSettings(checks=StarConfig.model_fields["checks"].default)
+    assert star._first_accepted(texts, CASE, settings) == kept
+
+
+@pytest.fixture
+def config(tmp_path: Path, micro_model: Path) -> StarConfig:
+    corpus = tmp_path / "corpus"
+    build_corpus(CorpusConfig(out=corpus, train=12, dev=4, test=4))
+    return StarConfig(
+        model=micro_model, corpus=corpus, out=tmp_path / "own", samples=2, budget=8, batch=8
+    )
+
+
+def test_a_model_that_knows_nothing_gives_no_case_a_reasoning(config: StarConfig) -> None:
+    summary = collect_reasonings(config)
+    before = list(read_cases(find_cases(config.corpus, "train")))
+    after = list(read_cases(find_cases(config.out, "train")))
+    assert [case.id for case in after] == [case.id for case in before]
+    assert not any(case.reasonings for case in after)
+    assert summary["reasonings"][NO_REASONING] == len(after)
+    card = (config.out / "card.html").read_text(encoding="utf-8")
+    assert f"0 of {len(after):,} training cases carry a reasoning" in card
+    assert find_cases(config.out, "dev").read_bytes() == (config.corpus / "dev.jsonl").read_bytes()
+
+
+def test_a_stopped_run_asks_only_what_is_left(
+    config: StarConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [case.id for case in read_cases(find_cases(config.corpus, "train"))]
+    asked: list[str] = []
+
+    def sample(_: StarConfig, cases: list[Case], __: int | None):
+        for case in cases:
+            asked.append(case.id)
+            if len(asked) == 5:
+                raise KeyboardInterrupt
+            yield case.id, WORKED
+
+    monkeypatch.setattr(star, "_sample", sample)
+    with pytest.raises(KeyboardInterrupt):
+        collect_reasonings(config)
+    rows = config.out.with_name("own.run") / "reasonings.jsonl"
+    with open(rows, "a", encoding="utf-8") as file:
+        file.write('{"id": "cut sh')  # as a killed process leaves it
+    summary = collect_reasonings(config)
+    assert sorted(asked) == sorted([*ids, ids[4]])
+    assert summary["reasonings"][OWN] == len(ids)
+    assert not rows.exists() or json.loads(rows.read_text().splitlines()[0])
+    kept = list(read_cases(find_cases(config.out, "train")))
+    assert all(case.reasonings == {OWN: WORKED} for case in kept)

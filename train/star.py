@@ -1,0 +1,173 @@
+"""Reasoning for real cases from the model itself: what led to the court's verdict is kept.
+
+    python -m train.star --model artifacts/cail/warm-start --corpus artifacts/cail/corpus \
+        --candidates artifacts/cail/candidates.jsonl --out artifacts/cail/corpus-own
+
+Real judgments come without reasoning that a model could learn. Here it reasons about each training
+case several times; the first reasoning that ends in the court's verdict and passes the checks of
+`train.data.verification` becomes the case's own. Trained on these, it can be asked again (STaR,
+arXiv 2203.14465; RAFT, arXiv 2304.06767). The folder holds the corpus with the verbosity "own" in
+place of others; its card says how many cases have such a reasoning. Stop with Ctrl-C at any time;
+the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from curt.artifact import MANIFEST, load_manifest
+from curt.classifier.candidates import load_prompts, read_candidates
+from curt.config import Config, run
+from curt.corpus.build.card import render_card
+from curt.corpus.case import OWN, Case
+from curt.corpus.store import find_cases, read_cases, write_cases
+from curt.dialogue import MAX_ANSWER_TOKENS, parse_completion
+from curt.files import close_run, sha256, whole_folder, write_atomic, write_json
+from train.data.verification import CheckName, VerificationSettings, verify
+from train.runs.checkpoints import open_run
+
+logger = logging.getLogger(__name__)
+
+NO_REASONING = "none accepted"
+
+
+class StarConfig(Config):
+    """Settings of a round."""
+
+    model: Path
+    """Model folder that reasons."""
+    corpus: Path
+    """Corpus folder whose training cases are asked."""
+    candidates: Path | None = None
+    """Cross-fitted candidates of those cases; the model's own reader's where there are none."""
+    out: Path
+    """Corpus folder to write."""
+    samples: int = Field(4, ge=1)
+    """Completions of each case."""
+    temperature: float = Field(0.8, gt=0)
+    budget: int = Field(128, ge=1)
+    """Thinking budget that the prompts state."""
+    checks: tuple[CheckName, ...] = (
+        *("charge", "article", "term"),
+        *("arithmetic", "conclusion", "repetition"),
+    )
+    """What a completion must hold; see `train.data.verification`."""
+    batch: int = Field(16, ge=1)
+    """Cases at a time."""
+    seed: int = 7
+
+
+def collect_reasonings(config: StarConfig) -> dict[str, Any]:
+    """Write the corpus with the model's own reasonings and return what its corpus.json says.
+
+    Raises ValueError when the corpus or the candidates can't be read, ArtifactError when the model
+    can't.
+    """
+    source = find_cases(config.corpus, "train")
+    cases = list(read_cases(source))
+    manifest = load_manifest(config.model)
+    inputs = {"train": source, "model": config.model / MANIFEST}
+    run_dir = open_run(config.out, config.model_dump(mode="json"), inputs)
+    rows = run_dir / "reasonings.jsonl"
+    found = _read_rows(rows)
+    waiting = [case for case in cases if case.id not in found]
+    if waiting:
+        with open(rows, "a", encoding="utf-8") as file:
+            for case_id, thinking in _sample(config, waiting, manifest.max_fact_tokens):
+                file.write(json.dumps({"id": case_id, "thinking": thinking}) + "\n")
+                file.flush()
+        found = _read_rows(rows)
+    counts = Counter(OWN if found[case.id] else NO_REASONING for case in cases)
+    summary = json.loads((config.corpus / "corpus.json").read_text(encoding="utf-8"))
+    summary["reasonings"] = {
+        **counts,
+        "model": sha256(config.model / MANIFEST),
+        "config": config.model_dump(mode="json"),
+    }
+    with whole_folder(config.out) as folder:
+        for split in ("dev", "test"):
+            path = find_cases(config.corpus, split)
+            shutil.copy(path, folder / path.name)
+        write_cases(
+            folder / source.name,
+            (replace(c, reasonings={OWN: found[c.id]} if found[c.id] else {}) for c in cases),
+        )
+        write_json(folder / "corpus.json", summary)
+        write_atomic(folder / "card.html", render_card(summary).encode())
+    close_run(run_dir)
+    return summary
+
+
+def _sample(
+    config: StarConfig, cases: Sequence[Case], max_fact_tokens: int | None
+) -> Iterator[tuple[str, str]]:
+    """Each case's id and the reasoning to keep, empty where no sample was accepted."""
+    import torch
+    from tqdm import tqdm
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from train.loop.sampler import sample_completions
+
+    torch.manual_seed(config.seed)
+    tokenizer = AutoTokenizer.from_pretrained(config.model, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32).eval()
+    prompts = load_prompts(config.model, tokenizer, max_fact_tokens)
+    known = read_candidates(config.candidates)
+    settings = VerificationSettings(checks=config.checks)
+    # Together rows of one length, the longest first: the bar's estimate errs to the safe side.
+    ordered = sorted(cases, key=lambda case: -len(case.fact))
+    with tqdm(total=len(ordered), desc="reasoning", unit="case", dynamic_ncols=True) as bar:
+        for start in range(0, len(ordered), config.batch):
+            group = ordered[start : start + config.batch]
+            asked = [prompts.encode(c.fact, config.budget, known.get(c.id)).ids for c in group]
+            written = sample_completions(
+                model,
+                [ids for ids in asked for _ in range(config.samples)],
+                group=config.samples,
+                max_new_tokens=config.budget + MAX_ANSWER_TOKENS,
+                temperature=config.temperature,
+                eos_ids=[tokenizer.eos_token_id],
+                pad_id=tokenizer.pad_token_id,
+            )
+            texts = tokenizer.batch_decode([ids[:-1] for ids in written])
+            for place, case in enumerate(group):
+                own = texts[place * config.samples : (place + 1) * config.samples]
+                yield case.id, _first_accepted(own, case, settings)
+            bar.update(len(group))
+
+
+def _first_accepted(texts: Sequence[str], case: Case, settings: VerificationSettings) -> str:
+    for text in texts:
+        completion = parse_completion(text)
+        if completion.thinking and verify(completion, case.verdict, settings).accepted:
+            return completion.thinking
+    return ""
+
+
+def _read_rows(path: Path) -> dict[str, str]:
+    """What a run has so far; a last line that was cut short is written anew."""
+    if not path.is_file():
+        return {}
+    whole, end, _ = path.read_bytes().rpartition(b"\n")
+    write_atomic(path, whole + end)
+    return {row["id"]: row["thinking"] for row in map(json.loads, whole.splitlines())}
+
+
+def work(config: StarConfig) -> None:
+    """Ask, keep and write as the configuration says."""
+    summary = collect_reasonings(config)
+    logger.info("corpus %s: %s", config.out, {k: summary["reasonings"].get(k, 0)
+                                              for k in (OWN, NO_REASONING)})  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(StarConfig, work)
