@@ -19,6 +19,7 @@ from curt.classifier.details import (
     Floats,
     Hints,
     Integers,
+    Scale,
     Signs,
     hash_figure,
     hash_sentences,
@@ -28,7 +29,7 @@ from curt.classifier.details import (
 )
 from curt.classifier.familiarity import read_text
 from curt.corpus.case import AUGMENTATIONS, Case
-from curt.corpus.generate.calculus import circumstances
+from curt.corpus.generate.calculus import Offence, circumstances, offences
 from curt.corpus.read.cail import RECOMMENDATION
 from curt.corpus.read.judgments import COMBINED
 from curt.law.figures import COUNTS, MEASURES, read_figures
@@ -57,6 +58,7 @@ def fit_details(cases: Sequence[Case]) -> DetailReader:
     for charge, own in sorted(told.items()):
         if charge not in units and len(own) >= MIN_CASES:
             grades[charge] = _fit_grades(own)
+    tables = (circumstances(), *(offence.circumstances for offence in offences().values()))
     counted = [case for charge in units for case in told[charge]]
     return DetailReader(
         units,
@@ -64,6 +66,18 @@ def fit_details(cases: Sequence[Case]) -> DetailReader:
         grades=grades,
         shared=_fit_signs(cases),
         own=_fit_own(told),
+        scales={charge: _read_scale(offences()[charge]) for charge in told if charge in offences()},
+        ratios={one.name: one.ratio for table in tables for one in table.values()} if told else {},
+    )
+
+
+def _read_scale(offence: Offence) -> Scale:
+    size = 10**offence.decimals
+    return Scale(
+        unit=offence.unit,
+        brackets=tuple((b.threshold / size, b.months, b.every / size) for b in offence.brackets),
+        grades={grade.name: grade.months for grade in offence.grades},
+        fine=offence.fine,
     )
 
 

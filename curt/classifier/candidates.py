@@ -1,10 +1,12 @@
 """What the classifier proposes before a language model reads: the line of candidates in a prompt.
 
-    参考：盗窃8抢夺1；264；8个月，6至10个月；后果4200元；自首、退赔
+    参考：盗窃8抢夺1；264；8个月，6至10个月；后果4200元，500元一档5+2，罚1000；自首-20、退赔-10
 
 These are the likeliest charges with their probabilities in tenths, the articles and the term of the
 classifier's verdict, the shortest range of terms that holds `TERM_SHARE` of the probability, the
-harm that the likeliest charge is graded by, and the circumstances; what was not found is left out.
+harm that the likeliest charge is graded by, and the circumstances. The declared law says what each
+weighs: months at the start of a bracket and added by quantity, yuan of fine a month, percent. What
+was not found is left out.
 """
 
 from __future__ import annotations
@@ -40,11 +42,14 @@ MOST_CHARGES = 3
 MOST_CIRCUMSTANCES = 5
 LEAST_SHARE = 0.05  # half a tenth
 TERM_SHARE = 0.7
-LONGEST_TOKENS = 100  # of the line, but for charges with very long names
-PROBE = f"{HEAD}盗窃8抢夺1；264；8个月，6至10个月；{HARM}7600+4100=11700元；自首、退赔"
+LONGEST_TOKENS = 120  # of the line, but for charges with very long names
+PROBE = (
+    f"{HEAD}盗窃8抢夺1；264；8个月，6至10个月；"
+    f"{HARM}7600+4100=11700元，500元一档5+5，罚1000；自首-20、退赔-10"
+)
 """A line to measure prompts with."""
 _LINE = re.compile(
-    rf"{HEAD}((?:[^；\d]+\d+)+)；([^；]*)；([^；，]+)(?:，([^；]+))?(?:；{HARM}([^；]+))?(?:；([^；]+))?"
+    rf"{HEAD}((?:[^；\d]+\d+)+)；([^；]*)；([^；，]+)(?:，([^；]+))?(?:；{HARM}([^；，]+)(?:，([^；]+))?)?(?:；([^；]+))?"
 )
 
 
@@ -62,6 +67,8 @@ class Candidates:
     months: tuple[int | None, int | None]
     """The ends of that range; None for an end that is not counted in months, such as life."""
     harm: str = ""
+    scale: str = ""
+    """What the declared law makes of the harm, as `details.Scale` tells it."""
     circumstances: tuple[str, ...] = ()
 
 
@@ -136,8 +143,11 @@ def write_candidates(
         charge = decider.find_likeliest(scores)
         harm = details.read_harm(text, charge)
         found = details.find_circumstances(text, charge)[:MOST_CIRCUMSTANCES]
+        scale = details.tell_scale(charge, harm)
         line += f"；{HARM}{harm}" if harm else ""
-        line += f"；{'、'.join(found)}" if found else ""
+        line += f"，{scale}" if scale else ""
+        weighed = [f"{n}{details.ratios[n]:+d}" if n in details.ratios else n for n in found]
+        line += f"；{'、'.join(weighed)}" if weighed else ""
     return line
 
 
@@ -146,7 +156,7 @@ def parse_candidates(line: str) -> Candidates:
     match = _LINE.fullmatch(line)
     if match is None:
         raise ValueError("no line of candidates")
-    charges, articles, term, terms, harm, circumstances = match.groups()
+    charges, articles, term, terms, harm, scale, circumstances = match.groups()
     terms = terms or term
     low, _, high = terms.partition("至")
     return Candidates(
@@ -156,7 +166,8 @@ def parse_candidates(line: str) -> Candidates:
         terms,
         (_read_months(low), _read_months(high or low)),
         harm or "",
-        tuple(circumstances.split("、")) if circumstances else (),
+        scale or "",
+        tuple(re.findall(r"([^、+\-\d]+)[+\-\d]*", circumstances or "")),
     )
 
 

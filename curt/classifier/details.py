@@ -20,6 +20,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
+from curt.config import FrozenModel
 from curt.law.figures import Figure, read_figures, write_figure
 
 Floats = npt.NDArray[np.float32]
@@ -62,6 +63,34 @@ class Hints:
         return tuple(compress(self.names, self.score(text) > 0))
 
 
+class Scale(FrozenModel):
+    """What the declared law makes of the harm of one charge."""
+
+    unit: str = ""
+    brackets: tuple[tuple[float, int, float], ...] = ()
+    """From so many units on so many months, and one month more for every so many units."""
+    grades: dict[str, int] = {}
+    """Months by grade, where there are no brackets."""
+    fine: int = 0
+    """Yuan a month."""
+
+    def tell(self, harm: str) -> str:
+        """20000元一档7+6，罚1500 for 60975元; empty for a harm that it does not know."""
+        told = ""
+        if harm in self.grades:
+            told = self._name(self.grades[harm])
+        elif quantity := split_sum(harm, self.unit):
+            reached = [bracket for bracket in self.brackets if quantity[1] >= bracket[0]]
+            if reached:
+                threshold, months, every = reached[-1]
+                told = f"{write_figure(threshold)}{self.unit}一档{self._name(months)}"
+                told += f"+{int(quantity[1] / every + 1e-9)}" if months >= 0 else ""
+        return f"{told}，罚{self.fine}" if told and self.fine else told
+
+    def _name(self, months: int) -> str:
+        return f"{months}" if months >= 0 else "无期"
+
+
 @dataclass(frozen=True, slots=True)
 class Signs:
     """Circumstances by the sentences that hold one of their signs.
@@ -100,6 +129,9 @@ class DetailReader:
     """The circumstances that any charge may have."""
     own: Mapping[str, Hints] = field(default_factory=dict)
     """Those that only a charge has, by charge."""
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    ratios: Mapping[str, int] = field(default_factory=dict)
+    """Percent by which a circumstance moves a term, where the declared law says."""
 
     def read_harm(self, text: str, charge: str) -> str:
         """The harm as `Case.harm` tells it, of a text of `familiarity.read_text`; may be empty."""
@@ -108,6 +140,10 @@ class DetailReader:
             return write_sum(chosen) + unit if chosen else ""
         grades = self.grades.get(charge)
         return grades.choose(name_roles(text)) if grades else ""
+
+    def tell_scale(self, charge: str, harm: str) -> str:
+        """What the charge's scale says of a harm; empty where it has none."""
+        return self.scales[charge].tell(harm) if charge in self.scales else ""
 
     def find_circumstances(self, text: str, charge: str) -> list[str]:
         """What a text of `familiarity.read_text` tells: a charge's own circumstances first."""
@@ -144,6 +180,10 @@ class DetailReader:
             "special": np.array(list(self.own) or [""]),
             "shared": np.array(self.shared.names or [""]),
             "signs": np.array(list(map("|".join, self.shared.signs)) or [""]),
+            "weighed": np.array(list(self.ratios) or [""]),
+            "ratios": np.array(list(self.ratios.values()), np.int32),
+            "scaled": np.array(list(self.scales) or [""]),
+            "scales": np.array([s.model_dump_json() for s in self.scales.values()] or [""]),
             "sign_weights": self.shared.weights.astype(np.float16),
         }
         for place, one in enumerate([*self.own.values(), *self.grades.values()]):
@@ -171,6 +211,7 @@ class DetailReader:
                 )
                 for place in range(len(special) + len(graded))
             ]
+            scales = map(Scale.model_validate_json, texts("scales"))
             signs = tuple(tuple(words.split("|")) for words in texts("signs"))
             shared = Signs(texts("shared"), signs, arrays["sign_weights"].astype(np.float32))
             return cls(
@@ -179,6 +220,8 @@ class DetailReader:
                 dict(zip(graded, hints[len(special) :], strict=True)),
                 shared,
                 dict(zip(special, hints, strict=False)),
+                dict(zip(texts("scaled"), scales, strict=True)),
+                dict(zip(texts("weighed"), arrays["ratios"].tolist(), strict=True)),
             )
 
 

@@ -50,31 +50,19 @@ def write_reasonings(drawn: Drawn, outcome: Sentence, rng: random.Random) -> dic
 
 
 def draw_drill(drawn: Drawn, outcome: Sentence, rng: random.Random) -> tuple[str, str] | None:
-    """A step of reasoning by itself: what is given, and what follows from it; None if it has none.
+    """The last steps of reasoning by themselves: what is given, and what follows; None without any.
 
     Small models are slow to learn arithmetic from whole cases, where it is a few tokens in
     hundreds. The steps stand as they do in "full" and "brief" reasoning.
     """
-    if outcome.bracket is None or outcome.start == LIFE or not drawn.circumstances:
+    if outcome.start == LIFE or not drawn.circumstances:
         return None
-    full, brief = _full(drawn, _tell_sum(drawn), outcome), _brief(drawn, outcome)
     if rng.random() < 0.5:
-        given, _, answer = full.partition("月，增")
-        quantity, _, rest = answer.partition("然后看情节，")
-        told, _, conclusion = rest.partition("合计")
-        steps = (
-            (f"{given[given.index('再看后果') :]}月，增", quantity),
-            (f"{quantity[quantity.index('基准刑') :]}然后看情节，{told}合计", conclusion),
-        )
-    else:
-        quantity, tenths, product = brief.split("；")
-        head, _, increments = quantity.rpartition(f"{outcome.start}+")
-        base, _, result = product.partition("×")
-        steps = (
-            (f"{head}{outcome.start}+", increments),
-            (f"；{tenths}；{base}×", result),
-        )
-    return rng.choice(steps)
+        given, _, answer = _full(drawn, _tell_sum(drawn), outcome).partition("合计")
+        return f"{given[given.index('基准刑') :]}合计", answer
+    _, tenths, product = _brief(drawn, outcome).split("；")
+    base, _, result = product.partition("×")
+    return f"；{tenths}；{base}×", result
 
 
 def _full(drawn: Drawn, total: str, outcome: Sentence) -> str:

@@ -33,7 +33,7 @@ from curt.law.verdict import Term
 from tests.compress.classifier.test_train import THEFT, make_fallback
 
 LINE = re.compile(
-    r"参考：(?:[一-鿿、]+\d+){1,3}；\d[\d之一二、]*；[\d一-鿿，]+(?:；后果[^；]+)?(?:；[一-鿿、]+)?"
+    r"参考：(?:[一-鿿、]+\d+){1,3}；\d[\d之一二、]*；[\d一-鿿，]+(?:；后果[^；]+)?(?:；[一-鿿、+\-\d]+)?"
 )
 TERMS = (Term("death"), Term("detention", 4), Term("fixed", 8), Term("fixed", 12), Term("life"))
 

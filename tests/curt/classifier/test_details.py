@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -112,6 +113,23 @@ def test_without_told_details_nothing_is_read() -> None:
     assert reader.find_circumstances("被告人自首。", THEFT) == []
     assert reader.weights.shape == (HASHES, 3)
     assert not np.isnan(reader.weights).any()
+
+
+def test_a_scale_tells_what_the_declared_law_makes_of_a_harm(reader: DetailReader) -> None:
+    for case in common_cases(200, "scaled"):
+        (charge,) = case.verdict.charges
+        told = reader.tell_scale(charge, case.harm)
+        months = re.search(r"基准刑(\d+)(?:\+(\d+)=|个月)", case.reasonings["full"])
+        if months is None:  # life, whatever the circumstances
+            assert "无期" in told
+        elif months[2]:
+            assert f"一档{months[1]}+{months[2]}" in told
+        else:
+            assert told.partition("，")[0] == months[1]
+        assert not case.verdict.fine_yuan or "，罚" in told or case.verdict.term.kind == "life"
+    assert reader.tell_scale(THEFT, "轻伤二级") == ""
+    assert reader.tell_scale("一个没有的罪名", "60975元") == ""
+    assert reader.ratios["累犯"] > 0 > reader.ratios["自首"]
 
 
 def test_sums_are_written_as_cases_tell_them() -> None:
