@@ -68,30 +68,44 @@ $(RUN)/corpus/corpus.json: | $(STAMP)
 	$(TIMED) corpus -- $(PY) -m curt.corpus build @$(CONFIGS)/corpus.toml --out $(RUN)/corpus \
 	    $(if $(CORPUS),--cail $(CORPUS))
 
-# The classifier reads first: the model learns from candidates that were proposed without the case.
-# Generated cases are easier than real ones, so there they come from a quarter of the cases.
-FOLDS = --folds 4 $(if $(CORPUS),,--fold_share 0.25)
-$(RUN)/fallback/manifest.json: $(RUN)/corpus/corpus.json
+# The classifier reads first, and the model learns from cases whose candidates it proposed without
+# having seen them. Generated cases are free: the model gets others (lessons). Real ones are few: each
+# quarter's candidates come from the other three, and the demo's model, which knows the law, the
+# grammar and how to reason, reasons about them itself and goes on from what led to the verdicts.
+# They don't tell harm and circumstances apart: those are learned from generated ones.
+ifeq ($(CORPUS),)
+LESSONS = $(RUN)/lessons
+$(LESSONS)/corpus.json: | $(STAMP)
+	$(TIMED) lessons -- $(PY) -m curt.corpus build @$(CONFIGS)/corpus.toml --seed 8 --out $(LESSONS)
+else
+LESSONS = $(RUN)/corpus-own
+CANDIDATES = --candidates $(RUN)/candidates.jsonl
+FIRST = artifacts/demo/warm-start
+$(FIRST)/manifest.json: | $(STAMP)
+	$(MAKE) --no-print-directory CORPUS= NAME=demo RUN=artifacts/demo $@
+
+$(LESSONS)/corpus.json: $(RUN)/corpus/corpus.json | $(RUN)/fallback/manifest.json
+	$(TIMED) own-reasoning -- $(PY) -m train.star --model $(FIRST) --corpus $(RUN)/corpus \
+	    $(CANDIDATES) --out $(LESSONS)
+endif
+
+$(RUN)/fallback/manifest.json: $(RUN)/corpus/corpus.json | $(if $(CORPUS),$(FIRST)/manifest.json)
 	$(TIMED) fallback -- $(PY) -m compress.classifier.train --cases $(RUN)/corpus/train.jsonl \
 	    --dev $(RUN)/corpus/dev.jsonl --out $(RUN)/fallback \
-	    $(FOLDS) --candidates $(RUN)/candidates.jsonl
+	    $(if $(CORPUS),--folds 4 $(CANDIDATES) --details artifacts/demo/corpus/train.jsonl)
 
 # Order-only: what is added to the classifier's folder later is not for the reader.
-$(RUN)/warm-start/manifest.json: $(RUN)/corpus/corpus.json | $(RUN)/fallback/manifest.json
-	$(TIMED) warm-start -- $(PY) -m train.sft @$(CONFIGS)/sft.toml \
-	    --reader $(RUN)/fallback --candidates $(RUN)/candidates.jsonl \
-	    --corpus $(RUN)/corpus --out $(RUN)/warm-start
+$(RUN)/warm-start/manifest.json: $(LESSONS)/corpus.json | $(RUN)/fallback/manifest.json
+	$(TIMED) warm-start -- $(PY) -m train.sft @$(CONFIGS)/sft.toml $(if $(CORPUS),--model $(FIRST)) \
+	    --reader $(RUN)/fallback $(CANDIDATES) --corpus $(LESSONS) --out $(RUN)/warm-start
 
 $(RUN)/grpo-default/manifest.json: $(RUN)/warm-start/manifest.json
 	$(TIMED) grpo-default -- $(PY) -m train.grpo @$(CONFIGS)/grpo.toml \
-	    --model $(RUN)/warm-start --candidates $(RUN)/candidates.jsonl \
-	    --corpus $(RUN)/corpus --out $(RUN)/grpo-default
+	    --model $(RUN)/warm-start $(CANDIDATES) --corpus $(LESSONS) --out $(RUN)/grpo-default
 
 $(RUN)/grpo-none/manifest.json: $(RUN)/warm-start/manifest.json
-	$(TIMED) grpo-none -- $(PY) -m train.grpo @$(CONFIGS)/grpo.toml \
-	    --penalty '{"type": "none"}' \
-	    --model $(RUN)/warm-start --candidates $(RUN)/candidates.jsonl \
-	    --corpus $(RUN)/corpus --out $(RUN)/grpo-none
+	$(TIMED) grpo-none -- $(PY) -m train.grpo @$(CONFIGS)/grpo.toml --penalty '{"type": "none"}' \
+	    --model $(RUN)/warm-start $(CANDIDATES) --corpus $(LESSONS) --out $(RUN)/grpo-none
 
 $(RUN)/ort-%/manifest.json: $(RUN)/grpo-default/manifest.json
 	$(TIMED) ort-$* -- $(EXPORT_ORT) --precision $* \

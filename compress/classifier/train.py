@@ -2,7 +2,7 @@
 
     python -m compress.classifier.train --cases artifacts/demo/corpus/train.jsonl \
         --dev artifacts/demo/corpus/dev.jsonl --out artifacts/demo/fallback
-    python -m compress.classifier.train ... --folds 4 --candidates artifacts/demo/candidates.jsonl
+    python -m compress.classifier.train ... --folds 4 --candidates artifacts/cail/candidates.jsonl
 
 Linear models over the features of `curt.classifier.model`: one-vs-rest support vectors for charges
 and for those articles that a charge brings only sometimes, multinomial logistic regression for
@@ -117,9 +117,6 @@ class ClassifierConfig(Config):
     folds: int | None = Field(default=None, ge=2)
     """Cross-fitting: each part of the training cases gets its candidates from a classifier that was
     trained without it."""
-    fold_share: float = Field(default=1.0, gt=0, le=1)
-    """Share of the other parts to train on: a weaker classifier errs more often on its own kind of
-    text, as one does on text unlike its training."""
     candidates: Path | None = None
     """Where the cross-fitted candidates go: a line for each training case, by id."""
     seed: int = 0
@@ -216,8 +213,6 @@ def cross_fit(
     lines = [""] * len(train)
     for fold in range(config.folds):
         others, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        kept = max(1, round(len(others) * config.fold_share))
-        others = np.array(sorted(drawn.sample(others.tolist(), min(kept, len(others)))), int)
         if not len(others):
             raise ValueError(f"{len(fold_of)} cases for {config.folds} folds: use fewer folds")
         cases = [train[i] for i in others]
