@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from curt.artifact import MANIFEST, load_manifest, parent_of
+from curt.artifact import MANIFEST, Manifest, parent_of
+from curt.checkpoint import check_rate, read_checkpoint
 from curt.classifier.candidates import draw_candidates, load_prompts, read_candidates
 from curt.config import Config, run
 from curt.corpus.store import find_cases, read_cases
@@ -41,7 +42,7 @@ from train.runs.checkpoints import (
     run_folder,
     saved_processes,
 )
-from train.runs.lora import Lora, adapter_config
+from train.runs.lora import Lora, adapter_config, forget_source
 from train.runs.shares import cut_batch
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class GRPOSettings(Config):
     """GRPO settings."""
 
     model: str = "artifacts/demo/warm-start"
-    """Model folder to start from, or a local folder or hub id of any other checkpoint."""
+    """Model folder to start from, or any other checkpoint: hub id, folder or GGUF file."""
     max_fact_tokens: int | None = None
     """Longer facts become excerpts. A model folder made here says so itself."""
     corpus: Path = Path("artifacts/demo/corpus")
@@ -169,9 +170,10 @@ def train_grpo(config: GRPOSettings) -> None:
     """Train as configured and write the model folder. Resumes an interrupted run."""
     import torch
     from accelerate.utils import gather_object, set_seed
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+    from transformers import PrinterCallback
     from trl import GRPOConfig
 
+    from train.branches import can_pack
     from train.data.trajectories import TrajectoryWriter
     from train.loop.group_reward import GroupReward
     from train.loop.scoring import Scorer
@@ -183,7 +185,11 @@ def train_grpo(config: GRPOSettings) -> None:
 
     started = time.monotonic()
     processes = join_processes()
-    start = describe_start(config)
+    checkpoint = read_checkpoint(config.model)
+    start = describe_start(config, checkpoint.manifest)
+    check_rate(checkpoint, config.learning_rate, adapters=config.lora is not None)
+    checkpoint.check_servable(start["max_fact_tokens"], config.max_thinking_tokens)
+    checkpoint.say_changes()
     settings = config.model_dump(mode="json")
     inputs = {"train": find_cases(config.corpus, "train")}
     if "parent" in start:
@@ -192,8 +198,10 @@ def train_grpo(config: GRPOSettings) -> None:
     run_dir = ask_main(lambda: open_run(config.out, settings, inputs))
     # Before the model: under ZeRO-3 and FSDP it is loaded in parts.
     arguments = GRPOConfig(**options, use_cpu=not torch.cuda.is_available())
-    tokenizer = AutoTokenizer.from_pretrained(config.model, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
+    tokenizer, model = checkpoint.tokenizer, checkpoint.load_model()
+    compact = config.compact and can_pack(model)
+    if config.compact and not compact:
+        logger.info("%s can't read branches in one row: TRL's own rollouts", config.model)
     resume = ask_main(lambda: last_checkpoint(run_dir))
     trajectories = run_dir / "trajectories"
     step = checkpoint_step(resume) if resume else 0
@@ -207,7 +215,7 @@ def train_grpo(config: GRPOSettings) -> None:
         partial_share=config.partial_share,
         num_generations=config.generations,
         end_ids=encode(tokenizer, THINK_END),
-        eos_id=tokenizer.eos_token_id,
+        eos_ids=checkpoint.eos_ids,
         config_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         checkpoint_sha256=start["parent"].manifest_sha256 if "parent" in start else "",
         guard=config.guard,
@@ -220,7 +228,7 @@ def train_grpo(config: GRPOSettings) -> None:
     trainer = RecordingTrainer(
         reward=reward,
         writer=TrajectoryWriter(trajectories),
-        compact=config.compact,
+        compact=compact,
         seed_rollouts=config.seed_rollouts,
         estimator=config.advantages,
         spread_floor=config.spread_floor,
@@ -235,6 +243,8 @@ def train_grpo(config: GRPOSettings) -> None:
         peft_config=adapter_config(config.lora) if config.lora else None,
     )
     trainer.remove_callback(PrinterCallback)
+    if config.lora:
+        forget_source(trainer.model)
     if resume:
         logger.info("resuming from %s", resume)
         if saved_processes(resume) != processes.num_processes:
@@ -262,14 +272,12 @@ def train_grpo(config: GRPOSettings) -> None:
     logger.info("GRPO model in %s after %.0f s", config.out, time.monotonic() - started)
 
 
-def describe_start(config: GRPOSettings) -> dict[str, Any]:
-    """Manifest fields that follow from the model training starts from.
+def describe_start(config: GRPOSettings, manifest: Manifest | None) -> dict[str, Any]:
+    """Manifest fields that follow from the model training starts from, a folder made here or not.
 
-    Raises ValueError when a folder made here is broken, and when another checkpoint comes without
-    `max_fact_tokens`.
+    Raises ValueError when another checkpoint comes without `max_fact_tokens`.
     """
-    if (Path(config.model) / MANIFEST).is_file():
-        manifest = load_manifest(config.model, expect="hf")
+    if manifest:
         return {
             "base": manifest.base,
             "parent": parent_of(Path(config.model)),

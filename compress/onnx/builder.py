@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 # What this project prunes, distils and serves; the builder knows more, which nobody tried here.
 ARCHITECTURES = (
+    "GraniteForCausalLM",
     "LlamaForCausalLM",
     "MistralForCausalLM",
     "Qwen2ForCausalLM",
@@ -38,8 +39,8 @@ _FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.
 def check_model(model: Path, recipe: Recipe) -> None:
     """Refuse what the builder would fail at or, worse, silently get wrong.
 
-    Raises ValueError for an architecture that it can't export, or a shape that does not suit the
-    recipe.
+    Raises ValueError for an architecture that it can't export, a tokenizer that its runtime would
+    read otherwise, or a shape that does not suit the recipe.
     """
     shape = json.loads((model / "config.json").read_text(encoding="utf-8"))
     names = shape.get("architectures") or ["none"]
@@ -49,6 +50,19 @@ def check_model(model: Path, recipe: Recipe) -> None:
             f"{', '.join(ARCHITECTURES)}"
         )
     recipe.check_shape(shape)
+    window = shape.get("sliding_window")
+    if window and not shape.get("layer_types") and window < shape["max_position_embeddings"]:
+        raise ValueError(
+            f"{model / 'config.json'} has a sliding_window of {window}, which the model builder "
+            "leaves out: serve this model with vLLM, or, where all prompts are shorter, set "
+            "max_position_embeddings to it"
+        )
+    tokenizer = (model / "tokenizer.json").read_text(encoding="utf-8")
+    if '"ByteLevel"' not in tokenizer:
+        raise ValueError(
+            f"{model / 'tokenizer.json'} is no ByteLevel BPE, which onnxruntime-genai turns into "
+            "other tokens: serve this model with vLLM or TensorRT-LLM"
+        )
 
 
 def check_room(model: Path, folder: Path, recipe: Recipe) -> None:
@@ -73,7 +87,8 @@ def build_graph(model: Path, folder: Path, recipe: Recipe) -> None:
     Raises OSError when the disk is full and RuntimeError when the builder fails otherwise.
     """
     # The last position's logits are all an engine reads; the rest cost a seventh of a demo prefill.
-    options = ["hf_token=false", "prune_lm_head=true"]
+    # Layers with a sliding window keep the whole cache too: the engine rewinds it.
+    options = ["hf_token=false", "prune_lm_head=true", "windowed_kv_cache=false"]
     if not recipe.fused:
         options.append("fuse_qk_norm_gqa=false")
     options += recipe.builder_options()

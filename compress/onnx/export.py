@@ -37,6 +37,7 @@ from compress.onnx.recipes import DEFAULT_RECIPE, RECIPES, Device, Recipe
 from compress.onnx.speculation import add_likeliest
 from compress.prompts import sample_prompts
 from curt.artifact import Manifest, load_manifest, write_artifact
+from curt.checkpoint import check_servable
 from curt.classifier.candidates import load_prompts
 from curt.config import Config, run
 from curt.corpus.store import read_cases
@@ -111,6 +112,7 @@ def export_ort(config: ExportOrtConfig) -> None:
     """
     parent, recipe = load_manifest(config.model, expect="hf"), config.recipe
     check_model(config.model, recipe)
+    check_servable(config.model, parent.max_fact_tokens, parent.max_thinking_tokens)
     check_room(config.model, config.out, recipe)
     from transformers import AutoTokenizer
 

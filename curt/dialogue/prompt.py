@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from curt.dialogue.answer import LINES, THINK_START
+from curt.dialogue.answer import LINES, THINK_END, THINK_START
 from curt.dialogue.excerpt import NOTHING, Excerpt, LeftOut, make_excerpt
 
 PROMPT_VERSION = "verdict-2"
@@ -148,7 +148,11 @@ class Prompts:
             messages, tokenize=False, add_generation_prompt=True
         )
         assert isinstance(text, str)
-        return text + THINK_START
+        before, opened, after = text.rpartition(THINK_START)
+        if opened and not after.strip():  # the template opens it, with a line break perhaps
+            return text
+        # Some templates close it at once: they are for answers without thinking.
+        return (before if opened and after.strip() == THINK_END else text) + THINK_START
 
     def _find_tokens(self, text: str) -> Sequence[tuple[int, int]]:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

@@ -42,7 +42,6 @@ class TransformersEngine:
         if guided:
             raise ValueError("the transformers engine can't hold answers to a grammar")
         import torch
-        from transformers import AutoModelForCausalLM
 
         folder = Path(folder)
         self.manifest = load_manifest(folder, expect="hf")
@@ -50,8 +49,7 @@ class TransformersEngine:
         self.batch = batch
         self.tokenizer = PromptTokenizer(folder)
         self.prompts = load_prompts(folder, self.tokenizer, self.manifest.max_fact_tokens)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder)
-        self.model = model.to(self.device).eval()
+        self.model = load_model(folder).to(self.device).eval()
         self.close_ids = self.tokenizer.encode(THINK_END)
         self.eos_ids = read_eos_ids(folder, self.tokenizer)
 
@@ -132,6 +130,19 @@ class TransformersEngine:
         decode_ms = (time.perf_counter() - started_s) * 1e3 / len(requests)
         ends = [writing.end(0.0, decode_ms) for writing in writings]
         return [end.generation for end in ends if end.generation]
+
+
+def load_model(path: Path | str, **options: Any) -> Any:
+    """The model at `path`, with `options` of `from_pretrained`, computing what it was trained to.
+
+    Attention that caps its scores (Gemma 2) is run eagerly: torch's fused one leaves the cap out.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(path, **options)
+    if getattr(model.config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
+    return model
 
 
 class _Reader:

@@ -96,7 +96,7 @@ class GroupScores:
             partial_share=self.settings.partial_share,
             num_generations=size,
             end_ids=self._end_ids,
-            eos_id=self.tokenizer.eos_token_id,
+            eos_ids=[self.tokenizer.eos_token_id],
             config_sha256="",
         )
         scores = reward(

@@ -34,7 +34,7 @@ def make_reward(penalty=None, **changes):
         "partial_share": 0.4,
         "num_generations": 2,
         "end_ids": [END],
-        "eos_id": EOS,
+        "eos_ids": [EOS],
         "config_sha256": "abc",
     }
     return GroupReward(**options | changes)

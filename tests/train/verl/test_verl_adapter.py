@@ -69,7 +69,7 @@ def trainers_own(settings, tokenizer, samples):
         partial_share=settings.partial_share,
         num_generations=len(samples),
         end_ids=tokenizer(THINK_END, add_special_tokens=False)["input_ids"],
-        eos_id=tokenizer.eos_token_id,
+        eos_ids=[tokenizer.eos_token_id],
         config_sha256="x",
     )
     return reward(
