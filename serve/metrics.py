@@ -39,8 +39,8 @@ TOKEN_BUCKETS = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
 
 # Why the pool refuses a request or gives it up; a test compares them with its code.
 SHED_REASONS = (
-    "draining", "starting", "deadline_too_short", "queue_full", "overloaded", "expired",
-    "overrun", "worker_died", "front_busy",
+    "draining", "starting", "queue_full", "overloaded", "expired", "overrun", "worker_died",
+    "front_busy",
 )  # fmt: skip
 MAX_REASONS = 40
 _REASON = re.compile(r"[a-z][a-z_]{0,39}")

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import error_body
+from serve.errors import NO_RETRY, error_body
 from serve.metrics import Metrics
 
 access = logging.getLogger("serve.access")
@@ -62,7 +62,8 @@ class RequestContext:
             log_failure(request_id, error)
             if status == 0:
                 body = error_body("internal", "internal error", request_id)
-                await JSONResponse(body, status_code=500)(scope, receive, send_with_id)
+                reply = JSONResponse(body, status_code=500, headers=NO_RETRY)
+                await reply(scope, receive, send_with_id)
         seconds = time.monotonic() - started_s
         route = getattr(scope.get("route"), "path", "-")
         if scope["path"] in COUNTED_PATHS:

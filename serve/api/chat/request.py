@@ -65,11 +65,11 @@ class ApiError(Exception):
         message: str,
         *,
         param: str | None = None,
-        retry_after_s: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.param = status, code, message, param
-        self.retry_after_s = retry_after_s
+        self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
         """The JSON of the reply."""

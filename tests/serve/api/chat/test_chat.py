@@ -38,7 +38,12 @@ from serve.api.errors import install_handlers
 from serve.api.reply import Replies
 from serve.edge.context import RequestContext
 from serve.edge.limits import BodyLimit
-from serve.errors import EngineFailedError, OverloadedError
+from serve.errors import (
+    DeadlineTooShortError,
+    EngineFailedError,
+    OverloadedError,
+    RequestError,
+)
 from serve.metrics import Metrics
 from serve.pool.job import Job, Piece
 from serve.pool.pool import WorkerPool
@@ -246,6 +251,24 @@ def test_a_refusal_before_work_is_a_503_with_retry_after(
     assert fault.value.code == "overloaded"
     assert fault.value.type == "server_error"
     assert fault.value.response.headers["retry-after"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status", "param", "tries"),
+    [
+        (DeadlineTooShortError("deadline_too_short", "too short"), 400, "deadline_ms", 1),
+        (EngineFailedError("worker_died", "two workers died on it"), 500, None, 1),
+        (OverloadedError("overloaded", "behind those waiting"), 503, None, 3),
+    ],
+)
+def test_what_can_not_succeed_is_not_tried_again(
+    client: OpenAI, pool: FakePool, refusal: RequestError, status: int, param: str, tries: int
+) -> None:
+    pool.refusal = refusal
+    with pytest.raises(openai.APIStatusError) as fault:
+        ask(client.with_options(max_retries=2))
+    assert (fault.value.status_code, fault.value.param) == (status, param)
+    assert len(pool.jobs) == tries
 
 
 def test_a_fault_in_mid_stream_is_an_error_of_the_client(
