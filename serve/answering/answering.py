@@ -21,7 +21,7 @@ from serve.answering.confidence import (
     Reading,
 )
 from serve.errors import ClientGoneError
-from serve.metrics import Metrics
+from serve.metrics import CLIENT_CLOSED, Metrics
 from serve.pool.job import Job, ServedStream
 from serve.served import Identity, Served
 from serve.settings import Settings
@@ -261,7 +261,7 @@ class Attended:
         self._over = True
         self._leaving.cancel()
         if self._gone and self._working.uncancel() == 0 and kind is asyncio.CancelledError:
-            raise ClientGoneError("client_closed", "the client closed the connection") from None
+            raise ClientGoneError(CLIENT_CLOSED, "the client closed the connection") from None
 
     def _stop(self, _: asyncio.Task[None]) -> None:
         if not self._over:

@@ -28,8 +28,9 @@ QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})  # polled every few 
 class RequestContext:
     """ASGI middleware that sets `state.request_id`, `state.started_s` and `state.log`.
 
-    Routes add their counts to the dict `state.log`, which becomes part of the access log line. The
-    line names the route's pattern, never the path as sent, which may hold a client's text.
+    Routes add their counts to the dict `state.log`, which becomes part of the access log line, and
+    set `state.counts_cases` where they have counted several cases themselves. The line names the
+    route's pattern, never the path as sent, which may hold a client's text.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -68,6 +69,8 @@ class RequestContext:
         route = getattr(scope.get("route"), "path", "-")
         if scope["path"] in COUNTED_PATHS:
             self.metrics.record_end(status, fields.get("error"), seconds)
+            if not state.get("counts_cases"):
+                self.metrics.record_case(status, fields)
         line = {
             "request_id": request_id,
             "method": scope["method"],
