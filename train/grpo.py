@@ -12,6 +12,7 @@ same command goes on from the last checkpoint.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import random
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from curt.artifact import MANIFEST, Manifest, parent_of
-from curt.checkpoint import check_rate, read_checkpoint
+from curt.checkpoint import Checkpoint, check_rate, read_checkpoint
 from curt.classifier.candidates import draw_candidates, load_prompts, read_candidates
 from curt.config import Config, run
 from curt.corpus.store import find_cases, read_cases
@@ -145,6 +146,8 @@ class GRPOSettings(Config):
     def _known_sampler(self) -> GRPOSettings:
         if self.seed_rollouts and not self.compact:
             raise ValueError("seed_rollouts without compact: only that sampler can be seeded so")
+        if self.compact and self.trl.get("use_vllm"):
+            raise ValueError("compact samples without vLLM: leave it or trl.use_vllm out")
         if self.oversample and self.micro_batch:
             raise ValueError("oversample chooses among whole batches: leave micro_batch out")
         return self
@@ -186,6 +189,8 @@ def train_grpo(config: GRPOSettings) -> None:
     started = time.monotonic()
     processes = join_processes()
     checkpoint = read_checkpoint(config.model)
+    if config.trl.get("use_vllm"):
+        check_vllm(checkpoint)
     start = describe_start(config, checkpoint.manifest)
     check_rate(checkpoint, config.learning_rate, adapters=config.lora is not None)
     checkpoint.check_servable(start["max_fact_tokens"], config.max_thinking_tokens)
@@ -270,6 +275,21 @@ def train_grpo(config: GRPOSettings) -> None:
         run=run_dir, source=config.model, lora=config.lora, history=history,
     )  # fmt: skip
     logger.info("GRPO model in %s after %.0f s", config.out, time.monotonic() - started)
+
+
+def check_vllm(checkpoint: Checkpoint) -> None:
+    """Raise ValueError where vLLM is not there, or would load another model than is trained."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError(
+            "use_vllm needs vLLM beside TRL: install both as docs/training.md says, or set it to "
+            "false"
+        )
+    if checkpoint.pieces or checkpoint.source.gguf_file:
+        raise ValueError(
+            f"vLLM would load {checkpoint.source.name} as it is, without the tokens added to it: "
+            f"start from the folder that `python -m curt.checkpoint --model "
+            f"{checkpoint.source.name} --out FOLDER` writes"
+        )
 
 
 def describe_start(config: GRPOSettings, manifest: Manifest | None) -> dict[str, Any]:

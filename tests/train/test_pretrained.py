@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from curt.engines.tokenizer import PromptTokenizer, read_eos_ids
 from tests.checkpoints import make_checkpoint
 from tests.train.training_runs import grpo_config, made_by, make_corpus, sft_config
 from train.data.trajectories import read_rollouts
-from train.grpo import train_grpo
+from train.grpo import GRPOSettings, check_vllm, train_grpo
 from train.runs.checkpoints import run_folder
 from train.runs.lora import Lora
 from train.sft import SFTConfig, train_warm_start
@@ -128,3 +129,24 @@ def test_rates_follow_from_what_training_starts_from(tmp_path, micro_model):
         pretrained, manifest=load_manifest(micro_model).model_copy(update={"base": SCRATCH})
     )
     assert SFTConfig(model="m", muon_rate=0.02).choose_rate(ours) == 2e-3
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is there")
+def test_a_missing_vllm_is_said_before_the_run_folder_is_made(tmp_path, micro_model):
+    config = grpo_config(tmp_path, micro_model, tmp_path / "out", trl={"use_vllm": True})
+    (tmp_path / "train.jsonl").write_text("")
+    with pytest.raises(ValueError, match="use_vllm needs vLLM beside TRL"):
+        train_grpo(config)
+    assert not run_folder(config.out).exists()
+
+
+def test_vllm_is_not_given_a_checkpoint_that_lacks_the_tokens_added(tmp_path, monkeypatch):
+    monkeypatch.setattr("train.grpo.importlib.util.find_spec", lambda name: object())
+    check_vllm(read_checkpoint(make_checkpoint(tmp_path / "qwen3", "qwen3")))
+    with pytest.raises(ValueError, match=r"python -m curt\.checkpoint --model"):
+        check_vllm(read_checkpoint(make_checkpoint(tmp_path / "qwen2.5", "qwen2.5")))
+
+
+def test_compact_rollouts_are_not_vllms():
+    with pytest.raises(ValueError, match="compact samples without vLLM"):
+        GRPOSettings(compact=True, trl={"use_vllm": True})
