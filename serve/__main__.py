@@ -71,7 +71,7 @@ def main() -> None:
             for e in error.errors()
         )
         _refuse(f"settings refused\n{problems}")
-    configure_logging(json=settings.log_json)
+    configure_logging(json=settings.log_json, background=True)
     # No log line names thread or process; looking them up would cost system calls for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each call to a remote engine
