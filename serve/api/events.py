@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from serve.edge.context import log_failure
 from serve.errors import RequestError
 from serve.metrics import CLIENT_CLOSED
-from serve.pool.job import Piece, ServedStream
+from serve.pool.job import JobStream, Piece
 from serve.served import Served
 from serve.settings import MAX_DEADLINE_MS
 
@@ -32,7 +32,7 @@ class JobEvents(EventSourceResponse):
 
     def __init__(
         self,
-        stream: ServedStream,
+        stream: JobStream,
         request: Request,
         *,
         first: Event,

@@ -274,7 +274,8 @@ def test_workers_end_with_a_server_that_is_killed(own: Server) -> None:
     [
         ({"CURT_MODEL": "/no/such/model"}, "is not a folder"),
         ({"CURT_PORT": "many"}, "CURT_PORT"),
-        ({"CURT_MODEL": ""}, "no manifest.json"),
+        ({"CURT_MODEL": ""}, "CURT_MODEL: Field required"),
+        ({"CURT_MODEL": "/"}, "no manifest.json"),
     ],
 )
 def test_a_wrong_setting_ends_the_start_with_a_message(

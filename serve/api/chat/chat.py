@@ -122,7 +122,7 @@ def make_router(
         usage = bool(body.stream_options and body.stream_options.include_usage)
         chunks = Chunks(completion, reply_to, include_usage=usage)
         return JobEvents(
-            answering.stream(request, job),
+            await answering.stream(request, job),
             request,
             first=chunks.first(),
             tell=chunks.tell,
