@@ -36,7 +36,10 @@ from curt.config import Config, run
 from curt.dialogue import (
     BUDGET_LEVELS,
     CHAT_TEMPLATE,
+    EXAMPLE_ANSWER,
+    GRAMMAR_VERSION,
     MAX_ANSWER_TOKENS,
+    PROMPT_VERSION,
     SYSTEM,
     THINK_END,
     THINK_START,
@@ -44,7 +47,6 @@ from curt.dialogue import (
     build_messages,
     encode,
 )
-from curt.engines.grammar import SAMPLE
 from curt.engines.tokenizer import PromptTokenizer, read_context_tokens, read_eos_ids
 from curt.engines.transformers import load_model
 
@@ -150,7 +152,9 @@ class Checkpoint:
         model.config.architectures = [type(model).__name__]  # GGUF files name none
         return model
 
-    def check_servable(self, max_fact_tokens: int, max_thinking_tokens: int) -> None:
+    def check_servable(
+        self, max_fact_tokens: int, max_thinking_tokens: int, version: str = PROMPT_VERSION
+    ) -> None:
         """Raise ArtifactError where no engine could serve a model trained from this.
 
         The engines' own readers are asked, over the files that training would write.
@@ -163,7 +167,7 @@ class Checkpoint:
             eos = json.dumps({"eos_token_id": self.eos_ids})
             (folder / "generation_config.json").write_text(eos, encoding="utf-8")
             try:
-                check_servable(folder, max_fact_tokens, max_thinking_tokens)
+                check_servable(folder, max_fact_tokens, max_thinking_tokens, version)
             except ArtifactError as error:
                 text = str(error).replace(str(folder), self.source.name)
                 raise ArtifactError(text) from None
@@ -191,7 +195,9 @@ def read_checkpoint(model: str | Path) -> Checkpoint:
     return Checkpoint(source, tokenizer, eos_ids, pieces, changes, manifest)
 
 
-def check_servable(folder: Path, max_fact_tokens: int, max_thinking_tokens: int) -> None:
+def check_servable(
+    folder: Path, max_fact_tokens: int, max_thinking_tokens: int, version: str = PROMPT_VERSION
+) -> None:
     """Raise ArtifactError where an "hf" folder's files are not what every engine reads.
 
     A warning is logged where an answer of two charges takes more tokens than serving allows.
@@ -200,7 +206,7 @@ def check_servable(folder: Path, max_fact_tokens: int, max_thinking_tokens: int)
     tokenizer.single_id(THINK_END)
     read_eos_ids(folder, tokenizer)
     context = read_context_tokens(folder)
-    prompts = Prompts(tokenizer, max_fact_tokens)
+    prompts = Prompts(tokenizer, max_fact_tokens, version=version)
     bare = max(len(prompts.encode("", budget, "")) for budget in BUDGET_LEVELS)
     needed = bare + max_fact_tokens + max_thinking_tokens + 1 + MAX_ANSWER_TOKENS
     if needed > context:
@@ -209,7 +215,7 @@ def check_servable(folder: Path, max_fact_tokens: int, max_thinking_tokens: int)
             f"{max_thinking_tokens} of thinking and an answer need {needed}: lower max_fact_tokens "
             "or max_thinking_tokens"
         )
-    if (tokens := tokenizer.count(SAMPLE)) > MAX_ANSWER_TOKENS:
+    if (tokens := tokenizer.count(EXAMPLE_ANSWER)) > MAX_ANSWER_TOKENS:
         logger.warning(
             "an answer of two charges takes %d tokens of this tokenizer and serving allows %d: "
             "long answers will be cut; a tokenizer that knows Chinese takes about 45",
@@ -473,12 +479,15 @@ class CheckpointConfig(Config):
     """Longer facts become excerpts."""
     max_thinking_tokens: int = Field(256, ge=0)
     """Largest thinking budget it is asked for."""
+    tell_grammar: bool = True
+    """Tell the answer grammar in every prompt: it was not trained on it."""
 
 
 def write_checkpoint(config: CheckpointConfig) -> None:
     """Say what is changed in a checkpoint; write it as a model folder where one is named."""
     checkpoint = read_checkpoint(config.model)
-    checkpoint.check_servable(config.max_fact_tokens, config.max_thinking_tokens)
+    version = GRAMMAR_VERSION if config.tell_grammar else PROMPT_VERSION
+    checkpoint.check_servable(config.max_fact_tokens, config.max_thinking_tokens, version)
     checkpoint.say_changes()
     if config.out is None:
         return
@@ -488,6 +497,7 @@ def write_checkpoint(config: CheckpointConfig) -> None:
         "stage": "checkpoint",
         "base": checkpoint.manifest.base if checkpoint.manifest else config.model,
         "parent": parent_of(Path(config.model)) if checkpoint.manifest else None,
+        "prompt_version": version,
         "max_fact_tokens": config.max_fact_tokens,
         "max_thinking_tokens": config.max_thinking_tokens,
         "config": config.model_dump(mode="json"),

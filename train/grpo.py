@@ -27,7 +27,14 @@ from curt.checkpoint import Checkpoint, check_rate, read_checkpoint
 from curt.classifier.candidates import draw_candidates, load_prompts, read_candidates
 from curt.config import Config, run
 from curt.corpus.store import find_cases, read_cases
-from curt.dialogue import MAX_ANSWER_TOKENS, THINK_END, Prompts, encode
+from curt.dialogue import (
+    GRAMMAR_VERSION,
+    MAX_ANSWER_TOKENS,
+    PROMPT_VERSION,
+    THINK_END,
+    Prompts,
+    encode,
+)
 from train.judge import JudgeSettings, JudgeUnavailableError, make_judge
 from train.loop.advantages import Estimator
 from train.loop.curriculum import Curriculum, Levels, draw_budget
@@ -59,6 +66,9 @@ class GRPOSettings(Config):
     """Model folder to start from, or any other checkpoint: hub id, folder or GGUF file."""
     max_fact_tokens: int | None = None
     """Longer facts become excerpts. A model folder made here says so itself."""
+    tell_grammar: bool | None = None
+    """Tell the answer grammar in every prompt. By default as the model folder was trained, and to
+    any other checkpoint."""
     corpus: Path = Path("artifacts/demo/corpus")
     """Folder with the training cases, train.jsonl or train.parquet."""
     candidates: Path | None = None
@@ -193,7 +203,9 @@ def train_grpo(config: GRPOSettings) -> None:
         check_vllm(checkpoint)
     start = describe_start(config, checkpoint.manifest)
     check_rate(checkpoint, config.learning_rate, adapters=config.lora is not None)
-    checkpoint.check_servable(start["max_fact_tokens"], config.max_thinking_tokens)
+    checkpoint.check_servable(
+        start["max_fact_tokens"], config.max_thinking_tokens, start["prompt_version"]
+    )
     checkpoint.say_changes()
     settings = config.model_dump(mode="json")
     inputs = {"train": find_cases(config.corpus, "train")}
@@ -241,7 +253,10 @@ def train_grpo(config: GRPOSettings) -> None:
         model=model,
         args=arguments,
         train_dataset=build_prompts(
-            config, load_prompts(config.model, tokenizer, start["max_fact_tokens"])
+            config,
+            load_prompts(
+                config.model, tokenizer, start["max_fact_tokens"], start["prompt_version"]
+            ),
         ),
         processing_class=tokenizer,
         callbacks=[stop, watch, ProgressBar(f"GRPO, penalty {config.penalty.type}")],
@@ -297,8 +312,11 @@ def describe_start(config: GRPOSettings, manifest: Manifest | None) -> dict[str,
 
     Raises ValueError when another checkpoint comes without `max_fact_tokens`.
     """
+    told = config.tell_grammar
+    version = GRAMMAR_VERSION if told or told is None else PROMPT_VERSION
     if manifest:
         return {
+            "prompt_version": manifest.prompt_version if told is None else version,
             "base": manifest.base,
             "parent": parent_of(Path(config.model)),
             "max_fact_tokens": config.max_fact_tokens or manifest.max_fact_tokens,
@@ -308,7 +326,11 @@ def describe_start(config: GRPOSettings, manifest: Manifest | None) -> dict[str,
             f"{config.model} has no {MANIFEST}: set max_fact_tokens to start from a checkpoint "
             "that was not made here"
         )
-    return {"base": config.model, "max_fact_tokens": config.max_fact_tokens}
+    return {
+        "base": config.model,
+        "prompt_version": version,
+        "max_fact_tokens": config.max_fact_tokens,
+    }
 
 
 def trl_options(config: GRPOSettings, run: Path, processes: int = 1) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from curt.classifier.candidates import load_prompts, load_reader, read_candidate
 from curt.config import Config, run
 from curt.corpus.generate.generator import VERBOSITIES
 from curt.corpus.store import find_cases, read_cases
-from curt.dialogue import Prompts
+from curt.dialogue import GRAMMAR_VERSION, PROMPT_VERSION, Prompts
 from train.runs.checkpoints import last_checkpoint, open_run, share_random_state
 from train.runs.lora import Lora, adapter_config, forget_source
 from train.runs.shares import cut_batch
@@ -60,6 +60,8 @@ class SFTConfig(Config):
     own for cases without."""
     candidates_share: float = Field(0.85, ge=0, le=1)
     """Share of the cases that have a line of candidates, where there is a reader."""
+    tell_grammar: bool = False
+    """Tell the answer grammar in every prompt, as to a model that was not trained on it."""
     max_fact_tokens: int = 256
     """Longer facts become excerpts."""
     max_thinking_tokens: int = 128
@@ -157,8 +159,9 @@ def train_warm_start(config: SFTConfig) -> None:
     one_pass, passes = config.cut_step(processes.num_processes)
     checkpoint = read_checkpoint(config.model) if config.model else None
     rate = config.choose_rate(checkpoint)
+    version = GRAMMAR_VERSION if config.tell_grammar else PROMPT_VERSION
     if checkpoint:
-        checkpoint.check_servable(config.max_fact_tokens, config.max_thinking_tokens)
+        checkpoint.check_servable(config.max_fact_tokens, config.max_thinking_tokens, version)
         checkpoint.say_changes()
     run_dir = ask_main(lambda: open_run(config.out, settings, inputs))
     arguments = TrainingArguments(
@@ -210,9 +213,9 @@ def train_warm_start(config: SFTConfig) -> None:
             model.enable_input_require_grads()  # or nothing before the first adapter has gradients
     if config.reader:
         reader = load_reader(config.reader)
-        prompts = Prompts(tokenizer, config.max_fact_tokens, reader)
+        prompts = Prompts(tokenizer, config.max_fact_tokens, reader, version)
     else:
-        prompts = load_prompts(config.model or "", tokenizer, config.max_fact_tokens)
+        prompts = load_prompts(config.model or "", tokenizer, config.max_fact_tokens, version)
     examples = build_examples(
         cases,
         tokenizer,
@@ -262,6 +265,7 @@ def train_warm_start(config: SFTConfig) -> None:
         "format": "hf",
         "stage": "warm-start",
         "base": config.model or SCRATCH,
+        "prompt_version": version,
         "max_fact_tokens": config.max_fact_tokens,
         "max_thinking_tokens": config.max_thinking_tokens,
         "config": settings,

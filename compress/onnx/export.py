@@ -112,7 +112,9 @@ def export_ort(config: ExportOrtConfig) -> None:
     """
     parent, recipe = load_manifest(config.model, expect="hf"), config.recipe
     check_model(config.model, recipe)
-    check_servable(config.model, parent.max_fact_tokens, parent.max_thinking_tokens)
+    check_servable(
+        config.model, parent.max_fact_tokens, parent.max_thinking_tokens, parent.prompt_version
+    )
     check_room(config.model, config.out, recipe)
     from transformers import AutoTokenizer
 

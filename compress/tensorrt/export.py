@@ -116,7 +116,9 @@ def export_trt(config: ExportTrtConfig) -> None:
     differs from its parent.
     """
     parent = load_manifest(config.model, expect="hf")
-    check_servable(config.model, parent.max_fact_tokens, parent.max_thinking_tokens)
+    check_servable(
+        config.model, parent.max_fact_tokens, parent.max_thinking_tokens, parent.prompt_version
+    )
     shape = json.loads((config.model / "config.json").read_text(encoding="utf-8"))
     precision, reason = choose_precision(config.gpu, config.precision, widths=model_widths(shape))
     log.info("precision %s: %s", precision, reason)

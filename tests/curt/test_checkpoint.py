@@ -18,7 +18,9 @@ from curt.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from curt.classifier.candidates import load_prompts
 from curt.dialogue import SYSTEM, THINK_END, THINK_START, Prompts
+from curt.dialogue.answer import describe_grammar
 from curt.engines.tokenizer import PromptTokenizer, read_eos_ids
 from curt.engines.transformers import load_model
 from tests.checkpoints import KINDS, make_checkpoint
@@ -74,6 +76,9 @@ def test_a_prompt_opens_thinking_once_and_begins_with_bos_once(written, kind):
     full, light = AutoTokenizer.from_pretrained(written(kind)), PromptTokenizer(written(kind))
     prompt = Prompts(light, 200).encode(FACTS[0], 16)
     text = Prompts(full, 200).text(FACTS[0], 16)
+    told = load_prompts(written(kind), light, 200).text(FACTS[0], 16)
+    assert describe_grammar() in told
+    assert told.rstrip().endswith(THINK_START)
     assert prompt.ids == Prompts(full, 200).encode(FACTS[0], 16).ids
     assert text.count(THINK_START) == 1
     assert text.rstrip().endswith(THINK_START)

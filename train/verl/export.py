@@ -59,8 +59,10 @@ def export(config: VerlExportConfig) -> None:
     changes = {"corpus": config.corpus, "model": config.model}
     settings = settings.model_copy(update={k: v for k, v in changes.items() if v is not None})
     checkpoint = read_checkpoint(settings.model)
-    most = describe_start(settings, checkpoint.manifest)["max_fact_tokens"]
-    prompts = load_prompts(settings.model, checkpoint.tokenizer, most)
+    start = describe_start(settings, checkpoint.manifest)
+    prompts = load_prompts(
+        settings.model, checkpoint.tokenizer, start["max_fact_tokens"], start["prompt_version"]
+    )
     known = read_candidates(settings.candidates)
     rng = random.Random(settings.seed)
     cases = list(read_cases(find_cases(settings.corpus, "train")))
