@@ -67,6 +67,23 @@ class EngineFailedError(RequestError):
     """The engine failed on a request; details are in the log, not in the reply."""
 
 
-def error_body(reason: str, message: str, request_id: str) -> dict[str, Any]:
-    """The body of every error reply."""
-    return {"error": {"code": reason, "message": message}, "request_id": request_id}
+OPENAI_PREFIX = "/v1/"
+_OPENAI_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+
+
+def openai_type(status: int) -> str:
+    """The `type` that OpenAI's protocol has for a status."""
+    return _OPENAI_TYPES.get(status, "server_error" if status >= 499 else "invalid_request_error")
+
+
+def error_body(
+    reason: str, message: str, request_id: str, *, path: str = "", status: int = 500
+) -> dict[str, Any]:
+    """The body of every error reply; on a path of OpenAI's protocol with the fields it has there.
+
+    Those of its routes name a parameter themselves (`serve.api.chat`).
+    """
+    error: dict[str, Any] = {"code": reason, "message": message}
+    if path.startswith(OPENAI_PREFIX):
+        error |= {"type": openai_type(status), "param": None}
+    return {"error": error, "request_id": request_id}

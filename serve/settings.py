@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -240,6 +241,17 @@ class Settings(BaseSettings):
                 f"CURT_ENGINE_URL is for {' and '.join(names)}, but CURT_ENGINE={self.engine}"
             )
         return self
+
+
+def describe_settings() -> str:
+    """Every setting's variable with its default and what it does."""
+    lines = []
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        value = "required" if field.is_required() else "" if default is None else f"{default}"
+        lines.append(f"{PREFIX}{name.upper()} ({value})" if value else f"{PREFIX}{name.upper()}")
+        lines.append(textwrap.indent(field.description or "", "    "))
+    return "\n".join(lines)
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:

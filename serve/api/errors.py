@@ -89,5 +89,7 @@ def _reply(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     request.state.log["error"] = reason
-    body = error_body(reason, message, request.state.request_id)
+    body = error_body(
+        reason, message, request.state.request_id, path=request.url.path, status=status
+    )
     return JSONResponse(body, status_code=status, headers=dict(headers or {}))

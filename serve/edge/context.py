@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PREDICT_PATH, BATCH_PATH = "/predict", "/predict/batch"
 COUNTED_PATHS = frozenset({PREDICT_PATH, BATCH_PATH, "/predict/stream", "/v1/chat/completions"})
-QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})  # polled every few seconds
+QUIET_ROUTES = frozenset(
+    {"/livez", "/readyz", "/health", "/ping", "/metrics"}
+)  # polled every few seconds
 
 
 class RequestContext:
@@ -62,7 +64,7 @@ class RequestContext:
         except Exception as error:
             log_failure(request_id, error)
             if status == 0:
-                body = error_body("internal", "internal error", request_id)
+                body = error_body("internal", "internal error", request_id, path=scope["path"])
                 reply = JSONResponse(body, status_code=500, headers=NO_RETRY)
                 await reply(scope, receive, send_with_id)
         seconds = time.monotonic() - started_s
@@ -126,5 +128,6 @@ async def refuse(
     """Answer a request with an ErrorReply from a middleware, which no exception handler covers."""
     state = scope.setdefault("state", {})
     state.setdefault("log", {})["error"] = reason
-    body = error_body(reason, message, state.get("request_id", ""))
+    request_id = state.get("request_id", "")
+    body = error_body(reason, message, request_id, path=scope["path"], status=status)
     await JSONResponse(body, status_code=status, headers=headers)(scope, receive, send)

@@ -222,7 +222,10 @@ def test_sigterm_drains_finishes_and_exits_with_zero(own: Server) -> None:
     until(lambda: statuses.count(200) > 2)
     signalled_s = time.monotonic()
     own.process.send_signal(signal.SIGTERM)
-    until(lambda: own.status("/readyz") == 503, 5)
+    kept = httpx.Client()
+    until(lambda: kept.get(own.url + "/readyz").headers.get("connection") == "close", 5)
+    assert kept.get(own.url + "/readyz").status_code == 503
+    kept.close()
     assert time.monotonic() - signalled_s < 0.4  # at once: the rest is the client's own
     assert own.process.wait(15) == 0
     asking.join(15)
@@ -267,6 +270,13 @@ def test_workers_end_with_a_server_that_is_killed(own: Server) -> None:
     own.process.kill()
     own.process.wait(10)
     until(lambda: not any(is_running(pid) for pid in workers), 10)
+
+
+def test_help_tells_the_settings() -> None:
+    command = [sys.executable, "-m", "serve", "--help"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "CURT_MODEL (required)" in ran.stdout
+    assert "CURT_DEFAULT_DEADLINE_MS (400)" in ran.stdout
 
 
 @pytest.mark.parametrize(
