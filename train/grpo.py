@@ -231,7 +231,7 @@ def train_grpo(config: GRPOSettings) -> None:
         ),
         partial_share=config.partial_share,
         num_generations=config.generations,
-        end_ids=encode(tokenizer, THINK_END),
+        end_id=encode(tokenizer, THINK_END)[0],
         eos_ids=checkpoint.eos_ids,
         config_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         checkpoint_sha256=start["parent"].manifest_sha256 if "parent" in start else "",

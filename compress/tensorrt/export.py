@@ -21,7 +21,7 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -58,9 +58,6 @@ from curt.dialogue import (
     render_completion,
 )
 from curt.files import sha256, write_json
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

@@ -171,7 +171,7 @@ class RemoteModel:
             self.tokenizer,
             prompt=prompt,
             thinking_limit=request.fit_thinking(len(prompt), self._context_tokens),
-            close_ids=[self._close_id],
+            close_id=self._close_id,
             eos_ids=self._eos_ids,
         )
         started_s, prefill_s = time.monotonic(), 0.0
