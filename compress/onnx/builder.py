@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import importlib.util
 import io
 import json
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 
 # What this project prunes, distils and serves; the builder knows more, which nobody tried here.
 ARCHITECTURES = (
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
     "GraniteForCausalLM",
     "LlamaForCausalLM",
     "MistralForCausalLM",
@@ -58,10 +62,10 @@ def check_model(model: Path, recipe: Recipe) -> None:
             "max_position_embeddings to it"
         )
     tokenizer = (model / "tokenizer.json").read_text(encoding="utf-8")
-    if '"ByteLevel"' not in tokenizer:
+    if not any(f'"{kind}"' in tokenizer for kind in ("ByteLevel", "ByteFallback")):
         raise ValueError(
-            f"{model / 'tokenizer.json'} is no ByteLevel BPE, which onnxruntime-genai turns into "
-            "other tokens: serve this model with vLLM or TensorRT-LLM"
+            f"{model / 'tokenizer.json'} is no BPE of bytes: facts would lose characters; use a "
+            "checkpoint with another tokenizer"
         )
 
 
@@ -135,6 +139,9 @@ def _run_builder(arguments: list[str]) -> None:
     kept, sys.argv = sys.argv, [spec.origin, *arguments]
     sys.path.insert(0, home)
     try:
+        base: Any = importlib.import_module("builders.base").Model
+        begin = base.__init__
+        base.__init__ = lambda self, config, *rest: begin(self, _one_rope(config), *rest)
         runpy.run_path(spec.origin, run_name="__main__")
     finally:
         sys.argv = kept
@@ -142,6 +149,15 @@ def _run_builder(arguments: list[str]) -> None:
         for name in set(sys.modules) - before:
             if (getattr(sys.modules[name], "__file__", None) or "").startswith(home):
                 del sys.modules[name]
+
+
+def _one_rope(config: Any) -> Any:
+    """A config as the builder reads it: Gemma 3 has a rotary embedding for each kind of layer."""
+    ropes = getattr(config, "rope_parameters", None) or {}
+    if "full_attention" in ropes:
+        config.rope_local_base_freq = ropes["sliding_attention"]["rope_theta"]
+        config.rope_parameters = dict(ropes["full_attention"])
+    return config
 
 
 def check_graph(folder: Path, recipe: Recipe) -> dict[str, float]:

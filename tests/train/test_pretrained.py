@@ -33,7 +33,7 @@ MATRIX = {  # how each is trained: all weights or adapters, rollouts of our own 
     "granite": (None, True),
     "mistral": (None, True),
 }
-NO_ORT = {"gemma3-base", "gemma2", "mistral"}  # refused there by name
+NO_ORT = {"mistral"}  # refused there by name
 
 
 @pytest.fixture(autouse=True)
