@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from curt.artifact import ArtifactError, Manifest, parent_of
+from curt.engines.transformers import load_model as load_any_model
 
 WEIGHT_SUFFIXES = (".onnx", ".data", ".safetensors")
 
@@ -17,11 +18,10 @@ def load_model(folder: Path, dtype: Any = None) -> Any:
     Progress bars, which would stand between the lines of the log, stay off from here on.
     """
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or torch.float32).eval()
+    return load_any_model(folder, dtype=dtype or torch.float32).eval()
 
 
 def describe_child(folder: Path, parent: Manifest, **own: Any) -> dict[str, Any]:

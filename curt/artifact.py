@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from curt.config import FrozenModel, flaws_of
-from curt.dialogue import PROMPT_VERSION
+from curt.dialogue import GRAMMAR_VERSION, PROMPT_VERSION
 from curt.files import sha256, whole_folder, write_json
 from curt.law.statutes import STATUTE_VERSION
 
@@ -112,7 +112,7 @@ def load_manifest(folder: Path | str, *, expect: Format | None = None) -> Manife
         ) from None
     if expect and manifest.format != expect:
         raise ArtifactError(f"{folder} holds {manifest.format}, but {expect} is needed here")
-    if manifest.prompt_version != PROMPT_VERSION:
+    if manifest.prompt_version not in (PROMPT_VERSION, GRAMMAR_VERSION):
         raise ArtifactError(
             f"{folder} was trained on prompt {manifest.prompt_version}, this code speaks "
             f"{PROMPT_VERSION}: use the matching release or train again"

@@ -68,7 +68,7 @@ class Replica:
     def __init__(self) -> None:
         settings = Settings()  # type: ignore[call-arg]  # from the environment
         refuse_state(settings)
-        configure_logging(json=settings.log_json)
+        configure_logging(json=settings.log_json, background=True)
         self._curt = create_app(settings)
         self._workers: Startable = self._curt.state.pool
         self._curt.router.lifespan_context = wait_until_ready(

@@ -6,11 +6,13 @@ server says 503 for a moment, finishes what it has taken, and exits with status 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
@@ -20,8 +22,13 @@ from curt.artifact import ArtifactError
 from curt.logs import configure_logging
 from serve.answering.answering import Startable
 from serve.app import create_app
-from serve.edge.connections import ConnectionLimits, limited_protocol, raise_file_limit
-from serve.settings import MAX_DEADLINE_MS, Settings, unknown_variables
+from serve.edge.connections import (
+    ConnectionLimits,
+    LimitedProtocol,
+    limited_protocol,
+    raise_file_limit,
+)
+from serve.settings import MAX_DEADLINE_MS, Settings, describe_settings, unknown_variables
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +36,15 @@ logger = logging.getLogger(__name__)
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that goes on answering 503 for a moment before it closes its socket."""
 
-    def __init__(self, config: uvicorn.Config, workers: Startable, drain_s: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        protocol: type[LimitedProtocol],
+        workers: Startable,
+        drain_s: float,
+    ) -> None:
         super().__init__(config)
+        self._protocol = protocol
         self._workers = workers
         self._drain_s = drain_s
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -55,14 +69,26 @@ class DrainingServer(uvicorn.Server):
 
     def _begin_drain(self) -> None:
         self._workers.drain()
+        self._protocol.is_draining = True
+        for connection in self.server_state.connections:
+            assert isinstance(connection, LimitedProtocol)
+            if connection.cycle is not None:  # whose reply has not begun
+                connection.cycle.keep_alive = False
         asyncio.get_running_loop().call_later(self._drain_s, self._close)
 
     def _close(self) -> None:
         self.should_exit = True
 
 
-def main() -> None:
+def main(argv: Sequence[str] = ()) -> None:
     """Run the server; exits with status 2 and a message when it is set up wrongly."""
+    parser = argparse.ArgumentParser(
+        prog="python -m serve",
+        description=__doc__,
+        epilog=describe_settings(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(argv)
     try:
         settings = Settings()  # type: ignore[call-arg]  # from the environment
     except ValidationError as error:
@@ -71,7 +97,7 @@ def main() -> None:
             for e in error.errors()
         )
         _refuse(f"settings refused\n{problems}")
-    configure_logging(json=settings.log_json)
+    configure_logging(json=settings.log_json, background=True)
     # No log line names thread or process; looking them up would cost system calls for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each call to a remote engine
@@ -91,11 +117,12 @@ def main() -> None:
     )
     if limits.max_connections < settings.max_connections:
         logger.warning("open files allow only %d connections", limits.max_connections)
+    protocol = limited_protocol(limits)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=limited_protocol(limits),
+        http=protocol,
         ws="none",
         timeout_keep_alive=settings.keep_alive_s,
         log_config=None,
@@ -104,7 +131,7 @@ def main() -> None:
         proxy_headers=False,  # serve.edge.limits reads them, from trusted proxies alone
         timeout_graceful_shutdown=MAX_DEADLINE_MS // 1000 + 5,
     )
-    DrainingServer(config, app.state.pool, settings.drain_s).run()
+    DrainingServer(config, protocol, app.state.pool, settings.drain_s).run()
 
 
 def _refuse(message: str) -> None:
@@ -113,4 +140,4 @@ def _refuse(message: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -111,7 +111,7 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
 
     # The framework tries routes in turn, and most requests are for the first.
     app.include_router(predict.make_router(answering, replies, settings))
-    app.include_router(batch.make_router(answering, replies, settings, metrics.registry))
+    app.include_router(batch.make_router(answering, replies, settings, metrics))
     app.include_router(stream.make_router(answering, replies, settings))
     app.include_router(chat.make_router(answering, replies, settings, identity))
     if variants:

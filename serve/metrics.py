@@ -7,7 +7,8 @@ number of error codes is capped, so that a mistake there can't create series wit
 from __future__ import annotations
 
 import re
-from typing import get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -37,10 +38,16 @@ TOKEN_TIME_BUCKETS_S = (
 RATIO_BUCKETS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0)
 TOKEN_BUCKETS = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
 
+Outcome = Literal["good", "late", "degraded", "refused", "failed", "rejected", "left"]
+"""What became of a case: a full verdict of the model in time, or later; none of the model; 503;
+another failure of ours; 400 to 499; its client hung up."""
+
+CLIENT_CLOSED = "client_closed"  # the error of a client that hung up
+
 # Why the pool refuses a request or gives it up; a test compares them with its code.
 SHED_REASONS = (
-    "draining", "starting", "deadline_too_short", "queue_full", "overloaded", "expired",
-    "overrun", "worker_died", "front_busy",
+    "draining", "starting", "queue_full", "overloaded", "expired", "overrun", "worker_died",
+    "front_busy",
 )  # fmt: skip
 MAX_REASONS = 40
 _REASON = re.compile(r"[a-z][a-z_]{0,39}")
@@ -90,9 +97,7 @@ class Metrics:
         self.short_thinking = self._counter(
             "short_thinking", "Answers that were allowed less thinking than usual", "cause"
         )
-        self.good = self._counter(
-            "good_answers", "Full verdicts of the model within their deadline"
-        )
+        self.cases = self._counter("cases", "Cases by what became of them", "outcome")
         self.deadline_missed = self._counter("deadline_missed", "Replies sent after their deadline")
         self.degraded = self._counter("degraded", "Replies without a full verdict", "reason")
         self.fallback = self._counter(
@@ -133,11 +138,13 @@ class Metrics:
             self.short_thinking.labels(cause)
         for stage in ("queued", "running"):
             self.cancelled.labels(stage)
+        for outcome in get_args(Outcome):
+            self.cases.labels(outcome)
         for status in ("200", "500", "503"):
             self.requests.labels(status)
 
-    def record_answer(self, served: Served, *, total_ms: float, deadline_ms: float) -> None:
-        """Count one answer: its times, its tokens and whether it was a good one.
+    def record_answer(self, served: Served, *, total_ms: float, deadline_ms: float) -> Outcome:
+        """Count one answer: its times and its tokens; whether it is a good one.
 
         An answer that no worker made (from the cache, or the classifier's) counts in the
         end-to-end figures only.
@@ -163,8 +170,25 @@ class Metrics:
             self.deadline_missed.inc()
         if served.degraded_reason:
             self.degraded.labels(served.degraded_reason).inc()
-        elif not late:
-            self.good.inc()
+            return "degraded"
+        return "late" if late else "good"
+
+    def record_case(self, status: int, log: Mapping[str, Any]) -> None:
+        """Count a case that has ended, of a request for one or for several.
+
+        `log` holds the `outcome` of an answer; where there was none, the `error` of a client that
+        left, and the `error_status` of a stream that broke off after its status had been sent.
+        """
+        outcome: Outcome | None = log.get("outcome")
+        status = log.get("error_status", status)
+        if outcome is None:
+            if log.get("error") == CLIENT_CLOSED or status == 0:
+                outcome = "left"
+            elif status < 500:
+                outcome = "rejected"
+            else:
+                outcome = "refused" if status == 503 else "failed"
+        self.cases.labels(outcome).inc()
 
     def record_end(self, status: int, reason: object, seconds: float) -> None:
         """Count a request to /predict that ended; `reason` is the code of its error, if any."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "CURT_"
 MIN_DEADLINE_MS, MAX_DEADLINE_MS = 20, 60_000
 MAX_BATCH_CASES = 1_000
+MIN_SECRET_BYTES = 16
 
 
 def _cpu_count() -> int:
@@ -29,7 +31,11 @@ class Settings(BaseSettings):
     """The server's settings, each from the environment variable `CURT_<NAME>`."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True
+        env_prefix=PREFIX,
+        env_ignore_empty=True,  # in compose files, CURT_X= says that there is none
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
     )
 
     model: Path
@@ -123,11 +129,16 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(67_108_864, ge=0)
     """Memory of the cache."""
 
+    cache_shared: bool = False
+    """Whether one API key may get what was answered to another: the time an answer takes then tells
+    whether somebody has asked about that case."""
+
     redis_url: SecretStr | None = None
     """redis:// address that shares cache and rate limits between servers."""
 
     cache_secret: SecretStr | None = None
-    """Keys the hashes of names in Redis; the same for all servers on one Redis."""
+    """At least 16 characters, the same for all servers on one Redis: without it nobody can find,
+    read or make up what is kept there."""
 
     keys_file: Path | None = None
     """API keys made by `python -m serve.edge.keys new`; without it anyone may ask."""
@@ -211,6 +222,15 @@ class Settings(BaseSettings):
         return manifest
 
     @model_validator(mode="after")
+    def _redis_has_a_secret(self) -> Settings:
+        if self.redis_url is not None and len(self.secret_bytes()) < MIN_SECRET_BYTES:
+            raise ValueError(
+                f"CURT_REDIS_URL needs CURT_CACHE_SECRET, {MIN_SECRET_BYTES} characters or more: "
+                "make one with openssl rand -hex 32"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _engine_has_an_address(self) -> Settings:
         remote = serving_engine(self.engine).is_remote
         if remote and self.engine_url is None:
@@ -221,6 +241,17 @@ class Settings(BaseSettings):
                 f"CURT_ENGINE_URL is for {' and '.join(names)}, but CURT_ENGINE={self.engine}"
             )
         return self
+
+
+def describe_settings() -> str:
+    """Every setting's variable with its default and what it does."""
+    lines = []
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        value = "required" if field.is_required() else "" if default is None else f"{default}"
+        lines.append(f"{PREFIX}{name.upper()} ({value})" if value else f"{PREFIX}{name.upper()}")
+        lines.append(textwrap.indent(field.description or "", "    "))
+    return "\n".join(lines)
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:

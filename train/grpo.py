@@ -12,6 +12,7 @@ same command goes on from the last checkpoint.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import random
@@ -21,11 +22,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from curt.artifact import MANIFEST, load_manifest, parent_of
+from curt.artifact import MANIFEST, Manifest, parent_of
+from curt.checkpoint import Checkpoint, check_rate, read_checkpoint
 from curt.classifier.candidates import draw_candidates, load_prompts, read_candidates
 from curt.config import Config, run
 from curt.corpus.store import find_cases, read_cases
-from curt.dialogue import MAX_ANSWER_TOKENS, THINK_END, Prompts, encode
+from curt.dialogue import (
+    GRAMMAR_VERSION,
+    MAX_ANSWER_TOKENS,
+    PROMPT_VERSION,
+    THINK_END,
+    Prompts,
+    encode,
+)
 from train.judge import JudgeSettings, JudgeUnavailableError, make_judge
 from train.loop.advantages import Estimator
 from train.loop.curriculum import Curriculum, Levels, draw_budget
@@ -41,7 +50,7 @@ from train.runs.checkpoints import (
     run_folder,
     saved_processes,
 )
-from train.runs.lora import Lora, adapter_config
+from train.runs.lora import Lora, adapter_config, forget_source
 from train.runs.shares import cut_batch
 
 if TYPE_CHECKING:
@@ -54,9 +63,12 @@ class GRPOSettings(Config):
     """GRPO settings."""
 
     model: str = "artifacts/demo/warm-start"
-    """Model folder to start from, or a local folder or hub id of any other checkpoint."""
+    """Model folder to start from, or any other checkpoint: hub id, folder or GGUF file."""
     max_fact_tokens: int | None = None
     """Longer facts become excerpts. A model folder made here says so itself."""
+    tell_grammar: bool | None = None
+    """Tell the answer grammar in every prompt. By default as the model folder was trained, and to
+    any other checkpoint."""
     corpus: Path = Path("artifacts/demo/corpus")
     """Folder with the training cases, train.jsonl or train.parquet."""
     candidates: Path | None = None
@@ -144,6 +156,8 @@ class GRPOSettings(Config):
     def _known_sampler(self) -> GRPOSettings:
         if self.seed_rollouts and not self.compact:
             raise ValueError("seed_rollouts without compact: only that sampler can be seeded so")
+        if self.compact and self.trl.get("use_vllm"):
+            raise ValueError("compact samples without vLLM: leave it or trl.use_vllm out")
         if self.oversample and self.micro_batch:
             raise ValueError("oversample chooses among whole batches: leave micro_batch out")
         return self
@@ -169,9 +183,10 @@ def train_grpo(config: GRPOSettings) -> None:
     """Train as configured and write the model folder. Resumes an interrupted run."""
     import torch
     from accelerate.utils import gather_object, set_seed
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+    from transformers import PrinterCallback
     from trl import GRPOConfig
 
+    from train.branches import can_pack
     from train.data.trajectories import TrajectoryWriter
     from train.loop.group_reward import GroupReward
     from train.loop.scoring import Scorer
@@ -183,7 +198,15 @@ def train_grpo(config: GRPOSettings) -> None:
 
     started = time.monotonic()
     processes = join_processes()
-    start = describe_start(config)
+    checkpoint = read_checkpoint(config.model)
+    if config.trl.get("use_vllm"):
+        check_vllm(checkpoint)
+    start = describe_start(config, checkpoint.manifest)
+    check_rate(checkpoint, config.learning_rate, adapters=config.lora is not None)
+    checkpoint.check_servable(
+        start["max_fact_tokens"], config.max_thinking_tokens, start["prompt_version"]
+    )
+    checkpoint.say_changes()
     settings = config.model_dump(mode="json")
     inputs = {"train": find_cases(config.corpus, "train")}
     if "parent" in start:
@@ -192,8 +215,10 @@ def train_grpo(config: GRPOSettings) -> None:
     run_dir = ask_main(lambda: open_run(config.out, settings, inputs))
     # Before the model: under ZeRO-3 and FSDP it is loaded in parts.
     arguments = GRPOConfig(**options, use_cpu=not torch.cuda.is_available())
-    tokenizer = AutoTokenizer.from_pretrained(config.model, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
+    tokenizer, model = checkpoint.tokenizer, checkpoint.load_model()
+    compact = config.compact and can_pack(model)
+    if config.compact and not compact:
+        logger.info("%s can't read branches in one row: TRL's own rollouts", config.model)
     resume = ask_main(lambda: last_checkpoint(run_dir))
     trajectories = run_dir / "trajectories"
     step = checkpoint_step(resume) if resume else 0
@@ -206,8 +231,8 @@ def train_grpo(config: GRPOSettings) -> None:
         ),
         partial_share=config.partial_share,
         num_generations=config.generations,
-        end_ids=encode(tokenizer, THINK_END),
-        eos_id=tokenizer.eos_token_id,
+        end_id=encode(tokenizer, THINK_END)[0],
+        eos_ids=checkpoint.eos_ids,
         config_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         checkpoint_sha256=start["parent"].manifest_sha256 if "parent" in start else "",
         guard=config.guard,
@@ -220,7 +245,7 @@ def train_grpo(config: GRPOSettings) -> None:
     trainer = RecordingTrainer(
         reward=reward,
         writer=TrajectoryWriter(trajectories),
-        compact=config.compact,
+        compact=compact,
         seed_rollouts=config.seed_rollouts,
         estimator=config.advantages,
         spread_floor=config.spread_floor,
@@ -228,13 +253,18 @@ def train_grpo(config: GRPOSettings) -> None:
         model=model,
         args=arguments,
         train_dataset=build_prompts(
-            config, load_prompts(config.model, tokenizer, start["max_fact_tokens"])
+            config,
+            load_prompts(
+                config.model, tokenizer, start["max_fact_tokens"], start["prompt_version"]
+            ),
         ),
         processing_class=tokenizer,
         callbacks=[stop, watch, ProgressBar(f"GRPO, penalty {config.penalty.type}")],
         peft_config=adapter_config(config.lora) if config.lora else None,
     )
     trainer.remove_callback(PrinterCallback)
+    if config.lora:
+        forget_source(trainer.model)
     if resume:
         logger.info("resuming from %s", resume)
         if saved_processes(resume) != processes.num_processes:
@@ -262,15 +292,31 @@ def train_grpo(config: GRPOSettings) -> None:
     logger.info("GRPO model in %s after %.0f s", config.out, time.monotonic() - started)
 
 
-def describe_start(config: GRPOSettings) -> dict[str, Any]:
-    """Manifest fields that follow from the model training starts from.
+def check_vllm(checkpoint: Checkpoint) -> None:
+    """Raise ValueError where vLLM is not there, or would load another model than is trained."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError(
+            "use_vllm needs vLLM beside TRL: install both as docs/training.md says, or set it to "
+            "false"
+        )
+    if checkpoint.pieces or checkpoint.source.gguf_file:
+        raise ValueError(
+            f"vLLM would load {checkpoint.source.name} as it is, without the tokens added to it: "
+            f"start from the folder that `python -m curt.checkpoint --model "
+            f"{checkpoint.source.name} --out FOLDER` writes"
+        )
 
-    Raises ValueError when a folder made here is broken, and when another checkpoint comes without
-    `max_fact_tokens`.
+
+def describe_start(config: GRPOSettings, manifest: Manifest | None) -> dict[str, Any]:
+    """Manifest fields that follow from the model training starts from, a folder made here or not.
+
+    Raises ValueError when another checkpoint comes without `max_fact_tokens`.
     """
-    if (Path(config.model) / MANIFEST).is_file():
-        manifest = load_manifest(config.model, expect="hf")
+    told = config.tell_grammar
+    version = GRAMMAR_VERSION if told or told is None else PROMPT_VERSION
+    if manifest:
         return {
+            "prompt_version": manifest.prompt_version if told is None else version,
             "base": manifest.base,
             "parent": parent_of(Path(config.model)),
             "max_fact_tokens": config.max_fact_tokens or manifest.max_fact_tokens,
@@ -280,7 +326,11 @@ def describe_start(config: GRPOSettings) -> dict[str, Any]:
             f"{config.model} has no {MANIFEST}: set max_fact_tokens to start from a checkpoint "
             "that was not made here"
         )
-    return {"base": config.model, "max_fact_tokens": config.max_fact_tokens}
+    return {
+        "base": config.model,
+        "prompt_version": version,
+        "max_fact_tokens": config.max_fact_tokens,
+    }
 
 
 def trl_options(config: GRPOSettings, run: Path, processes: int = 1) -> dict[str, Any]:

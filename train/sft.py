@@ -1,7 +1,7 @@
 """Warm start: teach a model the answer grammar and reasoning at several lengths.
 
     python -m train.sft @configs/demo/sft.toml
-    python -m train.sft @configs/demo/sft.toml --model path/or/hub-id
+    python -m train.sft @configs/real/sft.toml --model path/or/hub-id
     accelerate launch --config_file configs/accelerate/ddp.yaml -m train.sft @configs/x/sft.toml
 
 Without `--model` a tokenizer and a small Qwen3-architecture model are made from scratch. Stop with
@@ -19,14 +19,15 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from curt.artifact import MANIFEST, parent_of
+from curt.checkpoint import SCRATCH, Checkpoint, check_rate, read_checkpoint
 from curt.classifier.candidates import load_prompts, load_reader, read_candidates
 from curt.config import Config, run
 from curt.corpus.case import OWN
 from curt.corpus.generate.generator import VERBOSITIES
 from curt.corpus.store import find_cases, read_cases
-from curt.dialogue import Prompts
+from curt.dialogue import GRAMMAR_VERSION, PROMPT_VERSION, Prompts
 from train.runs.checkpoints import last_checkpoint, open_run, share_random_state
-from train.runs.lora import Lora, adapter_config
+from train.runs.lora import Lora, adapter_config, forget_source
 from train.runs.shares import cut_batch
 from train.warm_start.scratch import ModelSize
 
@@ -41,7 +42,7 @@ class SFTConfig(Config):
     out: Path = Path("artifacts/demo/warm-start")
     """Model folder to write."""
     model: str | None = None
-    """Local folder or hub id to start from; a model from scratch when not given."""
+    """Hub id, folder or GGUF file to start from (`curt.checkpoint`); from scratch without."""
     shape: ModelSize = ModelSize()
     """Size of the model from scratch."""
     cases: int | None = None
@@ -60,6 +61,8 @@ class SFTConfig(Config):
     own for cases without."""
     candidates_share: float = Field(0.85, ge=0, le=1)
     """Share of the cases that have a line of candidates, where there is a reader."""
+    tell_grammar: bool = False
+    """Tell the answer grammar in every prompt, as to a model that was not trained on it."""
     max_fact_tokens: int = 256
     """Longer facts become excerpts."""
     max_thinking_tokens: int = 128
@@ -79,10 +82,12 @@ class SFTConfig(Config):
     lora: Lora | None = None
     """Train low-rank adapters in place of all weights of `model`: {} for the defaults of
     `train.runs.lora`."""
-    learning_rate: float = 2e-3
-    """Peak rate of AdamW."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak rate of AdamW. By default 2e-3 from scratch, 1e-5 for a pretrained `model`, and ten
+    times that for its adapters."""
     muon_rate: float | None = None
-    """Peak rate of Muon on hidden matrices (`warm_start.optimizer`); AdamW for all without it."""
+    """Peak rate of Muon on hidden matrices (`warm_start.optimizer`); AdamW for all without it. For
+    models that were trained from scratch here."""
     warmup: float = 0.05
     """Share of the steps over which the rate rises."""
     decay: float = 0.25
@@ -107,6 +112,22 @@ class SFTConfig(Config):
                              "set model, and leave muon_rate out")  # fmt: skip
         return self
 
+    def choose_rate(self, checkpoint: Checkpoint | None) -> float:
+        """The learning rate for what training starts from.
+
+        Raises ValueError for one, or for Muon, that would ruin pretrained weights.
+        """
+        if checkpoint is None or not checkpoint.is_pretrained:
+            return self.learning_rate or 2e-3
+        if self.muon_rate:
+            raise ValueError(
+                f"muon_rate is for models from scratch, and ruins the pretrained weights of "
+                f"{checkpoint.source.name}: leave it out, as configs/real/ does"
+            )
+        rate = self.learning_rate or (1e-4 if self.lora else 1e-5)
+        check_rate(checkpoint, rate, adapters=self.lora is not None)
+        return rate
+
     def cut_step(self, processes: int) -> tuple[int, int]:
         """Cases of one pass and passes of one step, for each process; see `cut_batch`."""
         return cut_batch(
@@ -117,14 +138,9 @@ class SFTConfig(Config):
 def train_warm_start(config: SFTConfig) -> None:
     """Train as configured and write the model folder. Resumes an interrupted run."""
     import torch
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        PrinterCallback,
-        TrainingArguments,
-        set_seed,
-    )
+    from transformers import PrinterCallback, TrainingArguments, set_seed
 
+    from train.branches import can_pack
     from train.runs.processes import SHARDED, ask_main, join_processes, leave
     from train.runs.progress import ProgressBar, StopCleanly
     from train.runs.weights import write_model
@@ -142,6 +158,12 @@ def train_warm_start(config: SFTConfig) -> None:
     if config.reader:
         inputs["reader"] = config.reader / MANIFEST
     one_pass, passes = config.cut_step(processes.num_processes)
+    checkpoint = read_checkpoint(config.model) if config.model else None
+    rate = config.choose_rate(checkpoint)
+    version = GRAMMAR_VERSION if config.tell_grammar else PROMPT_VERSION
+    if checkpoint:
+        checkpoint.check_servable(config.max_fact_tokens, config.max_thinking_tokens, version)
+        checkpoint.say_changes()
     run_dir = ask_main(lambda: open_run(config.out, settings, inputs))
     arguments = TrainingArguments(
         output_dir=str(run_dir),
@@ -150,7 +172,7 @@ def train_warm_start(config: SFTConfig) -> None:
         gradient_accumulation_steps=passes,
         gradient_checkpointing=config.gradient_checkpointing,
         ddp_find_unused_parameters=False,  # every pass uses all weights
-        learning_rate=config.learning_rate,
+        learning_rate=rate,
         warmup_steps=config.warmup,
         # A high rate for long: reading circumstances comes late and at once, or not at all
         # when the rate has fallen by then. The decay at the end settles the rest.
@@ -172,25 +194,29 @@ def train_warm_start(config: SFTConfig) -> None:
         raise ValueError("muon_rate needs whole matrices: leave it out, or launch with DDP")
     set_seed(config.seed)
     cases = list(read_cases(find_cases(config.corpus, "train"), config.cases))
-    if config.model is None:
+    if checkpoint is None:
         logger.info("training a tokenizer on %d cases", len(cases))
         # Once: processes whose tokens differ would train on nonsense.
         tokenizer = ask_main(lambda: train_tokenizer(corpus_texts(cases), config.shape.vocab))
         model = build_model(config.shape, tokenizer)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(config.model, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
+        tokenizer, model = checkpoint.tokenizer, checkpoint.load_model()
+    # Parts of a sharded model can't be tried: it is taken for one that packs.
+    packs = arguments.distributed_state.distributed_type in SHARDED or can_pack(model)
+    if not packs:
+        logger.info("%s can't read branches in one row: each is computed alone", config.model)
     if config.lora:
         from peft import get_peft_model
 
         model = get_peft_model(model, adapter_config(config.lora))
+        forget_source(model)
         if config.gradient_checkpointing:
             model.enable_input_require_grads()  # or nothing before the first adapter has gradients
     if config.reader:
         reader = load_reader(config.reader)
-        prompts = Prompts(tokenizer, config.max_fact_tokens, reader)
+        prompts = Prompts(tokenizer, config.max_fact_tokens, reader, version)
     else:
-        prompts = load_prompts(config.model or "", tokenizer, config.max_fact_tokens)
+        prompts = load_prompts(config.model or "", tokenizer, config.max_fact_tokens, version)
     examples = build_examples(
         cases,
         tokenizer,
@@ -207,9 +233,7 @@ def train_warm_start(config: SFTConfig) -> None:
     steps = math.ceil(math.ceil(len(examples) / config.batch) * config.epochs)
     stop = StopCleanly()
     optimizer = (
-        MuonWithAdamW(model, muon_lr=config.muon_rate, adamw_lr=config.learning_rate)
-        if config.muon_rate
-        else None
+        MuonWithAdamW(model, muon_lr=config.muon_rate, adamw_lr=rate) if config.muon_rate else None
     )
     arguments.lr_scheduler_kwargs = {"num_decay_steps": int(config.decay * steps)}
     trainer = BranchTrainer(
@@ -217,7 +241,7 @@ def train_warm_start(config: SFTConfig) -> None:
         args=arguments,
         train_dataset=ExampleDataset(examples),
         data_collator=BranchCollator(
-            tokenizer.pad_token_id, config.fact_share if config.fact_weight else 0.0
+            tokenizer.pad_token_id, config.fact_share if config.fact_weight else 0.0, packs
         ),
         callbacks=[stop, ProgressBar("warm start")],
         optimizers=(optimizer, None),
@@ -227,7 +251,8 @@ def train_warm_start(config: SFTConfig) -> None:
     whole = arguments.distributed_state.distributed_type not in SHARDED
     if arguments.use_cpu and config.bf16 and whole and not config.gradient_checkpointing:
         keep_freed_memory()
-        model.set_attn_implementation("products")
+        if model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation("products")
         trainer.bf16_weights = True
     resume = ask_main(lambda: last_checkpoint(run_dir))
     if resume:
@@ -240,12 +265,14 @@ def train_warm_start(config: SFTConfig) -> None:
     describe: dict[str, Any] = {
         "format": "hf",
         "stage": "warm-start",
-        "base": config.model or "scratch",
+        "base": config.model or SCRATCH,
+        "prompt_version": version,
         "max_fact_tokens": config.max_fact_tokens,
         "max_thinking_tokens": config.max_thinking_tokens,
         "config": settings,
     }
-    if config.model and (Path(config.model) / MANIFEST).is_file():
+    if config.model and checkpoint and checkpoint.manifest:
+        describe["base"] = checkpoint.manifest.base
         describe["parent"] = parent_of(Path(config.model))
     history = history_rows(trainer.state.log_history)
     write_model(

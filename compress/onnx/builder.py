@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import importlib.util
 import io
 import json
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,6 +29,9 @@ log = logging.getLogger(__name__)
 
 # What this project prunes, distils and serves; the builder knows more, which nobody tried here.
 ARCHITECTURES = (
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "GraniteForCausalLM",
     "LlamaForCausalLM",
     "MistralForCausalLM",
     "Qwen2ForCausalLM",
@@ -38,8 +43,8 @@ _FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.
 def check_model(model: Path, recipe: Recipe) -> None:
     """Refuse what the builder would fail at or, worse, silently get wrong.
 
-    Raises ValueError for an architecture that it can't export, or a shape that does not suit the
-    recipe.
+    Raises ValueError for an architecture that it can't export, a tokenizer that its runtime would
+    read otherwise, or a shape that does not suit the recipe.
     """
     shape = json.loads((model / "config.json").read_text(encoding="utf-8"))
     names = shape.get("architectures") or ["none"]
@@ -49,6 +54,19 @@ def check_model(model: Path, recipe: Recipe) -> None:
             f"{', '.join(ARCHITECTURES)}"
         )
     recipe.check_shape(shape)
+    window = shape.get("sliding_window")
+    if window and not shape.get("layer_types") and window < shape["max_position_embeddings"]:
+        raise ValueError(
+            f"{model / 'config.json'} has a sliding_window of {window}, which the model builder "
+            "leaves out: serve this model with vLLM, or, where all prompts are shorter, set "
+            "max_position_embeddings to it"
+        )
+    tokenizer = (model / "tokenizer.json").read_text(encoding="utf-8")
+    if not any(f'"{kind}"' in tokenizer for kind in ("ByteLevel", "ByteFallback")):
+        raise ValueError(
+            f"{model / 'tokenizer.json'} is no BPE of bytes: facts would lose characters; use a "
+            "checkpoint with another tokenizer"
+        )
 
 
 def check_room(model: Path, folder: Path, recipe: Recipe) -> None:
@@ -73,7 +91,8 @@ def build_graph(model: Path, folder: Path, recipe: Recipe) -> None:
     Raises OSError when the disk is full and RuntimeError when the builder fails otherwise.
     """
     # The last position's logits are all an engine reads; the rest cost a seventh of a demo prefill.
-    options = ["hf_token=false", "prune_lm_head=true"]
+    # Layers with a sliding window keep the whole cache too: the engine rewinds it.
+    options = ["hf_token=false", "prune_lm_head=true", "windowed_kv_cache=false"]
     if not recipe.fused:
         options.append("fuse_qk_norm_gqa=false")
     options += recipe.builder_options()
@@ -120,6 +139,9 @@ def _run_builder(arguments: list[str]) -> None:
     kept, sys.argv = sys.argv, [spec.origin, *arguments]
     sys.path.insert(0, home)
     try:
+        base: Any = importlib.import_module("builders.base").Model
+        begin = base.__init__
+        base.__init__ = lambda self, config, *rest: begin(self, _one_rope(config), *rest)
         runpy.run_path(spec.origin, run_name="__main__")
     finally:
         sys.argv = kept
@@ -127,6 +149,15 @@ def _run_builder(arguments: list[str]) -> None:
         for name in set(sys.modules) - before:
             if (getattr(sys.modules[name], "__file__", None) or "").startswith(home):
                 del sys.modules[name]
+
+
+def _one_rope(config: Any) -> Any:
+    """A config as the builder reads it: Gemma 3 has a rotary embedding for each kind of layer."""
+    ropes = getattr(config, "rope_parameters", None) or {}
+    if "full_attention" in ropes:
+        config.rope_local_base_freq = ropes["sliding_attention"]["rope_theta"]
+        config.rope_parameters = dict(ropes["full_attention"])
+    return config
 
 
 def check_graph(folder: Path, recipe: Recipe) -> dict[str, float]:

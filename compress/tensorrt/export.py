@@ -21,7 +21,7 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -47,6 +47,7 @@ from compress.tensorrt.serve import (
 )
 from compress.tensorrt.verify import verify_checkpoint
 from curt.artifact import Manifest, load_manifest, write_artifact
+from curt.checkpoint import check_servable
 from curt.classifier.candidates import load_prompts
 from curt.config import Config, run
 from curt.corpus.case import Case
@@ -57,9 +58,6 @@ from curt.dialogue import (
     render_completion,
 )
 from curt.files import sha256, write_json
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +113,9 @@ def export_trt(config: ExportTrtConfig) -> None:
     differs from its parent.
     """
     parent = load_manifest(config.model, expect="hf")
+    check_servable(
+        config.model, parent.max_fact_tokens, parent.max_thinking_tokens, parent.prompt_version
+    )
     shape = json.loads((config.model / "config.json").read_text(encoding="utf-8"))
     precision, reason = choose_precision(config.gpu, config.precision, widths=model_widths(shape))
     log.info("precision %s: %s", precision, reason)

@@ -86,8 +86,9 @@ def size_server(
     Raises ValueError when not even one request meets the deadline, when the model does not
     fit, or when a fact leaves no room for an answer.
     """
-    longest_input = work.fact_tokens + PROMPT_OVERHEAD_TOKENS
-    wanted = longest_input + work.thinking_tokens + MAX_ANSWER_TOKENS
+    # The call for the answer sends the thinking along, and its end.
+    longest_input = work.fact_tokens + PROMPT_OVERHEAD_TOKENS + work.thinking_tokens + 1
+    wanted = longest_input + MAX_ANSWER_TOKENS
     sequence = min(wanted, work.context_tokens)
     if sequence <= work.fact_tokens + MAX_ANSWER_TOKENS:
         raise ValueError(
@@ -97,7 +98,7 @@ def size_server(
     card = find_gpu(gpu) if gpu else None
     reasons = [
         f"max_seq_len = {work.fact_tokens} fact + {PROMPT_OVERHEAD_TOKENS} prompt + "
-        f"{work.thinking_tokens} thinking + {MAX_ANSWER_TOKENS} answer = {wanted} tokens"
+        f"{work.thinking_tokens} thinking + 1 + {MAX_ANSWER_TOKENS} answer = {wanted} tokens"
         + (f", cut to the model's context of {sequence}" if sequence < wanted else ""),
     ]
     if card is None:

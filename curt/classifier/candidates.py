@@ -11,6 +11,7 @@ was not found is left out.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
@@ -22,9 +23,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from curt.artifact import READER
+from curt.artifact import MANIFEST, READER
 from curt.classifier.familiarity import read_fact
-from curt.dialogue import Prompts
+from curt.dialogue import PROMPT_VERSION, Prompts
 from curt.files import read_rows
 from curt.law.term_scale import severity
 from curt.law.verdict import COUNTED_KINDS, TERM_NAMES, Term
@@ -91,14 +92,21 @@ class Reader:
 
 
 def load_prompts(
-    folder: Path | str, tokenizer: ChatTokenizer, max_fact_tokens: int | None
+    folder: Path | str,
+    tokenizer: ChatTokenizer,
+    max_fact_tokens: int | None,
+    version: str | None = None,
 ) -> Prompts:
     """The prompts of a verified model folder, with its reader where it has one.
 
-    Raises ArtifactError when the reader can't be loaded.
+    They are of the version that the folder's manifest names, where none is given. Raises
+    ArtifactError when the reader can't be loaded.
     """
-    reader = Path(folder) / READER
-    return Prompts(tokenizer, max_fact_tokens, load_reader(reader) if reader.is_dir() else None)
+    reader, manifest = Path(folder) / READER, Path(folder) / MANIFEST
+    if version is None and manifest.is_file():
+        version = json.loads(manifest.read_text(encoding="utf-8"))["prompt_version"]
+    proposer = load_reader(reader) if reader.is_dir() else None
+    return Prompts(tokenizer, max_fact_tokens, proposer, version or PROMPT_VERSION)
 
 
 def load_reader(folder: Path) -> Reader:

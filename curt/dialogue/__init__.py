@@ -5,6 +5,7 @@ on is what it is asked and what is read back.
 """
 
 from curt.dialogue.answer import (
+    EXAMPLE_ANSWER,
     MAX_ANSWER_TOKENS,
     THINK_END,
     THINK_START,
@@ -24,6 +25,7 @@ from curt.dialogue.excerpt import ELLIPSIS, LeftOut
 from curt.dialogue.prompt import (
     BUDGET_LEVELS,
     CHAT_TEMPLATE,
+    GRAMMAR_VERSION,
     PROMPT_VERSION,
     SYSTEM,
     TASK_INSTRUCTIONS,
@@ -39,6 +41,8 @@ __all__ = [
     "BUDGET_LEVELS",
     "CHAT_TEMPLATE",
     "ELLIPSIS",
+    "EXAMPLE_ANSWER",
+    "GRAMMAR_VERSION",
     "MAX_ANSWER_TOKENS",
     "PROMPT_VERSION",
     "SYSTEM",

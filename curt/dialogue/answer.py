@@ -6,8 +6,9 @@
     缓刑：12个月
     罚金：2000元
 
-`LINES` is the grammar, and the renderer, the parser and the pattern for a constrained decoder
-follow it: another optional line is one more entry, and a field of `Verdict` to hold it.
+`LINES` is the grammar, and the renderer, the parser, the pattern for a constrained decoder and the
+description for a model that does not know it follow it: another optional line is one more entry,
+and a field of `Verdict` to hold it.
 """
 
 from __future__ import annotations
@@ -42,6 +43,13 @@ MAX_ANSWER_TOKENS = 64
 MOST_CHARGES, MOST_ARTICLES = 4, 8  # in a pattern: more would not fit the tokens of an answer
 
 _SEPARATOR = "；"  # never 、, which stands inside charge names (走私、贩卖、运输、制造毒品)
+_DIGITS = str.maketrans("０１２３４５６７８９", "0123456789")
+_MARKS = re.compile(r"^[\s>#*•-]+|\*\*|`")  # of Markdown
+_NOTHING = {"无", "没有", "不适用", "无缓刑", "无罚金"}
+# 《刑法》第二百六十四条第一款: only the article counts.
+_CITED = re.compile(
+    "(?:《?(?:中华人民共和国)?刑法》?)?(.*?)(?:第?[0-9零〇一二两三四五六七八九十]{1,4}[款项])*"
+)
 _FINE = re.compile(r"(?:人民币)?([0-9.]{1,15}|[零〇一二两三四五六七八九十百千]+)(万?)元?")
 
 
@@ -75,6 +83,8 @@ class Line:
     render: Callable[[Verdict], str]
     parse: Callable[[str], Any]
     pattern: Callable[[], str]
+    hint: str
+    """What stands in the line, told to a model that was not trained on it."""
     required: bool = True
     """Optional lines are left out where `render` gives nothing."""
 
@@ -112,7 +122,7 @@ def parse_term(text: str) -> Term:
 
 def parse_fine(text: str) -> int:
     """Read a fine in yuan: 2000元, 人民币五千元, 1.5万元. Raises ValueError otherwise."""
-    match = _FINE.fullmatch(text.strip())
+    match = _FINE.fullmatch(text.strip().replace(",", ""))
     if not match:
         raise ValueError(f"not a fine: {text!r}")
     scale = 10_000 if match[2] else 1
@@ -127,11 +137,15 @@ def _parse_charges(text: str) -> tuple[str, ...]:
 
 
 def _parse_articles(text: str) -> tuple[str, ...]:
-    return tuple(sorted({parse_article(article) for article in _split(text)}, key=article_order))
+    cited = (_CITED.fullmatch(part) for part in _split(text, "[；;、,，]"))
+    articles = {parse_article(match[1]) for match in cited if match and match[1]}
+    if not articles:
+        raise ValueError(f"not an article: {text!r}")
+    return tuple(sorted(articles, key=article_order))
 
 
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in re.split("[；;]", text) if part.strip()]
+def _split(text: str, marks: str = "[；;]") -> list[str]:
+    return [part.strip() for part in re.split(marks, text) if part.strip()]
 
 
 def _charges_pattern() -> str:
@@ -164,7 +178,12 @@ def _up_to(most: int) -> str:
 
 
 CHARGES_LINE = Line(
-    "罪名", "charges", lambda v: _SEPARATOR.join(v.charges), _parse_charges, _charges_pattern
+    "罪名",
+    "charges",
+    lambda v: _SEPARATOR.join(v.charges),
+    _parse_charges,
+    _charges_pattern,
+    "不带“罪”字，多个用“；”分开",
 )
 ARTICLES_LINE = Line(
     "法条",
@@ -172,14 +191,23 @@ ARTICLES_LINE = Line(
     lambda v: _SEPARATOR.join(sorted(v.articles, key=article_order)),
     _parse_articles,
     _articles_pattern,
+    "刑法条文的序号，多个用“；”分开",
 )
-TERM_LINE = Line("刑期", "term", lambda v: render_term(v.term), parse_term, _term_pattern)
+TERM_LINE = Line(
+    "刑期",
+    "term",
+    lambda v: render_term(v.term),
+    parse_term,
+    _term_pattern,
+    "有期徒刑、拘役或管制，后面写月数；或者无期徒刑、死刑、免予刑事处罚",
+)
 PROBATION_LINE = Line(
     "缓刑",
     "probation_months",
     lambda v: f"{v.term.probation_months}个月" if v.term.probation_months else "",
     parse_months,
     lambda: f"{_up_to(MAX_PROBATION_MONTHS)}个月",
+    "月数，没有就不写这一行",
     required=False,
 )
 FINE_LINE = Line(
@@ -188,6 +216,7 @@ FINE_LINE = Line(
     lambda v: f"{v.fine_yuan}元" if v.fine_yuan else "",
     parse_fine,
     lambda: "[1-9][0-9]{0,8}元",
+    "元数，没有就不写这一行",
     required=False,
 )
 LINES = (CHARGES_LINE, ARTICLES_LINE, TERM_LINE, PROBATION_LINE, FINE_LINE)
@@ -207,6 +236,17 @@ def render_answer(verdict: Verdict) -> str:
     return "\n".join(line.label + text for line, text in texts if text or line.required)
 
 
+EXAMPLE_ANSWER = render_answer(
+    Verdict(("盗窃", "诈骗"), ("264", "266"), Term("fixed", 8, probation_months=12), 2000)
+)
+
+
+def describe_grammar() -> str:
+    """The grammar in words, for the prompt of a model that was not trained on it."""
+    lines = "\n".join(line.label + line.hint for line in LINES)
+    return f"推理写完后写{THINK_END}，再只写下面各行，不写别的：\n{lines}\n例如：\n{EXAMPLE_ANSWER}"
+
+
 def parse_completion(text: str) -> Completion:
     """Split a completion into thinking and answer and read the verdict; never raises.
 
@@ -220,15 +260,23 @@ def parse_completion(text: str) -> Completion:
 
 
 def parse_answer(text: str) -> Verdict | ParseFailure:
-    """Read an answer of the grammar, tolerant of Chinese numerals and charge aliases."""
+    """Read an answer of the grammar as models write it.
+
+    Chinese numerals, aliases of charges, citations (《刑法》第二百六十四条第一款), Markdown, empty
+    lines and 缓刑：无 are understood.
+    """
     given: dict[str, str] = {}
-    for row in text.strip().splitlines():
-        match = _LINE.fullmatch(row.strip())
+    for row in text.translate(_DIGITS).splitlines():
+        row = _MARKS.sub("", row).strip()
+        if not row:
+            continue
+        match = _LINE.fullmatch(row)
         if not match:
             return ParseFailure("a line outside the grammar")
         if match[1] in given:
             return ParseFailure(f"{match[1]} given twice")
-        given[match[1]] = match[2].strip()
+        given[match[1]] = match[2].strip(" \t。")
+    given = {name: value for name, value in given.items() if value not in _NOTHING}
     for line in LINES:
         if line.required and not given.get(line.name):
             return ParseFailure(f"{line.name} missing")

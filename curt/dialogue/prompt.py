@@ -1,6 +1,7 @@
 """What a model is asked: the system text, the facts, and the thinking budget.
 
-Raise `PROMPT_VERSION` with any change to a text here or to the answer grammar: artifacts carry it
+A model that was not trained on the answer grammar is told it (`GRAMMAR_VERSION`). Raise
+`PROMPT_VERSION` with any change to a text here or to the answer grammar: artifacts carry it
 and the engines refuse a mismatch.
 """
 
@@ -11,11 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from curt.dialogue.answer import LINES, THINK_START
+from curt.dialogue.answer import LINES, THINK_END, THINK_START, describe_grammar
 from curt.dialogue.excerpt import NOTHING, Excerpt, LeftOut, make_excerpt
 from curt.law.figures import normalise_figures
 
 PROMPT_VERSION = "verdict-3"
+GRAMMAR_VERSION = f"{PROMPT_VERSION}+grammar-1"
+"""The version of prompts that tell the answer grammar."""
 
 SYSTEM = f"你是刑事法官。先在思考预算内推理，再写{'、'.join(line.name for line in LINES)}。"
 BUDGET_LEVELS = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)  # tokens
@@ -72,14 +75,19 @@ def state_budget(thinking_tokens: int) -> int:
     return max(level for level in BUDGET_LEVELS if level <= thinking_tokens)
 
 
-def build_messages(fact: str, budget: int, candidates: str = "") -> list[dict[str, str]]:
+def build_messages(
+    fact: str, budget: int, candidates: str = "", version: str = PROMPT_VERSION
+) -> list[dict[str, str]]:
     """Chat messages for a normalised fact, after the line of candidates where there is one.
 
-    The budget comes last, so it can be chosen late.
+    The budget comes last, so it can be chosen late. Raises ValueError for an unknown version.
     """
+    if version not in (PROMPT_VERSION, GRAMMAR_VERSION):
+        raise ValueError(f"prompt {version}: use {PROMPT_VERSION} or {GRAMMAR_VERSION}")
+    told = f"\n{describe_grammar()}" if version == GRAMMAR_VERSION else ""
     lines = [candidates, fact, f"思考预算：{state_budget(budget)}"]
     return [
-        {"role": "system", "content": SYSTEM},
+        {"role": "system", "content": SYSTEM + told},
         {"role": "user", "content": "\n".join(lines if candidates else lines[1:])},
     ]
 
@@ -108,11 +116,13 @@ class Prompts:
         tokenizer: ChatTokenizer,
         max_fact_tokens: int | None,
         reader: Callable[[str], str] | None = None,
+        version: str = PROMPT_VERSION,
     ) -> None:
         """Facts above `max_fact_tokens` become excerpts; None for no limit.
 
         `reader` proposes the line of candidates for a raw fact, an empty text where it has none.
         """
+        self.version = version
         self.tokenizer, self.max_fact_tokens, self.reader = tokenizer, max_fact_tokens, reader
 
     def excerpt(self, fact: str) -> Excerpt:
@@ -132,7 +142,8 @@ class Prompts:
         self, fact: str, budget: int, candidates: str | None = None
     ) -> list[dict[str, str]]:
         """The chat messages about a fact, with a thinking budget in tokens."""
-        return build_messages(self.excerpt(fact).text, budget, self.propose(fact, candidates))
+        excerpt, proposed = self.excerpt(fact), self.propose(fact, candidates)
+        return build_messages(excerpt.text, budget, proposed, self.version)
 
     def text(self, fact: str, budget: int, candidates: str | None = None) -> str:
         """The text up to and with the opening of thinking; the model goes on with its reasoning."""
@@ -141,7 +152,7 @@ class Prompts:
     def encode(self, fact: str, budget: int, candidates: str | None = None) -> Prompt:
         """The token ids of `text`, what of the fact was left out, and the candidates."""
         excerpt, proposed = self.excerpt(fact), self.propose(fact, candidates)
-        messages = build_messages(excerpt.text, budget, proposed)
+        messages = build_messages(excerpt.text, budget, proposed, self.version)
         return Prompt(encode(self.tokenizer, self._render(messages)), excerpt.left_out, proposed)
 
     def _render(self, messages: list[dict[str, str]]) -> str:
@@ -149,7 +160,11 @@ class Prompts:
             messages, tokenize=False, add_generation_prompt=True
         )
         assert isinstance(text, str)
-        return text + THINK_START
+        before, opened, after = text.rpartition(THINK_START)
+        if opened and not after.strip():  # the template opens it, with a line break perhaps
+            return text
+        # Some templates close it at once: they are for answers without thinking.
+        return (before if opened and after.strip() == THINK_END else text) + THINK_START
 
     def _find_tokens(self, text: str) -> Sequence[tuple[int, int]]:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

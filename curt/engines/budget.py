@@ -187,6 +187,10 @@ class SpeedEstimator:
         """What is to be expected of many at `now_s`. Raises ValueError before any calibration."""
         return self._at(now_s)[1]
 
+    def as_calibrated(self) -> Estimates:
+        """What the machine did on average before there was a load, by the calibration alone."""
+        return self._summarise([self._measure(each) for each in self._calibration], fmean)
+
     def _measure_anew(self) -> None:
         self._cached = None
         if self._calibration:

@@ -11,12 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from curt.dialogue import answer_pattern, render_answer
-from curt.law.verdict import Term, Verdict
-
-SAMPLE = render_answer(
-    Verdict(("盗窃", "诈骗"), ("264", "266"), Term("fixed", 8, probation_months=12), 2000)
-)
+from curt.dialogue import EXAMPLE_ANSWER, answer_pattern
 
 
 class AnswerGrammar:
@@ -47,7 +42,7 @@ class AnswerGrammar:
     def _warm_up(self) -> None:
         # Copies share what the matcher found out about its grammar: milliseconds at first.
         answer = self.begin()
-        for token in self._tokenizer.tokenize_str(SAMPLE):
+        for token in self._tokenizer.tokenize_str(EXAMPLE_ANSWER):
             taken = answer.take(token)
             assert taken, "the sample is an answer of the grammar"
             answer.foresee()

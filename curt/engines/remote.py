@@ -27,7 +27,7 @@ from curt.artifact import ArtifactError, Format, load_manifest
 from curt.classifier.candidates import load_prompts
 from curt.dialogue import THINK_END, Prompt, answer_pattern
 from curt.engines.protocol import Generation, GenerationStep, Request
-from curt.engines.tokenizer import PromptTokenizer, read_eos_ids
+from curt.engines.tokenizer import PromptTokenizer, read_context_tokens, read_eos_ids
 from curt.engines.writing import Writing
 
 CONNECT_S = 2.0
@@ -104,8 +104,7 @@ class RemoteModel:
             )
         self.tokenizer = PromptTokenizer(folder)
         self.prompts = load_prompts(folder, self.tokenizer, self.manifest.max_fact_tokens)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self._context_tokens = int(config["max_position_embeddings"])
+        self._context_tokens = read_context_tokens(folder)
         self._eos_ids = read_eos_ids(folder, self.tokenizer)
         self._close_id = self.tokenizer.single_id(THINK_END)
         self._guided_fields = self.guided_fields(answer_pattern()) if guided else {}
@@ -172,7 +171,7 @@ class RemoteModel:
             self.tokenizer,
             prompt=prompt,
             thinking_limit=request.fit_thinking(len(prompt), self._context_tokens),
-            close_ids=[self._close_id],
+            close_id=self._close_id,
             eos_ids=self._eos_ids,
         )
         started_s, prefill_s = time.monotonic(), 0.0

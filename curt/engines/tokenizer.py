@@ -111,14 +111,40 @@ class TextStream:
     """Turns tokens into text as soon as whole characters are there."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        from tokenizers.decoders import DecodeStream
-
         self._tokenizer = tokenizer
-        self._stream: Any = DecodeStream(skip_special_tokens=False)
+        self._begin()
 
     def push(self, token: int) -> str:
         """The text this token completed, empty while a character waits for its last byte."""
-        return self._stream.step(self._tokenizer, token) or ""
+        try:
+            return self._stream.step(self._tokenizer, token) or ""
+        except Exception as error:
+            # A tokenizer that falls back to bytes gives up on bytes that make no character.
+            if "Invalid prefix" not in str(error):
+                raise
+            self._begin()
+            return self._stream.step(self._tokenizer, token) or ""
+
+    def _begin(self) -> None:
+        from tokenizers.decoders import DecodeStream
+
+        self._stream: Any = DecodeStream(skip_special_tokens=False)
+
+
+def read_context_tokens(folder: Path) -> int:
+    """How many tokens the model of an "hf" folder reads at most.
+
+    Raises ArtifactError where its config.json does not say so.
+    """
+    shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    context = shape.get("max_position_embeddings")
+    if not isinstance(context, int):
+        nested = ": its text model is nested in text_config" if "text_config" in shape else ""
+        raise ArtifactError(
+            f"{folder}: config.json has no max_position_embeddings{nested}; train from the "
+            "checkpoint of a text model alone"
+        )
+    return context
 
 
 def read_eos_ids(folder: Path, tokenizer: PromptTokenizer) -> list[int]:

@@ -42,7 +42,6 @@ class TransformersEngine:
         if guided:
             raise ValueError("the transformers engine can't hold answers to a grammar")
         import torch
-        from transformers import AutoModelForCausalLM
 
         folder = Path(folder)
         self.manifest = load_manifest(folder, expect="hf")
@@ -50,9 +49,8 @@ class TransformersEngine:
         self.batch = batch
         self.tokenizer = PromptTokenizer(folder)
         self.prompts = load_prompts(folder, self.tokenizer, self.manifest.max_fact_tokens)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder)
-        self.model = model.to(self.device).eval()
-        self.close_ids = self.tokenizer.encode(THINK_END)
+        self.model = load_model(folder).to(self.device).eval()
+        self.close_id = self.tokenizer.single_id(THINK_END)
         self.eos_ids = read_eos_ids(folder, self.tokenizer)
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
@@ -66,20 +64,12 @@ class TransformersEngine:
         return [g for s in starts for g in self._generate_batch(requests[s : s + self.batch])]
 
     def stream(self, request: Request) -> Generator[GenerationStep, None, None]:
-        """Complete a request step by step; closing the generator stops the work.
-
-        Raises ValueError where the tokenizer splits the end of thinking.
-        """
-        if len(self.close_ids) != 1:
-            raise ValueError(
-                f"the tokenizer splits {THINK_END} into {len(self.close_ids)} tokens: add it as a "
-                "special token, or generate without a stream and without a deadline"
-            )
+        """Complete a request step by step; closing the generator stops the work."""
         prompt = self.encode(request)
         writing = self._begin(request, prompt)
         started_s = time.monotonic()
         reader = _Reader(self, rows=1)
-        feed = prompt.ids + (self.close_ids if writing.thinking_limit == 0 else [])
+        feed = prompt.ids + ([self.close_id] if writing.thinking_limit == 0 else [])
         for start in range(0, len(feed), CHUNK_TOKENS):
             if writing.must_stop():
                 break
@@ -102,14 +92,13 @@ class TransformersEngine:
         return self.prompts.encode(request.fact, request.stated_budget, request.candidates)
 
     def _begin(self, request: Request, prompt: Prompt) -> Writing:
-        # A general tokenizer may need several tokens to end the thinking; one is counted there.
-        context_tokens = self.model.config.max_position_embeddings - len(self.close_ids) + 1
+        context_tokens = self.model.config.max_position_embeddings
         return Writing(
             request,
             self.tokenizer,
             prompt=prompt,
             thinking_limit=request.fit_thinking(len(prompt), context_tokens),
-            close_ids=self.close_ids,
+            close_id=self.close_id,
             eos_ids=self.eos_ids,
         )
 
@@ -132,6 +121,19 @@ class TransformersEngine:
         decode_ms = (time.perf_counter() - started_s) * 1e3 / len(requests)
         ends = [writing.end(0.0, decode_ms) for writing in writings]
         return [end.generation for end in ends if end.generation]
+
+
+def load_model(path: Path | str, **options: Any) -> Any:
+    """The model at `path`, with `options` of `from_pretrained`, computing what it was trained to.
+
+    Attention that caps its scores (Gemma 2) is run eagerly: torch's fused one leaves the cap out.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(path, **options)
+    if getattr(model.config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
+    return model
 
 
 class _Reader:

@@ -34,13 +34,12 @@ class Writing:
         *,
         prompt: Prompt,
         thinking_limit: int,
-        close_ids: Sequence[int],
+        close_id: int,
         eos_ids: Sequence[int],
     ) -> None:
         """`thinking_limit` is the request's, as far as the context allows it.
 
-        `close_ids` are the tokens that end the thinking (one, but for a tokenizer that splits its
-        mark), `eos_ids` those that each end the turn.
+        `close_id` is the token that ends the thinking, `eos_ids` those that each end the turn.
         """
         self.request, self.thinking_limit = request, thinking_limit
         self.thinking: list[int] = []
@@ -52,7 +51,7 @@ class Writing:
         self.last_token = -1
         """What was written last, which may not be what the model picked."""
         self._tokenizer, self._prompt = tokenizer, prompt
-        self._close_ids, self._eos_ids = list(close_ids), list(eos_ids)
+        self._close_id, self._eos_ids = close_id, list(eos_ids)
         self._text = tokenizer.stream() if request.tell_text else None
 
     @property
@@ -122,17 +121,11 @@ class Writing:
         return GenerationStep("end", generation=generation)
 
     def _take_thinking(self, token: int) -> GenerationStep:
-        beyond = -self.thinking_room  # tokens of the end of thinking that were forced so far
-        if beyond >= 0:
-            picked, token = token, self._close_ids[beyond]
-            if beyond == 0:
-                self.cut = picked != token
-        self.last_token = token
+        cut = self.thinking_room == 0 and token != self._close_id
+        self.last_token = token = self._close_id if cut else token
+        if token == self._close_id:
+            return self.close(cut=cut)
         self.thinking.append(token)
-        size = len(self._close_ids)
-        if self.thinking[-size:] == self._close_ids:
-            del self.thinking[-size:]
-            return self.close(cut=self.cut)
         return GenerationStep("thinking", self._text.push(token)) if self._text else _THINKING
 
     def _take_answer(self, token: int) -> GenerationStep | None:

@@ -15,7 +15,7 @@ export CURT_ENGINE_URL=http://127.0.0.1:$ENGINE_PORT
 case $CURT_ENGINE in
 vllm)
     vllm serve "$CURT_MODEL" --host 127.0.0.1 --port "$ENGINE_PORT" --served-model-name curt \
-        --reasoning-parser qwen3 --enable-prefix-caching --disable-uvicorn-access-log "$@" &
+        --enable-prefix-caching --disable-uvicorn-access-log "$@" &
     ;;
 tensorrt-llm)
     HOST=127.0.0.1 PORT=$ENGINE_PORT "$CURT_MODEL/launch.sh" "$@" &

@@ -31,7 +31,6 @@ exec "$ENV_DIR/bin/vllm" serve "$MODEL" \
     --served-model-name "${SERVED_NAME:-curt}" \
     --dtype "${VLLM_DTYPE:-float32}" \
     --max-num-seqs "${VLLM_MAX_NUM_SEQS:-16}" \
-    --reasoning-parser qwen3 \
     --enable-prefix-caching \
     --disable-uvicorn-access-log \
     "$@"

@@ -11,7 +11,7 @@ from fastapi import Request
 
 from curt.classifier.model import Classifier
 from curt.law.verdict import Verdict
-from serve.answering.cache import ResultCache, cache_key
+from serve.answering.cache import CacheKey, ResultCache, cache_key
 from serve.answering.checks import refuse_unusable
 from serve.answering.confidence import (
     LOW_CONFIDENCE,
@@ -21,8 +21,8 @@ from serve.answering.confidence import (
     Reading,
 )
 from serve.errors import ClientGoneError
-from serve.metrics import Metrics
-from serve.pool.job import Job, ServedStream
+from serve.metrics import CLIENT_CLOSED, Metrics
+from serve.pool.job import Job, JobStream, KeptAnswer, ServedStream
 from serve.served import Identity, Served
 from serve.settings import Settings
 
@@ -133,9 +133,24 @@ class Answering:
         request.state.log["variant"] = way.name
         return way
 
-    def stream(self, request: Request, job: Job) -> ServedStream:
-        """Serve a job and stream its reasoning. Raises RequestError where it is refused."""
-        return self.choose(request).stream(_traced(request, job))
+    async def stream(self, request: Request, job: Job) -> JobStream:
+        """Serve a job and stream its reasoning, which a kept answer has none of.
+
+        Raises RequestError where it is refused.
+        """
+        way, job = self.choose(request), _traced(request, job)
+        cache = self._cache
+        if cache is None:
+            return way.stream(job)
+        key = self._key_of(way, request, job)
+        budget = way.expected_thinking(job) or 0
+        kept = await cache.find(key, budget_tokens=budget, most_tokens=job.max_thinking_tokens)
+        request.state.log["cache"] = "miss" if kept is None else "hit"
+        if kept is not None:
+            return KeptAnswer(kept)
+        stream = way.stream(job)
+        stream.on_end(lambda how: cache.keep(key, how) if isinstance(how, Served) else None)
+        return stream
 
     async def serve(self, request: Request, job: Job) -> Served:
         """Serve a job, from the cache if possible; stop when its client leaves.
@@ -154,14 +169,8 @@ class Answering:
     async def _look_up(self, way: Way, request: Request, job: Job) -> Served:
         if self._cache is None:
             return await way.submit(job)
-        key = cache_key(
-            job.fact,
-            manifest_sha256=way.identity.manifest_sha256,
-            prompt_version=way.identity.manifest.prompt_version,
-            secret=self._secret,
-        )
         answer = await self._cache.get_or_make(
-            key,
+            self._key_of(way, request, job),
             budget_tokens=way.expected_thinking(job) or 0,
             deadline_s=job.deadline_s,
             make=lambda: way.submit(job),
@@ -169,6 +178,17 @@ class Answering:
         )
         request.state.log["cache"] = answer.source
         return answer.value
+
+    def _key_of(self, way: Way, request: Request, job: Job) -> CacheKey:
+        record = getattr(request.state, "api_key", None)
+        tenant = "" if record is None or self._settings.cache_shared else record.id
+        return cache_key(
+            job.fact,
+            manifest_sha256=way.identity.manifest_sha256,
+            prompt_version=way.identity.manifest.prompt_version,
+            tenant=tenant,
+            secret=self._secret,
+        )
 
     def _read_later(self, request: Request, fact: str) -> asyncio.TimerHandle | None:
         """Let the classifier read the fact while a worker is busy, rather than after its answer."""
@@ -261,7 +281,7 @@ class Attended:
         self._over = True
         self._leaving.cancel()
         if self._gone and self._working.uncancel() == 0 and kind is asyncio.CancelledError:
-            raise ClientGoneError("client_closed", "the client closed the connection") from None
+            raise ClientGoneError(CLIENT_CLOSED, "the client closed the connection") from None
 
     def _stop(self, _: asyncio.Task[None]) -> None:
         if not self._over:

@@ -11,8 +11,8 @@ requests waited for together is held to the same rules before each of them gets 
 
 In process, the least recently used entry goes first, within a lifetime and a limit in bytes.
 Behind it, where configured, stands Redis. Values there are sealed (AES-256-GCM) with a key derived
-from the fact, because a reasoning quotes facts: who reads Redis learns nothing, and an answer that
-was altered, or that belongs to another question, is a miss.
+from the fact and the servers' secret, because a reasoning quotes facts: who reads Redis learns
+nothing, and an answer that was made up or altered, or that belongs to another question, is a miss.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def cache_key(
     *,
     manifest_sha256: str,
     prompt_version: str,
+    tenant: str = "",
     secret: bytes = b"",
 ) -> CacheKey:
     """The key of a question.
@@ -67,11 +68,14 @@ def cache_key(
         fact: as the client sent it; facts that are the same once normalised share a key.
         manifest_sha256: hash of the model folder's manifest, so that no model answers for another.
         prompt_version: of the prompt texts.
+        tenant: whose question it is; how fast an answer comes must tell nobody that another has
+            asked about the same case.
         secret: makes names unguessable, so that nobody who sees them can test for a known fact.
             All servers on one Redis need the same.
     """
     keyed = _keyed_by(secret).copy()
-    keyed.update(_write_question([normalise_fact(fact), manifest_sha256, prompt_version]).encode())
+    question = [normalise_fact(fact), manifest_sha256, prompt_version, tenant]
+    keyed.update(_write_question(question).encode())
     digest = keyed.digest()
     return CacheKey(digest[:32].hex(), digest[32:])
 
@@ -258,9 +262,7 @@ class ResultCache:
                 other. Of those that waited, one starts anew and the rest wait for that one.
             most_tokens: thinking the client wants at most, whatever was thought for others.
         """
-        budget_tokens = min(max(0, budget_tokens), self._max_thinking_tokens)
-        wanted = _Wanted(budget_tokens, most_tokens)
-        level = state_budget(budget_tokens)
+        wanted, level = self._wish(budget_tokens, most_tokens)
         place = f"{key.name}:{level}"
         found = self._find_kept(key, level, wanted)
         if found is None and self._redis and not self._joinable(place, deadline_s):
@@ -272,6 +274,28 @@ class ResultCache:
         )
         self._metrics.requests.labels(answer.source).inc()
         return answer
+
+    async def find(
+        self, key: CacheKey, *, budget_tokens: int, most_tokens: int | None = None
+    ) -> Served | None:
+        """A kept answer, for a request whose own answer is then given to `keep`."""
+        wanted, level = self._wish(budget_tokens, most_tokens)
+        found = self._find_kept(key, level, wanted)
+        if found is None and self._redis:
+            found = await self._find_in_redis(self._redis, key, level, wanted)
+        self._metrics.requests.labels("miss" if found is None else "hit").inc()
+        return found
+
+    def keep(self, key: CacheKey, value: Served) -> None:
+        """Keep an answer, if it is one that may be kept."""
+        level = level_to_keep(value)
+        if level is not None:
+            data = write_served(value)
+            if len(data) <= MAX_VALUE_BYTES:
+                place = f"{key.name}:{level}"
+                self._keep(place, data, self._ttl_s)
+                if self._redis:
+                    self._spawn(self._send_to_redis(self._redis, key, place, data))
 
     async def close(self) -> None:
         """Wait for what is still being written."""
@@ -321,15 +345,12 @@ class ResultCache:
 
     async def _make(self, key: CacheKey, make: Callable[[], Awaitable[Served]]) -> Served:
         value = await make()
-        level = level_to_keep(value)
-        if level is not None:
-            data = write_served(value)
-            if len(data) <= MAX_VALUE_BYTES:
-                place = f"{key.name}:{level}"
-                self._keep(place, data, self._ttl_s)
-                if self._redis:
-                    self._spawn(self._send_to_redis(self._redis, key, place, data))
+        self.keep(key, value)
         return value
+
+    def _wish(self, budget_tokens: int, most_tokens: int | None) -> tuple[_Wanted, int]:
+        budget_tokens = min(max(0, budget_tokens), self._max_thinking_tokens)
+        return _Wanted(budget_tokens, most_tokens), state_budget(budget_tokens)
 
     def _find_kept(self, key: CacheKey, level: int, wanted: _Wanted) -> Served | None:
         for place in self._places(key, level):

@@ -17,7 +17,6 @@ import time
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from prometheus_client import CollectorRegistry, Counter
 from starlette.types import Message
 
 from serve.answering.answering import Answering, make_job, wait_for_disconnect
@@ -33,6 +32,7 @@ from serve.api.schemas import (
 from serve.edge.context import BATCH_PATH, log_failure, write_access
 from serve.edge.limits import charge
 from serve.errors import ClientGoneError, OverloadedError, RequestError
+from serve.metrics import CLIENT_CLOSED, Metrics
 from serve.settings import Settings
 
 RESPONSES = error_responses(400, 401, 403, 408, 413, 422, 429, 503)
@@ -55,16 +55,14 @@ class Batches:
         answering: Answering,
         replies: Replies,
         settings: Settings,
-        registry: CollectorRegistry,
+        metrics: Metrics,
     ) -> None:
         self._answering, self._replies, self._settings = answering, replies, settings
+        self._metrics = metrics
         self._max_cases = settings.max_batch_cases
         if settings.rate_per_s is not None:  # a bucket smaller than a batch would never admit it
             limits = settings.rate_burst, settings.max_concurrent
             self._max_cases = min(self._max_cases, *limits)
-        self._cases = Counter(
-            "curt_batch_cases", "Cases of requests that held several", ["status"], registry=registry
-        )
 
     async def serve(self, request: Request, body: BatchRequest) -> BatchReply:
         """The results of all cases.
@@ -78,6 +76,7 @@ class Batches:
                 "too_many_cases", f"{count} cases are too many: send {self._max_cases} or fewer"
             )
         await charge(request, count - 1)
+        request.state.counts_cases = True
         serving = [
             asyncio.create_task(self._serve_one(request, body, case, index))
             for index, case in enumerate(body.cases)
@@ -90,7 +89,7 @@ class Batches:
         except asyncio.CancelledError:
             if not leaving.done():  # it was this request that was cancelled
                 raise
-            raise ClientGoneError("client_closed", "the client closed the connection") from None
+            raise ClientGoneError(CLIENT_CLOSED, "the client closed the connection") from None
         finally:
             leaving.cancel()
             await asyncio.gather(leaving, return_exceptions=True)
@@ -119,7 +118,10 @@ class Batches:
         except Exception as failure:
             log_failure(own.state.request_id, failure)
             status, error = 500, CaseError(code="internal", message="internal error")
-        self._cases.labels(str(status)).inc()
+        except asyncio.CancelledError:
+            self._metrics.record_case(499, {"error": CLIENT_CLOSED})
+            raise
+        self._metrics.record_case(status, own.state.log)
         _log_case(own, status, error)
         return CaseResult(
             id=case.id,
@@ -132,11 +134,11 @@ class Batches:
 
 
 def make_router(
-    answering: Answering, replies: Replies, settings: Settings, registry: CollectorRegistry
+    answering: Answering, replies: Replies, settings: Settings, metrics: Metrics
 ) -> APIRouter:
     """The route."""
     router = APIRouter()
-    batches = Batches(answering, replies, settings, registry)
+    batches = Batches(answering, replies, settings, metrics)
 
     @router.post(BATCH_PATH, response_model=BatchReply, responses=RESPONSES)
     async def predict_batch(body: BatchRequest, request: Request) -> Response:

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from serve.api.schemas import ErrorReply
-from serve.errors import OverloadedError, RequestError, error_body
+from serve.errors import RequestError, error_body
 
 _DESCRIPTIONS: Mapping[int, str] = {
     400: "The body is not JSON in UTF-8",
@@ -19,7 +19,7 @@ _DESCRIPTIONS: Mapping[int, str] = {
     403: "The key is not of the role that is needed",
     408: "The body took too long to arrive",
     413: "The body is too large",
-    422: "A field is wrong, or the fact is unusable",
+    422: "A field is wrong, the fact unusable, or the deadline shorter than any answer",
     429: "Too many requests; see Retry-After",
     503: "Can't be met now; see Retry-After",
 }
@@ -45,10 +45,7 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestError)
     async def on_fault(request: Request, fault: RequestError) -> JSONResponse:
-        headers = {}
-        if isinstance(fault, OverloadedError):
-            headers["Retry-After"] = str(fault.retry_after_s)
-        return _reply(request, fault.status, fault.reason, fault.public_message, headers)
+        return _reply(request, fault.status, fault.reason, fault.public_message, fault.headers)
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -92,5 +89,7 @@ def _reply(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     request.state.log["error"] = reason
-    body = error_body(reason, message, request.state.request_id)
+    body = error_body(
+        reason, message, request.state.request_id, path=request.url.path, status=status
+    )
     return JSONResponse(body, status_code=status, headers=dict(headers or {}))

@@ -13,7 +13,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serve.edge.context import log_failure
 from serve.errors import RequestError
-from serve.pool.job import Piece, ServedStream
+from serve.metrics import CLIENT_CLOSED
+from serve.pool.job import JobStream, Piece
 from serve.served import Served
 from serve.settings import MAX_DEADLINE_MS
 
@@ -23,7 +24,6 @@ logging.getLogger("sse_starlette").setLevel(logging.INFO)
 Event = dict[str, str]
 """Fields of a server-sent event: `event`, `data`, `comment`."""
 
-CLIENT_CLOSED = "client_closed"
 DRAIN_S = MAX_DEADLINE_MS / 1e3 + 5  # by then every job under way at a shutdown has ended
 
 
@@ -32,7 +32,7 @@ class JobEvents(EventSourceResponse):
 
     def __init__(
         self,
-        stream: ServedStream,
+        stream: JobStream,
         request: Request,
         *,
         first: Event,
@@ -72,11 +72,11 @@ class JobEvents(EventSourceResponse):
                 for event in self._tell(item):
                     yield event
         except RequestError as fault:
-            self._log["error"] = fault.reason
+            self._log.update(error=fault.reason, error_status=fault.status)
             yield self._fail(fault)
         except Exception as error:  # status 200 is out: the client must still be told
             log_failure(self._request_id, error)
-            self._log["error"] = "internal"
+            self._log.update(error="internal", error_status=500)
             yield self._fail(RequestError("internal", "internal error"))
         self._is_complete = True
 

@@ -25,11 +25,16 @@ def make_router(
     router = APIRouter()
     manifest = identity.manifest
 
+    @router.head("/livez", include_in_schema=False)
     @router.get("/livez")
     async def livez() -> dict[str, str]:
         """Whether the front answers at all."""
         return {"status": "alive"}
 
+    # What balancers and frameworks ask by default: each means /readyz.
+    @router.api_route("/ping", methods=["GET", "HEAD"], include_in_schema=False)
+    @router.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False)
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses={503: {"description": "Loading or draining"}})
     async def readyz() -> JSONResponse:
         """Whether requests can be served: true after warm-up, false from SIGTERM on."""

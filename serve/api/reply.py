@@ -60,8 +60,10 @@ class Replies:
 
     def _record(self, request: Request, served: Served, reply: PredictReply) -> None:
         timings, thinking, generation = reply.timings_ms, reply.thinking, served.generation
-        self._metrics.record_answer(served, total_ms=timings.total, deadline_ms=reply.deadline_ms)
         request.state.log.update(
+            outcome=self._metrics.record_answer(
+                served, total_ms=timings.total, deadline_ms=reply.deadline_ms
+            ),
             deadline_ms=reply.deadline_ms,
             queue_ms=timings.queue,
             prefill_ms=timings.prefill,

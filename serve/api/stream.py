@@ -59,7 +59,7 @@ def make_router(answering: Answering, replies: Replies, settings: Settings) -> A
                 fields["retry_after_s"] = fault.retry_after_s
             return {"event": "error", "data": to_json(fields)}
 
-        stream = answering.stream(request, job)
+        stream = await answering.stream(request, job)
         return JobEvents(stream, request, first={"comment": "begun"}, tell=tell, fail=fail)
 
     return router

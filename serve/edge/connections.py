@@ -49,7 +49,7 @@ def raise_file_limit(connections: int) -> int:
     return connections
 
 
-def limited_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
+def limited_protocol(limits: ConnectionLimits) -> type[LimitedProtocol]:
     """uvicorn's protocol within these limits, for one server."""
 
     class Limited(LimitedProtocol):
@@ -65,6 +65,8 @@ class LimitedProtocol(HttpToolsProtocol):
     """A connection that is closed where it goes beyond its limits."""
 
     limits: ConnectionLimits
+    is_draining = False
+    """Set on the class of a server that ends: replies ask their clients to connect anew."""
     idle: dict[LimitedProtocol, None]
     """The server's connections without a request under way, those that are so longest first."""
 
@@ -124,6 +126,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop_head_timer()
         self.idle.pop(self, None)
         super().on_headers_complete()
+        if self.is_draining:
+            self.cycle.keep_alive = False  # by which uvicorn says `Connection: close`
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""

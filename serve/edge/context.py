@@ -13,7 +13,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import error_body
+from serve.errors import NO_RETRY, error_body
 from serve.metrics import Metrics
 
 access = logging.getLogger("serve.access")
@@ -22,14 +22,17 @@ logger = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PREDICT_PATH, BATCH_PATH = "/predict", "/predict/batch"
 COUNTED_PATHS = frozenset({PREDICT_PATH, BATCH_PATH, "/predict/stream", "/v1/chat/completions"})
-QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})  # polled every few seconds
+QUIET_ROUTES = frozenset(
+    {"/livez", "/readyz", "/health", "/ping", "/metrics"}
+)  # polled every few seconds
 
 
 class RequestContext:
     """ASGI middleware that sets `state.request_id`, `state.started_s` and `state.log`.
 
-    Routes add their counts to the dict `state.log`, which becomes part of the access log line. The
-    line names the route's pattern, never the path as sent, which may hold a client's text.
+    Routes add their counts to the dict `state.log`, which becomes part of the access log line, and
+    set `state.counts_cases` where they have counted several cases themselves. The line names the
+    route's pattern, never the path as sent, which may hold a client's text.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -61,12 +64,15 @@ class RequestContext:
         except Exception as error:
             log_failure(request_id, error)
             if status == 0:
-                body = error_body("internal", "internal error", request_id)
-                await JSONResponse(body, status_code=500)(scope, receive, send_with_id)
+                body = error_body("internal", "internal error", request_id, path=scope["path"])
+                reply = JSONResponse(body, status_code=500, headers=NO_RETRY)
+                await reply(scope, receive, send_with_id)
         seconds = time.monotonic() - started_s
         route = getattr(scope.get("route"), "path", "-")
         if scope["path"] in COUNTED_PATHS:
             self.metrics.record_end(status, fields.get("error"), seconds)
+            if not state.get("counts_cases"):
+                self.metrics.record_case(status, fields)
         line = {
             "request_id": request_id,
             "method": scope["method"],
@@ -122,5 +128,6 @@ async def refuse(
     """Answer a request with an ErrorReply from a middleware, which no exception handler covers."""
     state = scope.setdefault("state", {})
     state.setdefault("log", {})["error"] = reason
-    body = error_body(reason, message, state.get("request_id", ""))
+    request_id = state.get("request_id", "")
+    body = error_body(reason, message, request_id, path=scope["path"], status=status)
     await JSONResponse(body, status_code=status, headers=headers)(scope, receive, send)

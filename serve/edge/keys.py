@@ -43,7 +43,9 @@ GRANTS: Mapping[Role, frozenset[Role]] = {
     "predict": frozenset({"predict"}),
     "admin": frozenset({"predict", "admin"}),
 }
-OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"})
+OPEN_PATHS = frozenset(
+    {"/", "/livez", "/readyz", "/health", "/ping", "/metrics", "/docs", "/openapi.json"}
+)
 ADMIN_PREFIX = "/admin"
 DEFAULT_FILE = "keys.json"
 FILE_VARIABLE = "CURT_KEYS_FILE"

@@ -238,8 +238,7 @@ async def charge(request: Request, cost: int) -> None:
 
 
 async def _answer(scope: Scope, receive: Receive, send: Send, fault: RateLimitedError) -> None:
-    headers = {"Retry-After": str(fault.retry_after_s)}
-    await refuse(scope, receive, send, fault.status, fault.reason, fault.message, headers)
+    await refuse(scope, receive, send, fault.status, fault.reason, fault.message, fault.headers)
 
 
 def client_of(scope: Scope, trusted_proxies: Sequence[Network] = ()) -> str:

@@ -109,6 +109,7 @@ class LoadShedder:
             return
         self._metrics.shed.labels(FRONT_BUSY).inc()
         self._metrics.record_end(503, "overloaded", 0.0)
+        self._metrics.record_case(503, {})
         request_id = request_id_of(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         message = "more requests arrive than can be read: try again later"

@@ -67,6 +67,11 @@ class Forecast:
         work_ms = self.estimator.average(now_s).zero_thinking_ms(prompt_tokens)
         return Demand(deadline_s, (least_ms + self._margin_ms) / 1e3, work_ms / 1e3)
 
+    def least_possible_s(self, prompt_tokens: int) -> float:
+        """The time a job takes on an idle machine with zero thinking: it can't be done sooner."""
+        work_ms = self.estimator.as_calibrated().zero_thinking_ms(prompt_tokens)
+        return (work_ms + self._margin_ms) / 1e3
+
     def allow_thinking(
         self,
         demand: Demand,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from curt.engines.protocol import Request
 from serve.pool.process import Worker
@@ -88,6 +89,29 @@ class Slot:
     def free(self) -> bool:
         """Whether its worker can take a request now."""
         return self.worker is not None and not self.busy
+
+
+class JobStream(Protocol):
+    """What a client of a stream reads: `Piece`s and, last, the `Served` answer."""
+
+    def __aiter__(self) -> AsyncIterator[Piece | Served]: ...
+
+    def close(self) -> None:
+        """Give up what is not done yet; harmless afterwards."""
+        ...
+
+
+class KeptAnswer:
+    """A stream of an answer that was there before: it alone."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+
+    async def __aiter__(self) -> AsyncIterator[Piece | Served]:
+        yield self._served
+
+    def close(self) -> None:
+        """Nothing is under way."""
 
 
 class ServedStream:

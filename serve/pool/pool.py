@@ -18,7 +18,7 @@ from pathlib import Path
 
 from curt.artifact import Manifest
 from curt.dialogue import state_budget
-from serve.errors import EngineFailedError, OverloadedError, RequestError
+from serve.errors import DeadlineTooShortError, EngineFailedError, OverloadedError, RequestError
 from serve.metrics import Metrics
 from serve.pool.forecast import Forecast
 from serve.pool.job import Job, Piece, ServedStream, Slot, Ticket
@@ -162,8 +162,9 @@ class WorkerPool:
         ticket = self._make_ticket(job, now_s, events)
         fault = self._why_refused(ticket, now_s)
         if fault:
-            if self._queue or not all(slot.free for slot in self._slots):
-                self._on_refusal()  # else the deadline is too short even without load
+            is_load = self._queue or not all(slot.free for slot in self._slots)
+            if is_load and isinstance(fault, OverloadedError):
+                self._on_refusal()
             if job.deadline_s - now_s < LEAST_S:  # too late for the classifier as well
                 raise self._shed(fault)
             self._give_up(ticket, fault)
@@ -208,15 +209,18 @@ class WorkerPool:
             events=events,
         )
 
-    def _why_refused(self, ticket: Ticket, now_s: float) -> OverloadedError | None:
-        demand = ticket.demand
+    def _why_refused(self, ticket: Ticket, now_s: float) -> RequestError | None:
+        demand, job = ticket.demand, ticket.job
         if demand.latest_start_s < now_s:
             self._want_probe(now_s)
-            return OverloadedError(
-                "deadline_too_short",
-                f"even without reasoning this takes about {demand.least_s * 1e3:.0f} ms: "
-                "allow a longer deadline",
-            )
+            least_s = self._forecast.least_possible_s(ticket.prompt_tokens)
+            if job.deadline_s - job.arrived_s < least_s:
+                return DeadlineTooShortError(
+                    "deadline_too_short",
+                    f"even without reasoning this takes about {least_s * 1e3:.0f} ms: allow a "
+                    "longer deadline",
+                )
+            return OverloadedError("overloaded", "the machine is slower than usual now")
         free_at_s = self._free_times(now_s)
         waiting = [other.demand for other in self._queue]
         retry_after_s = seconds_until_free(now_s, free_at_s, waiting)
@@ -383,7 +387,9 @@ class WorkerPool:
 
     def _retry(self, ticket: Ticket) -> None:
         hopeless = ticket.demand.latest_start_s < time.monotonic()
-        if ticket.attempts >= MAX_ATTEMPTS or hopeless:
+        if ticket.attempts >= MAX_ATTEMPTS:  # the next two would die on it as well
+            self._give_up(ticket, EngineFailedError("worker_died", "two workers died on it"))
+        elif hopeless:
             self._give_up(ticket, OverloadedError("worker_died", "the worker died on this request"))
         elif not ticket.future.done():
             bisect.insort(self._queue, ticket, key=lambda t: t.order)

@@ -21,7 +21,7 @@ from typing import Literal
 
 from curt.law.verdict import Verdict
 from serve.answering.answering import Pool
-from serve.errors import OverloadedError, RequestError
+from serve.errors import RequestError
 from serve.pool.job import Job, ServedStream
 from serve.served import Identity, Served
 from serve.variants.canary import CanaryTest, Rate
@@ -177,12 +177,10 @@ class Router:
         elif isinstance(how, asyncio.CancelledError | GeneratorExit):
             self._count(variant, "cancelled")
         else:
-            self._count(variant, "refused" if isinstance(how, OverloadedError) else "failed")
+            status = how.status if isinstance(how, RequestError) else 500
+            self._count(variant, "failed" if status == 500 else "refused")
             # A draining pool says nothing of its model, nor does a client's mistake.
-            blameless = isinstance(how, RequestError) and (
-                how.status < 500 or how.reason == "draining"
-            )
-            if not blameless:
+            if status >= 500 and getattr(how, "reason", "") != "draining":
                 self._observe(variant, job.arrived_s, "errors")
 
     async def stop_copy(self) -> None:

@@ -216,15 +216,15 @@ def series(name: str, per_minute: float, labels: str = "", minutes: int = 30) ->
 
 def healthy(**changed: float) -> list[dict[str, str]]:
     """A server that answers 600 requests a minute, all of them well but for what is `changed`."""
-    rates = {"good": 600, "ok": 600, "refused": 0, "failed": 0, "degraded": 0, "late": 0,
-             "deaths": 0, "down": 0, "workers": 2, "short": 0} | changed  # fmt: skip
+    rates = {"good": 600, "left": 0, "rejected": 0, "refused": 0, "failed": 0,
+             "degraded": 0, "late": 0, "deaths": 0, "down": 0, "workers": 2,
+             "short": 0} | changed  # fmt: skip
     up = 1 - rates["down"]
     return [
-        series("curt_good_answers_total", rates["good"]),
-        series("curt_requests_total", rates["ok"], 'status="200"'),
-        series("curt_requests_total", rates["refused"], 'status="503"'),
-        series("curt_requests_total", rates["failed"], 'status="500"'),
-        series("curt_degraded_total", rates["degraded"], 'reason="deadline"'),
+        *(
+            series("curt_cases_total", rates[name], f'outcome="{name}"')
+            for name in ("good", "degraded", "refused", "failed", "left", "rejected")
+        ),
         series("curt_worker_deaths_total", rates["deaths"]),
         series("curt_short_thinking_total", rates["short"], 'cause="load"'),
         series("curt_short_thinking_total", 300, 'cause="deadline"'),
@@ -247,6 +247,12 @@ def healthy(**changed: float) -> list[dict[str, str]]:
         ({"good": 540, "degraded": 60}, {"CurtDegraded", "CurtMissesBurnSlowly"}),
         ({"short": 150}, {"CurtThinksLittle"}),
         ({"failed": 1}, {"CurtFails"}),
+        ({"left": 600, "rejected": 600}, set()),
+        # Cases, not requests: of a batch of 20 that is one request, 5 cases missing are 25%.
+        (
+            {"good": 15, "degraded": 5},
+            {"CurtDegraded", "CurtMissesBurnFast", "CurtMissesBurnSlowly"},
+        ),
         ({"workers": 0}, {"CurtNoWorker"}),
         ({"deaths": 1}, {"CurtWorkersRestart"}),
         ({"down": 1}, {"CurtDown"}),
@@ -306,8 +312,8 @@ def test_autoscalers_are_told_of_load_refusals_and_silence(
         series("curt_queue_seconds_bucket", 0, 'le="0.005"'),
         series("curt_queue_seconds_bucket", asked, 'le="0.025"'),
         series("curt_queue_seconds_bucket", asked, 'le="+Inf"'),
-        series("curt_requests_total", asked, 'status="200"'),
-        series("curt_requests_total", rates["overloaded"], 'status="503"'),
+        series("curt_cases_total", asked, 'outcome="good"'),
+        series("curt_cases_total", rates["overloaded"], 'outcome="refused"'),
         series("curt_shed_total", rates["overloaded"], 'reason="overloaded"'),
         {"series": 'curt_workers_ready{job="curt",instance="a"}', "values": "2x30"},
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from curt.engines.protocol import Generation
@@ -22,6 +23,10 @@ class FakeStream:
     """Tells what it was given."""
 
     events: list[Piece | Served]
+    told: Callable[[Served], None] = lambda _: None
+
+    def on_end(self, callback: Callable[[Served], None]) -> None:
+        self.told = callback
 
     def __aiter__(self) -> FakeStream:
         return self
@@ -29,7 +34,10 @@ class FakeStream:
     async def __anext__(self) -> Piece | Served:
         if not self.events:
             raise StopAsyncIteration
-        return self.events.pop(0)
+        event = self.events.pop(0)
+        if isinstance(event, Served):
+            self.told(event)
+        return event
 
     def close(self) -> None:
         self.events.clear()

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from curt.dialogue import THINK_END, render_answer
 from serve.api.page.page import build_page
 from serve.api.schemas import NOTICE
 from serve.app import create_app
+from serve.edge.keys import add_key, make_key
 from serve.errors import EngineFailedError, OverloadedError
 from serve.settings import Settings
 from tests.micro import FACTS
@@ -257,3 +259,33 @@ def test_the_reply_is_described_for_clients(client: AsgiClient) -> None:
     responses = schema["paths"]["/predict"]["post"]["responses"]
     assert {"200", "400", "413", "422", "503"} <= set(responses)
     assert responses["422"]["content"]["application/json"]["schema"]["$ref"].endswith("ErrorReply")
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/ping"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_balancers_and_frameworks_find_the_probe_they_ask(
+    settings: Settings, method: str, path: str
+) -> None:
+    pool = FakePool(generation("8000"))
+    client = AsgiClient(create_app(settings, pool))
+    assert client.request(method, path).status_code == 200
+    pool.ready = False
+    assert client.request(method, path).status_code == (200 if path == "/livez" else 503)
+
+
+def test_errors_under_v1_have_the_fields_openai_clients_read(
+    settings: Settings, tmp_path: Path
+) -> None:
+    _, record = make_key("a", "predict")
+    add_key(tmp_path / "keys.json", record)
+    locked = settings.model_copy(update={"keys_file": tmp_path / "keys.json"})
+    client = AsgiClient(create_app(locked, FakePool(generation("8000"))))
+    response = client.post("/v1/chat/completions", json={})
+    assert response.status_code == 401
+    assert response.json()["error"] | {"message": ""} == {
+        "code": "unauthorized", "message": "", "type": "authentication_error", "param": None,
+    }  # fmt: skip
+    client = AsgiClient(create_app(settings, FakePool(generation("8000"))))
+    error = client.post("/v1/embeddings", json={}).json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", None)
+    assert set(client.post("/nothing").json()["error"]) == {"code", "message"}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,14 @@ from hypothesis import strategies as st
 
 from curt.dialogue import THINK_END, render_answer
 from serve.edge.shedding import FRONT_BUSY
-from serve.metrics import LATENCY_BUCKETS_S, MAX_REASONS, PHASE_BUCKETS_S, SHED_REASONS, Metrics
+from serve.metrics import (
+    LATENCY_BUCKETS_S,
+    MAX_REASONS,
+    PHASE_BUCKETS_S,
+    SHED_REASONS,
+    Metrics,
+    Outcome,
+)
 from serve.served import Served
 from tests.serve.fake_engine import VERDICT
 from tests.serve.fake_pool import generation
@@ -25,8 +33,14 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 def record(served: Served, total_ms: float = 120.0) -> Metrics:
     metrics = Metrics()
-    metrics.record_answer(served, total_ms=total_ms, deadline_ms=400)
+    outcome = metrics.record_answer(served, total_ms=total_ms, deadline_ms=400)
+    metrics.record_case(200, {"outcome": outcome})
     return metrics
+
+
+def cases(metrics: Metrics) -> dict[str, float]:
+    counts = {each: value(metrics, "cases_total", outcome=each) for each in get_args(Outcome)}
+    return {each: count for each, count in counts.items() if count}
 
 
 def test_an_answer_is_timed_by_its_phases_and_tokens() -> None:
@@ -38,16 +52,15 @@ def test_an_answer_is_timed_by_its_phases_and_tokens() -> None:
     assert value(metrics, "answer_latency_seconds_sum") == pytest.approx(0.12)
     assert value(metrics, "thinking_tokens_used_sum") == 30
     assert value(metrics, "thinking_tokens_allowed_sum") == 48
-    assert value(metrics, "good_answers_total") == 1
     assert value(metrics, "deadline_missed_total") == 0
 
 
 def test_only_full_verdicts_in_time_are_good() -> None:
     full, cut = generation(TEXT), generation("想", finish="deadline")
     late = record(Served(full, 48, 48, 1.0), total_ms=400.01)
-    assert (value(late, "good_answers_total"), value(late, "deadline_missed_total")) == (0, 1)
+    assert (cases(late), value(late, "deadline_missed_total")) == ({"late": 1}, 1)
     degraded = record(Served(cut, 48, 48, 1.0))
-    assert value(degraded, "good_answers_total") == 0
+    assert cases(degraded) == {"degraded": 1}
     assert value(degraded, "degraded_total", reason="deadline") == 1
 
 
@@ -55,9 +68,33 @@ def test_an_answer_that_took_no_worker_leaves_the_phases_alone() -> None:
     kept = Served(generation(TEXT, prefill_ms=0.0, decode_ms=0.0), 48, 48, 0.0)
     metrics = record(kept, total_ms=2.0)
     assert value(metrics, "answer_latency_seconds_count") == 1
-    assert value(metrics, "good_answers_total") == 1
+    assert cases(metrics) == {"good": 1}
     for name in ("queue", "prefill", "decode", "time_to_first_token", "time_per_output_token"):
         assert value(metrics, f"{name}_seconds_count") == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "outcome"),
+    [
+        (503, {"error": "overloaded"}, "refused"),
+        (500, {"error": "engine_error"}, "failed"),
+        (422, {"error": "empty_fact"}, "rejected"),
+        (429, {"error": "rate_limited"}, "rejected"),
+        (499, {"error": "client_closed"}, "left"),
+        (0, {}, "left"),
+        # a stream, whose status was sent before
+        (200, {"error": "client_closed"}, "left"),
+        (200, {"error": "overrun", "error_status": 503}, "refused"),
+        (200, {"error": "internal", "error_status": 500}, "failed"),
+        (200, {"error": "client_closed", "outcome": "good"}, "good"),
+    ],
+)
+def test_a_case_is_counted_by_what_became_of_it(
+    status: int, log: dict[str, Any], outcome: str
+) -> None:
+    metrics = Metrics()
+    metrics.record_case(status, log)
+    assert cases(metrics) == {outcome: 1}
 
 
 def test_rejections_count_by_reason_and_refusals_of_the_pool_do_not() -> None:

@@ -133,8 +133,8 @@ def test_what_was_left_out_of_a_long_fact_is_said(shared: Server) -> None:
 
 def test_an_impossible_deadline_is_refused_before_it_passes(shared: Server) -> None:
     response = shared.predict(deadline_ms=20)
-    assert response.status_code == 503
-    assert int(response.headers["retry-after"]) >= 1
+    assert response.status_code in (422, 503)  # 422 where no machine like this one could
+    assert ("retry-after" in response.headers) is (response.status_code == 503)
 
 
 def test_hostile_bodies_never_break_the_server_nor_reach_its_log(shared: Server) -> None:
@@ -222,7 +222,10 @@ def test_sigterm_drains_finishes_and_exits_with_zero(own: Server) -> None:
     until(lambda: statuses.count(200) > 2)
     signalled_s = time.monotonic()
     own.process.send_signal(signal.SIGTERM)
-    until(lambda: own.status("/readyz") == 503, 5)
+    kept = httpx.Client()
+    until(lambda: kept.get(own.url + "/readyz").headers.get("connection") == "close", 5)
+    assert kept.get(own.url + "/readyz").status_code == 503
+    kept.close()
     assert time.monotonic() - signalled_s < 0.4  # at once: the rest is the client's own
     assert own.process.wait(15) == 0
     asking.join(15)
@@ -269,12 +272,20 @@ def test_workers_end_with_a_server_that_is_killed(own: Server) -> None:
     until(lambda: not any(is_running(pid) for pid in workers), 10)
 
 
+def test_help_tells_the_settings() -> None:
+    command = [sys.executable, "-m", "serve", "--help"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "CURT_MODEL (required)" in ran.stdout
+    assert "CURT_DEFAULT_DEADLINE_MS (400)" in ran.stdout
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"CURT_MODEL": "/no/such/model"}, "is not a folder"),
         ({"CURT_PORT": "many"}, "CURT_PORT"),
-        ({"CURT_MODEL": ""}, "no manifest.json"),
+        ({"CURT_MODEL": ""}, "CURT_MODEL: Field required"),
+        ({"CURT_MODEL": "/"}, "no manifest.json"),
     ],
 )
 def test_a_wrong_setting_ends_the_start_with_a_message(

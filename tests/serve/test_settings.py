@@ -24,6 +24,22 @@ def test_values_out_of_range_are_refused(change: dict[str, int]) -> None:
         Settings(model=Path("m"), **change)  # type: ignore[arg-type]
 
 
+def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ENGINE_URL", "RATE_PER_S", "REDIS_URL", "CACHE_SECRET", "KEYS_FILE", "WORKERS"):
+        monkeypatch.setenv(f"CURT_{name}", "")
+    settings = Settings(model=Path("m"))
+    assert settings == Settings(model=Path("m"), workers=settings.workers)
+    assert (settings.engine_url, settings.rate_per_s, settings.keys_file) == (None, None, None)
+
+
+@pytest.mark.parametrize("secret", [None, "", "short"])
+def test_redis_without_a_secret_is_refused(secret: str | None) -> None:
+    values = {"redis_url": "redis://127.0.0.1:6379/0", "cache_secret": secret}
+    with pytest.raises(ValidationError, match="openssl rand"):
+        Settings(model=Path("m"), **values)  # type: ignore[arg-type]
+    Settings(model=Path("m"), **values | {"cache_secret": "0" * 32})  # type: ignore[arg-type]
+
+
 def test_a_fact_of_the_greatest_length_fits_the_body_however_it_is_written() -> None:
     settings = Settings(model=Path("m"))
     assert settings.max_fact_chars * len("\\u76d7") < settings.max_body_bytes

@@ -47,11 +47,13 @@ GIVEN = {
     "compress-recover": ["--teacher", "t", "--student", "s", "--data", "d", "--out", "o"],
     "compress-student": ["--teacher", "t", "--data", "d", "--out", "o"],
 }
+REAL = ["--model", "m"]  # configs/real has none of its own
 KNOWN = {*VERBOSITIES, NONE, CUT}
 
 
 def load(file: Path, *arguments: str):
-    return load_config(CLASSES[file.stem], [f"@{file}", *GIVEN.get(file.stem, []), *arguments])
+    given = GIVEN.get(file.stem, []) + (REAL if file.parent.name == "real" else [])
+    return load_config(CLASSES[file.stem], [f"@{file}", *given, *arguments])
 
 
 def test_there_are_configurations_for_the_embedded_default():

@@ -40,6 +40,7 @@ from curt.corpus.store import read_cases, write_cases
 from curt.dialogue import (
     BUDGET_LEVELS,
     CHAT_TEMPLATE,
+    GRAMMAR_VERSION,
     PROMPT_VERSION,
     THINK_END,
     Prompts,
@@ -287,7 +288,7 @@ def keep_usable(
     for feedback in latest:
         fact = facts.get(feedback.answer_id) or facts.get(feedback.request_id)
         reason = None
-        if feedback.prompt_version != PROMPT_VERSION:
+        if feedback.prompt_version not in (PROMPT_VERSION, GRAMMAR_VERSION):
             reason = "another prompt version"
         elif feedback.truth is None:
             reason = "wrong without a correction"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from curt.dialogue import parse_completion
@@ -31,8 +31,8 @@ class GroupReward:
         scorer: Scorer,
         partial_share: float,
         num_generations: int,
-        end_ids: Sequence[int],
-        eos_id: int,
+        end_id: int,
+        eos_ids: Collection[int],
         config_sha256: str,
         checkpoint_sha256: str = "",
         guard: AccuracyGuard | None = None,
@@ -45,8 +45,8 @@ class GroupReward:
         self.scorer = scorer
         self.partial_share = partial_share
         self.num_generations = num_generations
-        self.end_ids = list(end_ids)
-        self.eos_id = eos_id
+        self.end_id = end_id
+        self.eos_ids = frozenset(eos_ids)
         self.config_sha256 = config_sha256
         self.checkpoint_sha256 = checkpoint_sha256  # of the policy that samples
         self.guard = guard
@@ -116,8 +116,8 @@ class GroupReward:
         budget: int,
         case_id: str,
     ) -> list[Rollout]:
-        lengths = [count_thinking(ids, self.end_ids) for ids in completion_ids]
-        truncated = tuple(self.eos_id not in ids for ids in completion_ids)
+        lengths = [count_thinking(ids, self.end_id) for ids in completion_ids]
+        truncated = tuple(self.eos_ids.isdisjoint(ids) for ids in completion_ids)
         exact = tuple(s.exact for s in scores)
         shaped = self.penalty(Group(exact, tuple(lengths), budget, truncated), self.history)
         shaped = weigh_penalty(shaped, exact, self.penalty_weight)
@@ -132,7 +132,7 @@ class GroupReward:
                 completion=text,
                 token_ids=list(ids),
                 thinking_tokens=length,
-                answer_tokens=max(0, len(ids) - length - len(self.end_ids) - (self.eos_id in ids)),
+                answer_tokens=max(0, len(ids) - length - 1 - (not cut)),
                 truncated=cut,
                 reward_raw=dict(score.raw),
                 reward_weighted=dict(score.weighted),
@@ -195,10 +195,6 @@ def check_groups(prompts: Sequence[str], size: int) -> None:
             raise ValueError("a group mixes prompts: this version of TRL orders batches otherwise")
 
 
-def count_thinking(ids: Sequence[int], end_ids: Sequence[int]) -> int:
+def count_thinking(ids: Sequence[int], end_id: int) -> int:
     """Tokens before the end of thinking; all of them when it never came."""
-    size = len(end_ids)
-    for start in range(len(ids) - size + 1):
-        if list(ids[start : start + size]) == list(end_ids):
-            return start
-    return len(ids)
+    return list(ids).index(end_id) if end_id in ids else len(ids)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from train.branches import pack_branches
+from train.branches import branch_logits, pack_branches
 
 
 def packed_log_probs(
@@ -53,14 +53,10 @@ def packed_log_probs(
             size = max(0, len(tokens[row]) - 1)
             sources[row, 0] = last
             sources[row, 1 : size + 1] = torch.arange(start, start + size)
-    hidden = model.get_decoder()(  # (groups, T, H)
-        input_ids=packed.input_ids,
-        position_ids=packed.position_ids,
-        attention_mask=packed.attention_mask,
-        use_cache=False,
-    ).last_hidden_state
-    wanted = hidden.flatten(0, 1)[sources[filled]]  # (N, H)
-    logits = model.get_output_embeddings()(wanted).float() / temperature
+    logits = branch_logits(  # (N, V)
+        model, packed.input_ids, sources[filled], packed.position_ids, packed.attention_mask
+    )
+    logits = logits.float() / temperature
     spread = torch.log_softmax(logits, dim=-1)  # (N, V)
     chosen = spread.gather(1, completions[filled][:, None])[:, 0]
     log_probs = chosen.new_zeros(completions.shape).masked_scatter(filled, chosen)

@@ -6,6 +6,7 @@ longest. Dropping finished rows from the key-value cache halves the time of a ro
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -43,19 +44,17 @@ def sample_completions(
     ids = torch.tensor([[pad_id] * (longest - len(p)) + p for p in unique], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in unique], device=device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    # The parts, not `model.forward`: accelerate wraps that in autocast, and casting every weight at
-    # every token costs more on a CPU than bf16 saves.
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    output = decoder(
+    # The class's forward pass, not the model's own: accelerate wraps that in autocast, and casting
+    # every weight at every token costs more on a CPU than bf16 saves.
+    forward = functools.partial(type(model).forward, model, use_cache=True, logits_to_keep=1)
+    output = forward(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
-        use_cache=True,
     )
     cache = output.past_key_values
     cache.batch_repeat_interleave(group)
-    last = output.last_hidden_state[:, -1].repeat_interleave(group, 0)
-    logits = head(last)  # (R, V), R live rows
+    logits = output.logits[:, -1].repeat_interleave(group, 0)  # (R, V), R live rows
     mask = mask.repeat_interleave(group, 0)
     position = positions[:, -1:].repeat_interleave(group, 0)
     ends = torch.tensor(list(eos_ids), device=device)
@@ -83,15 +82,14 @@ def sample_completions(
             tokens, mask, position = tokens[live], mask[live], position[live]
             rows = [rows[i] for i in live.tolist()]
             finished = finished[live]
-        output = decoder(
+        output = forward(
             input_ids=tokens,
             attention_mask=mask,
             position_ids=position,
             past_key_values=cache,
-            use_cache=True,
         )
         cache = output.past_key_values
-        logits = head(output.last_hidden_state[:, -1])
+        logits = output.logits[:, -1]
     return completions
 
 

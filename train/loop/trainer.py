@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
+from curt.dialogue import encode
 from train.data.trajectories import Rollout, TrajectoryWriter, drop_after, read_rollouts
 from train.loop.advantages import Estimator, estimate, gdpo
 from train.loop.group_reward import GroupReward
@@ -52,6 +53,10 @@ class RecordingTrainer(GRPOTrainer):
         self.spread_floor = spread_floor
         self.trained_groups = trained_groups
         self.seed_rollouts = seed_rollouts
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Token ids of whole prompts; TRL would begin each with another BOS."""
+        return [encode(self.processing_class, prompt) for prompt in prompts], None, {}
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: Any, *rest: Any, **options: Any

@@ -20,12 +20,12 @@ def open_run(out: Path, settings: dict[str, Any], inputs: dict[str, Path]) -> Pa
 
     `inputs` are files the run depends on; their hashes are recorded with the settings. What a
     finished run left is moved aside, never deleted. Raises ValueError when the folder holds an
-    unfinished run with other settings or inputs.
+    unfinished run with other settings or inputs; one that never made a step holds nothing.
     """
     run = run_folder(out)
     recorded = run / "config.json"
     config = {**settings, "inputs": {name: sha256(path) for name, path in inputs.items()}}
-    if recorded.is_file():
+    if recorded.is_file() and any((*run.glob("checkpoint-*"), *run.glob("trajectories/*"))):
         previous = json.loads(recorded.read_bytes())
         changed = sorted(
             k for k in config.keys() | previous.keys() if config.get(k) != previous.get(k)
@@ -36,7 +36,7 @@ def open_run(out: Path, settings: dict[str, Any], inputs: dict[str, Path]) -> Pa
                 "delete it to start anew, or give another --out"
             )
     else:
-        if run.exists():
+        if run.exists() and not recorded.is_file():
             _move_aside(run)
         write_json(recorded, config)
     return run

@@ -7,10 +7,11 @@ model folder holds base + alpha / rank · B · A.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from curt.checkpoint import read_checkpoint
 from curt.config import FrozenModel
 
 if TYPE_CHECKING:
@@ -43,17 +44,24 @@ def adapter_config(lora: Lora) -> LoraConfig:
     )
 
 
+def forget_source(adapted: Any) -> None:
+    """Keep embeddings out of an adapter's checkpoints.
+
+    peft would add them wherever the vocabulary has grown since the model was read.
+    """
+    for part in adapted.peft_config.values():
+        part.base_model_name_or_path = None
+
+
 def merge_adapter(source: str, lora: Lora, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
     """The model at `source` with trained adapters merged in, in fp32.
 
     `weights` is the state of the adapted model; of it only the adapters are read, so that weights
     that were sharded or rounded for training don't matter. Raises ValueError when they don't fit.
     """
-    import torch
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    base = read_checkpoint(source).load_model()
     adapted = get_peft_model(base, adapter_config(lora))
     wanted = {name for name in adapted.state_dict() if ".lora_" in name}
     found = {name: value for name, value in weights.items() if ".lora_" in name}

@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from curt.checkpoint import read_checkpoint
 from curt.classifier.candidates import draw_candidates, load_prompts, read_candidates
 from curt.config import Config, run
 from curt.corpus.case import Case
@@ -54,14 +55,14 @@ class VerlExportConfig(Config):
 
 def export(config: VerlExportConfig) -> None:
     """Write `train.parquet` and `val.parquet`."""
-    from transformers import AutoTokenizer
-
     settings = read_settings(config.grpo, {"guard": None})  # it has no part in the prompts
     changes = {"corpus": config.corpus, "model": config.model}
     settings = settings.model_copy(update={k: v for k, v in changes.items() if v is not None})
-    most = describe_start(settings)["max_fact_tokens"]
-    tokenizer = AutoTokenizer.from_pretrained(settings.model)
-    prompts = load_prompts(settings.model, tokenizer, most)
+    checkpoint = read_checkpoint(settings.model)
+    start = describe_start(settings, checkpoint.manifest)
+    prompts = load_prompts(
+        settings.model, checkpoint.tokenizer, start["max_fact_tokens"], start["prompt_version"]
+    )
     known = read_candidates(settings.candidates)
     rng = random.Random(settings.seed)
     cases = list(read_cases(find_cases(settings.corpus, "train")))

@@ -74,7 +74,7 @@ class GroupScores:
             {name: make_judge(judge) for name, judge in settings.judges.items()},
             settings.reward_combination,
         )
-        self._end_ids = encode(tokenizer, THINK_END)
+        self._end_id = encode(tokenizer, THINK_END)[0]
 
     def __call__(
         self, samples: Sequence[GradedSample], *, reference: str, budget: int, case_id: str
@@ -95,8 +95,8 @@ class GroupScores:
             scorer=self._scorer,
             partial_share=self.settings.partial_share,
             num_generations=size,
-            end_ids=self._end_ids,
-            eos_id=self.tokenizer.eos_token_id,
+            end_id=self._end_id,
+            eos_ids=[self.tokenizer.eos_token_id],
             config_sha256="",
         )
         scores = reward(

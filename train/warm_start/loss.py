@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from train.branches import pack_branches
+from train.branches import branch_logits, pack_branches
 from train.runs.processes import call_within
 from train.warm_start.cpu import call_in_bf16
 from train.warm_start.examples import Example
@@ -46,6 +46,8 @@ class BranchCollator:
 
     pad_token_id: int
     fact_share: float = 0.0
+    packs: bool = True
+    """Whether the model may be given branches in one row; else every branch is a row of its own."""
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """One batch: `sources` are flat positions whose logits predict the targets in order.
@@ -53,6 +55,8 @@ class BranchCollator:
         `targets` are the completions' tokens, `fact_targets` those drawn from the shared texts.
         """
         examples: list[Example] = [row["example"] for row in rows]
+        if not self.packs:
+            examples = [Example(e.shared_ids, (b,)) for e in examples for b in e.branches]
         packed = pack_branches(
             [e.shared_ids for e in examples],
             [[b.prompt_ids + b.completion_ids for b in e.branches] for e in examples],
@@ -74,10 +78,13 @@ class BranchCollator:
             generator = torch.Generator().manual_seed(sum(targets))
             drawn = torch.rand(len(fact_sources), generator=generator) < self.fact_share
             fact_sources = fact_sources[drawn]
-        return {
-            "input_ids": packed.input_ids,
+        masked = {
             "position_ids": packed.position_ids,
             "attention_mask": packed.attention_mask,
+        }
+        return {
+            "input_ids": packed.input_ids,
+            **(masked if self.packs else {}),
             "sources": torch.cat([*sources, fact_sources]),
             "targets": torch.tensor(targets),
             "fact_targets": flat[fact_sources + 1],
@@ -105,20 +112,12 @@ class BranchTrainer(Trainer):
         module: Any = self.accelerator.unwrap_model(model)
 
         def compute_logits() -> torch.Tensor:
-            hidden = module.get_decoder()(  # (B, T, H)
-                input_ids=inputs["input_ids"],
-                position_ids=inputs["position_ids"],
-                attention_mask=inputs["attention_mask"],
-            ).last_hidden_state
-            logits: torch.Tensor = module.get_output_embeddings()(
-                hidden.flatten(0, 1)[inputs["sources"]]
-            )
-            return logits
+            names = ("input_ids", "sources", "position_ids", "attention_mask")
+            return branch_logits(module, *(inputs[name] for name in names if name in inputs))
 
         if self.bf16_weights:
             logits = call_within(model, module, partial(call_in_bf16, module, compute_logits))
         else:
-            # accelerate autocasts `model.forward` only, which is not called here
             with self.accelerator.autocast():
                 logits = call_within(model, module, compute_logits)
         completions, facts = logits.split([len(inputs["targets"]), len(inputs["fact_targets"])])

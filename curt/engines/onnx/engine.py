@@ -120,7 +120,7 @@ class OrtEngine:
             self.tokenizer,
             prompt=prompt,
             thinking_limit=request.fit_thinking(len(prompt), self._context_tokens),
-            close_ids=[self._close],
+            close_id=self._close,
             eos_ids=self.eos_ids,
         )
         sequence, feed = self._sequence_for(

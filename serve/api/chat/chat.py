@@ -14,7 +14,7 @@ each parameter.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -32,6 +32,7 @@ from serve.api.chat.request import (
     ChatRequest,
     fact_of,
     ignored_parameters,
+    most_tokens,
     schema_of,
     thinking_bound,
 )
@@ -39,7 +40,13 @@ from serve.api.chat.verdict_schema import SchemaError, project
 from serve.api.events import Event, JobEvents, to_json
 from serve.api.reply import Replies
 from serve.api.schemas import ALL_TASKS, PredictReply, PredictRequest
-from serve.errors import ClientGoneError, OverloadedError, RequestError
+from serve.errors import (
+    NO_RETRY,
+    ClientGoneError,
+    DeadlineTooShortError,
+    RequestError,
+    UnusableFactError,
+)
 from serve.pool.job import Piece
 from serve.served import Identity, Served
 from serve.settings import Settings
@@ -48,6 +55,7 @@ CHAT_PATH, MODELS_PATH = "/v1/chat/completions", "/v1/models"
 ALIAS = "curt"  # a name for the served model, whichever it is
 IGNORED_HEADER = "X-Curt-Ignored"
 OWNER = "curt"
+NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A chat completion, or its chunks as events where `stream` is true",
@@ -75,10 +83,7 @@ class OpenAIRoute(APIRoute):
             except (ApiError, RequestError, RequestValidationError, HTTPException) as error:
                 fault = to_api_error(error)
             request.state.log["error"] = fault.code
-            headers = {}
-            if fault.retry_after_s is not None:
-                headers["Retry-After"] = str(fault.retry_after_s)
-            return JSONResponse(fault.body(), fault.status, headers)
+            return JSONResponse(fault.body(), fault.status, fault.headers)
 
         return handle_in_openai_shape
 
@@ -93,33 +98,47 @@ def make_router(
 
     @router.post(CHAT_PATH, responses=RESPONSES, response_class=Response)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        """The verdict on the facts in the last user message, for OpenAI clients."""
+        """The verdict on the facts in the user's messages, for OpenAI clients."""
         if body.model not in names:
             raise _no_model(names)
         ignored = ignored_parameters(body)
         fact, schema = fact_of(body), schema_of(body)
-        bound = thinking_bound(body, identity.manifest.max_thinking_tokens)
-        job = make_job(
-            fact,
-            request.state.started_s,
-            body.deadline_ms,
-            settings,
-            max_thinking_tokens=bound,
+        usage = bool(body.stream_options and body.stream_options.include_usage)
+        completion = ChatCompletion(
+            request.state.request_id,
+            identity,
+            schema,
+            int(time.time()),
+            most_tokens=most_tokens(body),
+            include_usage=usage,
         )
+        headers = {IGNORED_HEADER: ", ".join(ignored)} if ignored else {}
+        bound = thinking_bound(body, identity.manifest.max_thinking_tokens)
+        try:
+            job = make_job(
+                fact,
+                request.state.started_s,
+                body.deadline_ms,
+                settings,
+                max_thinking_tokens=bound,
+            )
+        except UnusableFactError as fault:
+            if fault.reason != "not_chinese":
+                raise
+            # Frameworks ask in English whether a model is there: a refusal is an answer.
+            request.state.log.update(error=fault.reason, error_status=fault.status)
+            return completion.refusal(fault.message, bool(body.stream), headers)
         asked = PredictRequest(fact=fact, deadline_ms=body.deadline_ms, tasks=list(ALL_TASKS))
 
         def reply_to(served: Served) -> PredictReply:
             return replies.reply_to(request, asked, served)
 
-        completion = ChatCompletion(request.state.request_id, identity, schema, int(time.time()))
-        headers = {IGNORED_HEADER: ", ".join(ignored)} if ignored else {}
         if not body.stream:
             served = await answering.serve(request, job)
             return JSONResponse(completion.whole(served, reply_to(served)), headers=headers)
-        usage = bool(body.stream_options and body.stream_options.include_usage)
-        chunks = Chunks(completion, reply_to, include_usage=usage)
+        chunks = Chunks(completion, reply_to)
         return JobEvents(
-            answering.stream(request, job),
+            await answering.stream(request, job),
             request,
             first=chunks.first(),
             tell=chunks.tell,
@@ -144,44 +163,58 @@ def make_router(
 
 @dataclass(frozen=True, slots=True)
 class ChatCompletion:
-    """One chat completion in OpenAI's shape. `schema` is None for text, {} for any JSON."""
+    """One chat completion in OpenAI's shape. `schema` is None for text, {} for any JSON.
+
+    `most_tokens` is the most that reasoning and answer may have together.
+    """
 
     request_id: str
     identity: Identity
     schema: dict[str, Any] | None
     created: int
+    most_tokens: int | None = None
+    include_usage: bool = False
 
     def whole(self, served: Served, reply: PredictReply) -> dict[str, Any]:
         """The completion as one object."""
-        choice = {
-            "index": 0,
-            "message": {
-                "role": "assistant",
-                **self.message(served),
-                "reasoning_content": reply.reasoning or None,
-            },
-            "logprobs": None,
-            "finish_reason": finish_reason(served),
-        }
-        return {
-            **self._head("chat.completion"),
-            "choices": [choice],
-            "usage": usage_of(served),
-            "curt": other_fields(reply),
-        }
+        message = {**self.message(served), "reasoning_content": reply.reasoning or None}
+        whole = self._whole(message, self.finish_reason(served), usage_of(served))
+        return whole | {"curt": other_fields(reply)}
+
+    def refusal(self, text: str, stream: bool, headers: Mapping[str, str]) -> Response:
+        """The answer to what is no case: why there is no verdict."""
+        if not stream:
+            message = {"content": None, "refusal": text}
+            return JSONResponse(self._whole(message, "stop", NO_USAGE), headers=dict(headers))
+        chunks = [self.chunk({"role": "assistant", "refusal": text}), self.chunk({}, "stop")]
+        if self.include_usage:
+            chunks.append(self.usage_chunk(NO_USAGE))
+        events = "".join(f"data: {line}\n\n" for line in (*map(to_json, chunks), "[DONE]"))
+        return Response(events, headers=dict(headers), media_type="text/event-stream")
 
     def chunk(self, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
         """Some more of a streamed completion."""
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+        # Where it is asked for, all but the last say that they hold none.
+        usage = {"usage": None} if self.include_usage else {}
+        return {**self._head("chat.completion.chunk"), "choices": [choice], **usage}
 
-    def usage_chunk(self, served: Served) -> dict[str, Any]:
+    def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
         """The last chunk, where usage is asked for."""
-        return {
-            **self._head("chat.completion.chunk"),
-            "choices": [],
-            "usage": usage_of(served),
-        }
+        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}
+
+    def finish_reason(self, served: Served) -> str:
+        """ "length" where tokens or time ran out, else "stop".
+
+        A classifier's verdict takes no tokens, and stands in for what the time ran out on.
+        """
+        generation = served.generation
+        if served.fallback is not None:
+            return "stop"
+        tokens = generation.thinking_tokens + generation.answer_tokens
+        is_cut = generation.finish != "stop" or served.unserved is not None
+        too_long = self.most_tokens is not None and tokens > self.most_tokens
+        return "length" if too_long or (is_cut and served.verdict is None) else "stop"
 
     def message(self, served: Served) -> dict[str, str | None]:
         """The verdict as `content`, or a `refusal` that says why there is none.
@@ -189,9 +222,9 @@ class ChatCompletion:
         An answer that was cut off is left out: 罚金：2000 may be the beginning of 20000元.
         """
         verdict = served.verdict
+        if self.finish_reason(served) == "length":
+            return {"content": "", "refusal": None}
         if verdict is None:
-            if finish_reason(served) == "length":
-                return {"content": "", "refusal": None}
             return {"content": None, "refusal": "the model gave no readable verdict"}
         if self.schema is None:
             return {"content": render_answer(verdict), "refusal": None}
@@ -203,6 +236,11 @@ class ChatCompletion:
         except SchemaError as error:
             return {"content": None, "refusal": str(error)}
         return {"content": to_json(value), "refusal": None}
+
+    def _whole(self, message: dict[str, Any], finish: str, usage: dict[str, Any]) -> dict[str, Any]:
+        message = {"role": "assistant", **message}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+        return {**self._head("chat.completion"), "choices": [choice], "usage": usage}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -220,7 +258,6 @@ class Chunks:
 
     completion: ChatCompletion
     reply_to: Callable[[Served], PredictReply]
-    include_usage: bool
     attempt: int = 1
     has_reasoned: bool = False
 
@@ -244,16 +281,11 @@ class Chunks:
         message = {name: text for name, text in self.completion.message(item).items() if text}
         if message:
             yield _event(chunk(message))
-        yield _event(chunk({}, finish_reason(item)) | {"curt": other_fields(reply)})
-        if self.include_usage:
-            yield _event(self.completion.usage_chunk(item))
+        finish = self.completion.finish_reason(item)
+        yield _event(chunk({}, finish) | {"curt": other_fields(reply)})
+        if self.completion.include_usage:
+            yield _event(self.completion.usage_chunk(usage_of(item)))
         yield {"data": "[DONE]"}
-
-
-def finish_reason(served: Served) -> str:
-    """ "length" where tokens or time ran out and the classifier gave no verdict, else "stop"."""
-    is_cut = served.generation.finish != "stop" or served.unserved is not None
-    return "length" if is_cut and served.verdict is None else "stop"
 
 
 def usage_of(served: Served) -> dict[str, Any]:
@@ -278,14 +310,14 @@ def to_api_error(error: Exception) -> ApiError:
     """An error of this server in OpenAI's shape, without a word of the input."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, OverloadedError):
-        return ApiError(
-            error.status, error.reason, error.message, retry_after_s=error.retry_after_s
-        )
     if isinstance(error, RequestError):
         status = 400 if error.status == 422 else error.status
-        param = "messages" if status < 500 else None
-        return ApiError(status, error.reason, error.public_message, param=param)
+        param = "deadline_ms" if isinstance(error, DeadlineTooShortError) else None
+        if isinstance(error, UnusableFactError):
+            param = "messages"
+        return ApiError(
+            status, error.reason, error.public_message, param=param, headers=error.headers
+        )
     if isinstance(error, RequestValidationError):
         problem = error.errors()[0]
         if problem["type"] == "json_invalid":
@@ -296,7 +328,7 @@ def to_api_error(error: Exception) -> ApiError:
     if isinstance(error, HTTPException):
         code = {400: "invalid_json", 413: "too_large"}.get(error.status_code, "http_error")
         return ApiError(error.status_code, code, code.replace("_", " "))
-    return ApiError(500, "internal", "internal error")
+    return ApiError(500, "internal", "internal error", headers=NO_RETRY)
 
 
 def _event(fields: dict[str, Any]) -> Event:

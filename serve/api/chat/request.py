@@ -2,14 +2,16 @@
 
 | parameter | here |
 |---|---|
-| `messages` | the last user message is the fact; the others are ignored |
+| `messages` | those of the user are the fact; other roles are refused, a follow-up as well |
 | `deadline_ms` | ours, as in /predict; send it as an extra field of the body |
 | `max_completion_tokens`, `max_tokens` | bounds the thinking: the answer's 64 tokens come off it |
 | `reasoning_effort` | bounds the thinking: none 0, minimal 16, low 32, medium 96 tokens |
 | `response_format` | text (the answer grammar), json_object, or a json_schema of a verdict |
 | `stream`, `stream_options.include_usage` | as there |
-| ignored | temperature, top_p, seed, both penalties, user, metadata and the like: `IGNORED` |
+| ignored | temperature, top_p, top_k, seed, penalties, user, metadata and the like: `IGNORED` |
 | refused | several choices, tools, log probabilities, stop words, audio: `REFUSED` |
+
+An answer of more tokens than were asked for is cut to nothing, with the finish reason "length".
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curt.dialogue import MAX_ANSWER_TOKENS
 from serve.api.chat.verdict_schema import SchemaError, check_schema
+from serve.errors import openai_type
 from serve.settings import MAX_DEADLINE_MS, MIN_DEADLINE_MS
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -31,7 +34,8 @@ EFFORT_TOKENS: Mapping[Effort, int | None] = {
 
 # Sampling parameters, which have no effect on greedy decoding, and bookkeeping.
 IGNORED = frozenset(
-    {"temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "user",
+    {"temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty",
+     "repetition_penalty", "user",
      "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "metadata",
      "service_tier", "parallel_tool_calls", "verbosity"}
 )  # fmt: skip
@@ -65,24 +69,21 @@ class ApiError(Exception):
         message: str,
         *,
         param: str | None = None,
-        retry_after_s: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.param = status, code, message, param
-        self.retry_after_s = retry_after_s
+        self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
         """The JSON of the reply."""
         error = {
             "message": self.message,
-            "type": _TYPES.get(self.status, "invalid_request_error"),
+            "type": openai_type(self.status),
             "param": self.param,
             "code": self.code,
         }
         return {"error": error}
-
-
-_TYPES = {429: "rate_limit_error", 499: "server_error", 500: "server_error", 503: "server_error"}
 
 
 class ContentPart(BaseModel):
@@ -145,8 +146,8 @@ class ChatRequest(BaseModel):
     messages: list[Message] = Field(min_length=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_completion_tokens: int | None = None
-    max_tokens: int | None = None
+    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
     reasoning_effort: Effort | None = None
     response_format: ResponseFormat | None = None
     deadline_ms: int | None = Field(None, ge=MIN_DEADLINE_MS, le=MAX_DEADLINE_MS)
@@ -174,48 +175,56 @@ def ignored_parameters(body: ChatRequest) -> list[str]:
                 f"{name} is not supported: the answer is one verdict, in text; leave it out",
                 param=name,
             )
-    if len(body.messages) > 1:
-        ignored.append("messages before the last of the user")
     return sorted(ignored)
 
 
 def fact_of(body: ChatRequest) -> str:
-    """The last user message's text. Raises ApiError where there is none."""
-    last = next((m for m in reversed(body.messages) if m.role == "user"), None)
-    if last is None:
-        raise ApiError(
-            400, "no_user_message", "send the facts as a message of the user", param="messages"
+    """The text of the user's messages. Raises ApiError where there is none, or anything else.
+
+    The model judges facts and follows no instructions: a message that it can't heed is refused
+    rather than dropped, and a question about an earlier answer rather than judged as a case.
+    """
+    roles = {message.role for message in body.messages}
+    if "assistant" in roles:
+        raise _wrong_messages(
+            "follow_up", "a follow-up can't be answered: send the facts of one case by themselves"
         )
-    if last.content is None or isinstance(last.content, str):
-        return last.content or ""
-    if any(part.type != "text" or part.text is None for part in last.content):
-        raise ApiError(
-            400, "unsupported_content", "only text can be read: send the facts as text",
-            param="messages",
-        )  # fmt: skip
-    return "\n".join(part.text or "" for part in last.content)
+    if roles - {"user"}:
+        raise _wrong_messages(
+            "unsupported_role", "no instructions are followed: send messages of the user alone"
+        )
+    return "\n".join(_text_of(message) for message in body.messages)
+
+
+def _text_of(message: Message) -> str:
+    if message.content is None or isinstance(message.content, str):
+        return message.content or ""
+    if any(part.type != "text" or part.text is None for part in message.content):
+        raise _wrong_messages(
+            "unsupported_content", "only text can be read: send the facts as text"
+        )
+    return "\n".join(part.text or "" for part in message.content)
+
+
+def _wrong_messages(code: str, message: str) -> ApiError:
+    return ApiError(400, code, message, param="messages")
+
+
+def most_tokens(body: ChatRequest) -> int | None:
+    """The most tokens that reasoning and answer may have together; None for any number."""
+    given = [each for each in (body.max_completion_tokens, body.max_tokens) if each is not None]
+    return min(given, default=None)
 
 
 def thinking_bound(body: ChatRequest, model_max_tokens: int) -> int | None:
     """The most thinking tokens that the request allows; None where that bounds nothing.
 
-    `model_max_tokens` is the most the model ever thinks. Raises ApiError on a bound that leaves no
-    room for the answer.
+    `model_max_tokens` is the most the model ever thinks.
     """
     bounds = [] if body.reasoning_effort is None else [EFFORT_TOKENS[body.reasoning_effort]]
-    for name in ("max_completion_tokens", "max_tokens"):
-        tokens = getattr(body, name)
-        if tokens is None:
-            continue
-        if tokens < MAX_ANSWER_TOKENS:
-            raise ApiError(
-                400,
-                "too_few_tokens",
-                f"{name} of {tokens}: an answer takes up to {MAX_ANSWER_TOKENS} tokens without "
-                "reasoning, so allow as many",
-                param=name,
-            )
-        bounds.append(tokens - MAX_ANSWER_TOKENS)
+    most = most_tokens(body)
+    if most is not None:
+        bounds.append(max(0, most - MAX_ANSWER_TOKENS))
     tightest = min((bound for bound in bounds if bound is not None), default=model_max_tokens)
     return None if tightest >= model_max_tokens else tightest
 

@@ -389,9 +389,7 @@ function explain(failure) {
   const key = has(`error_${failure.code}`) ? `error_${failure.code}` : "error_other";
   const message = String(failure.told).replace(/[。.]$/, "");
   const sentence = t(key, { message, code: failure.code });
-  // Waiting does not help who allows too little time.
-  const waits = failure.retryAfter && failure.code !== "deadline_too_short";
-  return waits ? t("retry", { sentence, seconds: failure.retryAfter }) : sentence;
+  return failure.retryAfter ? t("retry", { sentence, seconds: failure.retryAfter }) : sentence;
 }
 function renderReply() {
   const shown = state.shown;

@@ -28,8 +28,9 @@ from tests.compress.onnx.exports import write_cases
 
 
 def shaped(folder: Path, micro: Path, **changes: object) -> Path:
-    """A folder with the micro model's config.json, changed."""
+    """A folder with the micro model's config.json, changed, and its tokenizer."""
     folder.mkdir(exist_ok=True)
+    shutil.copyfile(micro / "tokenizer.json", folder / "tokenizer.json")
     shape = json.loads((micro / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(shape | changes))
     return folder
@@ -71,6 +72,23 @@ def test_a_width_that_blocks_do_not_divide_names_a_size_that_does(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         check_model(shaped(tmp_path, micro_model, **changes), Int4())
+
+
+def test_a_window_that_the_builder_leaves_out_is_refused(micro_model: Path, tmp_path: Path) -> None:
+    model = shaped(tmp_path, micro_model, sliding_window=64, layer_types=None)
+    with pytest.raises(ValueError, match="sliding_window of 64"):
+        check_model(model, Fp32())
+    check_model(shaped(tmp_path, micro_model, sliding_window=512, layer_types=None), Fp32())
+
+
+def test_a_tokenizer_that_the_runtime_reads_otherwise_is_refused(
+    micro_model: Path, tmp_path: Path
+) -> None:
+    model = shaped(tmp_path, micro_model)
+    tokenizer = (model / "tokenizer.json").read_text().replace("ByteLevel", "Metaspace")
+    (model / "tokenizer.json").write_text(tokenizer)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is no BPE of bytes"):
+        check_model(model, Fp32())
 
 
 def test_an_odd_number_of_blocks_is_refused_only_where_zero_points_are_packed(

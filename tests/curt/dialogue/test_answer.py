@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import string
 
 import pytest
@@ -7,8 +8,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from curt.dialogue import (
+    EXAMPLE_ANSWER,
     THINK_END,
     ParseFailure,
+    answer_pattern,
     parse_answer,
     parse_completion,
     parse_fine,
@@ -17,6 +20,7 @@ from curt.dialogue import (
     render_completion,
     render_ruling,
 )
+from curt.dialogue.answer import LINES, describe_grammar
 from curt.law.numerals import article_order, write_number
 from curt.law.statutes import CHARGES
 from curt.law.verdict import COUNTED_KINDS, MAX_MONTHS, TERM_NAMES, Term, Verdict
@@ -140,3 +144,48 @@ def test_a_ruling_states_the_whole_verdict():
     ruling = render_ruling(Verdict(("危险驾驶",), ("133之一",), Term("detention", 2, 4), 3000))
     for part in ("第一百三十三条之一", "危险驾驶罪", "拘役二个月", "缓刑四个月", "3000元"):
         assert part in ruling
+
+
+PLAIN = Verdict(("盗窃",), ("264", "266"), Term("fixed", 8))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "罪名：盗窃\n\n法条：264；266\n\n刑期：有期徒刑8个月\n",
+        "罪名：盗窃罪\n法条：《刑法》第二百六十四条、第二百六十六条第一款\n刑期：有期徒刑八个月",
+        "罪名：盗窃\n法条：《中华人民共和国刑法》第264条第1款，第266条\n刑期：有期徒刑8个月",
+        "罪名：盗窃\n法条：刑法第264条第1款、第2款；266\n刑期：有期徒刑8个月。",
+        "罪名：盗窃\n法条：264；266\n刑期：有期徒刑8个月\n缓刑：无\n罚金：无。",
+        "**罪名：**盗窃\n- **法条**：264；266\n> 刑期：有期徒刑8个月",
+        "```\n罪名：盗窃\n法条：２６４；２６６\n刑期：有期徒刑８个月\n```",
+        "---\n罪名: 盗窃\n法条: 264, 266\n刑期: 有期徒刑8个月",
+    ],
+)
+def test_what_untrained_models_write_is_read(answer):
+    assert parse_answer(answer) == PLAIN
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "罪名：无\n法条：264\n刑期：拘役1个月",
+        "罪名：盗窃\n法条：《刑事诉讼法》第15条\n刑期：拘役1个月",
+        "罪名：盗窃\n法条：第一款\n刑期：拘役1个月",
+        "罪名：盗窃\n法条：264\n刑期：无",
+    ],
+)
+def test_generosity_makes_no_verdict_up(answer):
+    assert isinstance(parse_answer(answer), ParseFailure)
+
+
+def test_fines_with_thousands_are_read():
+    assert parse_fine("人民币12,000元") == 12_000
+
+
+def test_the_grammar_in_words_names_every_line_and_its_example_is_an_answer():
+    told = describe_grammar()
+    assert all(line.label + line.hint in told for line in LINES)
+    assert told.endswith(EXAMPLE_ANSWER)
+    assert re.fullmatch(answer_pattern(), EXAMPLE_ANSWER)
+    assert render_answer(parse_answer(EXAMPLE_ANSWER)) == EXAMPLE_ANSWER

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,15 +9,18 @@ from transformers import AutoTokenizer
 
 from curt.dialogue import (
     BUDGET_LEVELS,
+    GRAMMAR_VERSION,
     PROMPT_VERSION,
     SYSTEM,
     THINK_END,
+    THINK_START,
     Prompts,
     build_messages,
     encode,
     normalise_fact,
     state_budget,
 )
+from curt.dialogue.answer import describe_grammar
 
 
 def test_another_system_text_is_another_version():
@@ -95,3 +100,20 @@ def test_the_reader_is_asked_unless_candidates_are_given(tokenizer):
     assert "参考" not in prompts.text(long, 16, "")
     assert "参考" not in Prompts(tokenizer, 30).text(long, 16)
     assert asked == [long]
+
+
+def test_a_model_that_does_not_know_the_grammar_is_told_it(tokenizer):
+    plain, telling = (
+        Prompts(tokenizer, 200, version=version) for version in (PROMPT_VERSION, GRAMMAR_VERSION)
+    )
+    system, user = telling.messages("某甲盗窃。", 16)
+    assert system["content"] == f"{SYSTEM}\n{describe_grammar()}"
+    assert user == plain.messages("某甲盗窃。", 16)[1]
+    assert telling.text("某甲盗窃。", 16).endswith(THINK_START)
+    with pytest.raises(ValueError, match="prompt verdict-0"):
+        build_messages("事实", 16, version="verdict-0")
+
+
+def test_another_description_of_the_grammar_is_another_version():
+    digest = hashlib.sha256(describe_grammar().encode()).hexdigest()[:12]
+    assert ("verdict-2+grammar-1", digest) == (GRAMMAR_VERSION, "b9ab517ddc51")

@@ -32,7 +32,6 @@ class Letters:
 def begin(
     thinking: int = 8,
     answer: int = 4,
-    close_ids: Sequence[int] = (5,),
     deadline_s: float | None = None,
     tell_text: bool = True,
 ) -> Writing:
@@ -42,7 +41,7 @@ def begin(
         Letters(),
         prompt=Prompt([7, 8, 9], LeftOut(5, 1)),
         thinking_limit=thinking,
-        close_ids=close_ids,
+        close_id=5,
         eos_ids=[EOS],
     )
 
@@ -60,9 +59,8 @@ def follow(writing: Writing, wanted: Sequence[int]) -> list[GenerationStep]:
 
 
 @pytest.mark.parametrize("thinking", [0, 1, 8])
-@pytest.mark.parametrize("close_ids", [(5,), (5, 6, 7)])
-def test_thinking_and_answer_end_at_their_limits(thinking: int, close_ids: tuple[int, ...]) -> None:
-    writing = begin(thinking, 4, close_ids)
+def test_thinking_and_answer_end_at_their_limits(thinking: int) -> None:
+    writing = begin(thinking, 4)
     last = follow(writing, [2] * 40)[-1].generation
     assert last
     assert last.text == "c" * thinking + THINK_END + "cccc"
@@ -88,13 +86,6 @@ def test_only_thinking_that_the_limit_closed_counts_as_cut() -> None:
     assert (at_the_limit.cut, by_itself.cut, answered.cut) == (True, False, False)
 
 
-def test_an_end_half_written_at_the_limit_is_written_whole() -> None:
-    # the end of thinking is 5 6; the model wrote a 5 just before the limit and then hesitates
-    writing = begin(2, 2, (5, 6))
-    follow(writing, [2, 5, 3, 3])
-    assert (writing.thinking, writing.closed) == ([2, 5], True)
-
-
 def test_a_turn_cannot_end_before_its_thinking_does() -> None:
     writing = begin(3)
     follow(writing, [2, EOS, EOS, EOS, 3, EOS])
@@ -106,12 +97,11 @@ def test_a_turn_cannot_end_before_its_thinking_does() -> None:
     wanted=st.lists(st.integers(1, EOS), max_size=30),
     thinking=st.integers(0, 12),
     answer=st.integers(1, 6),
-    close_ids=st.sampled_from([(5,), (5, 6), (5, 5, 6)]),
 )
 def test_limits_hold_whatever_the_model_prefers(
-    wanted: list[int], thinking: int, answer: int, close_ids: tuple[int, ...]
+    wanted: list[int], thinking: int, answer: int
 ) -> None:
-    writing = begin(thinking, answer, close_ids)
+    writing = begin(thinking, answer)
     follow(writing, wanted)
     assert writing.closed
     assert len(writing.thinking) <= thinking

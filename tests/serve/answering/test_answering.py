@@ -13,6 +13,7 @@ from curt.law.verdict import Term, Verdict
 from serve.answering.answering import Attended
 from serve.api.health import read_budgets
 from serve.app import create_app
+from serve.edge.keys import add_key, make_key
 from serve.errors import ClientGoneError
 from serve.settings import Settings
 from tests.serve.asgi_client import AsgiClient
@@ -39,6 +40,43 @@ def test_the_same_facts_are_answered_once(settings: Settings):
     assert len(pool.jobs) == 2
     metrics = client.get("/metrics").text
     assert 'curt_cache_requests_total{source="hit"} 1.0' in metrics
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_key_learns_nothing_of_what_another_asked(
+    settings: Settings, tmp_path: Path, shared: bool
+) -> None:
+    keys = []
+    for name in ("a", "b"):
+        key, record = make_key(name, "predict")
+        add_key(tmp_path / "keys.json", record)
+        keys.append({"x-api-key": key})
+    changes = {"keys_file": tmp_path / "keys.json", "cache_shared": shared}
+    pool = FakePool(THEFT)
+    client = AsgiClient(create_app(settings.model_copy(update=changes), pool))
+    for headers in (keys[0], keys[0], keys[1], keys[1]):
+        assert client.post("/predict", json={"fact": FACT}, headers=headers).status_code == 200
+    assert len(pool.jobs) == (1 if shared else 2)
+
+
+@pytest.mark.parametrize("path", ["/predict/stream", "/v1/chat/completions"])
+def test_streams_read_and_fill_the_cache(settings: Settings, path: str) -> None:
+    pool = FakePool(THEFT)
+    client = AsgiClient(create_app(settings, pool))
+    body = {"fact": FACT}
+    if path.startswith("/v1"):
+        messages = [{"role": "user", "content": FACT}]
+        body = {"model": "curt", "stream": True, "messages": messages}
+    first, second = (client.post(path, json=body).text for _ in range(2))
+    assert len(pool.jobs) == 1
+    assert ask(client).json()["timings_ms"]["decode"] == 0
+    assert len(pool.jobs) == 1
+    assert "盗窃" in first
+    assert "盗窃" in second
+    client = AsgiClient(create_app(settings, pool := FakePool(THEFT)))
+    ask(client)
+    assert "盗窃" in client.post(path, json=body).text
+    assert len(pool.jobs) == 1
 
 
 def test_no_time_to_live_is_no_cache(settings: Settings):

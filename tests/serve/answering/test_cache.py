@@ -254,6 +254,11 @@ def test_answers_have_a_lifetime() -> None:
     asyncio.run(scenario())
 
 
+def test_tenants_have_answers_of_their_own() -> None:
+    names = {key(tenant=tenant).name for tenant in ("", "a", "b")}
+    assert len(names) == 3
+
+
 # The least recently used go first
 
 

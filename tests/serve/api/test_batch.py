@@ -119,6 +119,8 @@ def test_one_failure_fails_no_other(settings: Settings, caplog: pytest.LogCaptur
     assert not any("窃取" in f"{line}" for line in lines)
     cases = [line for line in lines if ".case" not in line["name"] and "case %d" in line["msg"]]
     assert sorted(line["status"] for line in cases) == [200, 200, 422, 422, 500, 503]
+    outcomes = [line.get("outcome") for line in cases]
+    assert sorted(filter(None, outcomes)) == ["degraded", "good"]
     (whole,) = [line for line in lines if "cases" in line]
     assert (whole["cases"], whole["cases_failed"]) == (6, 4)
 
@@ -141,8 +143,8 @@ def test_each_case_is_cached_and_counted_by_itself(settings: Settings) -> None:
     ask(client, THEFT, THEFT + "又。", THEFT + "又。", THEFT + "忙")
     assert len(pool.jobs) == 3  # one before, one new, one that is refused
     metrics = client.get("/metrics").text
-    assert 'curt_batch_cases_total{status="200"} 3.0' in metrics
-    assert 'curt_batch_cases_total{status="503"} 1.0' in metrics
+    assert 'curt_cases_total{outcome="good"} 4.0' in metrics
+    assert 'curt_cases_total{outcome="refused"} 1.0' in metrics
     assert "curt_answer_latency_seconds_count 4.0" in metrics
 
 
@@ -252,7 +254,7 @@ def test_a_client_that_leaves_stops_every_case(settings: Settings) -> None:
         state = {"request_id": "gone", "started_s": time.monotonic(), "log": {}}
         request = Request({"type": "http", "headers": [], "state": state}, receive)
         replies = Replies(answering, settings, metrics)
-        batches = Batches(answering, replies, settings, metrics.registry)
+        batches = Batches(answering, replies, settings, metrics)
         serving = asyncio.create_task(batches.serve(request, body))
         await asyncio.sleep(0.05)
         assert pool.under_way == 4

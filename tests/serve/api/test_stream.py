@@ -119,7 +119,7 @@ def test_without_reasoning_only_the_verdict_comes(settings: Settings) -> None:
     [
         ({"fact": ""}, 422, "empty_fact"),
         ({"fact": FACT, "deadline_ms": 5}, 422, "invalid_request"),
-        ({"fact": FACT, "deadline_ms": 22}, 503, "deadline_too_short"),
+        ({"fact": FACT, "deadline_ms": 22}, 422, "deadline_too_short"),
     ],
 )
 def test_what_is_refused_gets_a_status_and_no_stream(
@@ -134,7 +134,7 @@ def test_what_is_refused_gets_a_status_and_no_stream(
 
     response = asyncio.run(scenario())
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
-    assert ("retry-after" in response.headers) is (status == 503)
+    assert "retry-after" not in response.headers
 
 
 def test_a_failure_on_the_way_is_an_event_and_says_nothing_of_the_fact(
@@ -152,7 +152,7 @@ def test_a_failure_on_the_way_is_an_event_and_says_nothing_of_the_fact(
             request = {"fact": FACT + "崩溃", "deadline_ms": 20_000}
             events = read_events((await client.post(STREAM_PATH, json=request)).text)
             assert events[-1][1]["error"]["code"] == "worker_died"
-            assert events[-1][1]["retry_after_s"] >= 1
+            assert "retry_after_s" not in events[-1][1]  # it would kill two more
 
     with caplog.at_level(logging.DEBUG):
         asyncio.run(scenario())

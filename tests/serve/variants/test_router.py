@@ -278,7 +278,7 @@ def test_a_stream_is_counted_when_it_ends_however_it_ends() -> None:
             left.close()
             await asyncio.sleep(0)
             assert router.live.in_flight == 0
-            with pytest.raises(OverloadedError):
+            with pytest.raises(RequestError):
                 stream(10)
             return metrics
 

@@ -59,6 +59,7 @@ def test_other_settings_are_refused_by_name(tmp_path, run, change, named):
 
 
 def test_a_setting_taken_away_is_refused_too(tmp_path, run):
+    add_checkpoint(run, 2)
     with pytest.raises(ValueError, match="with other steps"):
         open_run(tmp_path / "model", {k: v for k, v in CONFIG.items() if k != "steps"}, {})
 
@@ -66,7 +67,7 @@ def test_a_setting_taken_away_is_refused_too(tmp_path, run):
 def test_a_changed_input_is_refused_by_name(tmp_path):
     corpus = tmp_path / "train.jsonl"
     corpus.write_text("one")
-    open_run(tmp_path / "model", CONFIG, {"train": corpus})
+    add_checkpoint(open_run(tmp_path / "model", CONFIG, {"train": corpus}), 2)
     corpus.write_text("two")
     with pytest.raises(ValueError, match="with other inputs: delete it"):
         open_run(tmp_path / "model", CONFIG, {"train": corpus})
@@ -130,3 +131,14 @@ def test_random_state_is_shared_among_any_number_of_processes(run, before, after
     assert all((checkpoint / name).is_file() for name in names(after))
     for name in names(after) - names(before):
         assert (checkpoint / name).read_text() == min(names(before))
+
+
+def test_a_run_that_made_no_step_takes_corrected_settings(tmp_path, run):
+    corrected = CONFIG | {"steps": 20}
+    assert open_run(tmp_path / "model", corrected, {}) == run
+    assert json.loads((run / "config.json").read_text()) == {**corrected, "inputs": {}}
+    assert not run.with_name("model.run.1").exists()
+    (run / "trajectories").mkdir()
+    (run / "trajectories" / "step-000001.parquet").write_bytes(b"x")
+    with pytest.raises(ValueError, match="unfinished run with other steps"):
+        open_run(tmp_path / "model", CONFIG, {})

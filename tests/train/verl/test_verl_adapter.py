@@ -68,8 +68,8 @@ def trainers_own(settings, tokenizer, samples):
         scorer=Scorer(settings.reward_weights, {}, settings.reward_combination),
         partial_share=settings.partial_share,
         num_generations=len(samples),
-        end_ids=tokenizer(THINK_END, add_special_tokens=False)["input_ids"],
-        eos_id=tokenizer.eos_token_id,
+        end_id=tokenizer.convert_tokens_to_ids(THINK_END),
+        eos_ids=[tokenizer.eos_token_id],
         config_sha256="x",
     )
     return reward(

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from curt.corpus.generate.generator import generate_cases
 from curt.dialogue import Prompts
+from train.branches import branch_logits
 from train.warm_start.examples import Branch, Example, build_examples
 from train.warm_start.loss import (
     BranchCollator,
@@ -200,3 +201,14 @@ def test_history_keeps_rows_with_a_loss():
         {"step": 40, "train_runtime": 3.0, "train_loss": 2.0},
     ]
     assert history_rows(log) == [{"step": 20, "loss": 2.5, "lr": 1e-3}]
+
+
+def test_plain_rows_have_the_logits_of_packed_ones(model, examples):
+    plain = BranchCollator(PAD, packs=False)([{"example": example} for example in examples])
+    packed = collate(examples)
+    assert "attention_mask" not in plain
+    assert plain["targets"].tolist() == packed["targets"].tolist()
+    count = len(packed["targets"])
+    with torch.no_grad():
+        alone = branch_logits(model, plain["input_ids"], plain["sources"])[:count]
+    assert (logits_packed(model, packed)[:count] - alone).abs().max() < 1e-4

@@ -120,7 +120,7 @@ def test_a_guess_has_a_bound(tokenizer: PromptTokenizer, tmp_path: Path, room: i
     charge = tokenizer.encode("罪名：盗窃\n")
     request = Request("fact", 0, 0, answer_limit=len(charge) + room)
     writing = Writing(
-        request, tokenizer, prompt=Prompt([1]), thinking_limit=0, close_ids=[close], eos_ids=[]
+        request, tokenizer, prompt=Prompt([1]), thinking_limit=0, close_id=close, eos_ids=[]
     )
     writing.close(cut=True)
     for token in charge:
