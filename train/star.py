@@ -51,6 +51,8 @@ class StarConfig(Config):
     """Cross-fitted candidates of those cases; the model's own reader's where there are none."""
     out: Path
     """Corpus folder to write."""
+    cases: int | None = Field(None, ge=1)
+    """Ask about the first so many cases only; the others get no reasoning."""
     samples: int = Field(4, ge=1)
     """Completions of each case."""
     temperature: float = Field(0.8, gt=0)
@@ -79,13 +81,15 @@ def collect_reasonings(config: StarConfig) -> dict[str, Any]:
     run_dir = open_run(config.out, config.model_dump(mode="json"), inputs)
     rows = run_dir / "reasonings.jsonl"
     found = _read_rows(rows)
-    waiting = [case for case in cases if case.id not in found]
+    asked = cases[: config.cases]
+    waiting = [case for case in asked if case.id not in found]
     if waiting:
         with open(rows, "a", encoding="utf-8") as file:
             for case_id, thinking in _sample(config, waiting, manifest.max_fact_tokens):
                 file.write(json.dumps({"id": case_id, "thinking": thinking}) + "\n")
                 file.flush()
         found = _read_rows(rows)
+    found |= dict.fromkeys((case.id for case in cases[len(asked) :]), "")
     counts = Counter(OWN if found[case.id] else NO_REASONING for case in cases)
     summary = json.loads((config.corpus / "corpus.json").read_text(encoding="utf-8"))
     summary["reasonings"] = {
