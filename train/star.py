@@ -93,7 +93,8 @@ def collect_reasonings(config: StarConfig) -> dict[str, Any]:
     counts = Counter(OWN if found[case.id] else NO_REASONING for case in cases)
     summary = json.loads((config.corpus / "corpus.json").read_text(encoding="utf-8"))
     summary["reasonings"] = {
-        **counts,
+        OWN: counts[OWN],
+        NO_REASONING: counts[NO_REASONING],
         "model": sha256(config.model / MANIFEST),
         "config": config.model_dump(mode="json"),
     }
