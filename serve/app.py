@@ -6,6 +6,7 @@ No model code runs in this process; the workers have it.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -195,12 +196,13 @@ def _add_middleware(
 ) -> None:
     """Add what every request passes: each added one stands outside of those before it."""
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_s=settings.max_body_s)
-    if settings.rate_per_s is not None:
+    per_s = settings.rate_per_s
+    if per_s is not None or settings.keys_file is not None:  # keys may have limits of their own
         app.add_middleware(
             RateLimit,
             buckets=RedisBuckets(redis, settings.secret_bytes()) if redis else LocalBuckets(),
-            rate=Rate(settings.rate_per_s, settings.rate_burst),
-            max_concurrent=settings.max_concurrent,
+            rate=Rate(per_s, settings.rate_burst) if per_s is not None else None,
+            max_concurrent=settings.max_concurrent if per_s is not None else math.inf,
             trusted_proxies=parse_proxies(settings.trusted_proxies),
             registry=metrics.registry,
         )

@@ -57,6 +57,12 @@ class DeadlineTooShortError(RequestError):
     status = 422
 
 
+class TooManyCasesError(RequestError):
+    """More cases than may be asked in one request."""
+
+    status = 422
+
+
 class ClientGoneError(RequestError):
     """The client hung up; only the log sees the status."""
 

@@ -98,6 +98,9 @@ class Metrics:
             "short_thinking", "Answers that were allowed less thinking than usual", "cause"
         )
         self.cases = self._counter("cases", "Cases by what became of them", "outcome")
+        self.key_cases = self._counter(
+            "key_cases", "Cases of an API key by what became of them", "key", "outcome"
+        )
         self.deadline_missed = self._counter("deadline_missed", "Replies sent after their deadline")
         self.degraded = self._counter("degraded", "Replies without a full verdict", "reason")
         self.fallback = self._counter(
@@ -189,6 +192,8 @@ class Metrics:
             else:
                 outcome = "refused" if status == 503 else "failed"
         self.cases.labels(outcome).inc()
+        if key := log.get("key"):
+            self.key_cases.labels(key, outcome).inc()
 
     def record_end(self, status: int, reason: object, seconds: float) -> None:
         """Count a request to /predict that ended; `reason` is the code of its error, if any."""

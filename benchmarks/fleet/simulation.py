@@ -21,6 +21,7 @@ from benchmarks.fleet.service import Sample, Service
 from curt.artifact import Manifest
 from curt.engines.budget import Observation
 from serve.pool.forecast import Forecast
+from serve.pool.job import Job
 from serve.pool.pool import REPLY_MS
 from serve.pool.schedule import Demand, admits
 from serve.pool.stand_in import LEAST_S
@@ -29,6 +30,8 @@ from serve.pool.worker import CALIBRATION_THINKING_TOKENS
 Events = Generator[simpy.Event, Any, None]
 
 CLASSIFIER_MS = 0.5  # the classifier's work in the front
+
+JOB = Job("", arrived_s=0.0, deadline_s=0.0)  # all requests are of one client
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ class Server:
         if fault := self._why_refused(demand):
             in_time = deadline_s - now_s >= LEAST_S
             return (yield from self._stand_in(fault if in_time else "refused"))
-        forecast.note_admission(now_s)
+        forecast.shares.note(JOB, now_s)
         turn = self._env.event()
         bisect.insort(self._queue, (demand, turn), key=lambda each: each[0].deadline_s)
         self._start_next()
@@ -121,7 +124,7 @@ class Server:
         if demand.latest_start_s >= now_s:
             queued = [waiting for waiting, _ in self._queue]
             request.allowed = forecast.allow_thinking(
-                demand, prompt_tokens, queued, self._fleet.workers, now_s
+                JOB, demand, prompt_tokens, queued, self._fleet.workers, now_s
             )
             free_at_s = now_s + forecast.hold_s(demand, request.allowed, now_s)
             self._free_at_s.append(free_at_s)

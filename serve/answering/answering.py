@@ -138,7 +138,7 @@ class Answering:
 
         Raises RequestError where it is refused.
         """
-        way, job = self.choose(request), _traced(request, job)
+        way, job = self.choose(request), _owned(request, job)
         cache = self._cache
         if cache is None:
             return way.stream(job)
@@ -157,7 +157,7 @@ class Answering:
 
         Raises RequestError, and ClientGoneError (a RequestError) when the client leaves.
         """
-        way, job = self.choose(request), _traced(request, job)
+        way, job = self.choose(request), _owned(request, job)
         reading = self._read_later(request, job.fact)
         try:
             async with Attended(request):
@@ -251,9 +251,14 @@ def make_job(
     return Job(fact, started_s, started_s + allowed_s, max_thinking_tokens)
 
 
-def _traced(request: Request, job: Job) -> Job:
+def _owned(request: Request, job: Job) -> Job:
+    """The job with whose it is and the span it belongs to."""
+    record = getattr(request.state, "api_key", None)
     header = getattr(request.state, "traceparent", None)
-    return replace(job, traceparent=header) if header else job
+    if record is None and header is None:
+        return job
+    client, weight = (record.id, record.weight) if record else ("", 1.0)
+    return replace(job, traceparent=header, client=client, weight=weight)
 
 
 class Attended:

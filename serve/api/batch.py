@@ -31,7 +31,7 @@ from serve.api.schemas import (
 )
 from serve.edge.context import BATCH_PATH, log_failure, write_access
 from serve.edge.limits import charge
-from serve.errors import ClientGoneError, OverloadedError, RequestError
+from serve.errors import ClientGoneError, OverloadedError, RequestError, TooManyCasesError
 from serve.metrics import CLIENT_CLOSED, Metrics
 from serve.settings import Settings
 
@@ -39,12 +39,6 @@ RESPONSES = error_responses(400, 401, 403, 408, 413, 422, 429, 503)
 MAX_ID_CHARS = 64
 REPLY_MS = 1.5  # of the deadline kept back for each case: their replies are written one by one
 MAX_KEPT_BACK = 0.1  # of the deadline
-
-
-class TooManyCasesError(RequestError):
-    """More cases than this server takes in one request."""
-
-    status = 422
 
 
 class Batches:
@@ -160,7 +154,8 @@ def _request_of_case(request: Request, index: int) -> Request:
     """A request with its own id and log. It never sees a disconnect: the batch watches for that."""
     state = request.scope["state"]
     request_id = case_request_id(state["request_id"], index)
-    scope = {**request.scope, "state": {**state, "request_id": request_id, "log": {}}}
+    log = {name: state["log"][name] for name in ("key",) if name in state["log"]}
+    scope = {**request.scope, "state": {**state, "request_id": request_id, "log": log}}
     return Request(scope, _never)
 
 

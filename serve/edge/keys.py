@@ -6,6 +6,7 @@ only cost every request. The file is read again when it changes; if it is broken
 before stay valid.
 
     python -m serve.edge.keys new --name ops --role admin --days 90
+    python -m serve.edge.keys new --name app --rate_per_s 20 --per_day 100000 --weight 2
     python -m serve.edge.keys list
     python -m serve.edge.keys revoke --id 3f9c2a10
 """
@@ -55,7 +56,7 @@ MAX_KEY_BYTES = 200
 ID_BYTES, SECRET_BYTES, SALT_BYTES = 4, 32, 16
 
 
-class KeyRecord(FrozenModel):
+class KeyRecord(FrozenModel, use_attribute_docstrings=True):
     """What the file keeps of a key: enough to recognise it, not to reconstruct it."""
 
     id: str = Field(pattern=r"^[0-9a-f]{8}$")
@@ -65,6 +66,19 @@ class KeyRecord(FrozenModel):
     hash: str = Field(pattern=r"^[0-9a-f]{64}$")
     created: AwareDatetime
     expires: AwareDatetime | None = None
+    rate_per_s: float | None = Field(default=None, gt=0)
+    """Cases a second, instead of the server's `rate_per_s`."""
+    burst: int | None = Field(default=None, ge=1)
+    """Cases at once before that rate holds, instead of `rate_burst`."""
+    max_concurrent: int | None = Field(default=None, ge=1)
+    """Cases under way at once, instead of `max_concurrent`."""
+    per_day: int | None = Field(default=None, ge=1)
+    """Cases in a day; what was used comes back evenly over a day."""
+    weight: float = Field(default=1.0, gt=0, le=1_000)
+    """Its part of the workers' time under load, beside that of the other keys."""
+
+
+LIMITS = ("rate_per_s", "burst", "max_concurrent", "per_day", "weight")
 
 
 class KeyTable(FrozenModel):
@@ -80,8 +94,13 @@ _NOBODY = KeyRecord(
 )  # fmt: skip
 
 
-def make_key(name: str, role: Role, expires: datetime | None = None) -> tuple[str, KeyRecord]:
-    """A new key and the record to keep of it, from which the key can't be recovered."""
+def make_key(
+    name: str, role: Role, expires: datetime | None = None, **limits: float
+) -> tuple[str, KeyRecord]:
+    """A new key and the record to keep of it, from which the key can't be recovered.
+
+    `limits` are those of `LIMITS` that it has of its own.
+    """
     identity, salt = secrets.token_hex(ID_BYTES), secrets.token_bytes(SALT_BYTES)
     key = f"curt_{identity}_{secrets.token_urlsafe(SECRET_BYTES)}"
     record = KeyRecord(
@@ -92,6 +111,7 @@ def make_key(name: str, role: Role, expires: datetime | None = None) -> tuple[st
         hash=hash_key(key.encode(), salt),
         created=datetime.now(UTC).replace(microsecond=0),
         expires=expires,
+        **limits,  # type: ignore[arg-type]  # validated there
     )
     return key, record
 
@@ -299,6 +319,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     new.add_argument("--name", required=True, help="whose key it is")
     new.add_argument("--role", choices=sorted(GRANTS), default="predict")
     new.add_argument("--days", type=int, help="until it expires; for good by default")
+    for limit in LIMITS:
+        field = KeyRecord.model_fields[limit]
+        new.add_argument(f"--{limit}", type=float, help=field.description)
     revoke = commands.add_parser("revoke", help="take a key back")
     revoke.add_argument("--id", required=True, help="as list shows it")
     for command in (new, revoke, commands.add_parser("list", help="show whose keys there are")):
@@ -319,7 +342,9 @@ def _run(arguments: argparse.Namespace) -> str:
         if arguments.days is not None and arguments.days < 1:
             raise ValueError(f"--days {arguments.days}: use 1 or more")
         expires = datetime.now(UTC) + timedelta(arguments.days) if arguments.days else None
-        key, record = make_key(arguments.name, arguments.role, expires)
+        own = {name: getattr(arguments, name) for name in LIMITS}
+        own = {name: value for name, value in own.items() if value is not None}
+        key, record = make_key(arguments.name, arguments.role, expires, **own)
         add_key(path, record)
         return key + "\n"
     if arguments.command == "revoke":

@@ -25,12 +25,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.edge.context import refuse
-from serve.edge.keys import is_open
-from serve.errors import OverloadedError
+from serve.edge.keys import KeyRecord, is_open
+from serve.errors import OverloadedError, TooManyCasesError
 from serve.redis_link import RedisLink, RedisMissError
 
 MAX_CLIENTS = 10_000  # about 2 MB; beyond it the client that was away longest gets a full bucket
 PREFIX = "curt:rate:"
+DAY_S = 86_400.0
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -144,10 +145,20 @@ class RedisBuckets:
             return await self._local.take(client, rate, cost)
 
 
+@dataclass(frozen=True, slots=True)
+class ClientLimits:
+    """What one client may ask; None where nothing limits it."""
+
+    rate: Rate | None
+    per_day: Rate | None
+    max_concurrent: float
+
+
 class RateLimit:
     """ASGI middleware that answers 429 and Retry-After to a client over its limit.
 
-    Stands inside `KeyGuard`, whose `state.api_key` tells clients apart. Open paths cost nothing.
+    Stands inside `KeyGuard`, whose `state.api_key` tells clients apart and may hold limits of its
+    own. Open paths cost nothing.
     A route that serves several cases takes the tokens of the others with `charge`; until it is
     answered they count as under way, too.
     """
@@ -157,18 +168,20 @@ class RateLimit:
         app: ASGIApp,
         *,
         buckets: Buckets,
-        rate: Rate,
-        max_concurrent: int,
+        rate: Rate | None,
+        max_concurrent: float,
         trusted_proxies: Sequence[Network] = (),
         registry: CollectorRegistry | None = None,
     ) -> None:
-        """`max_concurrent`: cases of one client under way at once in this process."""
+        """`max_concurrent`: cases of one client under way at once in this process.
+
+        Both hold for clients without limits of their own; without a `rate` those have none.
+        """
         if max_concurrent < 1:
             raise ValueError(f"{max_concurrent} concurrent requests: use 1 or more")
         self.app = app
         self._buckets = buckets
-        self._rate = rate
-        self._max_concurrent = max_concurrent
+        self._default = ClientLimits(rate, None, max_concurrent)
         self._trusted = tuple(trusted_proxies)
         self._under_way: dict[str, int] = {}
         self._limited = Counter(
@@ -180,8 +193,8 @@ class RateLimit:
         if scope["type"] != "http" or is_open(scope["path"]):
             await self.app(scope, receive, send)
             return
-        client = client_of(scope, self._trusted)
-        if self._under_way.get(client, 0) >= self._max_concurrent:
+        client, limits = client_of(scope, self._trusted), self._limits_of(scope)
+        if self._under_way.get(client, 0) >= limits.max_concurrent:
             fault = self._limit("too_many_concurrent", "too many requests are under way", 1.0)
             await _answer(scope, receive, send, fault)
             return
@@ -189,18 +202,22 @@ class RateLimit:
 
         async def charge_more(cost: int) -> None:
             nonlocal held
-            if self._under_way[client] + cost > self._max_concurrent:
+            if 1 + cost > limits.max_concurrent:  # which no waiting helps
+                raise TooManyCasesError(
+                    "too_many_cases", f"send {limits.max_concurrent:.0f} cases or fewer at once"
+                )
+            if self._under_way[client] + cost > limits.max_concurrent:
                 raise self._limit("too_many_concurrent", "too many cases are under way", 1.0)
             self._hold(client, cost)
             held += cost
-            await self._charge(client, cost)
+            await self._charge(client, limits, cost)
 
         self._hold(client, 1)
         held = 1
         try:
-            wait_s = await self._buckets.take(client, self._rate)
-            if wait_s > 0:
-                fault = self._limit("rate_limited", "too many requests", wait_s)
+            try:
+                await self._charge(client, limits, 1)
+            except RateLimitedError as fault:
                 await _answer(scope, receive, send, fault)
                 return
             scope.setdefault("state", {})["charge"] = charge_more
@@ -215,10 +232,27 @@ class RateLimit:
         else:
             del self._under_way[client]
 
-    async def _charge(self, client: str, cost: int) -> None:
-        wait_s = await self._buckets.take(client, self._rate, cost)
-        if wait_s > 0:
-            raise self._limit("rate_limited", "too many cases", wait_s)
+    def _limits_of(self, scope: Scope) -> ClientLimits:
+        record: KeyRecord | None = scope.get("state", {}).get("api_key")
+        default = self._default
+        if record is None:
+            return default
+        per_s = record.rate_per_s or (default.rate and default.rate.per_s)
+        burst = record.burst or (default.rate.burst if default.rate else math.ceil(per_s or 1))
+        return ClientLimits(
+            Rate(per_s, burst) if per_s else None,
+            Rate(record.per_day / DAY_S, record.per_day) if record.per_day else None,
+            record.max_concurrent or default.max_concurrent,
+        )
+
+    async def _charge(self, client: str, limits: ClientLimits, cost: int) -> None:
+        for name, rate, reason, what in (
+            (client, limits.rate, "rate_limited", "too many requests"),
+            (f"{client}:day", limits.per_day, "quota_used_up", "the day's quota is used up"),
+        ):
+            wait_s = await self._buckets.take(name, rate, cost) if rate else 0.0
+            if wait_s > 0:
+                raise self._limit(reason, what, wait_s)
 
     def _limit(self, reason: str, what: str, wait_s: float) -> RateLimitedError:
         self._limited.labels(reason).inc()

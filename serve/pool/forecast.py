@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from curt.artifact import Manifest
 from curt.engines.budget import ENOUGH, SpeedEstimator, allowed_thinking_tokens
 from curt.engines.protocol import Generation
-from serve.pool.schedule import Demand, shared_room_s
-
-ADMISSION_WINDOW_S = 5.0
+from serve.pool.job import Job
+from serve.pool.schedule import TARGET_UTILISATION, Demand, shared_room_s
+from serve.pool.shares import Shares
 
 
 class Forecast:
@@ -24,20 +24,11 @@ class Forecast:
         self.estimator = SpeedEstimator()
         self._manifest = manifest
         self._margin_ms = margin_ms
-        self._admitted_s: deque[float] = deque(maxlen=10_000)
+        self.shares = Shares()
         self._unhurried: deque[int] = deque(maxlen=200)  # thinking tokens where all were allowed
         self.usual_thinking = 0
         """Thinking tokens that half of the requests take where they may take all that the model
         was trained on; 0 until enough were seen."""
-
-    def note_admission(self, now_s: float) -> None:
-        """Count a request that was admitted; what is refused must shorten nobody's thinking."""
-        self._admitted_s.append(now_s)
-
-    def withdraw(self, admitted_s: float) -> None:
-        """Count a request no longer, because its client left before a worker had it."""
-        if self._admitted_s and admitted_s >= self._admitted_s[0]:
-            self._admitted_s.remove(admitted_s)
 
     def note_thinking(self, generation: Generation, allowed: int) -> None:
         """Learn how much the model thinks, from a request that was allowed all there is.
@@ -74,6 +65,7 @@ class Forecast:
 
     def allow_thinking(
         self,
+        job: Job,
         demand: Demand,
         prompt_tokens: int,
         waiting: Sequence[Demand],
@@ -82,8 +74,15 @@ class Forecast:
     ) -> int:
         """Thinking tokens for a job about to run, given the jobs that wait behind it."""
         usual_s = self.hold_s(demand, self._manifest.max_thinking_tokens, now_s)
-        admitted_per_s = self._admitted_per_s(now_s)
-        shared_s = shared_room_s(now_s, demand, waiting, workers, admitted_per_s, usual_s)
+        shared_s = shared_room_s(
+            now_s,
+            demand,
+            waiting,
+            workers,
+            self.shares.per_s(job.client, now_s),
+            usual_s,
+            self.shares.allot(job, TARGET_UTILISATION * workers, usual_s, now_s),
+        )
         alone = self.allow_alone(demand, prompt_tokens, now_s)
         return int(min(alone, shared_s * 1e3 / self.estimator.average(now_s).tpot_ms))
 
@@ -108,9 +107,3 @@ class Forecast:
         """
         average = self.estimator.average(now_s)
         return demand.work_s + min(allowed, average.thinking_tokens) * average.tpot_ms / 1e3
-
-    def _admitted_per_s(self, now_s: float) -> float:
-        while self._admitted_s and self._admitted_s[0] < now_s - ADMISSION_WINDOW_S:
-            self._admitted_s.popleft()
-        # n arrivals have n - 1 intervals between them.
-        return max(0, len(self._admitted_s) - 1) / ADMISSION_WINDOW_S

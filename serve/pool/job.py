@@ -18,7 +18,8 @@ class Job:
     """A fact to judge before `deadline_s`, a `time.monotonic()` instant.
 
     `max_thinking_tokens` is the client's own limit, however much the deadline allows;
-    `traceparent` names the request's span to a remote engine.
+    `traceparent` names the request's span to a remote engine. `client` is whose job it is, by the
+    id of an API key, and `weight` its part of the workers' time beside that of others.
     """
 
     fact: str
@@ -26,6 +27,8 @@ class Job:
     deadline_s: float
     max_thinking_tokens: int | None = None
     traceparent: str | None = None
+    client: str = ""
+    weight: float = 1.0
 
     def cap(self, allowed: int) -> int:
         """Thinking tokens to grant: those the deadline allows, within the client's limit."""

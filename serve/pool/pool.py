@@ -153,9 +153,31 @@ class WorkerPool:
         return ServedStream(self._enter(job, events=asyncio.Queue()), self._leave)
 
     def _allow_thinking(self, job: Job, demand: Demand, prompt_tokens: int, now_s: float) -> int:
-        waiting = [other.demand for other in self._queue]
+        waiting = [other.demand for rank, other in self._in_order(job, now_s) if rank <= 0]
         alive = sum(slot.worker is not None for slot in self._slots)
-        return job.cap(self._forecast.allow_thinking(demand, prompt_tokens, waiting, alive, now_s))
+        allowed = self._forecast.allow_thinking(job, demand, prompt_tokens, waiting, alive, now_s)
+        return job.cap(allowed)
+
+    def _in_order(self, job: Job, now_s: float) -> list[tuple[int, Ticket]]:
+        """What waits, in the order it is served in beside a job, each with its rank to that.
+
+        -1 where the job must give way because its client asks for far more, 1 where the waiting one
+        must; within a rank the earliest deadline is first.
+        """
+        shares = self._forecast.shares
+        ranked = [(shares.rank(other.job, job, now_s), other) for other in self._queue]
+        return sorted(ranked, key=lambda each: each[0])  # stable: the queue is in order
+
+    def _pop_next(self) -> Ticket:
+        """Take what is to be served next out of the queue."""
+        shares, now_s = self._forecast.shares, time.monotonic()
+        best = self._queue[0]
+        for other in self._queue:
+            if shares.rank(best.job, other.job, now_s) > 0:
+                best = other
+        self._queue.remove(best)
+        self._metrics.queue_depth.set(len(self._queue))
+        return best
 
     def _enter(self, job: Job, events: asyncio.Queue[Piece | None] | None = None) -> Ticket:
         now_s = time.monotonic()
@@ -172,14 +194,15 @@ class WorkerPool:
                 raise error
             return ticket
         if self._is_full:
-            latest = self._queue.pop()
+            _, last = self._in_order(job, now_s)[-1]
+            self._queue.remove(last)
             waiting = [other.demand for other in self._queue]
             wait_s = seconds_until_free(now_s, self._free_times(now_s), waiting)
-            self._give_up(latest, self._queue_full(wait_s))
+            self._give_up(last, self._queue_full(wait_s))
         alone = self._forecast.allow_alone(ticket.demand, ticket.prompt_tokens, now_s)
         ticket.allowed_alone = job.cap(alone)
         ticket.admitted_s = now_s
-        self._forecast.note_admission(now_s)
+        self._forecast.shares.note(job, now_s)
         bisect.insort(self._queue, ticket, key=lambda t: t.order)
         self._metrics.queue_depth.set(len(self._queue))
         # A late generation is replaced by the classifier while there is still time.
@@ -221,14 +244,16 @@ class WorkerPool:
                     "longer deadline",
                 )
             return OverloadedError("overloaded", "the machine is slower than usual now")
-        free_at_s = self._free_times(now_s)
-        waiting = [other.demand for other in self._queue]
-        retry_after_s = seconds_until_free(now_s, free_at_s, waiting)
+        free_at_s, own = self._free_times(now_s), (0, ticket.order)
+        in_order = self._in_order(job, now_s)
+        retry_after_s = seconds_until_free(now_s, free_at_s, [t.demand for _, t in in_order])
         if self._is_full:
-            if not self._queue or self._queue[-1].order < ticket.order:
+            if not in_order or (in_order[-1][0], in_order[-1][1].order) < own:
                 return self._queue_full(retry_after_s)
-            waiting.pop()  # who can wait longest gives way
-        if not admits(free_at_s, waiting, demand):
+            in_order.pop()  # who can wait longest gives way, or whose client asks for far more
+        waiting = [other.demand for rank, other in in_order if rank <= 0]
+        place = sum((rank, other.order) < own for rank, other in in_order)
+        if not admits(free_at_s, waiting, demand, place):
             return OverloadedError(
                 "overloaded", "the deadline can't be met behind those waiting", retry_after_s
             )
@@ -249,7 +274,7 @@ class WorkerPool:
             if ticket.worker:
                 ticket.worker.cancel()
             elif not ticket.attempts:
-                self._forecast.withdraw(ticket.admitted_s)
+                self._forecast.shares.withdraw(ticket.job, ticket.admitted_s)
         self._leave_queue(ticket)
         for timer in ticket.timers:
             timer.cancel()
@@ -291,9 +316,7 @@ class WorkerPool:
             if worker.dead:
                 raise WorkerError("it ended while idle")
             if self._queue:
-                ticket = self._queue.pop(0)
-                self._metrics.queue_depth.set(len(self._queue))
-                await self._run(slot, worker, ticket)
+                await self._run(slot, worker, self._pop_next())
             elif self._probe_wanted:
                 self._probe_wanted = False
                 await self._probe(slot, worker)

@@ -47,14 +47,18 @@ def start_times(free_at_s: Sequence[float], demands: Sequence[Demand]) -> list[f
     return starts
 
 
-def admits(free_at_s: Sequence[float], waiting: Sequence[Demand], new: Demand) -> bool:
+def admits(
+    free_at_s: Sequence[float], waiting: Sequence[Demand], new: Demand, place: int | None = None
+) -> bool:
     """Whether a new demand can be met without making a waiting one late.
 
-    `waiting` must be ordered by deadline. Demands that are late in any case are left out.
+    `waiting` must be in the order it is served in, with the new one before the one at `place`: by
+    deadline, where that is not given. Demands that are late in any case are left out.
     """
     if not free_at_s:
         return False
-    place = sum(demand.deadline_s <= new.deadline_s for demand in waiting)
+    if place is None:
+        place = sum(demand.deadline_s <= new.deadline_s for demand in waiting)
     with_new = [*waiting[:place], new, *waiting[place:]]
     starts = start_times(free_at_s, with_new)
     if starts[place] > new.latest_start_s:
@@ -75,14 +79,15 @@ def shared_room_s(
     workers: int,
     admitted_per_s: float,
     usual_s: float,
+    allotted: float | None = None,
 ) -> float:
     """Cap thinking so that queued requests meet their deadlines and the workers keep up.
 
     The queue: the k-th waiting request runs in round k // workers after this one. The time to
     spare until it must start is shared evenly by this request, one in each round between, and
     the waiting request itself. The rate: where those admitted, which hold a worker for `usual_s`
-    each, are more than the workers can serve, each gets the time that keeps them at
-    `TARGET_UTILISATION`.
+    each, are more than the workers can serve, each gets the time that keeps them at what is
+    allotted to them, in workers' seconds a second: all of `TARGET_UTILISATION` by default.
 
     Returns seconds of thinking, never negative; infinite where neither cap applies.
     """
@@ -92,8 +97,10 @@ def shared_room_s(
         spare_s = demand.latest_start_s - now_s - own.work_s - rounds_between * demand.work_s
         if spare_s >= 0:  # a request that is late in any case shortens no other
             shares.append(spare_s / (rounds_between + 2))
-    if admitted_per_s * usual_s > TARGET_UTILISATION * workers:
-        shares.append(TARGET_UTILISATION * workers / admitted_per_s - own.work_s)
+    if allotted is None:
+        allotted = TARGET_UTILISATION * workers
+    if admitted_per_s * usual_s > allotted:
+        shares.append(allotted / admitted_per_s - own.work_s)
     return max(0.0, min(shares, default=math.inf))
 
 

@@ -251,13 +251,15 @@ def test_the_command_prints_a_key_that_works_once(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "serve.edge.keys"]
     environment = os.environ | {"CURT_KEYS_FILE": str(path)}
     made = subprocess.run(
-        [*command, "new", "--name", "书记员", "--role", "admin", "--days", "3"],
+        [*command, "new", "--name", "书记员", "--role", "admin", "--days", "3",
+         "--rate_per_s", "2.5", "--burst", "5", "--weight", "2"],
         check=True, capture_output=True, text=True, env=environment,
     )  # fmt: skip
     key = made.stdout.strip()
     record = KeyFile(path).find(key.encode())
     assert record is not None
     assert (record.name, record.role) == ("书记员", "admin")
+    assert (record.rate_per_s, record.burst, record.per_day, record.weight) == (2.5, 5, None, 2)
     assert record.expires is not None
     assert record.expires > datetime.now(UTC) + timedelta(days=2)
 
@@ -283,6 +285,7 @@ def test_the_command_lists_and_revokes_without_showing_keys(
         (["revoke", "--id", "ffffffff"], "no key has the id ffffffff"),
         (["new", "--name", ""], "name"),
         (["new", "--name", "x", "--days", "0"], "use 1 or more"),
+        (["new", "--name", "x", "--burst", "1.5"], "burst"),
     ],
 )
 def test_the_command_says_what_is_wrong(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from serve.api.errors import install_handlers
 from serve.api.schemas import ErrorReply
 from serve.edge.context import RequestContext
-from serve.edge.keys import KeyFile, KeyGuard, add_key, make_key
+from serve.edge.keys import KeyFile, KeyGuard, add_key, make_key, revoke_key
 from serve.edge.limits import (
     Buckets,
     LocalBuckets,
@@ -246,8 +247,8 @@ def test_a_wrong_network_is_refused_with_a_remedy() -> None:
 
 def make_app(
     buckets: Buckets | None = None,
-    rate: Rate = SLOW,
-    max_concurrent: int = 100,
+    rate: Rate | None = SLOW,
+    max_concurrent: float = 100,
     keys: KeyFile | None = None,
     **options: Any,
 ) -> FastAPI:
@@ -266,7 +267,7 @@ def make_app(
 
     app.add_middleware(
         RateLimit,
-        buckets=buckets or LocalBuckets(),
+        buckets=LocalBuckets() if buckets is None else buckets,  # an empty one is falsy
         rate=rate,
         max_concurrent=max_concurrent,
         **options,
@@ -378,6 +379,46 @@ def test_a_batch_costs_as_much_as_its_cases() -> None:
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "3")
         assert refused.json()["error"]["code"] == "rate_limited"
         assert (await post(app)).status_code == 200
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("has_default", [False, True])
+def test_a_key_may_have_limits_of_its_own_which_change_with_the_file(
+    tmp_path: Path, has_default: bool
+) -> None:
+    async def scenario() -> None:
+        path, clock = tmp_path / "keys.json", Clock()
+        key, record = make_key("app", "predict", rate_per_s=0.5, burst=4, per_day=6)
+        other, plain = make_key("other", "predict")
+        for each in (record, plain):
+            add_key(path, each)
+        app = make_app(
+            LocalBuckets(clock=clock),
+            rate=Rate(1.0, 1) if has_default else None,
+            max_concurrent=100 if has_default else math.inf,
+            keys=KeyFile(path, clock),
+        )
+
+        async def ask(presented: str = key, path: str = "/predict") -> str:
+            response = await post(app, path=path, Authorization=f"Bearer {presented}")
+            return "" if response.status_code == 200 else response.json()["error"]["code"]
+
+        assert [await ask() for _ in range(5)] == [""] * 4 + ["rate_limited"]
+        clock.now_s += 10
+        assert [await ask() for _ in range(3)] == ["", "", "quota_used_up"]
+        assert [await ask(other) for _ in range(2)] == ["", "rate_limited" if has_default else ""]
+        revoke_key(path, record.id)
+        add_key(path, record.model_copy(update={"per_day": None, "max_concurrent": 2}))
+        clock.now_s += 10
+        assert await ask() == ""
+        assert await ask(path="/predict?cases=2") == ""
+        assert await ask(path="/predict?cases=3") == "too_many_cases"  # and never will be
+        clock.now_s += 10
+        slow = asyncio.create_task(ask(path="/predict?cases=2&pause_s=0.2"))
+        await asyncio.sleep(0.05)
+        assert await ask() == "too_many_concurrent"
+        assert await slow == ""
 
     asyncio.run(scenario())
 

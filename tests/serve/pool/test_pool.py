@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -268,6 +269,44 @@ def test_those_who_take_no_work_shorten_nobodys_reasoning(kind: str) -> None:
             least = min(each.thinking_allowed for each in served)
             assert least == MANIFEST.max_thinking_tokens
             assert not any(each.short_thinking for each in served)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("flood_ms", [150, 600, 20_000])
+def test_one_who_behaves_keeps_its_answers_and_reasoning_beside_one_who_floods(
+    flood_ms: float,
+) -> None:
+    """Neither many requests nor short deadlines nor long ones buy another's part."""
+
+    async def scenario() -> None:
+        async with running_pool(workers=2, queue_size=16) as pool:
+            for _ in range(ENOUGH):
+                await pool.submit(job(2000))
+            flooding = True
+
+            async def flood() -> None:
+                while flooding:
+                    try:
+                        await pool.submit(replace(job(flood_ms), client="flood"))
+                    except OverloadedError:
+                        await asyncio.sleep(0.01)
+
+            floods = [asyncio.create_task(flood()) for _ in range(32)]
+            await asyncio.sleep(1.5)
+            served, lost = [], []
+            for _ in range(20):
+                try:
+                    served.append(await pool.submit(replace(job(600), client="calm")))
+                except OverloadedError as refusal:
+                    lost.append(refusal.reason)
+                await asyncio.sleep(0.05)
+            flooding = False
+            await asyncio.gather(*floods)
+            assert lost == []
+            assert all(each.generation.finish == "stop" for each in served)
+            allowed = sorted(each.thinking_allowed for each in served)
+            assert allowed[len(allowed) // 2] == MANIFEST.max_thinking_tokens
 
     asyncio.run(scenario())
 
