@@ -10,6 +10,7 @@ from compress.prune.prune import PruneConfig
 from compress.tensorrt.export import ExportTrtConfig
 from curt.config import load_config
 from curt.corpus.build.pipeline import CorpusConfig
+from curt.corpus.case import OWN
 from curt.corpus.generate.generator import VERBOSITIES
 from curt.corpus.thinking import CUT, NONE
 from curt.dialogue import BUDGET_LEVELS
@@ -48,7 +49,7 @@ GIVEN = {
     "compress-student": ["--teacher", "t", "--data", "d", "--out", "o"],
 }
 REAL = ["--model", "m"]  # configs/real has none of its own
-KNOWN = {*VERBOSITIES, NONE, CUT}
+KNOWN = {*VERBOSITIES, OWN, NONE, CUT}
 
 
 def load(file: Path, *arguments: str):

@@ -23,7 +23,7 @@ PROMPTS, GENERATIONS = 2, 4
 
 def make_corpus(folder: Path) -> Path:
     """Cases of one charge with one kind of penalty: a model this small learns some by heart."""
-    cases = [c for c in generate_cases(2500, seed=1) if c.verdict.charges == ("危险驾驶",)]
+    cases = [c for c in generate_cases(4000, seed=1) if c.verdict.charges == ("危险驾驶",)]
     assert write_cases(folder / "train.jsonl", cases[:60]) == 60
     return folder
 

@@ -176,4 +176,4 @@ def test_it_takes_a_small_part_of_a_millisecond(classifier: Classifier) -> None:
         started_s = time.perf_counter()
         classifier.is_unfamiliar(fact)
         times_ms.append((time.perf_counter() - started_s) * 1e3)
-    assert np.percentile(times_ms, 25) < 0.3
+    assert np.percentile(times_ms, 25) < 0.5
