@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from compress.folders import load_model
-
 if TYPE_CHECKING:
     from compress.onnx.gptq import QuantisedWeight
 
@@ -131,6 +129,8 @@ class Int4(Blockwise):
         self, model: Path, samples: Sequence[list[int]], folder: Path
     ) -> Mapping[str, QuantisedWeight]:
         """Round by GPTQ (`compress.onnx.gptq`) and write the checkpoint."""
+        # Not above: the Makefile asks for the names before anything is installed.
+        from compress.folders import load_model
         from compress.onnx.checkpoint import write_gptq_checkpoint
         from compress.onnx.gptq import quantise_model
 

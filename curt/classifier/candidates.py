@@ -24,7 +24,6 @@ import numpy as np
 import numpy.typing as npt
 
 from curt.artifact import MANIFEST, READER
-from curt.classifier.familiarity import read_fact
 from curt.dialogue import PROMPT_VERSION, Prompts
 from curt.files import read_rows
 from curt.law.term_scale import severity
@@ -81,6 +80,8 @@ class Reader:
 
     def __call__(self, fact: str) -> str:
         """The line; empty where the fact has nothing to read or no charge is likely."""
+        from curt.classifier.familiarity import read_fact  # its hashes are not for every stage
+
         classifier, read = self.classifier, read_fact(fact)
         try:
             scores = classifier.score(read)
