@@ -91,7 +91,7 @@ def test_grpo_trains_scaled_down(tmp_path, made, folder, name):
     trl = {k: v for k, v in settings["trl"].items() if "vllm" not in k}
     small = SMALL | {"corpus": corpus, "model": str(model), "out": tmp_path / "out", "steps": 2,
                      "prompts": 2, "generations": 4, "micro_batch": 4, "budgets": [16],
-                     "learning_rate": 1e-3, "trackers": [], "trl": trl}  # fmt: skip
+                     "learning_rate": 1e-4, "trackers": [], "trl": trl}  # fmt: skip
     config = GRPOSettings.model_validate(settings | small)
     assert (config.lora is not None) == name.endswith("lora")
     folder_ = made_by(train_grpo, config)

@@ -113,7 +113,7 @@ def test_a_gpu_picks_the_format_and_sizes_the_server(untied: Path, tmp_path: Pat
     assert len(manifest.config["calibration_sha256"]) == 64
     options = yaml.safe_load((config.out / "serve-config.yaml").read_text())
     assert options["pipeline_parallel_size"] == 2
-    assert options["max_seq_len"] == 200 + 128 + 64 + 64
+    assert options["max_seq_len"] == 200 + 128 + 64 + 1 + 64  # 1: the forced </think>
     assert "600 GB/s" in (config.out / "serve-config.yaml").read_text()
 
 

@@ -250,14 +250,14 @@ def test_a_deadline_stops_the_decoding_where_it_is(random_subject: Subject) -> N
     started_s = time.monotonic()
     whole = run(random_subject, 260)
     whole_s = time.monotonic() - started_s
-    assert whole.thinking_tokens == 260
+    assert whole.thinking_tokens > 200  # random weights may close it themselves
     late_s = []
     for _ in range(3):  # a busy machine sleeps late, but not every time
         deadline_s = time.monotonic() + whole_s / 4
         out = run(random_subject, 260, deadline_s=deadline_s)
         late_s.append(time.monotonic() - deadline_s)
         assert out.finish == "deadline"
-        assert out.thinking_tokens < 260
+        assert out.thinking_tokens < whole.thinking_tokens
         assert THINK_END not in out.text
         assert whole.text.startswith(out.text.rstrip("\ufffd")) or not random_subject.is_exact
     assert min(late_s) < 0.05
