@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from curt.drawing import INK, LINES, SERIES, finish_figure, new_figure
 from loadtest._slo import PHASES
 
 
-def draw_histogram(latencies_ms: Sequence[float], p99_ms: float | None, slo_ms: float) -> str:
+def draw_histogram(latencies_ms: Sequence[float], p99_ms: float | None, slo_ms: float) -> Markup:
     """Latencies of valid answers, counted on a log scale so that a tail of one shows."""
     figure, axes = new_figure(1)
     top = max(max(latencies_ms, default=0.0), slo_ms) * 1.05
@@ -28,9 +29,7 @@ def draw_histogram(latencies_ms: Sequence[float], p99_ms: float | None, slo_ms: 
     return finish_figure(figure, axes, "Latency of the answers")
 
 
-def draw_timeline(
-    windows: Sequence[Mapping[str, Any]], window_s: float, slo_ms: float, planned: Sequence[float]
-) -> str:
+def draw_timeline(windows: Sequence[Mapping[str, Any]], window_s: float, slo_ms: float) -> Markup:
     """Percentiles over the run above the arrivals, planned and made."""
     figure, axes = new_figure(2)
     middles = [row["from_s"] + window_s / 2 for row in windows]
@@ -44,6 +43,7 @@ def draw_timeline(
     rates = [row["requests"] / window_s for row in windows]
     axes[1].bar(middles, rates, width=window_s * 0.9, color=SERIES[0], alpha=0.5, label="arrived")
     axes[1].bar(middles, missed, width=window_s * 0.9, color=SERIES[1], label="missed")
+    planned = [row["planned_per_s"] for row in windows]
     axes[1].plot(middles, planned, color=INK, linestyle="--", linewidth=1.2, label="planned rate")
     axes[1].legend(loc="upper left", fontsize=8)
     axes[1].margins(y=0.4)
@@ -51,7 +51,7 @@ def draw_timeline(
     return finish_figure(figure, axes, "Latency and arrivals over the run")
 
 
-def draw_phases(phases_ms: Mapping[str, Mapping[str, float]]) -> str:
+def draw_phases(phases_ms: Mapping[str, Mapping[str, float]]) -> Markup:
     """Where the mean answer's time goes, in one stacked bar; and the p99 of each phase alone."""
     figure, axes = new_figure(1, height_in=2.2)
     start = 0.0
@@ -65,7 +65,7 @@ def draw_phases(phases_ms: Mapping[str, Mapping[str, float]]) -> str:
     return finish_figure(figure, axes, "Where the time goes")
 
 
-def draw_misses(by_reason: Mapping[str, int]) -> str:
+def draw_misses(by_reason: Mapping[str, int]) -> Markup:
     """Misses by reason, most first."""
     figure, axes = new_figure(1, height_in=0.9 + 0.3 * len(by_reason))
     rows = sorted(by_reason.items(), key=lambda row: -row[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +9,7 @@ from markupsafe import Markup
 
 from curt.html import render_html
 from loadtest._figures import draw_histogram, draw_misses, draw_phases, draw_timeline
-from loadtest._shapes import make_shape
 from loadtest._slo import PHASES, requests_needed
-
-MISSING = "–"
 
 
 def render_page(report: Mapping[str, Any]) -> str:
@@ -21,11 +17,9 @@ def render_page(report: Mapping[str, Any]) -> str:
     return render_html(
         "loadtest.html.j2",
         report=report,
-        settings=[(name, plain(value)) for name, value in report["settings"].items()],
         needed={misses: requests_needed(misses) for misses in (0, 4, 10)},
         phase_names=PHASES,
         panels=make_panels(report),
-        ms=lambda value: MISSING if value is None else f"{value:,.1f}",
     )
 
 
@@ -43,7 +37,7 @@ def make_panels(report: Mapping[str, Any]) -> list[tuple[str, str, Markup]]:
             f"By {window_s:g} s of the schedule. A gap means that the percentile falls on a "
             "request without a valid answer."
         )
-        svg = draw_timeline(report["windows"], window_s, slo_ms, planned_rates(report))
+        svg = draw_timeline(report["windows"], window_s, slo_ms)
         found.append(("Over the run", sentence, svg))
     if report["phases_ms"]:
         sentence = (
@@ -54,26 +48,4 @@ def make_panels(report: Mapping[str, Any]) -> list[tuple[str, str, Markup]]:
     if report["misses_by_reason"]:
         sentence = "Each request counts once, under the first reason found."
         found.append(("Misses", sentence, draw_misses(report["misses_by_reason"])))
-    # matplotlib escapes the texts in its SVG: hence Markup.
-    return [(title, sentence, Markup(svg)) for title, sentence, svg in found]  # noqa: S704
-
-
-def planned_rates(report: Mapping[str, Any]) -> list[float]:
-    """The shape's rate in the middle of every window."""
-    told = report["settings"]
-    shape = make_shape(
-        told["shape"],
-        told["rate_per_s"],
-        peak_per_s=told["peak_per_s"],
-        run_s=told["run_time_s"],
-        steps=told["steps"],
-        spike_at_s=told["spike_at_s"],
-        spike_s=told["spike_s"],
-        period_s=told["period_s"],
-    )
-    return [shape.rate_at(row["from_s"] + report["window_s"] / 2) for row in report["windows"]]
-
-
-def plain(value: Any) -> str:
-    """A setting as text."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return found

@@ -42,6 +42,9 @@ def make_report(
         "mix": plan.make_mix(plan.seed).describe(),
         **figures,
         "window_s": window_s,
-        "windows": summarise_windows(outcomes, window_s),
+        "windows": [
+            {**row, "planned_per_s": shape.rate_at(row["from_s"] + window_s / 2)}
+            for row in summarise_windows(outcomes, window_s)
+        ],
         "verdict": {"passed": not reasons, "reasons": reasons},
     }

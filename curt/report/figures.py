@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from markupsafe import Markup
 from matplotlib.ticker import PercentFormatter
 
 from curt.drawing import INK, LINES, MARKERS, SERIES, finish_figure, new_figure
@@ -19,7 +20,7 @@ LABELS = {
 }
 
 
-def draw_lengths(named: Sequence[tuple[str, Sequence[int]]]) -> str:
+def draw_lengths(named: Sequence[tuple[str, Sequence[int]]]) -> Markup:
     """Overlaid histograms of thinking tokens, one for each (name, lengths)."""
     figure, axes = new_figure(1)
     top = max(max(lengths) for _, lengths in named)
@@ -39,7 +40,7 @@ def draw_lengths(named: Sequence[tuple[str, Sequence[int]]]) -> str:
     return finish_figure(figure, axes, "Distribution of thinking tokens")
 
 
-def draw_training(named: Sequence[tuple[str, Sequence[TrainingStep]]]) -> str:
+def draw_training(named: Sequence[tuple[str, Sequence[TrainingStep]]]) -> Markup:
     """Reward, exact share and thinking tokens over the steps: raw faint, running mean bold."""
     wanted = (
         ("reward", "reward"),
@@ -69,7 +70,7 @@ def draw_training(named: Sequence[tuple[str, Sequence[TrainingStep]]]) -> str:
     return finish_figure(figure, axes, "Training over its steps")
 
 
-def draw_loss(rows: Sequence[TrainingStep]) -> str:
+def draw_loss(rows: Sequence[TrainingStep]) -> Markup:
     """Warm-start loss over the steps."""
     figure, axes = new_figure(1)
     pairs = column_of(rows, "loss")
@@ -78,7 +79,7 @@ def draw_loss(rows: Sequence[TrainingStep]) -> str:
     return finish_figure(figure, axes, "Warm-start loss")
 
 
-def draw_budgets(named: Sequence[tuple[str, Evaluation]]) -> str:
+def draw_budgets(named: Sequence[tuple[str, Evaluation]]) -> Markup:
     """Exact accuracy under each forced budget, with 95% intervals, one line for each model."""
     figure, axes = new_figure(1)
     for name, evaluation in named:
@@ -104,7 +105,7 @@ def draw_budgets(named: Sequence[tuple[str, Evaluation]]) -> str:
     return finish_figure(figure, axes, "Exact accuracy by thinking budget")
 
 
-def draw_artifacts(rows: Sequence[tuple[str, float, float | None]]) -> str:
+def draw_artifacts(rows: Sequence[tuple[str, float, float | None]]) -> Markup:
     """Bars of size in MB and of decode tokens a second for each (name, size, speed)."""
     figure, panels = new_figure(2, height_in=0.9 + 0.32 * len(rows), columns=2)
     names = [name for name, _, _ in rows]
@@ -127,7 +128,7 @@ def draw_artifacts(rows: Sequence[tuple[str, float, float | None]]) -> str:
     return finish_figure(figure, panels, "Size and decode speed of each model folder")
 
 
-def draw_latency(load: LoadTest) -> str:
+def draw_latency(load: LoadTest) -> Markup:
     """Latencies of valid answers, timed from their schedule, with the SLO as a line."""
     figure, axes = new_figure(1)
     limit = load.settings.slo_p99_ms

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -15,12 +13,11 @@ from curt.html import render_html
 from curt.report import claims, figures
 from curt.report.claims import NOT_RUN
 from curt.report.figures import LABELS
-from curt.report.inputs import Artifact, Evaluation, Parity, RunParts, TraitRow, WorkedExample
+from curt.report.inputs import Artifact, Evaluation, Parity, RunParts, WorkedExample
 from curt.scores.statistics import bootstrap_mean, wilson
 
 BEFORE, CONTROL, AFTER = "warm-start", "grpo-none", "grpo-default"
 WARM_START_HISTORY = "warm-start"
-CLASSIFIER_SCORES = ("charge_micro_f1", "article_micro_f1", "term_score_official", "exact")
 MAX_EXAMPLES = 4
 
 
@@ -54,17 +51,19 @@ class Pair:
 
 def render_page(run: RunParts) -> str:
     """The whole report as one HTML text that loads nothing from anywhere."""
+    evaluations = [e for _, e in _in_order(run.evaluations)]
     return render_html(
         "report.html.j2",
         run=run,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         cards=list(make_cards(run)),
         summary=list(summarise(run)),
         panels=list(make_panels(run)),
-        scores=score_table(run.evaluations),
-        traits=trait_table(run.evaluations),
-        artifacts=artifact_rows(run),
-        classifiers=classifier_rows(run),
+        named=[(LABELS.get(name, name), e) for name, e in _in_order(run.evaluations)],
+        metrics=list(dict.fromkeys(metric for e in evaluations for metric in e.scores)),
+        traits=list(dict.fromkeys(trait for e in evaluations for trait in e.by_trait)),
+        no_parity=Parity(),
+        mean_thinking=claims.mean_thinking,
+        exact_of=lambda folder: claims.exact_of(_evaluation_of(folder, run.evaluations)),
         pairs=pair_examples(run.evaluations),
         tools=tool_versions(run.artifacts),
         not_run=NOT_RUN,
@@ -131,12 +130,9 @@ def make_panels(run: RunParts) -> Iterator[Panel]:
     title = "Warm start: loss"
     rows = run.histories.get(WARM_START_HISTORY, [])
     if claims.column_of(rows, "loss"):
-        yield Panel(title, claims.say_loss(rows), Markup(figures.draw_loss(rows)))  # noqa: S704
+        yield Panel(title, claims.say_loss(rows), figures.draw_loss(rows))
     else:
         yield Panel(title, f"Warm start: {NOT_RUN}.")
-
-
-# The figures are SVG written by matplotlib, which escapes the texts in them: hence Markup.
 
 
 def _lengths_panel(run: RunParts) -> Panel:
@@ -155,7 +151,7 @@ def _lengths_panel(run: RunParts) -> Panel:
         else f"Only {' and '.join(name for name, _ in named)} was evaluated; the other side: "
         f"{NOT_RUN}."
     )
-    return Panel(title, sentence, Markup(figures.draw_lengths(named)))  # noqa: S704
+    return Panel(title, sentence, figures.draw_lengths(named))
 
 
 def _training_panel(run: RunParts) -> Panel:
@@ -169,7 +165,7 @@ def _training_panel(run: RunParts) -> Panel:
     if not named:
         return Panel(title, f"GRPO: {NOT_RUN}.")
     sentence = " ".join(claims.say_training(name, rows) for name, rows in named)
-    return Panel(title, sentence, Markup(figures.draw_training(named)))  # noqa: S704
+    return Panel(title, sentence, figures.draw_training(named))
 
 
 def _budgets_panel(run: RunParts) -> Panel:
@@ -181,8 +177,7 @@ def _budgets_panel(run: RunParts) -> Panel:
     ][: len(SERIES)]
     if not named:
         return Panel(title, f"Evaluation under forced budgets: {NOT_RUN}.")
-    svg = Markup(figures.draw_budgets(named))  # noqa: S704
-    return Panel(title, claims.say_budgets(named), svg)
+    return Panel(title, claims.say_budgets(named), figures.draw_budgets(named))
 
 
 def _latency_panel(run: RunParts) -> Panel:
@@ -192,7 +187,7 @@ def _latency_panel(run: RunParts) -> Panel:
         return Panel(title, f"Load test: {NOT_RUN}.")
     if not load.latencies_ms:
         return Panel(title, claims.say_load(load) + " No valid answer came, so none is drawn.")
-    return Panel(title, claims.say_load(load), Markup(figures.draw_latency(load)))  # noqa: S704
+    return Panel(title, claims.say_load(load), figures.draw_latency(load))
 
 
 def _artifacts_panel(run: RunParts) -> Panel:
@@ -213,71 +208,7 @@ def _artifacts_panel(run: RunParts) -> Panel:
         speed, name = max(timed)
         lead = "decodes" if len(timed) == 1 else f"decodes fastest of {len(timed)} measured,"
         sentence += f" {name} {lead} at {speed:,.0f} tokens/s on one CPU thread."
-    return Panel(title, sentence, Markup(figures.draw_artifacts(rows)))  # noqa: S704
-
-
-def score_table(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """Every score of every evaluation: names as columns, metrics as rows."""
-    ordered = list(_in_order(evaluations))
-    metrics = list(dict.fromkeys(metric for _, e in ordered for metric in e.scores))
-    return {
-        "names": [LABELS.get(name, name) for name, _ in ordered],
-        "rows": [
-            ("cases", [str(e.n) for _, e in ordered]),
-            ("mean thinking tokens", [_tokens(e) for _, e in ordered]),
-            *(
-                (metric.replace("_", " "), [_score(e.scores.get(metric)) for _, e in ordered])
-                for metric in metrics
-            ),
-        ],
-    }
-
-
-def trait_table(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """Exact accuracy and thinking by kind of case: names as columns, kinds as rows."""
-    ordered = [(name, e) for name, e in _in_order(evaluations) if e.by_trait]
-    kinds = list(dict.fromkeys(kind for _, e in ordered for kind in e.by_trait))
-    return {
-        "names": [LABELS.get(name, name) for name, _ in ordered],
-        "rows": [(kind, [_trait(e.by_trait.get(kind)) for _, e in ordered]) for kind in kinds],
-    }
-
-
-def artifact_rows(run: RunParts) -> list[dict[str, Any]]:
-    """One row for each model folder; what was not measured says so."""
-    rows = []
-    for artifact in run.artifacts:
-        manifest, parity = artifact.manifest, artifact.parity or Parity()
-        exact = claims.exact_of(_evaluation_of(artifact.name, run.evaluations))
-        rows.append(
-            {
-                "artifact": artifact,
-                "format": manifest.format if manifest else "unknown",
-                "precision": manifest.precision if manifest else "unknown",
-                "weights_mb": f"{artifact.weights_bytes / 1e6:.1f}",
-                "prefill": _measured(parity.prefill_tokens_per_s_1_threads, ",.0f"),
-                "decode": _measured(parity.decode_tokens_per_s_1_threads, ",.0f"),
-                "kl": _measured(parity.kl, ".2g"),
-                "agreement": claims.percent(parity.argmax_agreement),
-                "exact": claims.percent(exact),
-            }
-        )
-    return rows
-
-
-def classifier_rows(run: RunParts) -> list[dict[str, str]]:
-    """One row for each classifier folder: what it reaches alone, without any reasoning."""
-    return [
-        {
-            "name": name,
-            "latency": _measured(classifier.evaluation.get("dev_latency_p50_ms"), ".2f"),
-            **{
-                score: _score(classifier.evaluation.get(f"dev_{score}"))
-                for score in CLASSIFIER_SCORES
-            },
-        }
-        for name, classifier in run.classifiers.items()
-    ]
+    return Panel(title, sentence, figures.draw_artifacts(rows))
 
 
 def pair_examples(evaluations: Mapping[str, Evaluation]) -> list[Pair]:
@@ -325,16 +256,6 @@ def _speed(artifact: Artifact) -> float | None:
 
 def _measured(value: float | None, form: str) -> str:
     return NOT_RUN if value is None else format(value, form)
-
-
-def _score(value: float | None) -> str:
-    return NOT_RUN if value is None else f"{value:.3f}"
-
-
-def _trait(row: TraitRow | None) -> str:
-    if row is None:
-        return NOT_RUN
-    return f"{row.exact:.1%} of {row.n}, {_measured(row.mean_thinking, '.1f')} tokens"
 
 
 def _tokens(evaluation: Evaluation | None) -> str:

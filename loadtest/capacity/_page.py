@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
-from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from curt.drawing import (
@@ -21,7 +19,6 @@ from curt.drawing import (
     to_png,
 )
 from curt.html import render_html
-from loadtest._page import MISSING, plain
 from loadtest.capacity._search import Capacity
 
 TITLE = "p99 and goodput against the rate of arrivals"
@@ -43,12 +40,11 @@ def render_page(settings: Mapping[str, Any], capacity: Capacity) -> str:
     flat.pop("plan")
     slo_ms = settings["plan"]["slo_ms"]
     steps = sorted(told["steps"], key=lambda step: float(step["rate_per_s"]))
-    # matplotlib escapes the texts in its SVG: hence Markup.
     figure = None
     if steps:
         drawn, axes = new_figure(2)  # one above the other
         _plot(axes, {"p99": capacity}, slo_ms)
-        figure = Markup(finish_figure(drawn, axes, TITLE))  # noqa: S704
+        figure = finish_figure(drawn, axes, TITLE)
     return render_html(
         "capacity.html.j2",
         host=settings["host"],
@@ -56,10 +52,8 @@ def render_page(settings: Mapping[str, Any], capacity: Capacity) -> str:
         steps=steps,
         figure=figure,
         slo_ms=slo_ms,
-        settings=[(name, plain(value)) for name, value in flat.items()],
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        settings=flat,
         figures=sorted({name for step in steps for name in step["figures"]}),
-        number=lambda value: MISSING if value is None else f"{value:,.1f}",
     )
 
 

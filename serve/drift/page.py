@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from markupsafe import Markup
-
 from curt.drawing import LINES, MARKERS, SERIES, finish_figure, new_figure
 from curt.html import render_html
 from serve.drift.divergence import MIN_DISTANCE, MixComparison, compare
@@ -171,5 +169,4 @@ def _panel(
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"{step} before now")
     axes.set_ylabel(unit)
-    svg = Markup(finish_figure(figure, [axes], title))  # noqa: S704  drawn here, from numbers
-    return {"title": title, "svg": svg, "caption": caption}
+    return {"title": title, "svg": finish_figure(figure, [axes], title), "caption": caption}

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -111,7 +110,6 @@ def render_page(counts: dict[str, Counts], judged: Counts) -> str:
     return render_html(
         "variants.html.j2",
         baseline=baseline,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         figures=measured,
         changes={name: subtract(measured[name], measured[baseline]) for name in names[1:]},
         shadows={n: measure_shadow(shadows[n], differences[n]) for n in sorted(shadows)},

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from compress.compare.choice import Measured, choose, make_rows
-from compress.compare.page import make_panels, make_recipe, render_page
+from compress.compare.page import make_panels, render_page
 from tests.compress.compare.records import measure
 
 SETTINGS: dict[str, Any] = {"speed_only": False, "budget": 64, "limit": None}
@@ -104,7 +104,7 @@ def test_a_recipe_tells_when_it_started_from_another_model() -> None:
     strange = one.identity.model_copy(update={"of_this_parent": False})
     parent = measure("parent", weights_mb=40, right=160, decode=1.0)
     rows = make_rows([parent, one, one.model_copy(update={"identity": strange})], 40.0)
-    known, other = make_recipe(rows[1]), make_recipe(rows[2])
-    assert known.settings == [("bits", "4")]
-    assert known.made_from == "models/parent"
-    assert other.made_from == "models/parent (not the parent of this report)"
+    page = render_page(rows, choose(rows), SETTINGS)
+    assert "<tr><th>bits</th><td><code>4</code></td></tr>" in page
+    assert page.count("from models/parent</summary>") == 2
+    assert page.count("from models/parent (not the parent of this report)</summary>") == 1
