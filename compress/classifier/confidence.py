@@ -36,7 +36,7 @@ from curt.classifier.confidence import (
 from curt.classifier.model import Classifier, Decider, Labels, Row, is_right
 from curt.corpus.case import Case
 from curt.law.term_scale import TermInterval, legal_range, severity
-from curt.law.verdict import Verdict
+from curt.law.verdict import CAPITAL_KINDS, Verdict
 from curt.scores.statistics import wilson
 
 Floats = npt.NDArray[np.float32]
@@ -278,7 +278,7 @@ def coverage_row(intervals: Sequence[TermInterval], truths: Iterable[Verdict]) -
     counted = [
         i.high.months - i.low.months
         for i in intervals
-        if i.high.kind not in ("life", "death") and i.low.kind not in ("life", "death")
+        if not {i.high.kind, i.low.kind} & CAPITAL_KINDS
     ]
     low, high = wilson(float(np.mean(inside)), len(inside))
     return {

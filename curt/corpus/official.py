@@ -3,9 +3,9 @@
     {"accusation": [3], "articles": [41, 7], "imprisonment": 8}
 
 `accusation` and `articles` count lines of `accu.txt` and `law.txt`, from 1; `imprisonment` is in
-months, -2 for death and -1 for life. The form says less than a verdict: no kind of a counted term,
-no probation, no fine, no charge or article beside the 202 and 183 of the lists, and 133 stands for
-133之一 too.
+months, -2 for death, with reprieve or without, and -1 for life. The form says less than a verdict:
+no kind of a counted term, no probation, no fine, no charge or article beside the 202 and 183 of
+the lists, and 133 stands for 133之一 too.
 """
 
 from __future__ import annotations
@@ -68,5 +68,5 @@ def to_prediction(
     counts.charges_left_out += len(verdict.charges) - len(charges)
     counts.articles_left_out += sum(number not in _ARTICLE_INDEX for number in numbers)
     term = verdict.term
-    months = {"death": DEATH, "life": LIFE}.get(term.kind, term.months)
+    months = {"death": DEATH, "reprieve": DEATH, "life": LIFE}.get(term.kind, term.months)
     return {"accusation": charges, "articles": list(articles), "imprisonment": months}

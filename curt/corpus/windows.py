@@ -28,7 +28,8 @@ Length = Callable[[str], int]
 _SENTENCE = re.compile(r"[^。！？；\n]*(?:[。！？；\n]+[”’」』）)》]*|$)")
 _CLAUSE = re.compile(r"[^，,：:]*(?:[，,：:]+|$)")
 _SEVERITY: Mapping[TermKind, int] = {
-    "exempt": 0, "surveillance": 1, "detention": 2, "fixed": 3, "life": 4, "death": 5,
+    "exempt": 0, "surveillance": 1, "detention": 2, "fixed": 3, "life": 4, "reprieve": 5,
+    "death": 6,
 }  # fmt: skip
 
 

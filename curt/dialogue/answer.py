@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from curt.law.figures import parse_yuan
 from curt.law.numerals import (
     LAST_ARTICLE,
     article_order,
     parse_article,
     parse_months,
-    parse_number,
     write_article,
     write_months,
 )
@@ -33,6 +33,7 @@ from curt.law.verdict import (
     COUNTED_KINDS,
     MAX_MONTHS,
     MAX_PROBATION_MONTHS,
+    REPRIEVE,
     TERM_NAMES,
     Term,
     Verdict,
@@ -50,7 +51,6 @@ _NOTHING = {"无", "没有", "不适用", "无缓刑", "无罚金"}
 _CITED = re.compile(
     "(?:《?(?:中华人民共和国)?刑法》?)?(.*?)(?:第?[0-9零〇一二两三四五六七八九十]{1,4}[款项])*"
 )
-_FINE = re.compile(r"(?:人民币)?([0-9.]{1,15}|[零〇一二两三四五六七八九十百千]+)(万?)元?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +101,15 @@ def render_term(term: Term) -> str:
 
 
 def parse_term(text: str) -> Term:
-    """Read a sentence: 有期徒刑三年六个月 (42 months), 拘役四个月，缓刑六个月, 无期徒刑, 死刑.
+    """Read a sentence: 有期徒刑三年六个月 (42 months), 拘役四个月，缓刑六个月, 无期徒刑, 死缓.
 
     Raises ValueError when no penalty can be read.
     """
     principal, _, probation = text.strip().partition("缓刑")
     principal = principal.strip("，,、 ；")
     probation_months = parse_months(probation.strip("，。 ")) if probation else 0
+    if REPRIEVE.match(principal):
+        return Term("reprieve")
     for kind, name in TERM_NAMES.items():
         if not principal.startswith(name):
             continue
@@ -121,15 +123,8 @@ def parse_term(text: str) -> Term:
 
 
 def parse_fine(text: str) -> int:
-    """Read a fine in yuan: 2000元, 人民币五千元, 1.5万元. Raises ValueError otherwise."""
-    match = _FINE.fullmatch(text.strip().replace(",", ""))
-    if not match:
-        raise ValueError(f"not a fine: {text!r}")
-    scale = 10_000 if match[2] else 1
-    try:
-        return round(float(match[1]) * scale)
-    except ValueError:
-        return parse_number(match[1]) * scale
+    """Read a fine in yuan: 2000元, 人民币五千元, 1.5万元, 叁仟元. Raises ValueError otherwise."""
+    return parse_yuan(text)
 
 
 def _parse_charges(text: str) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ _SCALES = {"十": 10, "百": 100, "千": 1000, "万": 10_000, "亿": 100_000_000
 _FORMAL = str.maketrans(
     "壹贰叁肆伍陆柒捌玖拾佰仟萬億陸柒貳參〇", "一二三四五六七八九十百千万亿六七二三零"
 )
-_HAN = "零〇一二两三四五六七八九十百千万亿壹贰貳叁參肆伍陆陸柒捌玖拾佰仟萬億"
+HAN_NUMERALS = "零〇一二两三四五六七八九十百千万亿壹贰貳叁參肆伍陆陸柒捌玖拾佰仟萬億"
 _DIGIT = "[0-9０-９]"
 _NUMBER = (
     rf"{_DIGIT}{{1,3}}(?:[,，\u00a0 ]{_DIGIT}{{3}}){{1,5}}(?!{_DIGIT})(?:[.．]{_DIGIT}{{1,6}})?"
@@ -49,7 +49,7 @@ _UNITS = sorted({*MEASURES, *COUNTS, *_OTHER_NAMES}, key=lambda name: (-len(name
 _FIGURE = re.compile(
     rf"(?<![0-9０-９.．A-Za-z第])"
     rf"(?:(?P<digits>(?:(?:{_NUMBER}){_SCALE}){{1,4}}(?:{_NUMBER})?|{_NUMBER})"
-    rf"|(?<![{_HAN}])(?P<han>[{_HAN}]{{1,20}}))"
+    rf"|(?<![{HAN_NUMERALS}])(?P<han>[{HAN_NUMERALS}]{{1,20}}))"
     rf"[余多]?(?:人民币)?(?P<unit>{'|'.join(map(re.escape, _UNITS))})",
     re.IGNORECASE,
 )
@@ -78,6 +78,19 @@ def read_figures(text: str) -> Iterator[Figure]:
         yield Figure(match.start(), match.end(), value, _OTHER_NAMES.get(named, named))
 
 
+def parse_yuan(text: str) -> int:
+    """A sum of money that is the whole text, in yuan: 人民币叁仟元, 1万2千元, 2000.
+
+    Raises ValueError on anything else.
+    """
+    plain = text.strip().removeprefix("人民币").removeprefix("人民").removesuffix("整").strip()
+    plain = plain if plain.endswith(("元", "圆", "块钱")) else f"{plain}元"
+    figures = list(read_figures(plain))
+    if [(f.start, f.end, f.unit) for f in figures] != [(0, len(plain), "元")]:
+        raise ValueError(f"not a sum of money: {text!r}")
+    return round(figures[0].value)
+
+
 def write_figure(value: float) -> str:
     """A number in digits, without zeros after its last decimal: 0.9, 1272400."""
     return f"{value:.0f}" if value == int(value) else f"{value:.6f}".rstrip("0")
@@ -90,7 +103,7 @@ def normalise_figures(text: str) -> str:
     """
     pieces, last = [], 0
     for figure in read_figures(text):
-        if figure.unit in COUNTS and text[figure.start] in _HAN:
+        if figure.unit in COUNTS and text[figure.start] in HAN_NUMERALS:
             continue
         pieces += [text[last : figure.start], write_figure(figure.value), figure.unit]
         last = figure.end

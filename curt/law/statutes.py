@@ -195,7 +195,8 @@ def allowing_tiers(charge: str, term: Term) -> Iterator[Tier]:
             low, high = SINGLE_OFFENCE_MONTHS[term.kind]
             allowed = bool(getattr(tier, term.kind)) and low <= term.months <= high
         else:
-            allowed = term.kind != "exempt" and bool(getattr(tier, term.kind))
+            kind = "death" if term.kind == "reprieve" else term.kind
+            allowed = kind != "exempt" and bool(getattr(tier, kind))
         if allowed:
             yield tier
 

@@ -1,8 +1,8 @@
 """Penalties on one numeric scale, from exemption to death, so that there are intervals of terms.
 
 A counted term stands at ln(months + 1), the unit of the CAIL2018 term score; a month of 管制 counts
-half, as article 41 credits two days of it for one day in custody. Life and death lie above every
-number of months.
+half, as article 41 credits two days of it for one day in custody. Life, death with reprieve and
+death lie above every number of months.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from curt.law.statutes import (
     Tier,
     canonical_charge,
 )
-from curt.law.verdict import MAX_MONTHS, Term
+from curt.law.verdict import CAPITAL_KINDS, MAX_MONTHS, Term
 
-LIFE, DEATH = 6.5, 7.5  # ln(301) = 5.7 is the most that months reach
+LIFE, REPRIEVE, DEATH = 6.5, 7.0, 7.5  # ln(301) = 5.7 is the most that months reach
 SURVEILLANCE_WEIGHT = 0.5
 _MOST_MONTHS = MAX_MONTHS["fixed"]
 _TOLERANCE = 1e-6  # so that rounding of logarithms loses no month
@@ -45,11 +45,9 @@ class TermInterval:
 
 
 def severity(term: Term) -> float:
-    """The place of a penalty on the scale: 0 for exemption, ln(months + 1), `LIFE`, `DEATH`."""
-    if term.kind == "life":
-        return LIFE
-    if term.kind == "death":
-        return DEATH
+    """The place of a penalty on the scale: 0 for exemption, ln(months + 1), `LIFE` to `DEATH`."""
+    if term.kind in CAPITAL_KINDS:
+        return {"life": LIFE, "reprieve": REPRIEVE, "death": DEATH}[term.kind]
     weight = SURVEILLANCE_WEIGHT if term.kind == "surveillance" else 1.0
     return math.log(term.months * weight + 1)
 
@@ -95,6 +93,8 @@ def to_interval(low: float, high: float, charges: Sequence[str]) -> TermInterval
 def _term_at(place: float, months: int, detention: bool) -> Term:
     if place >= DEATH - _TOLERANCE:
         return Term("death")
+    if place >= REPRIEVE - _TOLERANCE:
+        return Term("reprieve")
     if place >= LIFE - _TOLERANCE:
         return Term("life")
     if months <= 0:

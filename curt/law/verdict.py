@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-TermKind = Literal["fixed", "detention", "surveillance", "life", "death", "exempt"]
+TermKind = Literal["fixed", "detention", "surveillance", "life", "reprieve", "death", "exempt"]
 
 TERM_NAMES: Mapping[TermKind, str] = {
     "fixed": "有期徒刑",
     "detention": "拘役",
     "surveillance": "管制",
     "life": "无期徒刑",
+    "reprieve": "死刑缓期二年执行",  # death with two years' reprieve (article 48): 死缓
     "death": "死刑",
     "exempt": "免予刑事处罚",
 }
 COUNTED_KINDS: frozenset[TermKind] = frozenset({"fixed", "detention", "surveillance"})
+CAPITAL_KINDS: frozenset[TermKind] = frozenset({"life", "reprieve", "death"})
+"""Penalties above every number of months."""
+REPRIEVE = re.compile(r"死刑[，,]?缓期(?:[二两2]年)?(?:执行)?|死缓")
+"""How texts write death with reprieve; plain 死刑 is another penalty."""
 
 # Hard limits of the Criminal Law, combined punishment included (articles 38, 42, 45, 69).
 MAX_MONTHS: Mapping[TermKind, int] = {"fixed": 300, "detention": 12, "surveillance": 36}

@@ -24,7 +24,7 @@ from typing import TypeVar
 from curt.dialogue import ParseFailure
 from curt.law.numerals import article_number
 from curt.law.statutes import CAIL_ARTICLES, CAIL_CHARGES
-from curt.law.verdict import Term, Verdict
+from curt.law.verdict import CAPITAL_KINDS, Term, Verdict
 
 # (largest log distance, score), from the CAIL2018 task description
 CAIL_TERM_STEPS = ((0.2, 1.0), (0.4, 0.8), (0.6, 0.6), (0.8, 0.4), (1.0, 0.2))
@@ -84,8 +84,9 @@ def cail_term_score(predicted: Term | None, truth: Term) -> float:
     """The official term score of one case, in [0, 1]; None, an unreadable answer, scores 0.
 
     Death and life (-2 and -1 in the official encoding) score 1 when they are met exactly and 0
-    otherwise. Months score by |ln(p + 1) - ln(t + 1)|; the kind of a counted term and its
-    probation are not seen, and an exemption counts 0 months.
+    otherwise; so does death with reprieve, which the official encoding has no number for. Months
+    score by |ln(p + 1) - ln(t + 1)|; the kind of a counted term and its probation are not seen, and
+    an exemption counts 0 months.
     """
     if predicted is None:
         return 0.0
@@ -220,7 +221,7 @@ def _log_distance(months: int, other_months: int) -> float:
 
 
 def _is_capital(term: Term) -> bool:
-    return term.kind in ("life", "death")
+    return term.kind in CAPITAL_KINDS
 
 
 def _same_penalty(term: Term, other: Term) -> bool:

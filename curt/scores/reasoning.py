@@ -13,7 +13,7 @@ from decimal import Decimal
 
 from curt.dialogue import parse_term
 from curt.law.statutes import canonical_charge, is_charge
-from curt.law.verdict import COUNTED_KINDS, Verdict
+from curt.law.verdict import COUNTED_KINDS, REPRIEVE, Verdict
 
 RATIO_FLOOR = -60  # percent; what circumstances may take from a term at most
 LEAST_STEPS = 3  # of reasoning that is fit to train on
@@ -34,7 +34,10 @@ _PRODUCT = re.compile(r"(\d+)(?:×(\d+)|([+\-]\d+))%(?:=|，取)(?:有期徒刑|
 # ；退赔1累犯+2；27×110%: ratios in tenths, down unless they carry a plus
 _TENTHS = re.compile(r"；((?:[一-鿿]+\+?\d)+)；\d+×(\d+)%")
 _TENTH = re.compile(r"(\+?)(\d)")
-_PENALTY = re.compile(r"(?:有期徒刑|拘役|管制)[0-9零一二三四五六七八九十百年个月]+|无期徒刑|死刑")
+_PENALTY = re.compile(
+    r"(?:有期徒刑|拘役|管制)[0-9零一二三四五六七八九十百年个月]+|无期徒刑"
+    rf"|{REPRIEVE.pattern}|死刑"
+)
 _LAST_FIGURE = re.compile(r"(\d+)(?:个月)?[。.]?$")
 _NAMED = re.compile(r"([一-鿿、]{2,60}?)(?:罪|。)")
 _STEP = re.compile(r"[；;。\n]")

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from curt.dialogue import normalise_fact
 from curt.law.statutes import is_charge, term_in_range
-from curt.law.verdict import Verdict
+from curt.law.verdict import CAPITAL_KINDS, Verdict
 from serve.answering.confidence import LOW_CONFIDENCE_MESSAGE, UNFAMILIAR_MESSAGE
 from serve.errors import UnusableFactError
 
@@ -143,7 +143,7 @@ def verdict_warnings(verdict: Verdict) -> list[Caution]:
         codes.append("unknown_charge")
     elif statutory_range(verdict) is False:
         codes.append("term_outside_statute")
-    if verdict.term.kind in ("life", "death"):
+    if verdict.term.kind in CAPITAL_KINDS:
         codes.append("life_or_death")
     return [warning(code) for code in codes]
 

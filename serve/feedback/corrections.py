@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curt.law.numerals import article_order, parse_article
 from curt.law.statutes import CAIL_ARTICLES, CHARGES, allowing_tiers, canonical_charge
-from curt.law.verdict import TERM_NAMES, Term, TermKind, Verdict
+from curt.law.verdict import CAPITAL_KINDS, TERM_NAMES, Term, TermKind, Verdict
 from serve.api.schemas import Defendant
 from serve.errors import RequestError
 
@@ -152,7 +152,7 @@ def _refuse_impossible(verdict: Verdict) -> None:
             f"correction.term: probation goes with 拘役 or with 有期徒刑 of up to "
             f"{MAX_PROBATION_TERM_MONTHS} months (article 72)",
         )
-    if term.kind in ("life", "death") and not any(
+    if term.kind in CAPITAL_KINDS and not any(
         not CHARGES[charge].tiers or any(allowing_tiers(charge, term))
         for charge in verdict.charges
         if charge in CHARGES

@@ -6,7 +6,7 @@ from curt.dialogue import Completion, ParseFailure
 from curt.law.verdict import Term, Verdict
 from curt.scores.metrics import cail_term_score, judge_term_score
 
-LIFE_MONTHS, DEATH_MONTHS = 300, 360
+LIFE_MONTHS, REPRIEVE_MONTHS, DEATH_MONTHS = 300, 330, 360
 """Where a difference in months is needed: life above every fixed term, death above life."""
 ERROR_SCALE_MONTHS = 240
 UNREADABLE = -2.0
@@ -42,4 +42,5 @@ def months_apart(term: Term, other: Term) -> int:
 
 
 def _months(term: Term) -> int:
-    return {"life": LIFE_MONTHS, "death": DEATH_MONTHS}.get(term.kind, term.months)
+    graver = {"life": LIFE_MONTHS, "reprieve": REPRIEVE_MONTHS, "death": DEATH_MONTHS}
+    return graver.get(term.kind, term.months)

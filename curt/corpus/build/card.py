@@ -12,7 +12,7 @@ from matplotlib.ticker import PercentFormatter
 
 from curt.corpus.build.record_table import READING, SPLITS
 from curt.corpus.build.set_counts import LENGTH_STEPS
-from curt.corpus.read.records import REMEDIES
+from curt.corpus.read.records import remedy_for
 from curt.drawing import LINES, SERIES, finish_figure, new_figure
 from curt.html import render_html
 
@@ -40,7 +40,7 @@ def render_card(summary: Mapping[str, Any]) -> str:
         dropped=sum(sum(counts.values()) for counts in summary["dropped"].values()),
         set_aside=sum(sum(counts.values()) for counts in summary["quarantined"].values()),
         reasons=_reasons(summary["dropped"]),
-        quarantine=[(row, REMEDIES[row["reason"]]) for row in _reasons(summary["quarantined"])],
+        quarantine=[(row, remedy_for(row["reason"])) for row in _reasons(summary["quarantined"])],
         places=(*ORDER, READING),
         charges=charges.most_common(MAX_CHARGES),
         charge_count=len(charges),
@@ -60,7 +60,7 @@ def render_card(summary: Mapping[str, Any]) -> str:
 def draw_terms(sets: Mapping[str, Mapping[str, int]]) -> str:
     """Share of each set's cases by months of the principal penalty, other kinds beside them."""
     names = [_term_name(low, high) for low, high in pairwise(TERM_STEPS)]
-    names += ["life", "death", "exempt"]
+    names += ["life", "reprieve", "death", "exempt"]
     shares = {}
     for name, terms in sets.items():
         counts = [0] * len(names)

@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable, Mapping
 
 from curt.corpus.case import Case
+from curt.corpus.read.judgments import APPEAL
 from curt.law.numerals import article_number
 from curt.scores.reasoning import LEAST_STEPS, MOST_REPETITION, count_steps, repetition_ratio
 
 LEAST_CHARACTERS = 30
 LEAST_HAN_SHARE = 0.5
 
-_APPEAL = re.compile(r"二审|原审(?:判决|被告人|法院)|上诉人|抗诉|再审|终审")
+_APPEAL = re.compile(r"二审|原审(?:判决|被告人|法院|查明|认定)|上诉人|抗诉|再审|终审")
 _HAN = re.compile(r"[一-鿿]")
 
 
@@ -23,7 +24,7 @@ def is_too_short(case: Case) -> bool:
 
 def is_an_appeal(case: Case) -> bool:
     """Facts of a second instance or retrial tell the first ruling."""
-    return bool(_APPEAL.search(case.fact))
+    return APPEAL in case.traits or bool(_APPEAL.search(case.fact))
 
 
 def is_another_language(case: Case) -> bool:

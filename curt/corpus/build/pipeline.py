@@ -39,7 +39,7 @@ from curt.law.verdict import Term
 
 logger = logging.getLogger(__name__)
 
-BUILD_VERSION = 1
+BUILD_VERSION = 2
 """Raise it when the same records would come out otherwise; stopped builds then start anew."""
 
 Rule = Literal["too short", "appeal", "language", "few steps", "repetition", "no term"]

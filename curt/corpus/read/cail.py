@@ -11,8 +11,8 @@ The labels say less than a judgment does; this is what is done about it:
 - Articles are bare numbers; `locate_article` gives 133 back its 之一 where the charge says so.
 - Probation is not labelled, so it is 0.
 
-Facts are kept as they are. One that repeats a recommended sentence carries the trait
-`RECOMMENDATION`, since it hands over part of the answer.
+Facts are kept as they are, without HTML and without a blank after every character. One that repeats
+a recommended sentence carries the trait `RECOMMENDATION`, since it hands over part of the answer.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from curt.corpus.case import Case
+from curt.corpus.read.documents import plain_text
 from curt.corpus.read.extract import extract_reasoning
 from curt.corpus.read.records import RecordError
 from curt.dialogue import normalise_fact
@@ -38,6 +39,10 @@ MAX_ONE_CHARGE_MONTHS = 240
 
 _RECOMMENDATION = re.compile(r"建议[^。；]{0,30}(?:判处|量刑|适用缓刑)|量刑建议")
 _MASKED = re.compile(r"[×＊*某]|[Xx]{2}")
+_FLAGS = {
+    **dict.fromkeys(("true", "1", "1.0"), True),
+    **dict.fromkeys(("false", "0", "0.0", "none", ""), False),
+}
 _TERM_KEYS = ("death_penalty", "life_imprisonment", "imprisonment")
 
 
@@ -51,7 +56,7 @@ def read_row(row: Any) -> Case:
     if not isinstance(row, dict) or not isinstance(row.get("meta"), dict):
         raise RecordError("not an object with fact and meta")
     fact = row.get("fact")
-    if not isinstance(fact, str) or not normalise_fact(fact):
+    if not isinstance(fact, str) or not normalise_fact(fact := plain_text(fact)):
         raise RecordError("no fact")
     meta = row["meta"]
     if isinstance(meta.get("criminals"), list) and len(meta["criminals"]) > 1:
@@ -109,9 +114,9 @@ def _read_articles(value: Any, charges: tuple[str, ...]) -> tuple[str, ...]:
 def _read_term(value: Any, charges: tuple[str, ...]) -> Term:
     if not isinstance(value, Mapping):
         raise RecordError("no term")
-    if value.get("death_penalty") is True:
+    if _read_flag(value, "death_penalty"):
         return Term("death")
-    if value.get("life_imprisonment") is True:
+    if _read_flag(value, "life_imprisonment"):
         return Term("life")
     months = _read_whole(value.get("imprisonment"), "term")
     if months > (MAX_ONE_CHARGE_MONTHS if len(charges) == 1 else MAX_MONTHS["fixed"]):
@@ -124,6 +129,15 @@ def _read_term(value: Any, charges: tuple[str, ...]) -> Term:
     if months < MIN_FIXED_MONTHS or (not imprisons and months <= MAX_MONTHS["detention"]):
         return Term("detention", months)
     return Term("fixed", months)
+
+
+def _read_flag(term: Mapping[str, Any], name: str) -> bool:
+    """True, 1 and "true" in any case hold, as do their opposites; nothing at all is False."""
+    value = term.get(name)
+    known = _FLAGS.get(str(value).strip().lower())
+    if known is None:
+        raise RecordError(f"unreadable flag: {name} is {str(value)[:20]!r}")
+    return known
 
 
 def _read_whole(value: Any, name: str) -> int:

@@ -6,6 +6,7 @@ sentence or the ruling go.
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import dataclass
 
@@ -28,7 +29,11 @@ class Sections:
     ruling: str
 
 
-_LAW = re.compile(r"(?:依照|依据|根据|按照|照)(?=《中华人民共和国刑)")
+# 依照《刑法》, 适用《刑法》, and 依照 with something between: a year, an interpretation
+_LAW = re.compile(
+    r"(?:依照|依据|根据|按照|照|适用)(?=《(?:中华人民共和国)?刑法|"
+    r"(?:[0-9]{4}年|[^。；，]{0,40}解释)[^。；]{0,40}《(?:中华人民共和国)?刑法)"
+)
 _END = re.compile(r"如不服|本判决为终审|审判长|审判员|(?:上述)?罚金于本判决生效之日起十日内向本院")
 _OPINION = re.compile(r"本院认[为某]")
 _FACTS = re.compile(r"(?:本院)?(?:经(?:依法)?(?:开庭)?审理|经本院|原审)?查明|审理查明|原审判决认定")
@@ -36,11 +41,26 @@ _CHARGED = re.compile(r"(?:公诉机关|[^。]{2,20}检察院)?指控")
 _EVIDENCE = re.compile(r"(?:上述|以上)(?:犯罪)?(?:事实|指控)")
 _FULL_WIDTH = str.maketrans("０１２３４５６７８９，．", "0123456789，.")
 _THOUSANDS = re.compile(r"(?<=[0-9])[,，](?=[0-9]{3}(?![0-9]))")
+_UNSEEN = re.compile(r"<(script|style|head)\b.*?</\1>|<!--.*?-->", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"</?[A-Za-z][^<>]{0,500}>|<![A-Za-z][^<>]*>")
+_ENTITY = re.compile(r"&(?:[A-Za-z]{2,8}|#[0-9]{2,5}|#x[0-9A-Fa-f]{2,5});")
+_SPACED = re.compile(r"(?:^|(?<=\s))\S\s+(?=\S(?:\s|$))")
+SPACED_SHARE = 0.3  # of a text's characters: in one with a blank after each it is half
+
+
+def plain_text(text: str) -> str:
+    """A text as a person reads it: no HTML, and closed up where blanks part all characters."""
+    if "<" in text or "&" in text:
+        text = _TAG.sub("", _UNSEEN.sub("", text))
+        text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
+    if len(_SPACED.findall(text)) > SPACED_SHARE * len(text):
+        text = re.sub(r"\s+", "", text)
+    return text
 
 
 def split_document(document: str) -> Sections:
     """The parts of a judgment. Raises RecordError without a ruling."""
-    text = _THOUSANDS.sub("", re.sub(r"\s+", "", document).translate(_FULL_WIDTH))
+    text = _THOUSANDS.sub("", re.sub(r"\s+", "", plain_text(document)).translate(_FULL_WIDTH))
     mark = text.rfind(RULING_MARK)
     if mark < 0:
         raise RecordError("no ruling")
@@ -48,7 +68,10 @@ def split_document(document: str) -> Sections:
     if end := _END.search(ruling):
         ruling = ruling[: end.start()]
     before = text[:mark]
-    law_at = max((m.start() for m in _LAW.finditer(before)), default=mark)
+    cited = [m.start() for m in _LAW.finditer(before)]
+    # One sentence may cite twice: 依照…定罪；依照…处罚
+    last_sentence = before.rfind("。", 0, cited[-1]) if cited else 0
+    law_at = next((start for start in cited if start > last_sentence), mark)
     opinion_at = _start(_OPINION, before, law_at)
     # The introduction names the charge; what was charged in full and found comes after it.
     introduced = before.find("审理终结", 0, opinion_at) + 1
@@ -101,10 +124,18 @@ def mask_leaks(facts: str) -> str:
     """Facts without the sentences that give the answer away.
 
     Recommended sentences go, what prosecution or court hold the conduct to be, and the ruling. A
-    previous conviction stays: it is a fact of the case.
+    previous conviction stays, as it is a fact of the case: of a sentence that gives the answer
+    away, the clauses that tell of one.
     """
-    kept = (s for s in _SENTENCE.findall(facts) if _RECORD.search(s) or not _leaks(s))
-    return "".join(kept)
+    return "".join(map(_mask_sentence, _SENTENCE.findall(facts)))
+
+
+def _mask_sentence(sentence: str) -> str:
+    if not _leaks(sentence):
+        return sentence
+    clauses = (c.rstrip("。；;") for c in re.split("[，,]", sentence))
+    kept = [c for c in clauses if _RECORD.search(c) and not _leaks(c)]
+    return "，".join(kept) + "。" if kept else ""
 
 
 def _leaks(sentence: str) -> bool:

@@ -19,12 +19,14 @@ from curt.corpus.read.documents import Sections, read_facts, split_document
 from curt.corpus.read.extract import extract_reasoning
 from curt.corpus.read.records import RecordError
 from curt.dialogue import normalise_fact
+from curt.law.figures import HAN_NUMERALS, parse_yuan
 from curt.law.numerals import NUMBER, article_order, parse_article, parse_months, parse_number
 from curt.law.statutes import article_carries, canonical_charge, is_charge
-from curt.law.verdict import Term, TermKind, Verdict
+from curt.law.verdict import REPRIEVE, Term, TermKind, Verdict
 
 SOURCE = "judgments"
 COMBINED = "combined punishment"
+APPEAL = "appeal"
 REASONING = "terse"  # the verbosity under which extracted evidence is filed
 
 
@@ -72,7 +74,10 @@ class Judgment:
     sections: Sections
     citations: tuple[Citation, ...]
     sentencings: tuple[Sentencing, ...]
+    acquitted: tuple[str, ...]
     confiscates: bool
+    appeal: bool
+    """Whether a first sentence was appealed or tried again."""
 
     def verdict_of(self, sentencing: Sentencing) -> Verdict:
         """A defendant's verdict with the cited articles that carry the charges.
@@ -105,7 +110,8 @@ def read_document(row: Any) -> Iterator[Case | RecordError]:
     fact = normalise_fact(read_facts(sections))
     digest = hashlib.sha256(sections.ruling.encode() + fact.encode()).hexdigest()
     evidence = extract_reasoning(fact)
-    several = len(judgment.sentencings) > 1
+    several = len(judgment.sentencings) + len(judgment.acquitted) > 1
+    traits = (APPEAL,) if judgment.appeal else ()
     for number, sentencing in enumerate(judgment.sentencings, start=1):
         try:
             if not fact:
@@ -121,13 +127,16 @@ def read_document(row: Any) -> Iterator[Case | RecordError]:
             verdict=verdict,
             source=SOURCE,
             reasonings={REASONING: evidence} if evidence else {},
-            traits=(COMBINED,) if sentencing.combined else (),
+            traits=(COMBINED, *traits) if sentencing.combined else traits,
         )
+    for _ in judgment.acquitted:
+        yield RecordError("acquitted")
 
 
 # --- cited law ---------------------------------------------------------------------------------
 
 _STATUTE = re.compile(r"《([^》]*)》")
+_CRIMINAL_LAW = re.compile(r"(?:中华人民共和国)?刑法(?:[（(].*)?")
 _MISSING_WORD = re.compile(rf"第({NUMBER})(?=第{NUMBER}款)")  # 第六十七第三款
 _ARTICLES = re.compile(rf"第?({NUMBER}(?:、{NUMBER})*)条(?:之({NUMBER}))?")
 _PARAGRAPHS = re.compile(rf"第({NUMBER}(?:、第?{NUMBER})*)款")
@@ -139,7 +148,7 @@ def read_citations(law: str) -> tuple[Citation, ...]:
     found: dict[str, Citation] = {}
     marks = list(_STATUTE.finditer(law))
     for mark, following in zip_longest(marks, marks[1:]):
-        if mark[1] != "中华人民共和国刑法":
+        if not _CRIMINAL_LAW.fullmatch(mark[1]):
             continue
         part = law[mark.end() : following.start() if following else len(law)]
         for citation in _read_articles(_MISSING_WORD.sub(r"第\1条", part)):
@@ -180,17 +189,26 @@ _KINDS: dict[str, TermKind] = {
     "死刑": "death",
 }  # fmt: skip
 _DURATION = r"[0-9零〇一二两三四五六七八九十年个月又半]+"
-_PENALTY = rf"(有期徒刑|拘役|管制|无期徒刑|死刑)({_DURATION})?"
+_PENALTY = rf"(有期徒刑|拘役|管制|无期徒刑|{REPRIEVE.pattern}|死刑)({_DURATION}[日天]?)?"
+_PARTY = "被告单位|被告人|上诉人（原审被告人）|原审被告人"
 _COUNT = re.compile(
-    r"(被告单位|被告人|上诉人（原审被告人）|原审被告人)?([^，。；：、（）]{0,30}?)犯"
-    r"([^，。；（）]{1,40}?)罪(?=[，,；]?(?:判处|免予|免除|单处))"
+    rf"({_PARTY})?((?:(?<=被告人)(?:[^，。；：、（）犯]{{1,15}}、)+)?[^，。；：、（）]{{0,30}}?)犯"
+    r"([^，。；（）]{1,40}?)罪(?=[，,；]?(均|各|分别)?(?:判处|免予|免除|单处))"
+)
+_ACQUITTED = re.compile(rf"(?:{_PARTY})([^，。；：（）犯]{{1,60}}?)均?(?:无罪|不负刑事责任)")
+_APPEAL = re.compile(r"上诉人|原审(?:被告|判决|查明)|驳回上诉|终审裁判|本判决为终审")
+# What an appeal or a second trial quotes of the earlier judgment, up to the next item
+_REVOKED = re.compile(
+    r"(?:^|(?<=[。；]))(?:[一二三四五六七八九十]+、)?(?:撤销|维持)"
+    r"(?:.*?[。；](?=[一二三四五六七八九十]+、)|[^。；]*[。；]?)"
 )
 _PRINCIPAL = re.compile(rf"判处{_PENALTY}")
 _COMBINED = re.compile(rf"执行{_PENALTY}(.*)")
 _PROBATION = re.compile(rf"缓刑({_DURATION})")
-_HAN = "[零〇一二两三四五六七八九十百千]+"
-_FINE = re.compile(rf"罚金(?:人民币?)?([0-9.]+|{_HAN})(万)?({_HAN})?")
+_FINE = re.compile(rf"罚金(?:各|共?计)?((?:人民币?)?[0-9.{HAN_NUMERALS}]+)")
+_FINED = re.compile(r"处罚金(?!刑|，|。|；|$)")
 _EXEMPT = re.compile(r"免[予除]刑事处[罚分]|免[予除]处罚")
+_LAST_BRACKET = re.compile(r"(?:（[^（）]*）|\([^()]*\))(?=[一二三四五六七八九十]+、)")
 _BRACKETS = re.compile(r"（[^（）]*）|\([^()]*\)")
 _ITEM_END = re.compile(r"。[一二三四五六七八九十]+、|；[一二三四五六七八九十]+、")
 _PRIOR = ("原", "与原", "前", "与前")
@@ -200,41 +218,59 @@ def read_judgment(document: str) -> Judgment:
     """Read a document. Raises RecordError with the reason it can't be read."""
     sections = split_document(document)
     sentencings = tuple(_read_sentencings(sections.ruling))
+    acquitted = tuple(
+        name for match in _ACQUITTED.finditer(sections.ruling) for name in match[1].split("、")
+    )
     if not sentencings:
-        raise RecordError("no sentence in the ruling")
+        raise RecordError("acquitted" if acquitted else "no sentence in the ruling")
     return Judgment(
         sections=sections,
         citations=read_citations(sections.law),
         sentencings=sentencings,
+        acquitted=acquitted,
         confiscates="没收" in sections.ruling or "追缴" in sections.ruling,
+        appeal=any(map(_APPEAL.search, (sections.header, sections.facts, sections.ruling))),
     )
 
 
 def _read_sentencings(ruling: str) -> Iterator[Sentencing]:
-    text = _strip_brackets(ruling)
+    text = _REVOKED.sub("", _strip_brackets(ruling))
     matches = [m for m in _COUNT.finditer(text) if m[2] not in _PRIOR]
     current: Sentencing | None = None
     for match, following in zip_longest(matches, matches[1:]):
         segment = text[match.end() : following.start() if following else len(text)]
         if end := _ITEM_END.search(segment):
             segment = segment[: end.start()]
+        if match[4] == "分别":
+            raise RecordError("several terms at once")
         count = Count(_read_charge(match[3]), _read_term(segment), _read_fine(segment))
         if match[1] or match[2] or current is None:
             if current is not None:
-                yield _finish(current)
+                yield from _finish(current)
             current = Sentencing(
-                match[2], match[1] == "被告单位", (count,), None, 0, False, match[0] + segment
+                match[2].removesuffix("均"),
+                match[1] == "被告单位",
+                (count,),
+                None,
+                0,
+                False,
+                match[0] + segment,
             )
         else:
             current = replace(
                 current, counts=(*current.counts, count), text=current.text + match[0] + segment
             )
     if current is not None:
-        yield _finish(current)
+        yield from _finish(current)
 
 
-def _finish(sentencing: Sentencing) -> Sentencing:
-    """Penalties of the counts joined as the ruling says."""
+def _finish(sentencing: Sentencing) -> Iterator[Sentencing]:
+    """The sentence of each defendant it names, penalties of the counts joined as it says."""
+    joined = _join(sentencing)
+    yield from (replace(joined, defendant=name) for name in sentencing.defendant.split("、"))
+
+
+def _join(sentencing: Sentencing) -> Sentencing:
     counts = sentencing.counts
     fines = sum(count.fine_yuan for count in counts)
     if joined := _COMBINED.search(sentencing.text):
@@ -249,7 +285,7 @@ def _finish(sentencing: Sentencing) -> Sentencing:
 
 def _strip_brackets(text: str) -> str:
     """Without remarks in brackets, which hold dates and terms of their own."""
-    kept = text.replace("上诉人（原审被告人）", "原审被告人")
+    kept = _LAST_BRACKET.sub("。", text.replace("上诉人（原审被告人）", "原审被告人"))
     while (shorter := _BRACKETS.sub("", kept)) != kept:
         kept = shorter
     return kept
@@ -271,6 +307,10 @@ def _read_term(segment: str) -> Term | None:
 
 def _make_term(name: str, duration: str | None, rest: str) -> Term:
     probation = _PROBATION.search(rest)
+    if duration and duration[-1] in "日天":
+        raise RecordError("days in a term")
+    if REPRIEVE.fullmatch(name):
+        return Term("reprieve")
     try:
         return Term(
             _KINDS[name],
@@ -282,12 +322,12 @@ def _make_term(name: str, duration: str | None, rest: str) -> Term:
 
 
 def _read_fine(segment: str) -> int:
-    """Fine in yuan: 二万元, 1.5万元, 一万二千元, 人民币3000元; 0 without one."""
+    """Fine in yuan: 二万元, 1.5万元, 人民币叁仟元, 3千元; 0 without one."""
     match = _FINE.search(segment)
-    if not match:
-        return 0
-    first, wan, rest = match.groups()
-    number = float(first) if first[0].isdigit() else float(parse_number(first))
-    if not wan:
-        return round(number)
-    return round(number * 10_000) + (parse_number(rest) if rest else 0)
+    try:
+        fine = parse_yuan(match[1]) if match else 0
+    except ValueError:
+        raise RecordError("unreadable fine") from None
+    if not match and _FINED.search(segment):
+        raise RecordError("unreadable fine")
+    return fine

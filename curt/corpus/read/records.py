@@ -13,7 +13,9 @@ class RecordError(ValueError):
     """A record that holds no usable case; the message is the reason and never quotes the facts."""
 
 
-READING_RULES = frozenset({"masked charge", "several defendants", "a fine alone", "no facts"})
+READING_RULES = frozenset(
+    {"masked charge", "several defendants", "a fine alone", "no facts", "acquitted"}
+)
 """Reasons that say something about the case and can't be mended: such records are dropped."""
 
 REMEDIES: Mapping[str, str] = {
@@ -30,16 +32,24 @@ REMEDIES: Mapping[str, str] = {
     "no term": "give `meta.term_of_imprisonment` with `imprisonment` in months",
     "unreadable term": "use whole months of 0 or more",
     "term over the legal maximum": "use at most 240 months for one charge and 300 for several",
-    "unreadable fine": "use whole yuan of 0 or more in `meta.punish_of_money`",
+    "unreadable fine": "use whole yuan of 0 or more",
+    "unreadable flag": "use true or false, or 1 or 0",
     "no ruling": "give the whole document with 判决如下",
     "no sentence in the ruling": "state each defendant's sentence as 犯…罪，判处…",
     "several penalties and none to be served": "state what is to be served after 决定执行",
     "an impossible term": "use at most 300 months, and probation of at most 60",
+    "days in a term": "give whole months: a term has no days here",
+    "several terms at once": "state each defendant's sentence in a sentence of its own",
     "no cited article carries the charge": "cite the article of the charge before 判决如下",
     "not a case": "give the row as `curt.corpus` writes it",
 }
 
 
+def reason_name(reason: str) -> str:
+    """A reason without the value that it may name after a colon: what is counted."""
+    return reason.partition(":")[0]
+
+
 def remedy_for(reason: str) -> str:
     """What mends a record with this reason."""
-    return REMEDIES[reason]
+    return REMEDIES[reason_name(reason)]

@@ -523,8 +523,11 @@ function rangeText({ text, low_months: low, high_months: high }) {
   return low === high ? length(low) : t("interval", { low: length(low), high: length(high) });
 }
 function holds({ text, low_months: low, high_months: high }, term) {
-  // Only exempt lies below the counted penalties, only life and death lie above them.
-  if (!KINDS[term.kind] || (low === null && high === null)) return text.includes(term.kind_name);
+  if (!KINDS[term.kind] || (low ?? high) === null) {
+    const [mine, first, last = first] = [term.kind_name, ...text.split("至")].map((name) =>
+      ({免予刑事处罚: 0, 无期徒刑: 2, 死刑缓期二年执行: 3, 死刑: 4})[name] ?? 1);
+    return first <= mine && mine <= last;
+  }
   return (low ?? 0) <= term.months && term.months <= (high ?? Infinity);
 }
 function renderConfidence(reply) {

@@ -23,7 +23,13 @@ def test_a_prediction_worked_by_hand():
 
 @pytest.mark.parametrize(
     ("term", "months"),
-    [(Term("death"), -2), (Term("life"), -1), (Term("exempt"), 0), (Term("detention", 3), 3)],
+    [
+        (Term("death"), -2),
+        (Term("reprieve"), -2),
+        (Term("life"), -1),
+        (Term("exempt"), 0),
+        (Term("detention", 3), 3),
+    ],
 )
 def test_how_penalties_are_written(term, months):
     assert to_prediction(Verdict(("盗窃",), ("264",), term))["imprisonment"] == months

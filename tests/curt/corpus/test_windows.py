@@ -163,7 +163,8 @@ def test_the_leading_charge_stays_whatever_the_threshold():
         (Term("fixed", 8), Term("fixed", 9)),
         (Term("fixed", 8, 12), Term("fixed", 8)),
         (Term("fixed", 300), Term("life")),
-        (Term("life"), Term("death")),
+        (Term("life"), Term("reprieve")),
+        (Term("reprieve"), Term("death")),
     ],
 )
 def test_the_most_severe_penalty_stands(milder, graver):

@@ -125,6 +125,9 @@ def test_an_unclosed_thinking_has_no_verdict():
 def test_terms_with_probation_are_read_in_one_piece():
     assert parse_term("拘役四个月，缓刑六个月") == Term("detention", 4, 6)
     assert parse_term("免予刑事处分") == Term("exempt")
+    told = ("死刑缓期二年执行", "死刑，缓期两年执行", "死缓")
+    assert {parse_term(text) for text in told} == {Term("reprieve")}
+    assert parse_term("死刑") == Term("death")
     with pytest.raises(ValueError, match="not a penalty"):
         parse_term("赔礼道歉")
 
@@ -136,8 +139,13 @@ def test_fines_are_read_in_yuan():
         15_000,
         30_000,
     ]
-    with pytest.raises(ValueError, match="not a fine"):
+    with pytest.raises(ValueError, match="not a sum of money"):
         parse_fine("若干")
+
+
+def test_fines_in_capital_numerals_are_read():
+    told = ("叁仟元", "人民币 贰万元", "1万2千元", "二仟元整")
+    assert [parse_fine(text) for text in told] == [3000, 20_000, 12_000, 2000]
 
 
 def test_a_ruling_states_the_whole_verdict():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ pytest.importorskip("llguidance")
 
 @st.composite
 def terms(draw: st.DrawFn) -> Term:
-    kind: TermKind = draw(st.sampled_from(("fixed", "detention", "surveillance", "life", "exempt")))
+    kind: TermKind = draw(st.sampled_from(get_args(TermKind)))
     months = draw(st.integers(1, MAX_MONTHS[kind])) if kind in COUNTED_KINDS else 0
     return Term(kind, months, draw(st.integers(0, 60)))
 

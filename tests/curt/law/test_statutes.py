@@ -156,6 +156,8 @@ def test_kinds_are_checked_with_their_own_bounds():
     assert not term_in_range("盗窃", Term("fixed", 3))
     assert not term_in_range("盗窃", Term("death"))
     assert term_in_range("故意杀人", Term("death"))
+    assert term_in_range("故意杀人", Term("reprieve"))
+    assert not term_in_range("盗窃", Term("reprieve"))
     assert term_in_range("盗窃", Term("life"))
     assert term_in_range("盗窃", Term("surveillance", 24))
     assert not term_in_range("盗窃", Term("surveillance", 2))

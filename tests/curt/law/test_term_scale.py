@@ -14,7 +14,7 @@ TERMS = st.one_of(
     st.builds(Term, st.just("fixed"), st.integers(1, 300)),
     st.builds(Term, st.just("detention"), st.integers(1, 12)),
     st.builds(Term, st.just("surveillance"), st.integers(1, 36)),
-    st.sampled_from([Term("exempt"), Term("life"), Term("death")]),
+    st.sampled_from([Term("exempt"), Term("life"), Term("reprieve"), Term("death")]),
 )
 
 
@@ -26,6 +26,7 @@ def test_penalties_rise_from_exemption_to_death():
         Term("fixed", 6),
         Term("fixed", 300),
         Term("life"),
+        Term("reprieve"),
         Term("death"),
     ]
     places = [severity(term) for term in rising]

@@ -62,7 +62,7 @@ def test_the_official_term_score_falls_in_steps(predicted, truth, score):
 
 @pytest.mark.parametrize("scorer", [cail_term_score, lawbench_term_score, judge_term_score])
 def test_death_and_life_must_be_met_exactly(scorer):
-    for kind in ("death", "life"):
+    for kind in ("death", "reprieve", "life"):
         assert scorer(Term(kind), Term(kind)) == 1
         assert scorer(Term("fixed", 300), Term(kind)) == 0
         assert scorer(Term(kind), Term("fixed", 300)) == 0

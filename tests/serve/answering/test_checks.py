@@ -127,6 +127,8 @@ def test_verdicts_outside_the_law_are_marked() -> None:
     theft = Verdict(("盗窃",), ("264",), Term("fixed", 8))
     drunk = Verdict(("危险驾驶",), ("133之一",), Term("fixed", 60))
     unknown = Verdict(("偷看天空",), ("264",), Term("fixed", 8))
+    reprieve = Verdict(("故意杀人",), ("232",), Term("reprieve"))
+    assert [w.code for w in verdict_warnings(reprieve)] == ["life_or_death"]
     death = Verdict(("故意杀人",), ("232",), Term("death"))
     both = Verdict(("盗窃", "诈骗"), ("264", "266"), Term("fixed", 240))
     found = [{w.code for w in verdict_warnings(v)} for v in (theft, drunk, unknown, death, both)]

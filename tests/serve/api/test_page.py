@@ -280,6 +280,7 @@ def test_the_proposal_stands_beside_what_the_model_made_of_it(visitor: Visitor) 
         ({"text": "12个月至无期徒刑", "low_months": 12, "high_months": None}, "一致"),
         ({"text": "免予刑事处罚至6个月", "low_months": None, "high_months": 6}, "不一致"),
         ({"text": "无期徒刑至死刑", "low_months": None, "high_months": None}, "不一致"),
+        ({"text": "免予刑事处罚至死刑", "low_months": None, "high_months": None}, "一致"),
     ],
 )
 def test_a_term_agrees_within_the_proposed_range(

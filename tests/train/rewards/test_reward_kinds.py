@@ -71,6 +71,7 @@ def test_charge_levels(charges, level):
         (Term("exempt"), Term("fixed", 24), -0.1),
         (Term("fixed", 60), Term("life"), -1.0),
         (Term("death"), Term("life"), -0.25),
+        (Term("reprieve"), Term("death"), -0.125),
         (Term("exempt"), Term("death"), -1.5),
     ],
 )

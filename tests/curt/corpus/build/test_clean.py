@@ -24,6 +24,7 @@ def case(fact: str = FACT, articles=("264",), term: Term = EIGHT, **reasonings: 
         ("too short", case("盗窃手机。"), case()),
         ("appeal", case(FACT + "原审判决认定上述事实。"), case(FACT + "被告人系初犯。")),
         ("appeal", case("上诉人张某盗窃。" + FACT), case()),
+        ("appeal", case("原审查明，" + FACT), case("经审理查明，" + FACT)),
         ("language", case("The defendant stole a phone. " * 3), case(FACT + " iPhone 6S")),
         ("language", case("1234567890" * 5), case()),
         ("few steps", case(full="一步；两步"), case(full="一步；两步；三步")),

@@ -6,7 +6,7 @@ import pytest
 
 from curt.corpus.case import Case
 from curt.corpus.read.cail import RECOMMENDATION, read_row
-from curt.corpus.read.records import READING_RULES, REMEDIES, RecordError
+from curt.corpus.read.records import READING_RULES, REMEDIES, RecordError, remedy_for
 from curt.law.verdict import Term
 
 FACT = "被告人张某在超市窃取手机一部，价值人民币2,672元。归案后如实供述。"
@@ -76,6 +76,31 @@ def test_months_get_the_kind_the_law_leaves_them(charge, months, term):
 def test_life_and_death_outrank_months():
     assert read_row(record(term={"life_imprisonment": True})).verdict.term == Term("life")
     assert read_row(record(term={"death_penalty": True})).verdict.term == Term("death")
+
+
+@pytest.mark.parametrize("written", [1, "1", 1.0, "True", "true", True])
+def test_flags_hold_however_they_are_written(written):
+    term = {"life_imprisonment": written, "death_penalty": "False"}
+    assert read_row(record(term=term, months=0)).verdict.term == Term("life")
+
+
+@pytest.mark.parametrize("written", [0, "0", "false", "False", False, None, ""])
+def test_flags_that_do_not_hold_leave_the_months(written):
+    term = {"life_imprisonment": written, "death_penalty": written}
+    assert read_row(record(term=term)).verdict.term == Term("fixed", 8)
+
+
+def test_another_flag_is_refused_by_its_value():
+    with pytest.raises(RecordError, match="unreadable flag: death_penalty is '也许'") as refused:
+        read_row(record(term={"death_penalty": "也许"}))
+    assert "true or false" in remedy_for(str(refused.value))
+
+
+def test_facts_lose_html_and_blanks_after_each_character():
+    assert read_row(record(fact=f"<p>{FACT}&nbsp;</p><br/>")).verdict == read_row(record()).verdict
+    assert read_row(record(fact=f"<p>{FACT}</p>")).fact == FACT
+    assert read_row(record(fact=" ".join(FACT))).fact == FACT
+    assert read_row(record(fact="A < B，" + FACT)).fact == "A < B，" + FACT
 
 
 def test_a_recommended_sentence_in_the_facts_is_flagged():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from curt.corpus.read.documents import mask_leaks, read_facts, split_document
-from curt.corpus.read.judgments import read_citations, read_document, read_judgment
+from curt.corpus.read.judgments import APPEAL, read_citations, read_document, read_judgment
 from curt.corpus.read.records import RecordError
 from curt.corpus.read.sources import read_record
 from curt.law.statutes import canonical_charge
@@ -65,6 +65,18 @@ def test_a_document_falls_into_its_parts():
         ("判处无期徒刑，剥夺政治权利终身。", Term("life"), 0),
         ("免予刑事处罚。", Term("exempt"), 0),
         ("单处罚金二千元。", None, 2000),
+        ("判处有期徒刑八个月，并处罚金人民币叁仟元。", Term("fixed", 8), 3000),
+        ("判处有期徒刑八个月，并处罚金贰万元。", Term("fixed", 8), 20000),
+        ("判处有期徒刑八个月，并处罚金二仟五佰元。", Term("fixed", 8), 2500),
+        ("判处有期徒刑八个月，并处罚金1万2千元。", Term("fixed", 8), 12000),
+        ("判处有期徒刑八个月，各并处罚金各5千元。", Term("fixed", 8), 5000),
+        (
+            "判处有期徒刑二年六个月（刑期至2022年9月1日止。）二、赃款退还乙某。",
+            Term("fixed", 30),
+            0,
+        ),
+        ("判处死刑，缓期二年执行，剥夺政治权利终身。", Term("reprieve"), 0),
+        ("判处死刑，剥夺政治权利终身。", Term("death"), 0),
     ],
 )
 def test_penalties(penalty, term, fine):
@@ -123,6 +135,10 @@ def test_citations_with_paragraphs_items_slips_and_other_laws():
         ("被告人甲某犯喝茶罪，判处拘役五个月。", "unknown charge"),
         ("驳回上诉。", "no sentence"),
         ("被告人甲某犯盗窃罪，判处有期徒刑九十年。", "impossible term"),
+        ("被告人甲某犯盗窃罪，判处拘役二个月十五日，并处罚金一千元。", "days in a term"),
+        ("被告人甲某犯盗窃罪，判处拘役二个月，并处罚金人民币若干元。", "unreadable fine"),
+        ("被告人甲某、乙某犯盗窃罪，分别判处拘役二个月、三个月。", "several terms at once"),
+        ("被告人甲某无罪。", "acquitted"),
         ("被告人甲某犯盗窃罪，判处拘役五个月；犯诈骗罪，判处拘役五个月。", "several penalties"),
     ],
 )
@@ -135,6 +151,67 @@ def test_what_cannot_be_read_has_a_reason_without_text(ruling, reason):
 def test_a_document_without_a_ruling():
     with pytest.raises(RecordError, match="no ruling"):
         read_judgment(HEAD + FOUND)
+
+
+@pytest.mark.parametrize("joint", ["犯盗窃罪，均判处", "均犯盗窃罪，各判处"])
+def test_one_sentence_for_several_is_a_sentence_each(joint):
+    ruling = f"被告人甲某、乙某{joint}拘役四个月，并处罚金一千元。"
+    found = read_judgment(document(ruling)).sentencings
+    assert [s.defendant for s in found] == ["甲某", "乙某"]
+    assert {(s.term, s.fine_yuan) for s in found} == {(Term("detention", 4), 1000)}
+
+
+def test_a_sentence_that_an_appeal_revokes_is_not_the_sentence():
+    first, second = read_judgment(
+        document(
+            "一、撤销某县人民法院刑事判决，即被告人甲某犯盗窃罪，判处有期徒刑三年；被告人乙某犯盗窃罪，"
+            "判处有期徒刑二年。二、原审被告人甲某犯盗窃罪，判处有期徒刑九个月。"
+            "三、上诉人（原审被告人）乙某犯盗窃罪，判处拘役五个月。"
+        )
+    ).sentencings
+    assert (first.term, second.term) == (Term("fixed", 9), Term("detention", 5))
+
+
+def test_a_case_on_appeal_says_so():
+    (case,) = read_document({"document": document("原审被告人甲某犯盗窃罪，判处拘役四个月。")})
+    assert case.traits == (APPEAL,)
+    (case,) = read_document({"document": document("被告人甲某犯盗窃罪，判处拘役四个月。")})
+    assert case.traits == ()
+
+
+def test_who_is_acquitted_beside_others_is_told():
+    ruling = "一、被告人甲某犯盗窃罪，判处拘役五个月；二、被告人乙某、丙某无罪。"
+    case, *acquitted = read_document({"document": document(ruling)})
+    assert case.fact.endswith("本案被告人：甲某。")
+    assert list(map(str, acquitted)) == ["acquitted", "acquitted"]
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        "对其适用《中华人民共和国刑法》第二百六十四条之规定，",
+        "依照最高人民法院某解释第一条，《中华人民共和国刑法》第二百六十四条之规定，",
+        "根据1997年修订的《中华人民共和国刑法》第二百六十四条之规定，",
+        "依照《刑法》第二百六十四条之规定，",
+        "依照《中华人民共和国刑法》第二百六十四条定罪；依照《刑法》第六十七条处罚，",
+    ],
+)
+def test_citations_in_other_words(law):
+    ruling = "被告人甲某犯盗窃罪，判处拘役四个月。"
+    (case,) = read_document({"document": document(ruling, law=f"{law}判决如下：")})
+    assert case.verdict.articles == ("264",)
+
+
+def test_a_page_of_html_is_read_as_its_text():
+    plain = document("被告人甲某犯盗窃罪，判处拘役四个月。")
+    page = f"<html><style>p {{}}</style><p>{plain.replace('。', '。</p>&nbsp;<p>')}</p></html>"
+    assert list(read_document({"document": page})) == list(read_document({"document": plain}))
+
+
+def test_of_a_sentence_that_tells_the_answer_a_record_stays():
+    leak = "公诉机关认为，甲某构成盗窃罪，系累犯，建议判处拘役五个月。"
+    assert mask_leaks(f"甲某盗窃手机。{leak}") == "甲某盗窃手机。系累犯。"
+    assert mask_leaks("甲某系累犯，量刑建议为拘役五个月；退赃。") == "甲某系累犯。退赃。"
 
 
 @pytest.mark.parametrize(

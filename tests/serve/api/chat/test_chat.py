@@ -297,7 +297,7 @@ def test_an_engine_failure_says_nothing_of_the_case(client: OpenAI, pool: FakePo
 
 
 class Sentence(BaseModel):
-    kind: Literal["fixed", "detention", "surveillance", "life", "death", "exempt"]
+    kind: Literal["fixed", "detention", "surveillance", "life", "reprieve", "death", "exempt"]
     months: int
     probation_months: int
 
