@@ -41,7 +41,7 @@ MOST_HINTS = 60  # of the grades of one charge, or of one circumstance
 OWN_WEIGHT = 3  # of a name's own runs, beside other hints
 HINT_C = 0.1  # inverse regularisation
 NEVER = -1.0  # weight of every feature for a class that no case showed
-SIGN_C = 0.02  # likewise, of sentences with a sign
+SIGN_C = 0.1  # likewise, of sentences with a sign
 MIN_TOLD = 20  # cases that a circumstance needs
 MIN_CASES = 4  # of a charge, to learn its grades from
 
@@ -146,7 +146,10 @@ def _fit_signs(cases: Sequence[Case]) -> Signs:
         matrix = csr_matrix((np.ones(len(columns)), columns, starts), (len(found), HASHES))
         model = LogisticRegression(C=SIGN_C, max_iter=200, tol=1e-3, fit_intercept=False)
         row[:] = model.fit(matrix, truth).coef_[0]
-    return Signs(tuple(names), tuple(circumstances()[name].signs for name in names), weights)
+    known = [circumstances()[name] for name in names]
+    return Signs(
+        tuple(names), tuple(c.group for c in known), tuple(c.signs for c in known), weights
+    )
 
 
 def _fit_own(told: Mapping[str, Sequence[Case]]) -> dict[str, Hints]:

@@ -96,23 +96,28 @@ class Signs:
     """Circumstances by the sentences that hold one of their signs.
 
     `weights` score such a sentence's hashed features for each name: (names, `HASHES`). A
-    circumstance is told where one of its sentences scores above 0.
+    circumstance is told where one of its sentences scores above 0, and no other of its group more.
     """
 
     names: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    """Of those with the same one a case holds at most one; a name of its own where empty."""
     signs: tuple[tuple[str, ...], ...] = ()
     weights: Floats = field(default_factory=lambda: np.zeros((0, HASHES), np.float32))
 
     def find(self, text: str) -> list[str]:
         """The circumstances told in a text of `name_roles`, in their order."""
         sentences = split_sentences(text)
-        return [
-            name
-            for name, signs, weights in zip(self.names, self.signs, self.weights, strict=True)
-            if any(
-                weights[features].sum() > 0 for features in hash_sentences(text, sentences, signs)
-            )
-        ]
+        best: dict[str, tuple[float, str]] = {}
+        for name, group, signs, weights in zip(
+            self.names, self.groups, self.signs, self.weights, strict=True
+        ):
+            found = hash_sentences(text, sentences, signs)
+            score = max((float(weights[features].sum()) for features in found), default=0.0)
+            if score > 0:
+                best[group or name] = max(best.get(group or name, (0.0, "")), (score, name))
+        told = {name for _, name in best.values()}
+        return [name for name in self.names if name in told]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +184,7 @@ class DetailReader:
             "graded": np.array(list(self.grades) or [""]),
             "special": np.array(list(self.own) or [""]),
             "shared": np.array(self.shared.names or [""]),
+            "groups": np.array(self.shared.groups or [""]),
             "signs": np.array(list(map("|".join, self.shared.signs)) or [""]),
             "weighed": np.array(list(self.ratios) or [""]),
             "ratios": np.array(list(self.ratios.values()), np.int32),
@@ -213,7 +219,9 @@ class DetailReader:
             ]
             scales = map(Scale.model_validate_json, texts("scales"))
             signs = tuple(tuple(words.split("|")) for words in texts("signs"))
-            shared = Signs(texts("shared"), signs, arrays["sign_weights"].astype(np.float32))
+            names = texts("shared")
+            groups = tuple(map(str, arrays["groups"]))[: len(names)]
+            shared = Signs(names, groups, signs, arrays["sign_weights"].astype(np.float32))
             return cls(
                 dict(zip(texts("charges"), texts("units"), strict=True)),
                 arrays["weights"].astype(np.float32),

@@ -75,7 +75,9 @@ class Circumstance:
     only: frozenset[str] = frozenset()
     """Kinds of offence (`Offence.kinds`) that it goes with; any where empty."""
     signs: tuple[str, ...] = ()
-    """Words one of which stands in every sentence that tells it, and in others too."""
+    """Words one of which stands in nearly every sentence that tells it, and in others too."""
+    trained: tuple[str, ...] = ()
+    """More ways to tell it, of which none is held out: by a writer who had not seen the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,7 @@ def _read_circumstances(tables: Mapping[str, Any]) -> Mapping[str, Circumstance]
             table.get("group", ""),
             frozenset(table.get("only", ())),
             tuple(table.get("signs", ())),
+            tuple(table.get("trained", ())),
         )
         for name, table in tables.items()
     }

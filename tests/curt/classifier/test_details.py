@@ -56,6 +56,8 @@ def test_circumstances_in_held_out_wording_are_found(
         told = told_circumstances(case) & circumstances().keys()
         got = set(reader.find_circumstances(read_text(case.fact), "")) & circumstances().keys()
         both, asked, found = both + len(told & got), asked + len(told), found + len(got)
+        groups = [circumstances()[name].group for name in got]
+        assert not [group for group in groups if group and groups.count(group) > 1]
     assert 2 * both / (asked + found) > 0.65
 
 
