@@ -46,6 +46,15 @@ def real_cases() -> Path:
 
 
 @pytest.fixture(scope="session")
+def invented() -> Path:
+    """Folder of invented awkward inputs beside the checkout, where a developer has one."""
+    folder = Path(__file__).parents[2] / "shared" / "cases"
+    if not folder.is_dir():
+        pytest.skip("no invented inputs beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def real_judgments() -> list[dict[str, Any]]:
     """Whole real judgments beside the checkout, where a developer has them."""
     path = Path(__file__).parents[2] / "shared" / "data" / "judgments.jsonl"

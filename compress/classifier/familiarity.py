@@ -14,9 +14,12 @@ from curt.classifier.familiarity import (
     Counts,
     Familiarity,
     Names,
+    largest_figures,
     name_grams,
     read_plain,
+    read_text,
 )
+from curt.law.figures import MEASURES
 
 QUANTILE = 0.995  # of the development facts lie `LEEWAY` and more below the threshold
 LEEWAY = 1.0  # nats a character: other courts' facts surprise more, and hold the formulas too
@@ -27,6 +30,8 @@ MAX_PAIRS = 65_536  # of characters, the commonest first: half a megabyte at mos
 
 def fit_familiarity(train: Sequence[str], dev: Sequence[str]) -> Familiarity:
     """Count the training facts' characters and pairs; the development facts set the threshold.
+
+    Bounds of figures are those of the training facts.
 
     Raises ValueError when no training fact has two letters or digits.
     """
@@ -45,8 +50,15 @@ def fit_familiarity(train: Sequence[str], dev: Sequence[str]) -> Familiarity:
     costs = [fit.surprise(fact) for fact in dev]
     high, bare = np.quantile(costs, (QUANTILE, BARE_QUANTILE), method="higher")
     formulas = _find_formulas(plain)
+    told = [largest_figures(read_text(fact)) for fact in train]
+    of_unit = [[each[unit] for each in told if unit in each] for unit in MEASURES]
     return replace(
-        fit, threshold=float(high) + LEEWAY, formulas=formulas, bare_threshold=float(bare)
+        fit,
+        threshold=float(high) + LEEWAY,
+        formulas=formulas,
+        bare_threshold=float(bare),
+        least=np.array([min(values, default=np.nan) for values in of_unit]),
+        greatest=np.array([max(values, default=np.nan) for values in of_unit]),
     )
 
 

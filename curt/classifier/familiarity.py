@@ -14,6 +14,9 @@ Other text may consist of common phrases too: a civil judgment shares most of it
 criminal one. What it lacks is the formulas of the genre, runs of three characters that many
 training facts hold (被告人, 公诉机关 …). A fact without any of them has a lower threshold; it is
 not unfamiliar outright, for people also type facts without formulas.
+
+Digits are noise to all this, so figures have bounds of their own: the least and the greatest of
+what training facts told as their largest figure of each unit.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ from curt.corpus.build.fingerprint import (
     hash_grams_up_to,
     normalise_for_comparison,
 )
-from curt.law.figures import normalise_figures
+from curt.dialogue import normalise_fact
+from curt.law.figures import MEASURES, normalise_figures, read_figures, write_figure
 
 PRIOR = 5.0  # weight of a character's general frequency, in sightings
 MAX_CHARACTERS = 3000  # bounds the time of a request; what matters stands at a fact's ends
@@ -45,8 +49,9 @@ LONGEST_GRAM = 3  # characters
 
 Names = npt.NDArray[np.uint32]
 Counts = npt.NDArray[np.uint32]
+Bounds = npt.NDArray[np.float64]
 _HIGH_HALF = np.uint64(32)
-_NEWER = ("formulas", "bare_threshold")  # that older files lack
+_NEWER = ("formulas", "bare_threshold", "least", "greatest")  # that older files lack
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,8 @@ class Familiarity:
     """Counts of characters (`ones`) and pairs (`twos`), by sorted hashes, and the thresholds.
 
     `formulas` are sorted names of runs of `LONGEST_GRAM` characters; a fact without any of them has
-    `bare_threshold`. Files made before there were formulas hold none, and one threshold serves all.
+    `bare_threshold`. `least` and `greatest` bound the largest figure of each of `MEASURES`, NaN
+    where no training fact has one. Files made before there were formulas or bounds hold none.
     """
 
     ones: Names
@@ -78,6 +84,8 @@ class Familiarity:
     threshold: float
     formulas: Names = field(default_factory=lambda: np.zeros(0, np.uint32))
     bare_threshold: float = np.inf
+    least: Bounds = field(default_factory=lambda: np.zeros(0))
+    greatest: Bounds = field(default_factory=lambda: np.zeros(0))
 
     def surprise(self, fact: str | ReadFact) -> float:
         """Mean nats a character of a fact costs; 0.0 where it has no two letters or digits."""
@@ -105,6 +113,16 @@ class Familiarity:
         names = _name(read.grams[LONGEST_GRAM - 1])
         places = self.formulas.searchsorted(names)
         return bool((self.formulas.take(places, mode="clip") == names).any())
+
+    def figures_beyond(self, fact: str | ReadFact) -> list[str]:
+        """The largest figures of a fact outside what the training facts told: 80000000元."""
+        largest = largest_figures(read_fact(fact).text)
+        bounds = zip(MEASURES, self.least, self.greatest, strict=False)
+        return [
+            f"{write_figure(largest[unit])}{unit}"
+            for unit, low, high in bounds
+            if unit in largest and not low <= largest[unit] <= high
+        ]
 
     def pack(self) -> bytes:
         """A compressed npz without pickles; `read` takes it back."""
@@ -135,7 +153,17 @@ def read_fact(fact: str | ReadFact) -> ReadFact:
 
 def read_text(fact: str) -> str:
     """A fact with half-width characters and plain figures; of a very long one only the two ends."""
-    return _clip(normalise_figures(unicodedata.normalize("NFKC", _clip(fact))))
+    plain = unicodedata.normalize("NFKC", normalise_fact(_clip(fact)))
+    return _clip(normalise_figures(plain))
+
+
+def largest_figures(text: str) -> dict[str, float]:
+    """The largest figure of each of `MEASURES` that stands in a text from `read_text`."""
+    largest: dict[str, float] = {}
+    for figure in read_figures(text):
+        if figure.unit in MEASURES:
+            largest[figure.unit] = max(figure.value, largest.get(figure.unit, 0.0))
+    return largest
 
 
 def read_letters(text: str) -> str:

@@ -338,6 +338,10 @@ class Classifier:
         """Whether a fact is unlike those trained on, so that no probability here holds for it."""
         return self.familiarity is not None and self.familiarity.is_unfamiliar(fact)
 
+    def figures_beyond(self, fact: str | ReadFact) -> list[str]:
+        """Figures of a fact that are larger or smaller than all of those trained on."""
+        return self.familiarity.figures_beyond(fact) if self.familiarity else []
+
     def predict(self, fact: str) -> Prediction:
         """A verdict for a raw fact. Raises ValueError when it holds no letter and no digit."""
         return self.read(self.score(fact))

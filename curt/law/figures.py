@@ -1,13 +1,13 @@
 """Figures with their units as Chinese texts write them, and their normal form.
 
-8000元, 8,000元, ８０００元, 0.8万元, 8千元, 八千元 and 捌仟元 are all 8000元. What is about so much
-(8000余元) is read as that much. Foreign money keeps its name and is no figure here.
+8000元, 8,000元, ８０００元, ￥8000, 0.8万元, 八千元 and 捌仟元整 are all 8000元. What is about so
+much (8000余元) is read as that much, a sum that is told twice (8000元（捌仟元整）) once. Foreign
+money keeps its name and is no figure here: no rate is told that a court would change it at.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,39 +22,69 @@ COUNTS = (
 """Units whose figures keep Chinese numerals: 一人, 三次."""
 
 _OTHER_NAMES = {
-    "圆": "元",
-    "块钱": "元",
-    "千克": "公斤",
-    "kg": "公斤",
-    "g": "克",
-    "公克": "克",
-    "立方": "立方米",
-    "棵": "株",
-    "毫克/100毫升": "mg/100ml",
-    "毫克/百毫升": "mg/100ml",
-    "mg/100毫升": "mg/100ml",
+    **dict.fromkeys(("圆", "块钱"), "元"),
+    **dict.fromkeys(("g", "公克"), "克"),
+    **dict.fromkeys(("kg", "㎏", "千克"), "公斤"),
+    **dict.fromkeys(("毫克/100毫升", "毫克/百毫升", "mg/100毫升", "㎎/100ml"), "mg/100ml"),
+    **dict.fromkeys(("毫克每百毫升", "毫克每100毫升", "mg/dl", "mg/100㎖"), "mg/100ml"),
+    **{"立方": "立方米", "棵": "株"},
 }
-_SCALES = {"十": 10, "百": 100, "千": 1000, "万": 10_000, "亿": 100_000_000}
+_PER_HUNDREDTH = ("mg/ml", "毫克/毫升", "g/l", "克/升")  # of mg/100ml each of these is a hundred
+_SCALES = {"十": 10, "百": 100, "千": 1000, "万": 10_000, "亿": 100_000_000, "w": 10_000, "k": 1000}
 _FORMAL = str.maketrans(
-    "壹贰叁肆伍陆柒捌玖拾佰仟萬億陸柒貳參〇", "一二三四五六七八九十百千万亿六七二三零"
+    {
+        **dict(zip("壹贰叁肆伍陆柒捌玖拾佰仟", "一二三四五六七八九十百千", strict=True)),
+        **{"萬": "万", "億": "亿", "陸": "六", "貳": "二", "參": "三", "〇": "零"},
+        **{"廿": "二十", "卅": "三十", "W": "w", "K": "k"},
+    }
 )
-HAN_NUMERALS = "零〇一二两三四五六七八九十百千万亿壹贰貳叁參肆伍陆陸柒捌玖拾佰仟萬億"
-_DIGIT = "[0-9０-９]"
+# As many characters as before, so that places in the text stay.
+_HALF_WIDTH = str.maketrans(
+    {chr(code): chr(code - 0xFEE0) for code in range(0xFF10, 0xFF5B) if chr(code).isalnum()}
+    | {"．": ".", "／": "/", "￥": "¥"}
+)
+_FULL_WIDTH = re.compile("[０-９Ａ-Ｚａ-ｚ．／￥]")
+HAN_NUMERALS = "零〇一二两三四五六七八九十百千万亿壹贰貳叁參肆伍陆陸柒捌玖拾佰仟萬億廿卅"
+_GAP = "[ \u00a0]?"
 _NUMBER = (
-    rf"{_DIGIT}{{1,3}}(?:[,，\u00a0 ]{_DIGIT}{{3}}){{1,5}}(?!{_DIGIT})(?:[.．]{_DIGIT}{{1,6}})?"
-    rf"|{_DIGIT}{{1,16}}(?:[.．]{_DIGIT}{{1,6}})?"
+    r"[0-9]{1,3}(?:[,，'’\u00a0 ][0-9]{3}){1,5}(?![0-9])(?:[.][0-9]{1,6})?"
+    r"|[0-9]{1,16}(?:[.][0-9]{1,6})?"
 )
-_SCALE = "[余多]?(?:[十百万亿拾佰仟萬億]|千(?!克)){1,3}"  # 2千克 is no 2000克
-_UNITS = sorted({*MEASURES, *COUNTS, *_OTHER_NAMES}, key=lambda name: (-len(name), name))
+# 2千克 is no 2000克
+_SCALE = rf"[余多]?(?:{_GAP}[十百万亿拾佰仟萬億]|{_GAP}千(?!克)|[wk](?=元|块钱)){{1,3}}"
+_UNITS = sorted(
+    {*MEASURES, *COUNTS, *_OTHER_NAMES, *_PER_HUNDREDTH}, key=lambda name: (-len(name), name)
+)
+_NAMES = "|".join(re.escape(name).replace("/", " ?/ ?").replace("100", "100 ?") for name in _UNITS)
+_FOREIGN = (
+    "美元|美金|美钞|港元|港币|港纸|新台币|台币|澳门元|澳门币|葡币|欧元|英镑|日元|日圆|韩元|韩币|越南盾|泰铢|"
+    "缅币|缅元|卢布|卢比|澳元|澳币|加元|加币|新加坡元|新加坡币|瑞士法郎|法郎|林吉特|马币|比索|迪拉姆|"
+    "泰达币|比特币|以太币|USDT|USD|HKD|EUR|GBP|JPY|TWD"
+)
+_SIGNS = {"US$": "美元", "HK$": "港元", "NT$": "新台币", "$": "美元", "€": "欧元", "£": "英镑"}
+_ABOUT = "(?:大约|约合|约|共计|合计|总计|共|近)?"
 _FIGURE = re.compile(
-    rf"(?<![0-9０-９.．A-Za-z第])"
+    rf"(?<![0-9.A-Za-z第])(?P<sign>(?:¥|RMB|CNY){_GAP})?"
     rf"(?:(?P<digits>(?:(?:{_NUMBER}){_SCALE}){{1,4}}(?:{_NUMBER})?|{_NUMBER})"
-    rf"|(?<![{HAN_NUMERALS}])(?P<han>[{HAN_NUMERALS}]{{1,20}}))"
-    rf"[余多]?(?:人民币)?(?P<unit>{'|'.join(map(re.escape, _UNITS))})",
+    rf"|(?<![{HAN_NUMERALS}])(?P<han>[{HAN_NUMERALS}]{{1,30}}(?:点[零〇一二三四五六七八九]{{1,6}}[百千万亿]?)?))"
+    rf"(?:[余多]?{_GAP}(?:人民币)?(?P<unit>{_NAMES})(?!{_FOREIGN})"
+    r"(?:(?<=[元圆])零?(?:(?P<jiao>[1-9一二三四五六七八九])角)?"
+    r"零?(?:(?P<fen>[1-9一二三四五六七八九])分(?!之))?"
+    r"(?:[整正](?=$|[，。；、：）)（(\s]))?(?:人民币)?)?"
+    r"|(?(sign)|(?!)))",  # a sign of money needs no unit
     re.IGNORECASE,
 )
-_PART = re.compile(rf"({_NUMBER})([余多十百千万亿拾佰仟萬億]*)")
-_SEPARATORS = re.compile("[,，\u00a0 ]")
+_ABROAD = re.compile(rf"(?:{_FOREIGN}){_ABOUT}{_GAP}$", re.IGNORECASE)
+_PART = re.compile(rf"({_NUMBER})([ \u00a0余多十百千万亿拾佰仟萬億wkWK]*)")
+_SEPARATORS = re.compile("[,，'’\u00a0 ]")
+_TWICE = re.compile(r"(?<![0-9.])([0-9.]+元)[（(](?:大写|小写|即|人民币|[：:])*\1[)）]")
+_MONEY_ABROAD = re.compile(
+    rf"[0-9{HAN_NUMERALS}][余多]?{_GAP}(?P<after>{_FOREIGN})|(?P<before>{_FOREIGN}){_ABOUT}{_GAP}[0-9{HAN_NUMERALS}]"
+    rf"|(?P<sign>{'|'.join(map(re.escape, _SIGNS))}){_GAP}[0-9]"
+)
+_CHANGED = re.compile(
+    r"[0-9,.万千百余多元]*[（(，,]?[^。；，、]{0,6}?[折兑合][^。；，、]{0,6}人民币"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +99,21 @@ class Figure:
 
 def read_figures(text: str) -> Iterator[Figure]:
     """The figures of a text in their order; what can't be read as a number is passed over."""
-    for match in _FIGURE.finditer(text.replace("／", "/")):
-        named = match["unit"].lower()
+    plain = text.translate(_HALF_WIDTH) if _FULL_WIDTH.search(text) else text
+    for match in _FIGURE.finditer(plain):
+        named = (match["unit"] or "元").lower().replace(" ", "")
+        if named == "元" and _ABROAD.search(plain, max(0, match.start() - 10), match.start()):
+            continue
         try:
             value = _read_digits(match["digits"]) if match["digits"] else _read_han(match["han"])
         except ValueError:  # 万元, 百元: words and no number
             continue
-        yield Figure(match.start(), match.end(), value, _OTHER_NAMES.get(named, named))
+        for coin, part in (("jiao", 0.1), ("fen", 0.01)):
+            value += part * _read_han(match[coin]) if match[coin] else 0
+        if named in _PER_HUNDREDTH:
+            named, value = "mg/100ml", value * 100
+        unit = _OTHER_NAMES.get(named, named)
+        yield Figure(match.start(), match.end(), round(value, 6), unit)
 
 
 def parse_yuan(text: str) -> int:
@@ -107,14 +145,24 @@ def normalise_figures(text: str) -> str:
             continue
         pieces += [text[last : figure.start], write_figure(figure.value), figure.unit]
         last = figure.end
-    return "".join([*pieces, text[last:]])
+    return _TWICE.sub(r"\1", "".join([*pieces, text[last:]]))
+
+
+def foreign_money(text: str) -> list[str]:
+    """Names of the foreign money that a text tells sums of, unless it tells them in yuan too."""
+    names = [
+        match["after"] or match["before"] or _SIGNS[match["sign"]]
+        for match in _MONEY_ABROAD.finditer(text)
+        if not _CHANGED.match(text, match.end())
+    ]
+    return list(dict.fromkeys(names))
 
 
 def _read_digits(text: str) -> float:
     """1万2千 is 12,000: the parts add up, each at its own scale."""
     total = 0.0
     for number, scales in _PART.findall(text):
-        value = float(_SEPARATORS.sub("", unicodedata.normalize("NFKC", number)))
+        value = float(_SEPARATORS.sub("", number))
         for scale in scales.translate(_FORMAL):
             value *= _SCALES.get(scale, 1)
         total += value
@@ -122,11 +170,16 @@ def _read_digits(text: str) -> float:
 
 
 def _read_han(text: str) -> float:
-    """A Chinese number of any size: 一亿二千万 is 120,000,000. Raises ValueError on others."""
+    """A Chinese number: 一亿二千万 is 120,000,000, 三点五万 35,000. Raises ValueError on others."""
     plain = text.translate(_FORMAL)
-    if plain[0] in "百千万亿零":
+    if plain.isdecimal():
+        return float(plain)
+    whole, point, decimals = plain.partition("点")
+    if whole[0] in "百千万亿" or (whole[0] == "零" and whole != "零"):
         raise ValueError(f"not a number: {text!r}")
-    return float(_read_scaled(plain))
+    scale = _SCALES.get(decimals[-1:], 1)
+    digits = "".join(str("零一二三四五六七八九".index(c)) for c in decimals if c not in _SCALES)
+    return (_read_scaled(whole) + (float(f"0.{digits}") if point else 0)) * scale
 
 
 def _read_scaled(text: str) -> int:

@@ -197,15 +197,25 @@ class Answering:
         reading = request.state.reading = Reading(self._classifier, fact)
         return asyncio.get_running_loop().call_later(READ_AFTER_S, reading.look)
 
+    def figures_beyond(self, request: Request, fact: str) -> list[str]:
+        """Figures of a fact unlike all that the classifier was trained on; none without one."""
+        reading = self._reading(request, fact)
+        return reading.figures_beyond if reading else []
+
+    def _reading(self, request: Request, fact: str) -> Reading | None:
+        if self._classifier is None:
+            return None
+        return getattr(request.state, "reading", None) or Reading(self._classifier, fact)
+
     def assess(
         self, request: Request, fact: str, served: Served, *, top_k: int
     ) -> tuple[Confidence | None, str | None]:
         """How sure the verdict is, and the code of a warning where it is doubtful or unknown."""
         verdict = served.fallback.verdict if served.fallback else served.completion.verdict
-        if self._classifier is None or not isinstance(verdict, Verdict):
+        reading = self._reading(request, fact)
+        if self._classifier is None or reading is None or not isinstance(verdict, Verdict):
             return None, None
         reader = self.reader_for(self._classifier, request.state.way.identity.model.manifest)
-        reading = getattr(request.state, "reading", None) or Reading(self._classifier, fact)
         if reading.unfamiliar:
             return None, UNFAMILIAR
         confidence = reader.assess(

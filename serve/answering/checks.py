@@ -7,6 +7,7 @@ import re
 from pydantic import BaseModel
 
 from curt.dialogue import normalise_fact
+from curt.law.figures import foreign_money
 from curt.law.statutes import is_charge, term_in_range
 from curt.law.verdict import CAPITAL_KINDS, Verdict
 from serve.answering.confidence import LOW_CONFIDENCE_MESSAGE, UNFAMILIAR_MESSAGE
@@ -30,6 +31,8 @@ MESSAGES = {
     "withdrawn": "文中似有撤回起诉，未必有判决。",
     "compulsory_treatment": "文中似为强制医疗程序，并非定罪量刑。",
     "state_compensation": "文中似为国家赔偿案件，并非刑事指控。",
+    "foreign_currency": "文中有以{}计的金额，未按任何汇率折算，也未计入数额。",
+    "figure_out_of_range": "{}超出训练案件中数额的范围，结果可靠性低。",
     "markup_neutralised": "事实中的尖括号已替换为全角字符，按普通文字处理。",
     "fact_clipped": "事实超过模型可读长度，较次要的句子已略去。",
     "short_thinking": "推理用量少于模型通常所需，结果的准确率会降低。",
@@ -125,7 +128,9 @@ def fact_warnings(fact: str) -> list[Caution]:
     codes += procedures(fact)
     if "<" in fact or ">" in fact:
         codes.append("markup_neutralised")
-    return [warning(code) for code in codes]
+    foreign = foreign_money(fact)
+    told = [warning("foreign_currency", "、".join(foreign))] if foreign else []
+    return [warning(code) for code in codes] + told
 
 
 def procedures(fact: str) -> list[str]:
@@ -164,9 +169,9 @@ def defendant_names(fact: str) -> list[str]:
     return [name for group in _DEFENDANTS.findall(fact) for name in _EACH_NAME.findall(str(group))]
 
 
-def warning(code: str) -> Caution:
-    """The warning of a code of `MESSAGES`."""
-    return Caution(code=code, message=MESSAGES[code])
+def warning(code: str, named: str = "") -> Caution:
+    """The warning of a code of `MESSAGES`; `named` is what it is about, where that is told."""
+    return Caution(code=code, message=MESSAGES[code].format(named))
 
 
 def _count_common(text: str) -> int:

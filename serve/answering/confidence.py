@@ -139,9 +139,14 @@ class Reading:
         """
         return self._classifier.is_unfamiliar(self._read)
 
+    @cached_property
+    def figures_beyond(self) -> list[str]:
+        """Figures that are larger or smaller than all of those fitted on."""
+        return self._classifier.figures_beyond(self._read)
+
     def look(self) -> None:
         """Compute every part now."""
-        _ = self.sure, self.unfamiliar
+        _ = self.sure, self.unfamiliar, self.figures_beyond
 
     @cached_property
     def _read(self) -> ReadFact:

@@ -51,6 +51,7 @@ class Replies:
             variant=way.name,
             confidence=confidence,
             doubt=doubt,
+            beyond=self._answering.figures_beyond(request, body.fact),
             withheld=WITHHELD if holds_back else (),
         )
         self._record(request, served, reply)
@@ -98,17 +99,21 @@ def build_reply(
     variant: str | None = None,
     confidence: Confidence | None = None,
     doubt: str | None = None,
+    beyond: Sequence[str] = (),
     withheld: Collection[str] = (),
 ) -> PredictReply:
     """The reply for a served request.
 
     Where the model gave no full verdict the reply is degraded: it has the classifier's verdict, or
     no defendant. `doubt` is the code of a warning: the verdict is probably wrong, or no probability
-    can be given. `withheld` names the parts of a defendant that are left out because of it.
+    can be given; `withheld` names the parts of a defendant that are left out because of it.
+    `beyond` are figures unlike all that were trained on.
     """
     generation = served.generation
     reason, verdict = served.degraded_reason, served.verdict
     warnings = fact_warnings(fact)
+    if beyond:
+        warnings.append(warning("figure_out_of_range", "、".join(beyond)))
     if generation.left_out:
         warnings.append(warning("fact_clipped"))
     if reason is None and served.short_thinking:

@@ -34,7 +34,7 @@ STRANGE = (
 FOREIGN: dict[str, list[str]] = tomllib.loads(
     (Path(__file__).parents[2] / "fixtures" / "foreign_texts.toml").read_text(encoding="utf-8")
 )
-NEWER = ("formulas", "bare_threshold")
+NEWER = ("formulas", "bare_threshold", "least", "greatest")
 SPLITS: tuple[tuple[int, Wording], ...] = ((6000, "train"), (300, "dev"))
 
 
@@ -52,6 +52,20 @@ def classifier(folder: Path) -> Classifier:
 
 def known_fact() -> str:
     return next(case.fact for case in common_cases(400, "train") if len(case.fact) > 60)
+
+
+def test_figures_beyond_those_of_all_training_facts_are_told() -> None:
+    facts = [
+        "被告人窃得现金200元和8,000元。",
+        "被告人窃得现金3万元。",
+        "血液中乙醇含量为168mg/100ml。",
+    ]
+    fit = fit_familiarity(facts, facts)
+    for own in ("窃得现金捌仟元。", "窃得30,000元，其中一张面额1元。", "乙醇含量168毫克/100毫升。"):
+        assert fit.figures_beyond(own) == []
+    assert fit.figures_beyond("窃得3.1万元，乙醇含量80mg/100ml。") == ["31000元", "80mg/100ml"]
+    assert fit.figures_beyond("窃得7,999元，毒品5克。") == ["7999元", "5克"]
+    assert Familiarity.read(fit.pack()).figures_beyond("窃得3.1万元。") == ["31000元"]
 
 
 def test_other_facts_of_the_same_kind_are_hardly_ever_unfamiliar(classifier: Classifier) -> None:
@@ -111,6 +125,7 @@ def test_a_file_made_before_there_were_formulas_has_one_threshold(classifier: Cl
     assert again.bare_threshold == np.inf
     assert not again.holds_formula(known_fact())
     assert again.is_unfamiliar(FOREIGN["english"][0])
+    assert again.figures_beyond("窃得现金800亿元。") == []
     del older["threshold"]
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **older)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curt.law.figures import Figure, normalise_figures, read_figures, write_figure
+from curt.classifier.familiarity import read_fact
+from curt.dialogue import Prompts
+from curt.law.figures import (
+    Figure,
+    foreign_money,
+    normalise_figures,
+    read_figures,
+    write_figure,
+)
+from curt.law.numerals import write_number
 
 
 @pytest.mark.parametrize(
@@ -16,10 +27,18 @@ from curt.law.figures import Figure, normalise_figures, read_figures, write_figu
     [
         *("8000元", "8,000元", "8，000元", "8 000元", "８０００元", "８，０００元", "8000.00元"),
         *("0.8万元", "8千元", "8千余元", "八千元", "捌仟元", "捌仟圆", "8000块钱", "8000余元"),
+        *("￥8000", "¥8,000.00", "￥8000元", "RMB 8000", "8000 元", "0.8 万元", "8k元", "8'000元"),
+        *(
+            "8000元整",
+            "捌仟元整",
+            "8000元人民币",
+            "8000元（捌仟元整）",
+            "捌仟圆整（大写：8,000元）",
+        ),
     ],
 )
 def test_every_spelling_of_a_sum_is_one_figure(told: str) -> None:
-    assert normalise_figures(f"窃得现金{told}后离开") == "窃得现金8000元后离开"
+    assert normalise_figures(f"窃得现金{told}，后离开") == "窃得现金8000元，后离开"
 
 
 @pytest.mark.parametrize(
@@ -35,6 +54,14 @@ def test_every_spelling_of_a_sum_is_one_figure(told: str) -> None:
         ("2千元", "2000元"),
         ("３．２７g", "3.27克"),
         ("168毫克/100毫升", "168mg/100ml"),
+        ("1.68mg/ml", "168mg/100ml"),
+        ("1.68毫克／毫升", "168mg/100ml"),
+        ("168㎎/100ml", "168mg/100ml"),
+        ("１６８ｍｇ／１００ ｍｌ", "168mg/100ml"),
+        ("三点二七克", "3.27克"),
+        ("三千二百元五角", "3200.5元"),
+        ("卅五元", "35元"),
+        ("1.2w元", "12000元"),
         ("168.3mg／100ML", "168.3mg/100ml"),
         ("1,200株", "1200株"),
     ],
@@ -49,6 +76,10 @@ def test_measures_are_told_in_digits_and_one_name(told: str, plain: str) -> None
         *(
             "500美元",
             "10000日元",
+            "港币3000元",
+            "3000元港币",
+            "美金约5,000元",
+            "USD500元",
             "万元户",
             "一人",
             "三次",
@@ -67,13 +98,53 @@ def test_counts_are_read_in_chinese_numerals_too() -> None:
     assert list(read_figures("容留三人次吸食")) == [Figure(2, 5, 3.0, "人次")]
 
 
-@given(st.integers(1, 10**9))
-def test_a_sum_is_the_same_however_it_is_written(value: int) -> None:
-    spellings = [f"{value}元", f"{value:,}元", f"{value:,}元".replace(",", "，")]
+FORMAL = str.maketrans("一二三四五六七八九十百千万亿", "壹贰叁肆伍陆柒捌玖拾佰仟萬億")
+FULL_WIDTH = str.maketrans("0123456789,.", "０１２３４５６７８９，．")
+
+
+def write_han(value: int) -> str:
+    """A whole number of up to 12 digits in Chinese."""
+    for scale, name in ((10**8, "亿"), (10**4, "万")):
+        if value >= scale:
+            high, low = divmod(value, scale)
+            zero = "零" if 0 < low < scale // 10 else ""
+            return write_han(high) + name + zero + (write_han(low) if low else "")
+    return write_number(value)
+
+
+@given(st.integers(1, 10**11), st.sampled_from(["元", "克", "亩", "mg/100ml"]))
+def test_a_figure_is_the_same_however_it_is_written(value: int, unit: str) -> None:
+    numbers = [f"{value}", f"{value:,}", f"{value:,}.00", f"{value:,}".replace(",", " ")]
+    numbers += [text.translate(FULL_WIDTH) for text in numbers[:3]]
+    numbers += [write_han(value), write_han(value).translate(FORMAL)]
     if value % 100 == 0:
-        spellings.append(f"{value / 10_000:.6f}万元")
-    assert {normalise_figures(text) for text in spellings} == {f"{value}元"}
+        numbers.append(f"{value / 10_000:.6f}万")
+    high, low = divmod(value, 10_000)
+    if high and low:
+        numbers.append(f"{high}万{low}")
+    spellings = [f"{number}{gap}{unit}" for number in numbers for gap in ("", " ", "余")]
+    if unit == "元":
+        signed = [f"￥{number}" for number in numbers[:3]]
+        spellings += signed + [text + mark for text in spellings for mark in ("整", "人民币")]
+    assert {normalise_figures(text) for text in spellings} == {f"{value}{unit}"}
     assert write_figure(float(value)) == str(value)
+
+
+def test_model_and_classifier_are_told_the_same_figures(invented: Path) -> None:
+    rows = map(json.loads, (invented / "server_amounts.jsonl").read_text("utf-8").splitlines())
+    facts = [row["fact"] for row in rows][:4]
+    facts += [
+        facts[0].replace("8000", told) for told in ("8\u200b000", "8\u2009000", "８\xad０００")
+    ]
+    prompts = Prompts(tokenizer=None, max_fact_tokens=None)  # type: ignore[arg-type]
+    assert len({prompts.excerpt(fact).text for fact in facts}) == 1
+    assert len({read_fact(fact).text for fact in facts}) == 1
+
+
+def test_foreign_money_is_named_unless_it_is_told_in_yuan_too() -> None:
+    told = "窃得3,000美元、港币约5万元、HK$20、€ 5和现金8000元，另有500英镑（折合人民币4600元）。"
+    assert foreign_money(told) == ["美元", "港币", "港元", "欧元"]
+    assert foreign_money("窃得现金8000元。") == []
 
 
 @given(st.text("0123456789,，.万千百元克一二十余 ", max_size=60))

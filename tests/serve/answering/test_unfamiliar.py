@@ -56,6 +56,22 @@ def test_no_probability_is_given_of_unfamiliar_text(settings: Settings, folder: 
     assert cautious["defendants"][0]["charges"]
 
 
+def test_figures_beyond_the_training_facts_and_foreign_money_are_named(
+    settings: Settings, folder: Path
+) -> None:
+    fact = "被告人赵某在某小区秘密窃取钱某现金{}。赵某被抓获归案后如实供述。"
+    for told, expected in (
+        ("9,000亿元", {"figure_out_of_range": "900000000000元"}),
+        ("5000港元", {"foreign_currency": "港元"}),
+        ("8000元", {}),
+    ):
+        codes = ("figure_out_of_range", "foreign_currency")
+        warnings = ask(settings, folder, fact.format(told))["warnings"]
+        found = {each["code"]: each["message"] for each in warnings if each["code"] in codes}
+        assert found.keys() == expected.keys()
+        assert all(expected[code] in found[code] for code in found)
+
+
 def test_the_classifiers_own_verdict_on_unfamiliar_text_claims_nothing(
     settings: Settings, folder: Path
 ) -> None:
