@@ -5,9 +5,11 @@ Three shapes of public datasets are known by their columns:
 - wide: a prompt with `response_1..N` and, where scored, `reward_1..N` or `score_1..N`, and
   `response_i_model`;
 - long: rows of prompt, response and reward; neighbours with the same prompt are a group;
-- preference: `chosen` and `rejected`, as text or as chat messages, with or without `prompt`.
+- preference: `chosen` and `rejected`, as text, chat messages or lists of texts, with or without
+  `prompt`, and `chosen_model`.
 
-Their rows without a prompt or a response are left out; a reward that is not finite is none.
+An `instruction` is asked together with its `input`. Rows without a prompt or a response are left
+out; a reward that is not finite is none.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from curt.files import read_rows
 from train.data.candidates import FIELDS, Candidate
 from train.data.trajectories import Rollout, iterate_groups
 
-PROMPTS = ("prompt", "instruction", "question", "query", "problem")
+PROMPTS = ("prompt", "instruction", "question", "query", "problem", "conversations")
 RESPONSES = ("response", "completion", "answer", "output", "generation")
 REWARDS = ("reward", "score", "rating")
 SUFFIXES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -166,7 +168,7 @@ def group_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Candidate]]:
             yield _from_wide(row, prompt)
     elif prompt and response:
         whole = _filled(everything, prompt, response)
-        for _, members in groupby(whole, key=lambda row: _text(row[prompt])):
+        for _, members in groupby(whole, key=lambda row: _asked(row, prompt)):
             yield [_from_long(row, prompt, response) for row in members]
     else:
         raise ValueError(
@@ -183,7 +185,7 @@ def _from_wide(row: Mapping[str, Any], prompt: str) -> list[Candidate]:
     numbers = sorted(int(match[1]) for name in row if (match := _NUMBERED.fullmatch(name)))
     return [
         Candidate(
-            prompt=_text(row[prompt]),
+            prompt=_asked(row, prompt),
             completion=_text(row[f"response_{number}"]),
             reward=_number(row.get(f"reward_{number}", row.get(f"score_{number}"))),
             source=str(row.get(f"response_{number}_model") or ""),
@@ -196,7 +198,7 @@ def _from_wide(row: Mapping[str, Any], prompt: str) -> list[Candidate]:
 def _from_long(row: Mapping[str, Any], prompt: str, response: str) -> Candidate:
     reward = _first(REWARDS, row)
     return Candidate(
-        prompt=_text(row[prompt]),
+        prompt=_asked(row, prompt),
         completion=_text(row[response]),
         reward=_number(row[reward]) if reward else None,
         source=str(row.get("model") or row.get("source") or ""),
@@ -204,22 +206,45 @@ def _from_long(row: Mapping[str, Any], prompt: str, response: str) -> Candidate:
 
 
 def _from_preference(row: Mapping[str, Any], prompt: str | None) -> list[Candidate]:
-    chosen, rejected = row["chosen"], row["rejected"]
-    if prompt is None and isinstance(chosen, list):
-        text = _text(chosen[:-1])  # all but the last message is what was asked
+    chosen = row["chosen"]
+    if prompt is None and isinstance(chosen, list) and not all(isinstance(c, str) for c in chosen):
+        text = _text(chosen[:-1], "chosen")  # all but the last message is what was asked
     else:
-        text = _text(row[prompt]) if prompt else ""
+        text = _asked(row, prompt) if prompt else ""
     return [
-        Candidate(text, _text(chosen[-1:] if isinstance(chosen, list) else chosen), 1.0),
-        Candidate(text, _text(rejected[-1:] if isinstance(rejected, list) else rejected), 0.0),
+        Candidate(text, answer, reward, source=str(row.get(f"{role}_model") or ""))
+        for role, reward in (("chosen", 1.0), ("rejected", 0.0))
+        for answer in _answers(row[role], role)
     ]
 
 
-def _text(value: Any) -> str:
-    """Text, or the contents of chat messages one after another."""
-    if isinstance(value, list):
-        return "\n".join(str(message["content"]) for message in value)
-    return str(value)
+def _asked(row: Mapping[str, Any], prompt: str) -> str:
+    """The prompt; an Alpaca instruction with the input it is about."""
+    given = row.get("input") if prompt == "instruction" else None
+    return "\n".join(_text(part) for part in (row[prompt], given) if part)
+
+
+def _answers(value: Any, role: str) -> list[str]:
+    """One answer, of chat messages the last; or each text of a list."""
+    if isinstance(value, list) and value:
+        if all(isinstance(each, str) for each in value):
+            return value
+        return [_text(value[-1:], role)]
+    return [_text(value, role)]
+
+
+def _text(value: Any, column: str = "prompt") -> str:
+    """Text, or the contents of chat messages one after another. Raises ValueError on others."""
+    messages = [value] if isinstance(value, dict) else value
+    if not isinstance(messages, list):
+        return str(value)
+    try:
+        return "\n".join(str(m["content"] if "content" in m else m["value"]) for m in messages)
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"`{column}` holds neither texts nor chat messages: give a text, a list of texts, or "
+            "messages with role and content"
+        ) from None
 
 
 def _number(value: Any) -> float | None:

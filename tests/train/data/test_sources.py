@@ -127,3 +127,44 @@ def test_public_data_goes_through_the_same_views(tmp_path):
     assert write_view(config) == 1
     row = json.loads(config.out.read_text(encoding="utf-8"))
     assert (row["chosen"], row["rejected"]) == ("乙", "甲")
+
+
+def test_an_instruction_is_asked_with_its_input(tmp_path):
+    """So that a pair is of one case, where all rows share the instruction."""
+    rows = [
+        {"instruction": "何罪？", "input": case, "output": answer, "reward": reward}
+        for case, answer, reward in (("甲", "盗窃", 1), ("甲", "抢劫", 0), ("乙", "诈骗", 0))
+    ]
+    assert told(group_rows(rows)) == [
+        [("何罪？\n甲", "盗窃", 1.0), ("何罪？\n甲", "抢劫", 0.0)],
+        [("何罪？\n乙", "诈骗", 0.0)],
+    ]
+    path = write(tmp_path / "d.jsonl", rows)
+    config = ViewConfig(dataset=str(path), view="pairs", out=tmp_path / "pairs.jsonl")
+    assert write_view(config) == 1
+
+
+def test_lists_of_chosen_and_rejected_texts_are_answers_each():
+    rows = [{"prompt": "问", "chosen": ["好"], "rejected": ["坏", "糟"]}]
+    assert told(group_rows(rows)) == [[("问", "好", 1.0), ("问", "坏", 0.0), ("问", "糟", 0.0)]]
+
+
+def test_share_gpt_turns_are_read():
+    rows = [{"conversations": [{"from": "human", "value": "问"}],
+             "chosen": {"from": "gpt", "value": "好"}, "rejected": {"value": "坏"}}]  # fmt: skip
+    assert told(group_rows(rows)) == [[("问", "好", 1.0), ("问", "坏", 0.0)]]
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], [{"text": "好"}], [["好"]]])
+def test_other_lists_are_refused_in_a_sentence(wrong):
+    with pytest.raises(ValueError, match="`chosen` holds neither texts nor chat messages"):
+        list(group_rows([{"prompt": "问", "chosen": wrong, "rejected": ["坏"]}]))
+
+
+def test_the_models_of_a_pair_keep_their_names(tmp_path):
+    row = {**PLAIN[0], "chosen_model": "m", "rejected_model": "n"}
+    path = write(tmp_path / "d.jsonl", [row])
+    config = ViewConfig(dataset=str(path), view="pairs", out=tmp_path / "pairs.jsonl")
+    write_view(config)
+    pair = json.loads(config.out.read_text(encoding="utf-8"))
+    assert (pair["chosen_model"], pair["rejected_model"]) == ("m", "n")
