@@ -11,18 +11,17 @@ import contextlib
 import functools
 import json
 import logging
+import multiprocessing
 import os
 import re
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple, TypeVar
 
 from curt.artifact import ArtifactError, Format, load_manifest
 from curt.config import FrozenModel
@@ -32,7 +31,8 @@ from curt.engines.protocol import Generation, Request
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).parents[2]
+T = TypeVar("T")
+
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 SENTENCE = "被告人张某在某市某超市窃取他人现金8000元，归案后如实供述，认罪认罚。"
 MAX_REQUESTS = 32  # a round, for a model that ends its turn at once
@@ -99,33 +99,45 @@ def spread(values: Sequence[float]) -> Spread:
 def _measure_at(
     folders: Sequence[Path], threads: int, rounds: int, prompt_tokens: int, decode_tokens: int
 ) -> list[Speed]:
-    seen: list[list[dict[str, Any]]] = [[] for _ in folders]
+    seen: list[list[Round]] = [[] for _ in folders]
+    spawn = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
         workers = [
-            stack.enter_context(_worker(folder, threads, prompt_tokens, decode_tokens))
-            for folder in folders
+            stack.enter_context(ProcessPoolExecutor(1, spawn, _set_threads, (threads,)))
+            for _ in folders
+        ]
+        ready = [
+            _ask(folder, worker, load, folder, threads, prompt_tokens, decode_tokens)
+            for folder, worker in zip(folders, workers, strict=True)
         ]
         for turn in range(rounds):
             for place in range(len(folders)):
                 index = (turn + place) % len(folders)  # each folder is first in turn
-                seen[index].append(workers[index].run_round())
+                seen[index].append(_ask(folders[index], workers[index], run_loaded))
             log.info("speed at %d threads: round %d of %d", threads, turn + 1, rounds)
-        ready = [worker.ready for worker in workers]
-    first = [_rate(one["engine"], "decode_s", "passes") for one in seen[0]]
+    first = [_decode_rate(one.engine) for one in seen[0]]
     return [_summarise(threads, start, own, first) for start, own in zip(ready, seen, strict=True)]
 
 
-def _summarise(
-    threads: int,
-    ready: dict[str, Any],
-    seen: Sequence[dict[str, Any]],
-    first: Sequence[float],
-) -> Speed:
-    length = ready["prompt_tokens"]
-    decode = [_rate(one["engine"], "decode_s", "passes") for one in seen]
-    bare_decode = [_rate(one["bare"], "decode_s", "passes") for one in seen]
-    prefill = [_rate(one["engine"], "prefill_s", length) for one in seen]
-    bare_prefill = [_rate(one["bare"], "prefill_s", length) for one in seen]
+def _ask(folder: Path, worker: ProcessPoolExecutor, work: Callable[..., T], *given: Any) -> T:
+    try:
+        return worker.submit(work, *given).result()
+    except Exception as error:  # of whatever kind, over there
+        raise ArtifactError(f"measuring {folder} failed: {error}") from error
+
+
+def _set_threads(threads: int) -> None:
+    """In a worker, before anything is imported that reads these."""
+    # passive: a worker that waits for its turn must not keep a core busy
+    os.environ |= {"OMP_WAIT_POLICY": "passive", **dict.fromkeys(THREAD_VARIABLES, str(threads))}
+
+
+def _summarise(threads: int, ready: Loaded, seen: Sequence[Round], first: Sequence[float]) -> Speed:
+    length = ready.prompt_tokens
+    decode = [_decode_rate(one.engine) for one in seen]
+    bare_decode = [_decode_rate(one.bare) for one in seen]
+    prefill = [_prefill_rate(one.engine, length) for one in seen]
+    bare_prefill = [_prefill_rate(one.bare, length) for one in seen]
 
     def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
         return spread([a / b for a, b in zip(ours, theirs, strict=True)])
@@ -133,8 +145,8 @@ def _summarise(
     return Speed(
         threads=threads,
         rounds=len(seen),
-        load_s=ready["load_s"],
-        peak_rss_mb=ready["peak_rss_mb"],
+        load_s=ready.load_s,
+        peak_rss_mb=ready.peak_rss_mb,
         prompt_tokens=length,
         prefill_tokens_per_s=spread(prefill),
         decode_tokens_per_s=spread(decode),
@@ -144,69 +156,13 @@ def _summarise(
     )
 
 
-def _rate(runs: Sequence[dict[str, float]], seconds: str, tokens: str | int) -> float:
-    """Tokens a second over a round's runs; `tokens` is a field or a length shared by all."""
-    total = sum(run[tokens] if isinstance(tokens, str) else tokens for run in runs)
-    return total / sum(run[seconds] for run in runs)
+def _decode_rate(runs: Sequence[RunTimes]) -> float:
+    """Tokens a second after the prefills of a round's runs."""
+    return sum(run.passes for run in runs) / sum(run.decode_s for run in runs)
 
 
-class _Worker:
-    """A process that runs `answer_rounds`."""
-
-    def __init__(self, folder: Path, process: subprocess.Popen[str], errors: IO[str]) -> None:
-        self._folder, self._process, self._errors = folder, process, errors
-        self.ready = self._read()
-
-    def run_round(self) -> dict[str, Any]:
-        """One round's times."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # a worker that died: _read says why
-            self._process.stdin.write("round\n")
-            self._process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._errors.seek(0)
-            said = self._errors.read().strip().splitlines() or ["without a word"]
-            raise ArtifactError(f"measuring {self._folder} failed: {said[-1]}")
-        reply: dict[str, Any] = json.loads(line)
-        return reply
-
-
-@contextlib.contextmanager
-def _worker(
-    folder: Path, threads: int, prompt_tokens: int, decode_tokens: int
-) -> Iterator[_Worker]:
-    order = {
-        "folder": str(folder.resolve()),
-        "threads": threads,
-        "prompt_tokens": prompt_tokens,
-        "decode_tokens": decode_tokens,
-    }
-    code = "import sys; from compress.compare.speed import answer_rounds as run; run(sys.argv[1])"
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, json.dumps(order)],
-            cwd=ROOT,
-            # passive: a worker that waits for its turn must not keep a core busy
-            env={
-                **os.environ,
-                "OMP_WAIT_POLICY": "passive",
-                **dict.fromkeys(THREAD_VARIABLES, str(threads)),
-            },
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-        try:
-            yield _Worker(folder, process, errors)
-        finally:
-            process.kill()  # it has nothing to save
-            process.communicate()
+def _prefill_rate(runs: Sequence[RunTimes], prompt_tokens: int) -> float:
+    return len(runs) * prompt_tokens / sum(run.prefill_s for run in runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,37 +290,48 @@ SUBJECTS: dict[Format, Callable[[Path, int], Subject]] = {
 }
 
 
-def answer_rounds(order: str) -> None:
-    """In a process of its own: load as ordered, say so, then answer every line with one round.
+class Loaded(NamedTuple):
+    """What loading a folder took, and the prompt that its rounds run."""
 
-    Replies are lines of JSON on stdout.
-    """
-    settings = json.loads(order)
-    # Libraries print to stdout too: keep it for replies, send theirs to stderr.
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    folder, decode_tokens = Path(settings["folder"]), settings["decode_tokens"]
+    load_s: float
+    peak_rss_mb: float
+    prompt_tokens: int
+
+
+class Round(NamedTuple):
+    """The runs of one round, by our engine and by the library's own loop."""
+
+    engine: list[RunTimes]
+    bare: list[RunTimes]
+
+
+_loaded: tuple[Subject, Request, int]  # of this process, which runs one folder
+
+
+def load(folder: Path, threads: int, prompt_tokens: int, decode_tokens: int) -> Loaded:
+    """In a process of its own: load a folder for `run_loaded`, and warm it up."""
+    global _loaded
     kind = load_manifest(folder).format
     if kind not in SUBJECTS:
         raise ArtifactError(f"{folder} holds {kind}, which no engine on this machine runs")
     _import_engine(kind)
     started = time.perf_counter()
-    subject = SUBJECTS[kind](folder, settings["threads"])
+    subject = SUBJECTS[kind](folder, threads)
     load_s = time.perf_counter() - started
     room = context_tokens(folder) - decode_tokens - MAX_ANSWER_TOKENS - 2
-    wanted = min(settings["prompt_tokens"], room)
+    wanted = min(prompt_tokens, room)
     subject.widen(wanted)
     request = make_request(subject, wanted, decode_tokens)
     subject.run_engine(request)  # warm up, and touch what an engine needs
-    ready = {
-        "load_s": load_s,
-        "peak_rss_mb": peak_rss_mb(),
-        "prompt_tokens": subject.count_prompt(request),
-    }
-    print(json.dumps(ready), file=replies, flush=True)
+    loaded = Loaded(load_s, peak_rss_mb(), subject.count_prompt(request))
     subject.run_bare(request, decode_tokens)
-    for _ in sys.stdin:
-        print(json.dumps(run_round(subject, request, decode_tokens)), file=replies, flush=True)
+    _loaded = subject, request, decode_tokens
+    return loaded
+
+
+def run_loaded() -> Round:
+    """One round of the folder that this process has loaded."""
+    return run_round(*_loaded)
 
 
 def make_request(subject: Subject, prompt_tokens: int, decode_tokens: int) -> Request:
@@ -396,7 +363,7 @@ def make_request(subject: Subject, prompt_tokens: int, decode_tokens: int) -> Re
     return request(low)
 
 
-def run_round(subject: Subject, request: Request, decode_tokens: int) -> dict[str, list[Any]]:
+def run_round(subject: Subject, request: Request, decode_tokens: int) -> Round:
     """Engine and raw loop in turn until enough is decoded and enough time has passed.
 
     A model may end its turn before `decode_tokens`: then the prompt is run again.
@@ -409,7 +376,7 @@ def run_round(subject: Subject, request: Request, decode_tokens: int) -> dict[st
     ):
         engine.append(subject.run_engine(request))
         bare.append(subject.run_bare(request, engine[-1].passes))
-    return {"engine": [asdict(r) for r in engine], "bare": [asdict(r) for r in bare]}
+    return Round(engine, bare)
 
 
 def context_tokens(folder: Path) -> int:

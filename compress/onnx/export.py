@@ -35,7 +35,7 @@ from compress.onnx.builder import (
 from compress.onnx.parity import measure_parity
 from compress.onnx.recipes import DEFAULT_RECIPE, RECIPES, Device, Recipe
 from compress.onnx.speculation import add_likeliest
-from compress.prompts import sample_prompts
+from compress.prompts import hash_examples, sample_prompts
 from curt.artifact import Manifest, load_manifest, write_artifact
 from curt.checkpoint import check_servable
 from curt.classifier.candidates import load_prompts
@@ -128,10 +128,8 @@ def export_ort(config: ExportOrtConfig) -> None:
     with contextlib.ExitStack() as stack:
         source, weights = config.model, None
         if recipe.calibrates:
-            from compress.onnx.gptq import hash_prompts
-
             samples = _calibration_prompts(config, asked, parent)
-            settings["calibration_sha256"] = hash_prompts(samples)
+            settings["calibration_sha256"] = hash_examples(samples)
             source = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             started = time.perf_counter()
             weights = recipe.calibrate(config.model, samples, source)

@@ -13,9 +13,8 @@ block of `block_size` values shares a scale and a zero point of four bits, and s
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,8 +109,6 @@ def quantise_model(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
     block_size: int,
-    *,
-    damping: float = 0.01,
 ) -> dict[str, QuantisedWeight]:
     """Quantise the matrices of every decoder layer of a causal language model, in place.
 
@@ -140,9 +137,7 @@ def quantise_model(
                 # all of a group read the same input: one Hessian serves them
                 hessian = _hessian(layer, linears[group[0]], states, contexts[index])
                 for name in group:
-                    weight = quantise_weight(
-                        linears[name].weight, hessian, block_size, damping=damping
-                    )
+                    weight = quantise_weight(linears[name].weight, hessian, block_size)
                     linears[name].weight.copy_(weight.dequantise())
                     quantised[f"model.layers.{index}.{name}"] = weight
             states = [
@@ -152,14 +147,6 @@ def quantise_model(
             log.info("calibrated layer %d of %d", index + 1, len(layers))
     model.train(was_training)
     return quantised
-
-
-def hash_prompts(prompts: Iterable[Sequence[int]]) -> str:
-    """Hex SHA-256 of calibration prompts: which tokens, in which order, cut where."""
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update((" ".join(map(str, prompt)) + "\n").encode())
-    return digest.hexdigest()
 
 
 def _count_blocks(width: int, block_size: int) -> int:

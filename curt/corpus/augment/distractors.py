@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import random
 import re
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 from curt.corpus.case import Case
 from curt.corpus.generate.facts import shared_lists
@@ -49,43 +51,12 @@ class Claim:
         return "{y}" in self.text
 
 
-_VICTIM_LOSES = frozenset(
-    ("盗窃", "诈骗", "抢夺", "抢劫", "敲诈勒索", "故意毁坏财物", "合同诈骗")
-)  # fmt: skip
-_WITH_OTHERS = _VICTIM_LOSES | {
-    "掩饰、隐瞒犯罪所得、犯罪所得收益", "信用卡诈骗", "职务侵占", "贪污", "非法吸收公众存款",
-    "开设赌场",
-}  # fmt: skip
-_DRUGS = frozenset(("走私、贩卖、运输、制造毒品", "非法持有毒品"))
-_YOUNG_OR_OLD = frozenset(("未成年", "老年"))
-_UNFINISHED = frozenset(("未遂",))
-
-GENERAL: tuple[Claim, ...] = (
-    Claim("案外人{o}称其于{y}年{m}月{a}日购得轿车一辆，价款{n}元，该车与本案无关"),
-    Claim("另有案外人{o}与他人的租赁合同纠纷，法院于{y}年{m}月{a}日判令给付{n}元，属另一民事案件"),
-    Claim("卷内另有案外人{o}的银行流水，其中一笔{n}元，经核实与本案无关，不予采纳"),
-    Claim("{o}涉嫌的另一案件所涉{n}元，已另案处理，不计入本案"),
-    Claim("卷内误附案外人{o}的购物发票一张，票面{n}元，与本案无关"),
-    Claim("案外人{o}曾就另一民事借款{n}元提起诉讼，该诉讼与本案无关"),
-    Claim("另有群众{o}报称{y}年{m}月{a}日遗失{n}元，经查与本案无关"),
-    Claim("案外人{o}名下房屋每月租金{n}元，与本案无关"),
+_TOLD = tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8"))
+GENERAL = tuple(Claim(text) for text in _TOLD["general"])
+PARTICULAR = tuple(
+    Claim(row["text"], frozenset(row["charges"]), frozenset(row.get("not_with", ())))
+    for row in _TOLD["particular"]
 )
-"""Neutral for any case."""
-
-PARTICULAR: tuple[Claim, ...] = (
-    Claim("被害人另称还有{n}元的损失，经核查无证据证实，不予认定", _VICTIM_LOSES, _UNFINISHED),
-    Claim("被害人最初报称损失{n}元，经鉴定未予确认，不予认定", _VICTIM_LOSES, _UNFINISHED),
-    Claim("{o}单独实施的另外{n}元部分另案处理，不计入本案", _WITH_OTHERS),
-    Claim("被告人与案外人{o}另有合法借款{n}元，属民事往来，不计入本案",
-          _WITH_OTHERS, _YOUNG_OR_OLD),
-    Claim("{o}另案涉及的毒品{w}克已在另案处理，不计入本案", _DRUGS),
-    Claim("侦查初期估计的{w}克系误称，未被鉴定意见采纳，不予认定", _DRUGS),
-    Claim("事发车辆系{o}于{y}年{m}月以{n}元购买，购车款与本案定罪量刑无关",
-          frozenset(("交通肇事", "危险驾驶"))),
-    Claim("{o}另案拘禁他人{w}小时已另案处理，不计入本案", frozenset(("非法拘禁",))),
-    Claim("{o}另案砍伐的{w}立方米已另案处理，不计入本案", frozenset(("盗伐林木",))),
-)  # fmt: skip
-"""For generated cases of some charges, whose traits are all known."""
 
 # Only a sentence that begins so stands by itself: it names its subject, or is a numbered item. One
 # without a subject (左眼部挫伤为轻微伤) or with 其, 随后, 次日 leans on the one before it.

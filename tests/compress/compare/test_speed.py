@@ -48,8 +48,8 @@ def test_a_round_repeats_a_short_turn_and_gives_the_bare_loop_the_same_work() ->
     subject = Terse()
     request = make_request(subject, 100, 16)
     found = run_round(subject, request, 16)
-    assert sum(run["passes"] for run in found["engine"]) >= 16
-    assert len(found["engine"]) == len(found["bare"]) == len(subject.bare_passes)
+    assert sum(run.passes for run in found.engine) >= 16
+    assert len(found.engine) == len(found.bare) == len(subject.bare_passes)
     assert set(subject.bare_passes) == {3}
 
 

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 from compress.onnx.builder import build_graph
 from compress.onnx.checkpoint import check_graph_weights, write_gptq_checkpoint
 from compress.onnx.export import ExportOrtConfig, export_ort
-from compress.onnx.gptq import QuantisedWeight, hash_prompts, quantise_model
+from compress.onnx.gptq import QuantisedWeight, quantise_model
 from compress.onnx.recipes import Int4
-from compress.prompts import sample_prompts
+from compress.prompts import hash_examples, sample_prompts
 from curt.artifact import load_manifest, write_artifact
 from curt.corpus.store import read_cases
 from curt.dialogue import Prompts
@@ -187,7 +187,7 @@ def test_the_manifest_says_what_was_calibrated_on(micro_model: Path, tmp_path: P
         config.seed,
         with_completion=True,
     )
-    assert manifest.config["calibration_sha256"] == hash_prompts(samples)
+    assert manifest.config["calibration_sha256"] == hash_examples(samples)
     assert manifest.config["precision"] == "int4"
     assert manifest.evaluation == row
     assert 4 < row["graph_bits_per_weight"] < 6.5  # the output layer has 8, each 32 a scale

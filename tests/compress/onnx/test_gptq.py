@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from compress.onnx.gptq import (
     MAX_CODE,
     QuantisedWeight,
-    hash_prompts,
     quantise_model,
     quantise_weight,
 )
@@ -162,9 +161,3 @@ def test_a_layer_with_other_matrices_is_refused(micro_model: Path) -> None:
     model.model.layers[1].mlp.extra = torch.nn.Linear(4, 4)
     with pytest.raises(ValueError, match=r"mlp.extra"):
         quantise_model(model, PROMPTS, 32)
-
-
-def test_a_hash_tells_prompts_apart() -> None:
-    samples: list[list[list[int]]] = [[[1, 2], [3]], [[1], [2, 3]], [[12], [3]], [[3], [1, 2]]]
-    assert len({hash_prompts(sample) for sample in samples}) == len(samples)
-    assert hash_prompts([[1, 2], [3]]) == hash_prompts([(1, 2), (3,)])

@@ -132,7 +132,7 @@ def test_a_sentence_that_leans_back_stays_behind_its_own():
 
 
 def test_synonyms_compile_and_bring_no_figure():
-    for pattern, others in SYNONYMS:
+    for pattern, others in SYNONYMS.items():
         assert re.compile(pattern).groups == 0  # numbered groups would shift those of the whole
         assert others
         assert not any(re.search(r"[0-9]", other) for other in others)
