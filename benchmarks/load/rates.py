@@ -1,6 +1,7 @@
-"""What clients get at fixed rates of arrivals, from quiet to busy.
+"""What clients get at fixed rates of arrivals, from quiet to far beyond the capacity.
 
     python -m benchmarks.load.rates --model artifacts/demo/ort-w8a8
+    python -m benchmarks.load.rates --rates '[800]'     # five times what `make capacity` found
 
 Poisson arrivals of facts of one length, no two the same, at each rate for so long, against a
 server started for it. A miss is whatever is no full verdict of the model
@@ -65,7 +66,7 @@ async def measure(config: RatesConfig, url: str) -> tuple[dict[str, Any], list[d
     for rate in config.rates:
         await asyncio.sleep(config.settle_seconds)
         exchanges = await load([url], facts, rate, config.seconds, config.deadline_ms, config.seed)
-        row = summarise(exchanges, config.deadline_ms)
+        row = summarise(exchanges, config.deadline_ms, config.seconds)
         summaries.append({"rate_per_s": rate, "seconds": config.seconds, **row})
         rows += [
             {"rate_per_s": rate, "latency_ms": round(each.latency_ms, 2)}
@@ -81,21 +82,26 @@ async def measure(config: RatesConfig, url: str) -> tuple[dict[str, Any], list[d
     }, rows
 
 
-def summarise(exchanges: Sequence[Exchange], deadline_ms: float) -> dict[str, Any]:
-    """Latencies of whatever came, misses by kind, and thinking tokens of one rate.
+def summarise(exchanges: Sequence[Exchange], deadline_ms: float, seconds: float) -> dict[str, Any]:
+    """Latencies of whatever came, misses by kind, and thinking tokens of so many seconds.
 
     Latencies hold every request that had a reply, refusals too; a request has one kind of miss.
     """
     kinds = Counter(why_missed(exchange, deadline_ms) for exchange in exchanges)
     good = kinds.pop("", 0)
     arrived, missed = len(exchanges), sum(kinds.values())
+    answers = [each for each in exchanges if each.got.status == 200]
     return {
         "arrived": arrived,
         "good": good,
+        "goodput_per_s": good / seconds,
         "misses": {"all": missed, **kinds},
         "miss_share": missed / arrived if arrived else None,
         "miss_share_interval": wilson(missed / arrived, arrived) if arrived else None,
         "latency_ms": quantiles([e.latency_ms for e in exchanges if e.got.status]),
+        "answer_ms": quantiles([each.latency_ms for each in answers]),
+        "later_than_deadline_ms": quantiles([each.service_ms - deadline_ms for each in answers]),
+        "refusal_ms": quantiles([e.service_ms for e in exchanges if e.got.status == 503]),
         **thinking_of(exchanges),
         "client_lag_ms": quantiles([e.lag_ms for e in exchanges]),
     }

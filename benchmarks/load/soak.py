@@ -2,10 +2,12 @@
 
     python -m benchmarks.load.soak --minutes 10
 
-Starts a server, measures its capacity as `benchmarks.load.overload` does, loads it at a share of
-that with Poisson arrivals of unique cases, and writes down for every minute the 99th percentile of
-the latency (from the scheduled instant), the share of misses (whatever is no full verdict within
-the deadline), and from every second the memory of the front and of each of its processes.
+Starts a server and measures its capacity: Poisson arrivals at rising rates, until fewer than nine
+in ten get a good answer (a full verdict of the model within the deadline) at a rate twice; the most
+good answers a second at any rate are the capacity. Loads it at a share of that with unique cases,
+and writes down for every minute the 99th percentile of the latency (from the scheduled instant),
+the share of misses (whatever is no good answer), and from every second the memory of the front and
+of each of its processes.
 
 Flat is judged by the slope of a straight line, Theil and Sen's: the median over all pairs of
 points, which single spikes do not move, with Sen's interval (95%). A series is flat when the
@@ -30,14 +32,17 @@ import psutil
 from pydantic import Field
 
 from benchmarks.client import load, quantiles
-from benchmarks.load.overload import RampConfig, find_capacity, summarise
+from benchmarks.load.rates import summarise
 from benchmarks.load.trend import Trend, fit_trend
-from benchmarks.run import EXPECTED, describe_machine, write_results
+from benchmarks.run import EXPECTED, ServedConfig, describe_machine, write_results
 from curt.config import run
+from loadtest._arrivals import load_facts
+from loadtest.capacity._rates import SearchPlan, find_highest
 
 log = logging.getLogger(__name__)
 
 MEBIBYTE = 1 << 20
+KEPT_UP = 0.9  # of the arrivals answered well; below it the rate is beyond the capacity
 # Growth over the run that counts.
 GROWTH_MIB = 16.0  # of one process's memory
 GROWTH_P99 = 0.25  # of its median
@@ -47,9 +52,21 @@ Series = dict[str, list[tuple[float, float]]]
 """(share of the run, value) points by name."""
 
 
-class SoakConfig(RampConfig):
+class SoakConfig(ServedConfig):
     """How long and how hard."""
 
+    capacity: float | None = None
+    """Good answers a second the server can give; measured first when left out."""
+    ramp_start: float = 8.0
+    """First rate of the measurement of the capacity."""
+    ramp_factor: float = 1.5
+    """Each rate to the one before."""
+    ramp_seconds: float = 6.0
+    """How long each rate lasts."""
+    settle_seconds: float = 3.0
+    """Between two rates, so that one's queue is not the other's."""
+    chars: int = 300
+    """Length facts are cut to."""
     minutes: float = Field(10.0, gt=0)
     """Length of the soak."""
     parts: int = Field(10, ge=3)
@@ -94,7 +111,7 @@ async def soak(
     config: SoakConfig, url: str, pid: int, workers: Sequence[int]
 ) -> tuple[dict[str, Any], Series]:
     """Load the server at `url`, whose front is the process `pid`, and judge what is seen."""
-    facts = config.load_facts()
+    facts = [fact[: config.chars] for fact in load_facts(config.cases)]
     capacity, ramp = await find_capacity(config, url, facts)
     rate, seconds = capacity * config.share, config.minutes * 60
     log.info("capacity %.1f/s; %.1f/s for %.1f minutes", capacity, rate, config.minutes)
@@ -106,8 +123,8 @@ async def soak(
     for part in range(config.parts):
         own = await load([url], facts, rate, part_s, config.deadline_ms, config.seed + part)
         latencies_ms += [each.latency_ms for each in own]
-        parts.append(summarise(own, rate, part_s, config.deadline_ms))
-        log.info("part %d of %d: %d misses", part + 1, config.parts, parts[-1]["misses"])
+        parts.append(summarise(own, config.deadline_ms, part_s))
+        log.info("part %d of %d: %d misses", part + 1, config.parts, parts[-1]["misses"]["all"])
     took_s = time.monotonic() - started_s
     watching.cancel()
     memory, lost = await watching
@@ -120,13 +137,49 @@ async def soak(
         "capacity_per_s": capacity,
         "rate_per_s": rate,
         "requests": len(latencies_ms),
-        "misses": sum(part["misses"] for part in parts),
+        "misses": sum(part["misses"]["all"] for part in parts),
         "latency_ms": quantiles(latencies_ms),
         "processes_lost": lost,
         "trends": trends,
         "flat": not lost and all(row["verdict"] == "flat" for row in trends.values()),
         "parts": parts,
     }, series
+
+
+async def find_capacity(
+    config: SoakConfig, url: str, facts: Sequence[str]
+) -> tuple[float, list[dict[str, Any]]]:
+    """The most good answers a second, and the summary of every rate that was tried.
+
+    Raises ValueError when the server falls behind at the first rate: then nothing was measured.
+    """
+    if config.capacity is not None:
+        return config.capacity, []
+    rows: list[dict[str, Any]] = []
+
+    async def keeps_up(rate: float) -> bool:
+        seconds = config.ramp_seconds
+        exchanges = await load([url], facts, rate, seconds, config.deadline_ms, config.seed)
+        row = summarise(exchanges, config.deadline_ms, seconds)
+        rows.append({"rate_per_s": rate, **row})
+        log.info("%.1f/s: %.1f good answers a second", rate, row["goodput_per_s"])
+        await asyncio.sleep(config.settle_seconds)
+        return 1 - float(row["miss_share"] or 0) >= KEPT_UP
+
+    plan = SearchPlan(
+        start_per_s=config.ramp_start,
+        min_per_s=config.ramp_start,
+        factor=config.ramp_factor,
+        precision=config.ramp_factor,  # the ramp alone, without a bisection after it
+        attempts=2,
+    )
+    if not await find_highest(keeps_up, plan):
+        raise ValueError(
+            f"{rows[-1]['goodput_per_s']:.1f} good answers a second at {config.ramp_start:.1f}/s: "
+            "the server falls behind at the first rate; is it ready, is the machine busy with "
+            "other work? Else give a lower --ramp_start"
+        )
+    return max(row["goodput_per_s"] for row in rows), rows
 
 
 async def watch_memory(

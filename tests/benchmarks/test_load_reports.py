@@ -57,10 +57,13 @@ def test_each_kind_of_miss(reason: str) -> None:
 
 
 def test_a_rate_counts_every_arrival_once() -> None:
-    row = rates.summarise(list(MISSES.values()), 400)
+    row = rates.summarise(list(MISSES.values()), 400, 2.0)
     misses = dict(row["misses"])
     assert (row["arrived"], row["good"], misses.pop("all")) == (6, 1, 5)
     assert sum(misses.values()) == 5
+    assert row["goodput_per_s"] == 0.5
+    assert row["refusal_ms"]["max"] == pytest.approx(30)
+    assert row["later_than_deadline_ms"]["max"] == pytest.approx(-0.5)
     assert row["latency_ms"]["max"] == pytest.approx(400.5)
     assert row["thinking_allowed"]["p50"] == 128
 

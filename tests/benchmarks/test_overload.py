@@ -1,4 +1,4 @@
-"""The overload measurement against a server whose behaviour is known."""
+"""The capacity and an overload of a server whose behaviour is known."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.client import Exchange, quantiles
-from benchmarks.load.overload import OverloadConfig, measure, summarise
-from loadtest._http import Got
+from benchmarks.client import quantiles
+from benchmarks.load.rates import RatesConfig, measure
+from benchmarks.load.soak import SoakConfig, find_capacity
 from tests.micro import FACTS
 
 
@@ -59,52 +59,28 @@ def test_capacity_and_goodput_of_a_server_that_refuses_the_rest(tmp_path: Path) 
     cases = tmp_path / "cases.jsonl"
     cases.write_text("\n".join(json.dumps({"fact": fact}) for fact in FACTS))
 
-    config = OverloadConfig(
-        cases=cases, seconds=1.5, ramp_start=15, ramp_factor=3, ramp_seconds=1, settle_seconds=0
-    )
+    ramp = SoakConfig(cases=cases, ramp_start=15, ramp_factor=3, ramp_seconds=1, settle_seconds=0)
 
     async def scenario() -> Any:
         async with server_of(50) as url:
-            return await measure(config, url)
+            capacity, _ = await find_capacity(ramp, url, FACTS)
+            rates = [5 * capacity]
+            config = RatesConfig(cases=cases, rates=rates, seconds=1.5, settle_seconds=0)
+            return capacity, await measure(config, url)
 
-    results = asyncio.run(scenario())
-    row = results["overload"]
-    assert 20 <= results["capacity_per_s"] <= 64
-    assert set(row["statuses"]) == {"200", "503"}
-    assert row["arrived"] == pytest.approx(5 * results["capacity_per_s"] * 1.5, rel=0.4)
-    assert row["misses"] >= row["statuses"]["503"]  # late on a busy machine counts too
-    assert row["mean_thinking_tokens"] == 7
-    assert results["goodput_of_capacity"] > 0.5
-    assert results["passed"]["nothing_lost"]
+    capacity, (results, _) = asyncio.run(scenario())
+    (row,) = results["rates"]
+    assert 20 <= capacity <= 64
+    assert row["arrived"] == pytest.approx(5 * capacity * 1.5, rel=0.4)
+    assert row["misses"]["refused"] > 0
+    assert row["misses"].keys() <= {"all", "refused", "late"}  # late on a busy machine, none lost
+    assert row["goodput_per_s"] > 0.5 * capacity
 
 
-def test_a_server_that_is_not_there_is_said_so(tmp_path: Path) -> None:
-    cases = tmp_path / "cases.jsonl"
-    cases.write_text(json.dumps({"fact": FACTS[0]}))
-    config = OverloadConfig(cases=cases, ramp_start=20, ramp_seconds=0.2, settle_seconds=0)
+def test_a_server_that_is_not_there_is_said_so() -> None:
+    config = SoakConfig(ramp_start=20, ramp_seconds=0.2, settle_seconds=0)
     with pytest.raises(ValueError, match="is it ready"):
-        asyncio.run(measure(config, "http://127.0.0.1:9"))
-
-
-def exchange(status: int, service_ms: float, degraded: bool = False) -> Exchange:
-    body = json.dumps({"degraded": degraded, "thinking": {"tokens": 7}}).encode()
-    return Exchange(0, 10.0, 10.0001, 10.0001 + service_ms / 1e3, Got(status, body))
-
-
-def test_what_counts_as_a_miss_and_as_late() -> None:
-    exchanges = [
-        exchange(200, 299.9),
-        exchange(200, 299.9, degraded=True),
-        exchange(200, 404.9),
-        exchange(200, 411.9),
-        exchange(503, 59.9),
-        exchange(0, 5399.9),
-    ]
-    row = summarise(exchanges, 10.0, 2.0, 400)
-    assert (row["goodput_per_s"], row["misses"], row["degraded"]) == (0.5, 5, 1)
-    assert (row["later_than_deadline"], row["later_than_allowed"]) == (2, 1)
-    assert row["refusals_of_50_ms_or_more"] == 1
-    assert row["statuses"] == {"200": 4, "503": 1, "0": 1}
+        asyncio.run(find_capacity(config, "http://127.0.0.1:9", FACTS))
 
 
 def test_quantiles_are_values_that_occurred() -> None:
