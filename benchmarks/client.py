@@ -20,12 +20,9 @@ from typing import Any
 
 from curt.dialogue import ParseFailure
 from curt.law.verdict import Term, Verdict
-from loadtest._arrivals import arrival_times_s, number_fact
+from loadtest._arrivals import arrival_times_s, number_fact, run_open_loop
 from loadtest._http import PATIENCE_S, Got, HttpClient
 from loadtest._slo import nearest_rank
-
-LEAD_S = 0.1  # before the first arrival
-LOOK_S = 0.05  # between two looks at whether a run is lost
 
 MODELS_OWN = (None, "unreadable_answer", "answer_too_long")  # reasons that are no lack of time
 
@@ -87,36 +84,22 @@ async def send_on_time(
     client: HttpClient | Balancer,
     offsets_s: Iterable[float],
     make_body: Callable[[int], bytes],
-    is_lost: Callable[[Sequence[Exchange]], bool] | None = None,
+    is_lost: Callable[[Sequence[Exchange]], bool] = lambda _: False,
 ) -> list[Exchange]:
     """Send a request at each offset from now, in order, and wait for every reply.
 
     `make_body` gives the body of the n-th arrival. The exchanges come in the order of arrival. The
-    run stops early, giving up what is under way, once `is_lost` says that no reply matters.
+    run stops early once `is_lost` says that no further one matters.
     """
     exchanges: list[Exchange] = []
-    tasks: set[asyncio.Task[None]] = set()
 
-    async def one(index: int, due_s: float, body: bytes) -> None:
+    async def one(index: int, due_s: float) -> None:
+        body = make_body(index)
         sent_s = time.monotonic()
         got = await client.exchange(body)
         exchanges.append(Exchange(index, due_s, sent_s, time.monotonic(), got))
 
-    start_s = time.monotonic() + LEAD_S
-    for index, offset_s in enumerate(offsets_s):
-        due_s, body = start_s + offset_s, make_body(index)
-        if (wait_s := due_s - time.monotonic()) > 0:
-            await asyncio.sleep(wait_s)
-        if is_lost and is_lost(exchanges):
-            break
-        task = asyncio.create_task(one(index, due_s, body))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-    while tasks and not (is_lost and is_lost(exchanges)):
-        await asyncio.wait(set(tasks), timeout=LOOK_S if is_lost else None)
-    for task in list(tasks):
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await run_open_loop(offsets_s, one, lambda: is_lost(exchanges))
     client.close()
     await asyncio.sleep(0)  # transports end in the loop's next turn
     return sorted(exchanges, key=lambda exchange: exchange.index)

@@ -1,11 +1,17 @@
-"""Poisson arrival times and the facts that are sent."""
+"""Poisson arrival times, the facts that are sent, and an open loop under asyncio."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+LEAD_S = 0.1  # before the first arrival
+LOOK_S = 0.1  # between two looks at whether a run is lost
 
 
 def arrival_times_s(rate_per_s: float, seed: int) -> Iterator[float]:
@@ -23,6 +29,31 @@ def _exponential_gaps(rate_per_s: float, source: random.Random) -> Iterator[floa
     while True:
         at_s += source.expovariate(rate_per_s)
         yield at_s
+
+
+async def run_open_loop(
+    offsets_s: Iterable[float],
+    work: Callable[[int, float], Coroutine[Any, Any, None]],
+    is_lost: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Begin `work(index, due_s)` at each offset from now, whatever is under way; wait for all.
+
+    `due_s` is a `time.monotonic()` instant. Once `is_lost` no more begin, which is what it returns.
+    Raises the first error of any work, and ends the others then.
+    """
+    start_s = time.monotonic() + LEAD_S
+    try:
+        async with asyncio.TaskGroup() as under_way:
+            for index, offset_s in enumerate(offsets_s):
+                due_s = start_s + offset_s
+                while not is_lost() and (wait_s := due_s - time.monotonic()) > 0:
+                    await asyncio.sleep(min(wait_s, LOOK_S))
+                if is_lost():
+                    return True
+                under_way.create_task(work(index, due_s))
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return False
 
 
 def load_facts(path: Path) -> list[str]:

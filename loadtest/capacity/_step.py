@@ -7,18 +7,18 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import fmean
 from typing import Any
 
-from loadtest._arrivals import arrival_times_s
+from loadtest._arrivals import arrival_times_s, run_open_loop
 from loadtest._reply import Slo
 from loadtest._slo import find_breaches, nearest_rank, state_confidence
 from loadtest.capacity._rates import SearchPlan
 
 OVER = "over the SLO"
-LOOK_S = 0.1  # between two looks at whether a step is hopeless
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,108 +173,47 @@ async def run_step(
     No more arrive once more requests have missed, or are still unanswered past the SLO, than
     a kept promise allows; what was sent by then is waited for and counts.
     """
-    running = _Running(ask, plan, plan.requests_at(rate_per_s), first_index)
+    wanted = plan.requests_at(rate_per_s)
+    allowed = plan.misses_allowed(wanted)
     seed = random.Random(f"{plan.seed} {number}").getrandbits(48)
-    try:
-        stopped = await running.arrive(arrival_times_s(rate_per_s, seed))
-    finally:
-        await running.cancel()
-    rows = tuple(sorted(running.rows, key=lambda row: row.at_s))
-    return RateStep(number, rate_per_s, plan.slo, rows, stopped, running.means(), running.asked)
+    rows: list[ResultRow] = []
+    figures: list[Mapping[str, float]] = []
+    waiting: dict[int, float] = {}  # when those were due that count and have no outcome yet
+    started_s = time.monotonic()
+    asked = missed = 0
 
-
-class _Running:
-    """A step under way."""
-
-    def __init__(self, ask: Ask, plan: StepPlan, wanted: int, first_index: int) -> None:
-        self._ask, self._plan, self._first = ask, plan, first_index
-        self._total = plan.warmup_requests + wanted
-        self._allowed = plan.misses_allowed(wanted)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._due_s: dict[int, float] = {}  # counted and without an outcome, oldest first
-        self._failed: BaseException | None = None
-        self._figures: list[Mapping[str, float]] = []
-        self._start_s = 0.0
-        self._misses = 0
-        self.asked = 0
-        self.rows: list[ResultRow] = []
-
-    async def arrive(self, schedule_s: Iterator[float]) -> bool:
-        """Make all arrivals and wait for the replies; True when it was hopeless before."""
-        self._start_s = time.monotonic() + 0.05
-        hopeless = False
-        for number, offset_s in zip(range(self._total), schedule_s, strict=False):
-            due_s = self._start_s + offset_s
-            while not (hopeless := self._hopeless()) and (wait_s := due_s - time.monotonic()) > 0:
-                await asyncio.sleep(min(wait_s, LOOK_S))
-            if hopeless:
-                break
-            self._send(number, due_s)
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        self._raise_failure()
-        return hopeless
-
-    async def cancel(self) -> None:
-        """End what is still under way."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def means(self) -> dict[str, float]:
-        """Mean of every figure that good answers came with."""
-        names = {name for figures in self._figures for name in figures}
-        return {
-            name: fmean(figures[name] for figures in self._figures if name in figures)
-            for name in sorted(names)
-        }
-
-    def _send(self, number: int, due_s: float) -> None:
-        counts = number >= self._plan.warmup_requests
-        if counts:
-            self._due_s[number] = due_s
-        task = asyncio.create_task(self._one(number, due_s, counts))
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        self.asked += 1
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._failed = task.exception()
-
-    async def _one(self, number: int, due_s: float, counts: bool) -> None:
+    async def one(index: int, due_s: float) -> None:
+        nonlocal asked, missed
+        asked += 1
+        if counts := index >= plan.warmup_requests:
+            waiting[index] = due_s
         sent_s = time.monotonic()
         try:
-            async with asyncio.timeout(self._plan.patience_s):
-                answer = await self._ask(self._first + number)
+            async with asyncio.timeout(plan.patience_s):
+                answer = await ask(first_index + index)
         except TimeoutError:
             answer = AskResult("timeout")
         except OSError as error:
             answer = AskResult(f"connection: {type(error).__name__}")
         latency_ms = (time.monotonic() - due_s) * 1e3
-        if not counts or self._due_s.pop(number, None) is None:
+        if not counts:
             return
-        miss = answer.miss or (OVER if latency_ms > self._plan.slo_ms else None)
+        del waiting[index]
+        miss = answer.miss or (OVER if latency_ms > plan.slo_ms else None)
         if miss is None:
-            self._figures.append(answer.figures)
-        self._misses += miss is not None
-        at_s, lag_ms = due_s - self._start_s, (sent_s - due_s) * 1e3
-        self.rows.append(ResultRow(at_s, latency_ms, lag_ms, miss, answered=answer.miss is None))
+            figures.append(answer.figures)
+        missed += miss is not None
+        at_s, lag_ms = due_s - started_s, (sent_s - due_s) * 1e3
+        rows.append(ResultRow(at_s, latency_ms, lag_ms, miss, answered=answer.miss is None))
 
-    def _hopeless(self) -> bool:
-        self._raise_failure()
-        if not self._plan.stop_early:
-            return False
-        late_s = time.monotonic() - self._plan.slo_ms / 1e3
-        missed = self._misses
-        for due_s in self._due_s.values():
-            if due_s > late_s or missed > self._allowed:
-                break
-            missed += 1
-        return missed > self._allowed
+    def is_hopeless() -> bool:
+        late_s = time.monotonic() - plan.slo_ms / 1e3
+        late = sum(due_s <= late_s for due_s in waiting.values())
+        return plan.stop_early and missed + late > allowed
 
-    def _raise_failure(self) -> None:
-        if self._failed is not None:
-            raise self._failed
+    schedule_s = islice(arrival_times_s(rate_per_s, seed), plan.warmup_requests + wanted)
+    stopped = await run_open_loop(schedule_s, one, is_hopeless)
+    rows.sort(key=lambda row: row.at_s)
+    names = sorted({name for each in figures for name in each})
+    means = {name: fmean(each[name] for each in figures if name in each) for name in names}
+    return RateStep(number, rate_per_s, plan.slo, tuple(rows), stopped, means, asked)
