@@ -92,7 +92,7 @@ endif
 $(RUN)/fallback/manifest.json: $(RUN)/corpus/corpus.json | $(if $(CORPUS),$(FIRST)/manifest.json)
 	$(TIMED) fallback -- $(PY) -m compress.classifier.train --cases $(RUN)/corpus/train.jsonl \
 	    --dev $(RUN)/corpus/dev.jsonl --out $(RUN)/fallback \
-	    $(if $(CORPUS),--folds 4 $(CANDIDATES) --details artifacts/demo/corpus/train.jsonl)
+	    $(if $(CORPUS),--folds 4 $(CANDIDATES) --generated artifacts/demo/corpus/train.jsonl)
 
 # Order-only: what is added to the classifier's folder later is not for the reader.
 $(RUN)/warm-start/manifest.json: $(LESSONS)/corpus.json | $(RUN)/fallback/manifest.json

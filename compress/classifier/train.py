@@ -104,8 +104,9 @@ class ClassifierConfig(Config):
     """Where the folder goes; an older one there is replaced when all is well."""
     test: Path | None = None
     """Case file to measure on; the figures go into the manifest as test_*."""
-    details: Path | None = None
-    """Case file that tells harm and circumstances, for cases that don't (real judgments)."""
+    generated: Path | None = None
+    """Case file to train on beside real judgments: it tells harm and circumstances, which they
+    don't, and has more of their rare charges. None of its cases gets candidates."""
     features: int = Field(default=32_768, ge=1)
     """How many features to know, those of the most cases first."""
     charge_c: float = Field(default=1.0, gt=0)
@@ -134,10 +135,12 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
     Raises ValueError when a case file is missing, empty or damaged, when there are too few dev
     cases, or when the ONNX model's scores are not scikit-learn's.
     """
-    train, dev = list(read_cases(config.cases)), list(read_cases(config.dev))
+    asked, dev = list(read_cases(config.cases)), list(read_cases(config.dev))
     test = list(read_cases(config.test)) if config.test else []
-    if not train:
+    if not asked:
         raise ValueError(f"{config.cases} holds no cases: give at least one to train on")
+    beside = list(read_cases(config.generated)) if config.generated else []
+    train = [*asked, *beside]
     if len(dev) < MIN_DEV_CASES:
         raise ValueError(
             f"{config.dev} holds {len(dev)} cases: give at least {MIN_DEV_CASES} to calibrate on"
@@ -153,7 +156,7 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
     truths, width = [case.verdict for case in dev], config.term_bin_width
     fit = fit_uncertainty(labels, width, dev_scores, truths)
     known = fit_familiarity([case.fact for case in train], [case.fact for case in dev])
-    details = fit_details(list(read_cases(config.details)) if config.details else train)
+    details = fit_details(beside or train)
     classifier = Classifier(
         labels, vocabulary, model, uncertainty=fit, familiarity=known, details=details
     )
@@ -178,11 +181,11 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
         **({"test_unfamiliar": share_unfamiliar(known, [c.fact for c in test])} if test else {}),
     }
     if config.candidates:
-        told = details if config.details else None  # apart from the training cases already
-        lines = cross_fit(config, train, features, dev_features, truths, told)
+        told = details if beside else None  # apart from the cases that are asked about already
+        lines = cross_fit(config, train, len(asked), features, dev_features, truths, told)
         write_rows(
             config.candidates,
-            [{"id": case.id, "text": line} for case, line in zip(train, lines, strict=True)],
+            [{"id": case.id, "text": line} for case, line in zip(asked, lines, strict=True)],
         )
     content = {MODEL: model, **pack(labels, vocabulary)}
     content[CONFIDENCE] = fit.model_dump_json(indent=1).encode()
@@ -194,23 +197,25 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
 def cross_fit(
     config: ClassifierConfig,
     train: Sequence[Case],
+    asked: int,
     features: csr_matrix,
     dev_features: csr_matrix,
     dev_truths: Sequence[Verdict],
     details: DetailReader | None = None,
 ) -> list[str]:
-    """The line of candidates of each training case, by a classifier that never saw the case.
+    """The lines of the first so many training cases, by classifiers that never saw the case.
 
-    What was made of a case (its id goes on after a +) lies in the part of the case. The weights of
-    the features are those of all cases: they say nothing about verdicts. `details` reads what the
-    term turns on, where it learned from other cases; each part has its own reader without.
+    The cases after them train each classifier. What was made of a case (its id goes on after a +)
+    lies in the part of the case. The weights of the features are those of all cases: they say
+    nothing about verdicts. `details` reads what the term turns on, where it learned from other
+    cases; each part has its own reader without.
     """
     assert config.folds
-    origins = [case.id.partition("+")[0] for case in train]
+    origins = [case.id.partition("+")[0] for case in train[:asked]]
     drawn = random.Random(config.seed)
     fold_of = {origin: drawn.randrange(config.folds) for origin in sorted(set(origins))}
-    folds = np.array([fold_of[origin] for origin in origins])
-    lines = [""] * len(train)
+    folds = np.array([fold_of[origin] for origin in origins] + [-1] * (len(train) - asked))
+    lines = [""] * asked
     for fold in range(config.folds):
         others, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         if not len(others):

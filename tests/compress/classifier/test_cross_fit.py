@@ -60,15 +60,20 @@ def test_it_is_the_same_every_time(made: ClassifierConfig, tmp_path: Path) -> No
     assert read_candidates(tmp_path / "again.jsonl") == read_candidates(made.candidates)
 
 
-def test_details_may_come_from_other_cases(made: ClassifierConfig, tmp_path: Path) -> None:
-    silent = [replace(c, harm="", traits=()) for c in read_cases(made.cases)]
-    bare = write_splits(tmp_path, silent)
+def test_generated_cases_teach_what_real_ones_do_not_tell(
+    made: ClassifierConfig, tmp_path: Path
+) -> None:
+    silent = [replace(case, harm="", traits=()) for case in read_cases(made.cases)]
+    bare = write_splits(tmp_path, [case for case in silent if case.verdict != ODD])
     update = {"folds": 3, "candidates": tmp_path / "lines.jsonl"}
     train_classifier(bare.model_copy(update=update))
+    assert "盗伐林木" not in load_reader(bare.out)(MEMORABLE)
     assert not any("后果" in line for line in read_candidates(tmp_path / "lines.jsonl").values())
-    train_classifier(bare.model_copy(update=update | {"details": made.cases}))
-    told = ["后果" in line for line in read_candidates(tmp_path / "lines.jsonl").values()]
-    assert sum(told) / len(told) > 0.9
+    train_classifier(bare.model_copy(update=update | {"generated": made.cases}))
+    assert "盗伐林木" in load_reader(bare.out)(MEMORABLE)
+    lines = read_candidates(tmp_path / "lines.jsonl")
+    assert list(lines) == [case.id for case in read_cases(bare.cases)]
+    assert sum("后果" in line for line in lines.values()) / len(lines) > 0.9
 
 
 def test_folds_and_their_file_are_given_together_or_refused(tmp_path: Path) -> None:
