@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,7 @@ from curt.classifier.familiarity import Familiarity, ReadFact, read_fact
 from curt.config import FrozenModel
 from curt.corpus.build.fingerprint import Hashes
 from curt.law.numerals import article_order
-from curt.law.statutes import charge_articles, term_in_range
+from curt.law.statutes import charge_articles, law_day, term_in_range
 from curt.law.verdict import Term, Verdict
 from curt.scores.metrics import cail_term_score
 
@@ -223,9 +224,12 @@ class Vocabulary:
 
 
 class Decider:
-    """Reads a verdict off the scores, with the law's bounds on what a charge may bring."""
+    """Reads a verdict off the scores, with the law's bounds on what a charge may bring.
 
-    def __init__(self, labels: Labels) -> None:
+    `on` is the day whose law that is, by default today.
+    """
+
+    def __init__(self, labels: Labels, on: date | None = None) -> None:
         self.labels = labels
         self._article_columns = {a: i for i, a in enumerate(labels.articles, len(labels.charges))}
         self.width = labels.term_columns.stop
@@ -233,7 +237,7 @@ class Decider:
         if self._payoff.shape != (len(labels.terms),) * 2:
             raise ValueError(f"a payoff of shape {self._payoff.shape} for {len(labels.terms)} bins")
         self._lawful = np.array(
-            [[term_in_range(charge, term) for term in labels.terms] for charge in labels.charges]
+            [[term_in_range(c, term, on) for term in labels.terms] for c in labels.charges]
         )
 
     def decide(self, scores: Floats) -> Decision:
@@ -316,7 +320,7 @@ class Classifier:
         details: DetailReader | None = None,
     ) -> None:
         self.labels, self.vocabulary, self.manifest = labels, vocabulary, manifest
-        self.decider = Decider(labels)
+        self.decider = Decider(labels, law_day(manifest.statute_version) if manifest else None)
         self.agreement, self.familiarity, self.details = agreement, familiarity, details
         self.assessor = None
         if uncertainty is not None:

@@ -1,9 +1,14 @@
-"""Whether a verdict is possible in law, regardless of the facts and without a reference."""
+"""Whether a verdict is possible in law, regardless of the facts and without a reference.
+
+A verdict is judged by the law of its day: `on` is the day of the offence or, where that is unknown,
+of the judgment. Without it the law is today's, and charges that are gone still count.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import date
 from statistics import fmean
 
 from curt.law.numerals import LAST_ARTICLE, NUMBER, article_number, parse_article
@@ -16,10 +21,10 @@ _LAW = re.compile(r"《([^》]{1,40})》")
 _CRIMINAL_LAW = re.compile(r"(?:中华人民共和国)?刑法")
 
 
-def share_carried(verdict: Verdict) -> float:
+def share_carried(verdict: Verdict, on: date | None = None) -> float:
     """Share of charges that exist and are carried by a cited article."""
     return fmean(
-        is_charge(charge) and any(article_carries(a, charge) for a in verdict.articles)
+        is_charge(charge, on) and any(article_carries(a, charge) for a in verdict.articles)
         for charge in verdict.charges
     )
 
@@ -29,22 +34,22 @@ def share_defining(verdict: Verdict) -> float:
     return fmean(bool(article_charges(a)) for a in verdict.articles) if verdict.articles else 0.0
 
 
-def is_in_tier(verdict: Verdict) -> bool:
+def is_in_tier(verdict: Verdict, on: date | None = None) -> bool:
     """Whether the term lies in a statutory tier of a charge.
 
     Where several offences are sentenced together (article 69) the sum belongs to no tier and
     passes. A court may go below a tier where the law mitigates (article 63).
     """
-    known = [charge for charge in verdict.charges if is_charge(charge)]
-    return len(known) > 1 or any(term_in_range(charge, verdict.term) for charge in known)
+    known = [charge for charge in verdict.charges if is_charge(charge, on)]
+    return len(known) > 1 or any(term_in_range(charge, verdict.term, on) for charge in known)
 
 
-def has_basis(verdict: Verdict) -> bool:
+def has_basis(verdict: Verdict, on: date | None = None) -> bool:
     """Whether its articles exist and carry its charges, all of them, and no other charge.
 
     An article that carries no charge (one of the general part, a definition) stands beside any.
     """
-    return share_carried(verdict) == 1 and all(
+    return share_carried(verdict, on) == 1 and all(
         article_exists(a)
         and (not article_charges(a) or any(article_carries(a, c) for c in verdict.charges))
         for a in verdict.articles

@@ -1,10 +1,15 @@
 """The Criminal Law as data: charge → articles → statutory tiers, and CAIL2018's label order.
 
-Facts only (names, numbers, ranges), in `statutes.json`, for the law as of Amendment XI. The
-labels are those of CAIL2018: some the law has since renamed or merged, and two (走私, 经济犯) name
-a family of offences rather than one, so they have no tiers.
+Facts only (names, numbers, ranges), in `statutes.json`: the 483 charges of today's law (the
+Supreme People's Court's list with its supplements, Amendment XII), what each has carried since
+1997-10-01, and charges that are gone. The names of CAIL2018 stand where it has one, older and
+newer names lead to them; two of its labels (走私, 经济犯) name a family of offences rather than
+one, so they have no tiers.
 
-A tier's `months` are those of 有期徒刑. 拘役 and 管制 keep their own bounds (articles 38, 42).
+A tier's `months` are those of 有期徒刑. 拘役 and 管制 keep their own bounds (articles 38, 42). An
+amendment ends a set of tiers the day before it comes into force. Functions take the day whose law
+counts, by default today; that a milder later law goes before (从旧兼从轻, article 12) is for the
+caller: ask for both days.
 """
 
 from __future__ import annotations
@@ -13,15 +18,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from datetime import date, timedelta
+from functools import cache, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from curt.law.numerals import article_order
 from curt.law.verdict import Term, TermKind
-
-STATUTE_VERSION = "criminal-law-amendment-11"
 
 # What one offence may bring (articles 38 and 42); sums under article 69 may go higher.
 SINGLE_OFFENCE_MONTHS: Mapping[TermKind, tuple[int, int]] = {
@@ -60,6 +64,10 @@ class Charge:
     `articles` start with the one that defines it, followed by those that set its penalty or
     send other conduct to it; `tiers` rise in severity. `forms` spell the choices of a selective
     charge: `{走私、贩卖}毒品` stands for any of them, alone or together.
+
+    `tiers` hold since the day `since`; `earlier` has the sets before, each with its own first day,
+    the oldest first. A set without tiers is one the table does not know: it bounds nothing.
+    `until` is the last day of a charge that the law has given up or merged into another.
     """
 
     name: str
@@ -67,19 +75,42 @@ class Charge:
     tiers: tuple[Tier, ...]
     aliases: tuple[str, ...] = ()
     forms: tuple[str, ...] = ()
+    since: date = date(1997, 10, 1)
+    earlier: tuple[tuple[date, tuple[Tier, ...]], ...] = ()
+    until: date | None = None
+
+    def tiers_on(self, day: date) -> tuple[Tier, ...] | None:
+        """The set that held on a day; None before the charge was made.
+
+        A charge that is gone keeps its last one: deeds of its time are still judged by it.
+        """
+        known = (*self.earlier, (self.since, self.tiers))
+        return next((tiers for first, tiers in reversed(known) if first <= day), None)
+
+    def in_force(self, day: date) -> bool:
+        """Whether the law of a day has the charge under this name."""
+        return self.tiers_on(day) is not None and (self.until is None or day <= self.until)
 
 
 def _read_charge(row: Mapping[str, Any]) -> Charge:
-    tiers = []
-    for tier in row["tiers"]:
-        low, high = tier.get("months", (0, 0))
-        tiers.append(Tier(low, high, **{k: v for k, v in tier.items() if k != "months"}))
     return Charge(
         name=row["name"],
         articles=tuple(row["articles"]),
-        tiers=tuple(tiers),
+        tiers=_read_tiers(row),
         aliases=tuple(row.get("aliases", ())),
         forms=tuple(row.get("forms", ())),
+        since=date.fromisoformat(row["since"]),
+        earlier=tuple(
+            (date.fromisoformat(old["since"]), _read_tiers(old)) for old in row.get("earlier", ())
+        ),
+        until=date.fromisoformat(row["until"]) if "until" in row else None,
+    )
+
+
+def _read_tiers(row: Mapping[str, Any]) -> tuple[Tier, ...]:
+    return tuple(
+        Tier(*tier.get("months", (0, 0)), **{k: v for k, v in tier.items() if k != "months"})
+        for tier in row["tiers"]
     )
 
 
@@ -88,10 +119,16 @@ _DATA = json.loads(Path(__file__).with_name("statutes.json").read_text(encoding=
 CHARGES: Mapping[str, Charge] = MappingProxyType(
     {row["name"]: _read_charge(row) for row in _DATA["cail_charges"] + _DATA["later_charges"]}
 )
-"""Every known charge by name: the 202 of CAIL2018 in official order, then later ones."""
+"""Every known charge by name: the 202 of CAIL2018 in official order, then the others."""
 
 CAIL_CHARGES: tuple[str, ...] = tuple(row["name"] for row in _DATA["cail_charges"])
 CAIL_ARTICLES: tuple[int, ...] = tuple(_DATA["cail_articles"])
+
+STATUTE_VERSIONS: Mapping[str, date] = MappingProxyType(
+    {name: date.fromisoformat(first) for name, first in _DATA["versions"].items()}
+)
+"""Versions of the law that the table holds, the oldest first, and the first day of each."""
+STATUTE_VERSION = next(reversed(STATUTE_VERSIONS))
 del _DATA
 
 
@@ -145,12 +182,23 @@ def canonical_charge(name: str) -> str:
     return next((charge for form, charge in _forms() if form.fullmatch(key)), stripped)
 
 
-def is_charge(name: str) -> bool:
-    """Whether a name, in any spelling, is a known charge."""
+def is_charge(name: str, on: date | None = None) -> bool:
+    """Whether a name, in any spelling, is a known charge; with a day, one of that day's law."""
     try:
-        return canonical_charge(name) in CHARGES
+        known = CHARGES.get(canonical_charge(name))
     except ValueError:
         return False
+    return known is not None and (on is None or known.in_force(on))
+
+
+@cache
+def law_day(version: str) -> date | None:
+    """The last day of the law that a version names, whose tiers its models were taught.
+
+    None, which stands for today everywhere, for the newest version and one the table lacks.
+    """
+    ends = (first - timedelta(days=1) for first in list(STATUTE_VERSIONS.values())[1:])
+    return dict(zip(STATUTE_VERSIONS, ends, strict=False)).get(version)
 
 
 def charge_articles(charge: str) -> tuple[str, ...]:
@@ -185,10 +233,9 @@ def locate_article(number: int, charges: tuple[str, ...]) -> str:
     return branches[0] if branches else plain
 
 
-def allowing_tiers(charge: str, term: Term) -> Iterator[Tier]:
-    """Tiers of a charge that allow a term, the mildest first."""
-    known = CHARGES.get(canonical_charge(charge))
-    for tier in known.tiers if known else ():
+def allowing_tiers(charge: str, term: Term, on: date | None = None) -> Iterator[Tier]:
+    """Tiers of a charge that allow a term on a day, by default today, the mildest first."""
+    for tier in _tiers_on(charge, on) or ():
         if term.kind == "fixed":
             allowed = tier.min_months <= term.months <= tier.max_months
         elif term.kind in SINGLE_OFFENCE_MONTHS:
@@ -201,23 +248,29 @@ def allowing_tiers(charge: str, term: Term) -> Iterator[Tier]:
             yield tier
 
 
-def tier_of(charge: str, term: Term) -> Tier | None:
-    """The mildest tier of a charge that allows a term.
+def tier_of(charge: str, term: Term, on: date | None = None) -> Tier | None:
+    """The mildest tier of a charge that allows a term on a day, by default today.
 
     None when no tier does, for an unknown charge, and for an exemption, which belongs to none.
     """
-    return next(allowing_tiers(charge, term), None)
+    return next(allowing_tiers(charge, term, on), None)
 
 
-def term_in_range(charge: str, term: Term) -> bool:
-    """Whether some statutory tier of a charge allows a term.
+def term_in_range(charge: str, term: Term, on: date | None = None) -> bool:
+    """Whether some statutory tier of a charge allows a term on a day, by default today.
 
     Only the tiers are checked: a court may go below a minimum where the law mitigates
     (减轻处罚, article 63) and sums several offences (article 69), so False is a reason to look,
     not proof of error. Exemption is always allowed (article 37). A label that names a family of
-    offences has no tiers and allows everything; an unknown charge allows nothing.
+    offences has no tiers and allows everything; an unknown charge, or one that was not made by
+    that day, allows nothing.
     """
-    known = CHARGES.get(canonical_charge(charge))
-    if known is None:
+    tiers = _tiers_on(charge, on)
+    if tiers is None:
         return False
-    return term.kind == "exempt" or not known.tiers or tier_of(charge, term) is not None
+    return term.kind == "exempt" or not tiers or tier_of(charge, term, on) is not None
+
+
+def _tiers_on(charge: str, on: date | None) -> tuple[Tier, ...] | None:
+    known = CHARGES.get(canonical_charge(charge))
+    return known.tiers_on(on or date.today()) if known else None

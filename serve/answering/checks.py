@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 
 from pydantic import BaseModel
 
@@ -141,27 +142,27 @@ def procedures(fact: str) -> list[str]:
     return codes
 
 
-def verdict_warnings(verdict: Verdict) -> list[Caution]:
-    """The warnings that a verdict calls for."""
+def verdict_warnings(verdict: Verdict, on: date | None = None) -> list[Caution]:
+    """The warnings that a verdict calls for under the law of a day, by default today."""
     codes = []
     if not all(is_charge(charge) for charge in verdict.charges):
         codes.append("unknown_charge")
-    elif statutory_range(verdict) is False:
+    elif statutory_range(verdict, on) is False:
         codes.append("term_outside_statute")
     if verdict.term.kind in CAPITAL_KINDS:
         codes.append("life_or_death")
     return [warning(code) for code in codes]
 
 
-def statutory_range(verdict: Verdict) -> bool | None:
-    """Whether the charge's statute allows the term.
+def statutory_range(verdict: Verdict, on: date | None = None) -> bool | None:
+    """Whether the charge's statute, as of a day, allows the term.
 
     None for several charges: their terms are combined (article 69), and no single charge's tiers
     apply to the sum.
     """
     if len(verdict.charges) > 1:
         return None
-    return term_in_range(verdict.charges[0], verdict.term)
+    return term_in_range(verdict.charges[0], verdict.term, on)
 
 
 def defendant_names(fact: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from datetime import date
 from functools import cache
 
 from fastapi import Request
@@ -12,7 +13,7 @@ from fastapi.responses import Response
 from curt.classifier.candidates import parse_candidates
 from curt.dialogue import render_ruling, render_term
 from curt.law.numerals import write_article, write_months
-from curt.law.statutes import Tier, tier_of
+from curt.law.statutes import Tier, law_day, tier_of
 from curt.law.verdict import TERM_NAMES, Verdict
 from serve.answering.answering import Answering, Way
 from serve.answering.checks import fact_warnings, statutory_range, verdict_warnings, warning
@@ -111,6 +112,7 @@ def build_reply(
     """
     generation = served.generation
     reason, verdict = served.degraded_reason, served.verdict
+    law = law_day(identity.manifest.statute_version)  # the model's own, which the reply names
     warnings = fact_warnings(fact)
     if beyond:
         warnings.append(warning("figure_out_of_range", "、".join(beyond)))
@@ -121,14 +123,14 @@ def build_reply(
     if reason is not None and verdict is not None:
         warnings.append(warning("fallback"))
     if verdict is not None:
-        warnings += verdict_warnings(verdict)
+        warnings += verdict_warnings(verdict, law)
     if doubt is not None:
         warnings.append(warning(doubt))
     defendants = []
     if verdict is not None:
         # The classifier does not predict fines, which is not the same as predicting none.
         unsaid = () if reason is None else ("fine_yuan", "ruling")
-        defendants.append(_describe(verdict, tasks) | dict.fromkeys((*unsaid, *withheld)))
+        defendants.append(_describe(verdict, tasks, law) | dict.fromkeys((*unsaid, *withheld)))
     sure = served.fallback.confidences if served.fallback and doubt != UNFAMILIAR else None
     # Validated as one dict: building the models part by part takes several times as long.
     return PredictReply.model_validate(
@@ -181,7 +183,9 @@ def build_defendant(verdict: Verdict, tasks: Sequence[Task]) -> Defendant:
     return Defendant.model_validate(_describe(verdict, tasks))
 
 
-def _describe(verdict: Verdict, tasks: Sequence[Task]) -> dict[str, object]:
+def _describe(
+    verdict: Verdict, tasks: Sequence[Task], law: date | None = None
+) -> dict[str, object]:
     """The fields of a `Defendant`."""
     return {
         "charges": [{"name": c, "title": f"{c}罪"} for c in verdict.charges]
@@ -190,7 +194,7 @@ def _describe(verdict: Verdict, tasks: Sequence[Task]) -> dict[str, object]:
         "articles": [{"id": a, "title": write_article(a)} for a in verdict.articles]
         if "article" in tasks
         else None,
-        "term": _describe_term(verdict) if "term" in tasks else None,
+        "term": _describe_term(verdict, law) if "term" in tasks else None,
         "fine_yuan": verdict.fine_yuan if "term" in tasks else None,
         "ruling": render_ruling(verdict) if "ruling" in tasks else None,
     }
@@ -217,10 +221,10 @@ def _describe_candidates(line: str) -> dict[str, object]:
     }
 
 
-def _describe_term(verdict: Verdict) -> dict[str, object]:
+def _describe_term(verdict: Verdict, law: date | None) -> dict[str, object]:
     """The fields of a `PredictedTerm`."""
     term = verdict.term
-    tier = tier_of(verdict.charges[0], term) if len(verdict.charges) == 1 else None
+    tier = tier_of(verdict.charges[0], term, law) if len(verdict.charges) == 1 else None
     return {
         "kind": term.kind,
         "kind_name": TERM_NAMES[term.kind],
@@ -229,7 +233,7 @@ def _describe_term(verdict: Verdict) -> dict[str, object]:
         "text": render_term(term)
         + (f"，缓刑{term.probation_months}个月" if term.probation_months else ""),
         "statutory": {
-            "in_range": statutory_range(verdict),
+            "in_range": statutory_range(verdict, law),
             "tier": describe_tier(tier) if tier else None,
         },
     }

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,8 @@ def test_the_term_is_the_one_of_the_largest_expected_score():
 
 def test_a_term_the_law_does_not_know_for_the_charge_is_not_answered():
     assert decide(1, -1, -1, 0, 1, 9).verdict.term == Term("fixed", 12)  # no death for theft
+    older = Decider(labels(), date(2011, 4, 30))  # the day before Amendment VIII took it away
+    assert older.decide(np.array((1, -1, -1, 0, 1, 9))).verdict.term == Term("death")
 
 
 def test_the_law_bounds_nothing_where_no_term_would_be_left():

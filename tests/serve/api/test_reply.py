@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -153,6 +155,30 @@ def test_what_the_classifier_proposed_is_said(empty_model: Path) -> None:
     }
     assert reply_to(empty_model, "胡言乱语", candidates=line).proposed == reply.proposed
     assert reply_to(empty_model, GOOD).proposed is None
+
+
+@pytest.mark.parametrize(
+    ("version", "in_range", "tier"),
+    [
+        ("criminal-law-amendment-12", True, "有期徒刑三年至十年、罚金或没收财产"),
+        ("criminal-law-amendment-11", False, None),
+    ],
+)
+def test_a_model_is_judged_by_the_law_that_its_manifest_names(
+    empty_model: Path, tmp_path: Path, version: str, in_range: bool, tier: str | None
+) -> None:
+    folder = shutil.copytree(empty_model, tmp_path / "model")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"statute_version": version}))
+    verdict = Verdict(("单位行贿",), ("393",), Term("fixed", 84))
+    reply = reply_to(folder, f"贿款{THINK_END}{render_answer(verdict)}")
+    term = reply.defendants[0].term
+    assert term
+    assert (reply.statute_version, term.statutory.in_range, term.statutory.tier) == (
+        version, in_range, tier
+    )  # fmt: skip
+    outside = "term_outside_statute" in {caution.code for caution in reply.warnings}
+    assert outside is not in_range
 
 
 def test_only_the_tasks_asked_for_are_filled() -> None:
