@@ -155,6 +155,9 @@ def train_warm_start(config: SFTConfig) -> None:
     processes = join_processes()
     settings = config.model_dump(mode="json")
     inputs = {"train": find_cases(config.corpus, "train")}
+    cases = list(read_cases(find_cases(config.corpus, "train"), config.cases))
+    if not cases:
+        raise ValueError(f"{config.corpus} holds no training case: build the corpus again")
     if config.reader:
         inputs["reader"] = config.reader / MANIFEST
     one_pass, passes = config.cut_step(processes.num_processes)
@@ -193,7 +196,6 @@ def train_warm_start(config: SFTConfig) -> None:
     if config.muon_rate and arguments.distributed_state.distributed_type in SHARDED:
         raise ValueError("muon_rate needs whole matrices: leave it out, or launch with DDP")
     set_seed(config.seed)
-    cases = list(read_cases(find_cases(config.corpus, "train"), config.cases))
     if checkpoint is None:
         logger.info("training a tokenizer on %d cases", len(cases))
         # Once: processes whose tokens differ would train on nonsense.

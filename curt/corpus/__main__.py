@@ -33,13 +33,17 @@ def build(arguments: list[str]) -> None:
     """Make the sets and say what they hold."""
     from curt.corpus.build.pipeline import CorpusConfig, build_corpus
 
-    def write(config: CorpusConfig) -> None:
+    def write(config: CorpusConfig) -> int:
         summary = build_corpus(config)
         logger.info(
             "corpus %s: %s of %d records, dropped %s, set aside %s; card in %s",
             config.out, summary["counts"], summary["records"], summary["dropped"],
             summary["quarantined"], config.out / "card.html",
         )  # fmt: skip
+        if any(summary["counts"].values()):
+            return 0
+        logger.error("no case was kept: see %s", config.out / "quarantine.jsonl")
+        return 1
 
     run(CorpusConfig, write, arguments)
 

@@ -77,6 +77,13 @@ def test_a_warm_start_leaves_a_whole_model_folder_with_its_history(warm_start):
     assert not list(warm_start.with_name("model.run").glob("checkpoint-*"))
 
 
+def test_a_warm_start_on_no_case_is_refused_and_leaves_no_run(tmp_path):
+    (tmp_path / "train.jsonl").touch()
+    with pytest.raises(ValueError, match="holds no training case: build the corpus again"):
+        train_warm_start(sft_config(tmp_path, tmp_path / "model"))
+    assert not (tmp_path / "model.run").exists()
+
+
 def test_grpo_trains_and_keeps_every_rollout(tmp_path, corpus, warm_start):
     config = grpo_config(corpus, warm_start, tmp_path / "grpo")
     folder = made_by(train_grpo, config)

@@ -26,6 +26,7 @@ import pyarrow as pa
 from pydantic import model_validator
 
 from curt.config import Config
+from curt.corpus.read.files import read_head
 from curt.files import read_rows
 from train.data.candidates import FIELDS, Candidate
 from train.data.trajectories import Rollout, iterate_groups
@@ -139,8 +140,7 @@ def read_public(name: str, split: str = "train") -> Iterator[list[Candidate]]:
             raise ValueError(f"{name}: give a file ending in {', '.join(SUFFIXES)}, or a hub id")
         if not path.is_file():
             raise ValueError(f"{name} is not there: give a file or a hub id")
-        if not path.stat().st_size:
-            raise ValueError(f"{name} is empty: give a file with rows")
+        read_head(path)
     try:
         if kind := SUFFIXES.get(path.suffix):
             rows = load_dataset(kind, data_files=str(path), split="train", streaming=True)

@@ -13,6 +13,7 @@ was stopped goes on where it was when the same command is run again.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import shutil
@@ -32,7 +33,7 @@ from curt.corpus.build.parallel import Backend
 from curt.corpus.build.record_table import QUARANTINED, SPLITS, RecordTable
 from curt.corpus.build.set_counts import SetCounts
 from curt.corpus.read.records import remedy_for
-from curt.corpus.read.sources import Shard, cut_hub, cut_lines, cut_mended, cut_parquet
+from curt.corpus.read.sources import Shard, cut_file, cut_hub, cut_mended
 from curt.corpus.store import find_cases, open_case_file
 from curt.files import sha256, whole_folder, write_atomic, write_json
 from curt.law.verdict import Term
@@ -123,6 +124,8 @@ def build_corpus(config: CorpusConfig) -> dict[str, Any]:
     """
     from curt.corpus.build.card import render_card
 
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ValueError("a corpus needs pyarrow: install it, with pip install pyarrow")
     started = time.monotonic()
     with whole_folder(config.out) as folder:
         summary: dict[str, Any] = {"config": config.model_dump(mode="json")}
@@ -216,16 +219,13 @@ def plan_shards(config: CorpusConfig) -> list[Shard]:
         for split, names in config.files.items():
             for name in names:
                 path = (config.cail / name).resolve()
-                shards += cut_lines(path, "cail", split, size, config.encoding)
+                shards += cut_file(path, "cail", split, size, config.encoding)
     elif config.judgments:
-        shards += cut_lines(config.judgments.resolve(), "judgments", None, size, config.encoding)
+        shards += cut_file(config.judgments.resolve(), "judgments", None, size, config.encoding)
     elif config.cases:
         for split in SPLITS:
             path = find_cases(config.cases, split).resolve()
-            if path.suffix == ".parquet":
-                shards += cut_parquet(path, "cases", split, size)
-            else:
-                shards += cut_lines(path, "cases", split, size, "utf-8")
+            shards += cut_file(path, "cases", split, size, "utf-8")
     elif config.hub:
         shards += cut_hub(config.hub, config.hub_splits, size)
     for path in config.mended:

@@ -6,6 +6,7 @@ and the unit in which a stopped build goes on.
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from curt.corpus.case import Case
 from curt.corpus.read.cail import read_row
+from curt.corpus.read.files import PARQUET, SAMPLE_BYTES, encoding_of, read_head, read_whole
 from curt.corpus.read.judgments import read_document
 from curt.corpus.read.records import RecordError
 
@@ -23,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["cail", "judgments", "cases"]
 Encoding = Literal["auto", "utf-8", "gb18030"]
-SAMPLE_BYTES = 1 << 20
 _MENDED_KEYS = frozenset({"split", "kind", "file", "line", "part", "record"})
 
 
@@ -32,12 +33,13 @@ class Shard:
     """Rows `first` to `first + count` of a file or data set; lines from byte `offset` on.
 
     `split` is None where each record's own hash decides it. `form` says how rows are stored:
-    lines of text, a quarantine file that was mended, Parquet, or a Hugging Face data set.
+    lines of text, a file to read as a whole, a quarantine file that was mended, Parquet, or a
+    Hugging Face data set.
     """
 
     source: str
     kind: Kind
-    form: Literal["lines", "mended", "parquet", "hub"]
+    form: Literal["lines", "whole", "mended", "parquet", "hub"]
     split: str | None
     first: int
     count: int
@@ -64,14 +66,17 @@ class ReadRecord:
     record: str = ""
 
 
-def cut_lines(
-    path: Path, kind: Kind, split: str | None, lines: int, encoding: Encoding = "auto"
+def cut_file(
+    path: Path, kind: Kind, split: str | None, records: int, encoding: Encoding = "auto"
 ) -> list[Shard]:
-    """Shards of a file of JSON lines. Raises ValueError without it, or on neither encoding."""
-    if not path.is_file():
-        raise ValueError(f"no file {path}: see --help for the names that are looked for")
-    chosen = detect_encoding(path) if encoding == "auto" else encoding
-    return _cut(path, kind, split, lines, "lines", chosen)
+    """Shards of a file of any form. Raises ValueError with the remedy where it can't be read."""
+    head = read_head(path)
+    if head.startswith(PARQUET):
+        return cut_parquet(path, kind, split, records)
+    rows = read_whole(path, encoding)
+    if rows is not None:
+        return [Shard(str(path), kind, "whole", split, 0, len(rows), encoding=encoding)]
+    return _cut(path, kind, split, records, "lines", encoding)
 
 
 def cut_mended(path: Path, lines: int) -> list[Shard]:
@@ -81,7 +86,7 @@ def cut_mended(path: Path, lines: int) -> list[Shard]:
     return _cut(path, "cail", None, lines, "mended", "utf-8")
 
 
-def cut_parquet(path: Path, kind: Kind, split: str, rows: int) -> list[Shard]:
+def cut_parquet(path: Path, kind: Kind, split: str | None, rows: int) -> list[Shard]:
     """Shards of a Parquet file. Raises ValueError when it can't be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -119,7 +124,8 @@ def read_shard(shard: Shard) -> Iterator[ReadRecord]:
             yield from _read_mended(raw, shard, line)
             continue
         try:
-            row = raw if isinstance(raw, dict) else decode_line(raw, shard.encoding)
+            encoding = "utf-8" if shard.form == "whole" else shard.encoding
+            row = decode_line(raw, encoding) if isinstance(raw, bytes) else raw
         except RecordError as error:
             text = raw.decode("utf-8", "backslashreplace") if isinstance(raw, bytes) else ""
             yield ReadRecord(shard.source, line, 0, shard.kind, shard.split, None, str(error), text)
@@ -147,28 +153,11 @@ def read_record(
 def decode_line(line: bytes, encoding: str) -> Any:
     """The value of a line of JSON. Raises RecordError with the reason it has none."""
     try:
-        return json.loads(line.decode(encoding))
+        return json.loads(line.removeprefix(codecs.BOM_UTF8).decode(encoding))
     except UnicodeDecodeError:
         raise RecordError("not UTF-8" if encoding == "utf-8" else "not GB18030") from None
     except (ValueError, RecursionError):
         raise RecordError("not JSON") from None
-
-
-def detect_encoding(path: Path) -> str:
-    """UTF-8, or GB18030 where most lines of the file's first megabyte are that alone.
-
-    A few bad bytes do not make a UTF-8 file another one.
-    """
-    with open(path, "rb") as file:
-        lines = file.read(SAMPLE_BYTES).splitlines(keepends=True)
-        whole = not file.read(1)
-    if not whole and len(lines) > 1:
-        lines.pop()  # cut in the middle
-    other = sum(not _decodes(line, "utf-8") and _decodes(line, "gb18030") for line in lines)
-    if other * 2 <= sum(not line.isascii() for line in lines):
-        return "utf-8"
-    logger.info("%s is read as GB18030", path)
-    return "gb18030"
 
 
 def split_of(case: Case) -> str:
@@ -185,6 +174,9 @@ def _cut(
     form: Literal["lines", "mended"],
     encoding: str,
 ) -> list[Shard]:
+    if encoding == "auto":
+        with open(path, "rb") as file:
+            encoding = encoding_of(file.readlines(SAMPLE_BYTES))
     shards = []
     offset = number = 0
     with open(path, "rb") as file:
@@ -195,7 +187,7 @@ def _cut(
     return shards
 
 
-def _raw_records(shard: Shard) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
+def _raw_records(shard: Shard) -> Iterator[tuple[int, Any]]:
     """Records with their line, from 1; blank lines are none."""
     if shard.form in ("lines", "mended"):
         with open(shard.source, "rb") as file:
@@ -203,6 +195,11 @@ def _raw_records(shard: Shard) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
             for number, line in enumerate(islice(file, shard.count), start=shard.first + 1):
                 if line.strip():
                     yield number, line
+        return
+    if shard.form == "whole":
+        for number, row in enumerate(read_whole(Path(shard.source), shard.encoding) or (), start=1):
+            if not isinstance(row, bytes) or row.strip():
+                yield number, row
         return
     if shard.form == "hub":
         name, _, split = shard.source.rpartition("#")
@@ -275,11 +272,3 @@ def _load_hub(name: str, split: str) -> Any:
             f"the data set {name} with the split {split} can't be had ({error}): give a hub id, or "
             "a folder with one Parquet or JSON file a split"
         ) from None
-
-
-def _decodes(line: bytes, encoding: str) -> bool:
-    try:
-        line.decode(encoding)
-    except UnicodeDecodeError:
-        return False
-    return True

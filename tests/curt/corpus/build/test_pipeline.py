@@ -287,6 +287,31 @@ def test_the_card_counts_and_quotes_no_case(tmp_path, cail):
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
 
 
+@pytest.mark.parametrize(("fact", "status"), [(FACT, 0), ("短。", 1)])
+def test_a_build_that_keeps_no_case_ends_with_another_status(
+    tmp_path, monkeypatch, caplog, fact, status
+):
+    (tmp_path / "x.json").write_text(cail_line(fact), encoding="utf-8")
+    arguments = ["build", "--cail", str(tmp_path), "--files", '{"train": ["x.json"]}']
+    arguments += ["--out", str(tmp_path / "out"), "--backend", "serial", "--embedding", "null"]
+    monkeypatch.setattr(sys, "argv", ["curt.corpus", *arguments])
+    monkeypatch.setattr("curt.config.configure_logging", lambda: None)
+    if status:
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == status
+    else:
+        main()
+    assert ("no case was kept" in caplog.text) == bool(status)
+    assert (tmp_path / "out" / "quarantine.jsonl").is_file()
+
+
+def test_a_build_without_pyarrow_names_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install pyarrow"):
+        build_corpus(settings(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -6,11 +6,10 @@ import pytest
 
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.read.sources import (
+    cut_file,
     cut_hub,
-    cut_lines,
     cut_mended,
     cut_parquet,
-    detect_encoding,
     read_shard,
 )
 from curt.corpus.store import write_cases
@@ -31,7 +30,7 @@ def test_shards_together_hold_each_line_once(tmp_path, size):
     path = tmp_path / "x.json"
     rows = [record(fact=f"{FACT}{number}") for number in range(7)]
     path.write_text(lines(*rows[:3]) + "\n" + lines(*rows[3:]), encoding="utf-8")
-    outcomes = read_all(cut_lines(path, "cail", "train", size))
+    outcomes = read_all(cut_file(path, "cail", "train", size))
     assert [outcome.case.fact for outcome in outcomes] == [row["fact"] for row in rows]
     assert [outcome.line for outcome in outcomes] == [1, 2, 3, 5, 6, 7, 8]  # 4 is blank
     assert {outcome.split for outcome in outcomes} == {"train"}
@@ -42,13 +41,13 @@ def test_gb18030_is_told_from_a_utf8_file_with_bad_bytes(tmp_path):
     (tmp_path / "gb.json").write_bytes(text.encode("gb18030"))
     (tmp_path / "utf8.json").write_bytes(b'{"fact": "\xff\xfe"}\n' + text.encode())
     (tmp_path / "ascii.json").write_text('{"fact": 1}\n')
-    assert detect_encoding(tmp_path / "gb.json") == "gb18030"
-    assert detect_encoding(tmp_path / "utf8.json") == "utf-8"
-    assert detect_encoding(tmp_path / "ascii.json") == "utf-8"
-    outcomes = read_all(cut_lines(tmp_path / "gb.json", "cail", "train", 3))
+    for name, encoding in (("gb", "gb18030"), ("utf8", "utf-8"), ("ascii", "utf-8")):
+        (shard, *_) = cut_file(tmp_path / f"{name}.json", "cail", "train", 9)
+        assert shard.encoding == encoding
+    outcomes = read_all(cut_file(tmp_path / "gb.json", "cail", "train", 3))
     facts = [outcome.case.fact for outcome in outcomes]
     assert facts == [f"{FACT}{number}" for number in range(5)]
-    bad, *good = read_all(cut_lines(tmp_path / "utf8.json", "cail", "train", 3))
+    bad, *good = read_all(cut_file(tmp_path / "utf8.json", "cail", "train", 3))
     assert (bad.case, bad.reason, bad.line, bad.part) == (None, "not UTF-8", 1, 0)
     assert "\\xff" in bad.record
     assert all(outcome.case for outcome in good)
@@ -59,14 +58,14 @@ def test_gb18030_is_told_from_a_utf8_file_with_bad_bytes(tmp_path):
     [
         (lines(record())[:-30], "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ("[]", "not an object with fact and meta"),
+        ("3", "not an object with fact and meta"),
         (lines(record(accusation=["走路太快"])), "unknown charge"),
     ],
 )
 def test_a_line_without_a_case_keeps_its_text_and_says_why(tmp_path, line, reason):
     path = tmp_path / "x.json"
     path.write_text(line, encoding="utf-8")
-    (outcome,) = read_all(cut_lines(path, "cail", "train", 10))
+    (outcome,) = read_all(cut_file(path, "cail", "train", 10))
     assert (outcome.reason, outcome.part) == (reason, 0)
     assert outcome.record.strip()[:20] == line.strip()[:20]
 
@@ -84,7 +83,7 @@ def mend(outcome, text, tmp_path):
 def test_a_mended_record_is_read_as_if_it_had_been_right(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(lines(record(), record(months=301)), encoding="utf-8")
-    _, bad = read_all(cut_lines(path, "cail", "dev", 10))
+    _, bad = read_all(cut_file(path, "cail", "dev", 10))
     (again,) = mend(bad, bad.record.replace("301", "30"), tmp_path)
     assert again.case.verdict.term.months == 30
     assert (again.source, again.line, again.split) == (str(path), 2, "dev")
@@ -97,7 +96,7 @@ def test_mending_one_defendant_gives_no_other_twice(tmp_path):
     ruling = ruling.replace("判处拘役九十个月", "单处罚金二千元")
     path = tmp_path / "x.jsonl"
     path.write_text(lines({"document": document(ruling)}), encoding="utf-8")
-    good, bad = read_all(cut_lines(path, "judgments", None, 10))
+    good, bad = read_all(cut_file(path, "judgments", None, 10))
     assert (good.part, bad.part) == (1, 2)
     assert good.split in ("train", "dev", "test")
     (again,) = mend(bad, bad.record.replace("单处罚金二千元", "判处拘役四个月"), tmp_path)
@@ -116,7 +115,7 @@ def test_a_file_that_is_no_quarantine_is_refused(tmp_path):
 def test_parquet_is_read_by_rows(tmp_path, size):
     cases = list(generate_cases(5, seed=1))
     write_cases(tmp_path / "x.jsonl", cases)
-    outcomes = read_all(cut_lines(tmp_path / "x.jsonl", "cases", "test", size))
+    outcomes = read_all(cut_file(tmp_path / "x.jsonl", "cases", "test", size))
     assert [outcome.case for outcome in outcomes] == cases
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -161,7 +160,7 @@ def test_a_hugging_face_data_set_is_read_by_its_splits(tmp_path, monkeypatch):
 
 def test_missing_sources_are_named(tmp_path):
     for cut in (
-        lambda: cut_lines(tmp_path / "none.json", "cail", "train", 1),
+        lambda: cut_file(tmp_path / "none.json", "cail", "train", 1),
         lambda: cut_mended(tmp_path / "none.json", 1),
         lambda: cut_parquet(tmp_path / "none.parquet", "cases", "train", 1),
         lambda: cut_hub(str(tmp_path / "none"), {"train": "train"}, 1),

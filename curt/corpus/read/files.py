@@ -1,0 +1,138 @@
+"""Files as people have them: packed, of another encoding, one JSON array, a table, a document.
+
+JSON lines in UTF-8 or GB18030 and Parquet are read as streams. What else can be told by its first
+bytes is read as a whole here, or refused with what to do.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import re
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+SAMPLE_BYTES = 1 << 20
+MOST_BYTES = 1 << 30
+"""Of a file that is read as a whole, unpacked."""
+PARQUET = b"PAR1"
+
+_POINTER, _PACKED, _ZIP = b"version https://git-lfs", b"\x1f\x8b", b"PK\x03\x04"
+_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# PDF, old Office files, 7z, rar, zstd, bzip2, xz
+_FOREIGN = (b"%PDF", b"\xd0\xcf\x11\xe0", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd", b"BZh",
+            b"\xfd7zXZ")  # fmt: skip
+_TABLES = {".csv": ",", ".tsv": "\t"}
+_DOCUMENTS = (".txt", ".html", ".htm")
+_HIDDEN = re.compile(r"<w:(delText|instrText)\b.*?</w:\1>", re.DOTALL)
+
+
+def read_head(path: Path) -> bytes:
+    """The first megabyte of a file. Raises ValueError with the remedy where nothing can be read."""
+    if not path.is_file():
+        raise ValueError(f"no file {path}: see --help for the names that are looked for")
+    with open(path, "rb") as file:
+        head = file.read(SAMPLE_BYTES)
+    if not head.strip():
+        raise ValueError(f"{path} is empty: give a file with records")
+    if head.startswith(_POINTER):
+        raise ValueError(f"{path} is a Git LFS pointer: fetch the file itself with git lfs pull")
+    known = (PARQUET, _PACKED, _ZIP, *_WIDE)
+    if head.startswith(_FOREIGN) or (b"\0" in head and not head.startswith(known)):
+        raise ValueError(f"{path} is no text: unpack it, or save it as UTF-8 text, CSV or DOCX")
+    return head
+
+
+def read_whole(path: Path, encoding: str = "auto") -> list[Any] | None:
+    """The records of a file that is no stream: values, or lines of JSON; None for a stream.
+
+    A text that is no JSON is one record, its `document`. Raises ValueError with the remedy.
+    """
+    head = read_head(path)
+    packed = head.startswith(_PACKED)
+    kind = (path.with_suffix("") if packed and path.suffix == ".gz" else path).suffix.lower()
+    if head.startswith(_ZIP):
+        return [{"document": _read_docx(path)}]
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    first, _, rest = start.partition(b"\n")
+    opens = start.startswith(b"{") and rest.strip() and not first.rstrip().endswith(b"}")
+    whole = packed or opens or start.startswith((b"[", b"<", *_WIDE)) or kind in _TABLES
+    if not (whole or (kind in _DOCUMENTS and not start.startswith(b"{"))):
+        return None
+    data = _unpack(path) if packed else path.read_bytes()
+    if data.startswith(_WIDE):
+        encoding = "utf-16"
+    elif encoding == "auto":
+        encoding = encoding_of(data.splitlines())
+    try:
+        plain = data.decode(encoding).lstrip("\ufeff \t\r\n")
+    except UnicodeDecodeError:
+        if not start.startswith((b"{", _PACKED)):
+            raise ValueError(f"{path} is not {encoding.upper()}: save it as UTF-8") from None
+        return data.splitlines() if packed else None  # the broken lines are set aside
+    if kind in _TABLES:
+        csv.field_size_limit(MOST_BYTES)
+        rows = csv.DictReader(io.StringIO(plain, newline=""), delimiter=_TABLES[kind])
+        return [{column: cell for column, cell in row.items() if column} for row in rows]
+    if not plain.startswith(("[", "{")):
+        return [{"document": plain}]
+    try:
+        return _find_records(json.loads(plain))
+    except (ValueError, RecursionError):
+        if re.match(r"\[\s*\{", plain):
+            raise ValueError(f"{path} is a damaged JSON array: give a whole file") from None
+        stream = not packed and encoding != "utf-16"
+        return None if stream else [line.encode() for line in plain.split("\n")]
+
+
+def encoding_of(lines: list[bytes]) -> str:
+    """UTF-8, or GB18030 where most lines that are not ASCII are that alone.
+
+    A few bad bytes do not make a UTF-8 file another one.
+    """
+    other = sum(not _decodes(line, "utf-8") and _decodes(line, "gb18030") for line in lines)
+    return "utf-8" if other * 2 <= sum(not line.isascii() for line in lines) else "gb18030"
+
+
+def _decodes(line: bytes, encoding: str) -> bool:
+    try:
+        line.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _find_records(value: Any) -> list[Any]:
+    """A JSON array's items, those of the one list of objects that an object holds, or itself."""
+    if not isinstance(value, dict):
+        return list(value)
+    lists = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
+    return list(lists[0]) if len(lists) == 1 and len(value) <= 3 else [value]
+
+
+def _unpack(path: Path) -> bytes:
+    try:
+        with gzip.open(path) as file:
+            data = file.read(MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error):
+        raise ValueError(f"{path} is packed and damaged: give a whole file") from None
+    if len(data) > MOST_BYTES or data.startswith(PARQUET):
+        raise ValueError(f"{path} is a packed table or over 1 GiB: unpack it and give that file")
+    return data
+
+
+def _read_docx(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.getinfo("word/document.xml")
+            if member.file_size > 64 * SAMPLE_BYTES:
+                raise ValueError(f"{path} holds over 64 MiB of text: give a judgment a file")
+            text = archive.read(member).decode("utf-8")
+    except (KeyError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error):
+        raise ValueError(f"{path} is no DOCX file: unpack it, or save a table as CSV") from None
+    return _HIDDEN.sub("", text).replace("</w:p>", "\n")
