@@ -6,19 +6,18 @@ for between two steps of the engine; one that comes too late is dropped. A worke
 is `Calibrated` or `LoadFailed`.
 
 Messages are JSON, never pickles: what comes back from a process that reads strangers' text is
-data. They are plain dataclasses without validation: both ends are ours, and each request waits
-for two of them.
+data.
 """
 
 from __future__ import annotations
 
-import json
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import get_args
 
-from curt.dialogue import LeftOut
+from pydantic import TypeAdapter
+from pydantic_core import from_json, to_json
+
 from curt.engines.budget import Observation
 from curt.engines.protocol import Generation, Request
 
@@ -97,42 +96,17 @@ Reply = Generated | Calibrated | Cancelled | EngineRaised | EngineBusy
 """How an order ends."""
 Message = Order | Cancel | Reasoning | Reply | LoadFailed
 
-_READERS: Mapping[str, Callable[[dict[str, Any]], Message]] = {
-    "Request": lambda given: Request(**given),
-    "Calibrate": lambda _: Calibrate(),
-    "Cancel": lambda _: Cancel(),
-    "Reasoning": lambda given: Reasoning(given["text"]),
-    "Generated": lambda given: Generated(_read_generation(given["generation"])),
-    "Calibrated": lambda given: Calibrated(
-        tuple(Observation(**each) for each in given["observations"])
-    ),
-    "Cancelled": lambda _: Cancelled(),
-    "EngineRaised": lambda given: EngineRaised(given["error"], tuple(given["stack"])),
-    "EngineBusy": lambda given: EngineBusy(given["retry_after_s"]),
-    "LoadFailed": lambda given: LoadFailed(given["reason"]),
+_READERS: dict[str, TypeAdapter[Message]] = {
+    kind.__name__: TypeAdapter(kind) for kind in get_args(Message)
 }
 
 
 def encode(message: Message) -> bytes:
     """A message as it crosses the pipe; see `decode`."""
-    return _write([type(message).__name__, message]).encode()
+    return to_json([type(message).__name__, message])
 
 
 def decode(data: bytes) -> Message:
     """Inverse of `encode`. Raises ValueError, KeyError or TypeError on anything else."""
-    kind, given = json.loads(data)
-    return _READERS[kind](given)
-
-
-def _read_generation(given: dict[str, Any]) -> Generation:
-    return Generation(**given | {"left_out": LeftOut(**given["left_out"])})
-
-
-def _fields_of(value: object) -> dict[str, object]:
-    """The fields of a dataclass; `asdict` would copy each value as well."""
-    if not is_dataclass(value):
-        raise TypeError(f"{type(value).__name__} is no part of a message")
-    return {each.name: getattr(value, each.name) for each in fields(value)}
-
-
-_write = json.JSONEncoder(ensure_ascii=False, default=_fields_of).encode
+    kind, given = from_json(data)
+    return _READERS[kind].validate_python(given)
