@@ -1,33 +1,45 @@
-"""HTML pages that load nothing from anywhere, rendered from `curt/templates`."""
+"""Pages rendered from `curt/templates`: HTML that loads nothing from anywhere, and Markdown."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 MISSING = "–"
+_MOST_VALUES = 8
 
 
 def render_html(template: str, **values: Any) -> str:
     """A template with its values, escaped; a value that the template lacks raises.
 
-    `written` is now unless it is given. Two filters are our own: `figure(form, missing)` writes a
-    number that may be None, `plain` a setting as text.
+    `written` is now unless it is given. Filters of our own: `figure(form, missing)` writes a number
+    that may be None, `plain` a setting as text, `some` the first values of many.
     """
+    return _environment().get_template(template).render(values)
+
+
+def render_markdown(template: str, **values: Any) -> str:
+    """A template of Markdown with its values as they are; see `render_html`."""
+    return _environment().get_template(template).render(values)
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
+        autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    environment.filters |= {"figure": _figure, "plain": _plain}
+    environment.filters.update(figure=_figure, plain=_plain, some=_some)
     environment.globals["written"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return environment.get_template(template).render(values)
+    return environment
 
 
 def _figure(value: float | None, form: str = ",.1f", missing: str = MISSING) -> str:
@@ -36,3 +48,8 @@ def _figure(value: float | None, form: str = ",.1f", missing: str = MISSING) -> 
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _some(values: Sequence[Any]) -> str:
+    more = f" and {len(values) - _MOST_VALUES} more" if len(values) > _MOST_VALUES else ""
+    return ", ".join(map(str, values[:_MOST_VALUES])) + more

@@ -50,14 +50,14 @@ class DriftConfig(Config):
 def work(config: DriftConfig) -> None:
     """Make a reference, or draw a page."""
     if config.mix:
-        write_json(config.mix.out, read_corpus_mix(config.mix.corpus).to_json())
+        write_json(config.mix.out, read_corpus_mix(config.mix.corpus).model_dump())
     elif config.page:
         from serve.drift.page import render_page
 
         file = config.page.figures
         figures = json.loads(sys.stdin.read() if str(file) == "-" else file.read_text())
         if config.page.reference:
-            figures["reference"] = read_mix(config.page.reference).to_json()
+            figures["reference"] = read_mix(config.page.reference).model_dump()
         sys.stdout.write(render_page(figures))
     else:
         raise ValueError("say what to do, mix or page: --help shows how")

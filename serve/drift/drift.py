@@ -241,7 +241,7 @@ def make_router(drift: Drift, registry: CollectorRegistry) -> APIRouter:
 async def _render_apart(drift: Drift) -> str:
     """The page, drawn in a process of its own: drawing holds the GIL for a second or two."""
     mix = drift.reference
-    given = json.dumps(drift.snapshot() | {"reference": mix.to_json() if mix else None})
+    given = json.dumps(drift.snapshot() | {"reference": mix.model_dump() if mix else None})
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "serve.drift", "page", "-",
         stdin=asyncio.subprocess.PIPE,

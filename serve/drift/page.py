@@ -39,13 +39,13 @@ class WindowRow:
 
 
 def render_page(figures: Mapping[str, Any]) -> str:
-    """The page of `Drift.snapshot` with a "reference" (`ChargeMix.to_json`) or none.
+    """The page of `Drift.snapshot` with a "reference" (`ChargeMix`) or none.
 
     Raises KeyError, TypeError or ValueError on anything else.
     """
     now_s = float(figures["at_s"])
     given = figures.get("reference")
-    reference = ChargeMix.from_json(given) if given else None
+    reference = ChargeMix.model_validate(given) if given else None
     hours = _points(figures["hours"], int(now_s) // HOUR_S)
     days = _points(figures["days"], int(now_s) // DAY_S)
     spans = (

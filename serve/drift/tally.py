@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import bisect
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, NonNegativeInt, RootModel, ValidationError
+from pydantic.dataclasses import dataclass
+
+from curt.config import FrozenModel
 from curt.corpus.store import read_cases
 from curt.law.statutes import CHARGES
 
@@ -28,7 +31,7 @@ LATENCY_MS = (
 class BinnedCounts:
     """A histogram with fixed bounds, and the sum of what fell into it."""
 
-    bounds: tuple[int, ...]
+    bounds: Annotated[tuple[int, ...], Field(exclude=True)]
     counts: list[int] = field(default_factory=list)
     total: float = 0.0
 
@@ -127,23 +130,14 @@ class DriftTally:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable row; see `from_json`."""
-        row: dict[str, Any] = {name: getattr(self, name) for name in _NUMBERS}
-        row["charges"] = dict(self.charges)
-        for name in _SPREADS:
-            spread = getattr(self, name)
-            row[name] = {"counts": spread.counts, "total": round(spread.total, 3)}
+        row: dict[str, Any] = RootModel(self).model_dump()
         return row
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> DriftTally:
         """Inverse of `to_json`. Raises KeyError, TypeError or ValueError on a malformed row."""
-        tally = cls(charges=Counter({str(k): int(count) for k, count in row["charges"].items()}))
-        for name in _NUMBERS:
-            setattr(tally, name, int(row[name]))
-        for name, bounds in _SPREADS.items():
-            counts = [int(count) for count in row[name]["counts"]]
-            setattr(tally, name, BinnedCounts(bounds, counts, float(row[name]["total"])))
-        return tally
+        spreads = {name: BinnedCounts(bounds, **row[name]) for name, bounds in _SPREADS.items()}
+        return cls(**row | spreads)
 
 
 _NUMBERS = ("answers", "degraded", "feedback", "wrong")
@@ -154,32 +148,19 @@ _SPREADS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ChargeMix:
+class ChargeMix(FrozenModel):
     """What a training corpus holds: cases a charge (all of several charges), lengths of facts."""
 
     cases: int
-    charges: dict[str, int]
+    charges: dict[str, NonNegativeInt] = Field(min_length=1)
     fact_chars_median: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-serialisable form; see `from_json`."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> ChargeMix:
-        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError on a malformed row."""
-        charges = {str(name): int(count) for name, count in row["charges"].items()}
-        if not charges or min(charges.values()) < 0:
-            raise ValueError("a mix needs charges with their counts")
-        return cls(int(row["cases"]), charges, row["fact_chars_median"])
 
 
 def read_mix(path: Path) -> ChargeMix:
     """A mix made by `python -m serve.drift mix`. Raises ValueError or OSError when it is none."""
     try:
-        return ChargeMix.from_json(json.loads(path.read_bytes()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return ChargeMix.model_validate_json(path.read_bytes())
+    except ValidationError as error:
         raise ValueError(
             f"{path} holds no mix of charges: make it with `python -m serve.drift mix`"
         ) from error
@@ -193,4 +174,6 @@ def read_corpus_mix(path: Path) -> ChargeMix:
     if not tally.answers:
         raise ValueError(f"{path} holds no cases: give the training split")
     median = tally.fact_chars.quantile(0.5)
-    return ChargeMix(tally.answers, dict(tally.charges.most_common()), median)
+    return ChargeMix(
+        cases=tally.answers, charges=dict(tally.charges.most_common()), fact_chars_median=median
+    )

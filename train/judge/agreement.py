@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, get_args
@@ -24,6 +24,7 @@ from curt.config import Config, run
 from curt.corpus.store import read_cases
 from curt.dialogue import parse_completion
 from curt.files import write_atomic, write_json
+from curt.html import render_markdown
 from train.judge import (
     Grade,
     JudgeQuestion,
@@ -56,7 +57,7 @@ class JudgeAgreementConfig(Config):
 def main(config: JudgeAgreementConfig) -> None:
     """Ask both judges, and show and write the tables."""
     figures = measure_agreement(config)
-    page = render_agreement(figures)
+    page = render_markdown("agreement.md.j2", tasks=figures["tasks"])
     write_atomic(config.out / "agreement.md", page)
     write_json(config.out / "agreement.json", figures)
     sys.stdout.write(page)
@@ -122,32 +123,11 @@ def cohen_kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
     return None if chance == 1 else (observed - chance) / (1 - chance)
 
 
-def render_agreement(figures: Mapping[str, Any]) -> str:
-    """The figures as a page of Markdown."""
-    lines = ["# Judge against rule judge", ""]
-    lines += [
-        "| task | n | failed | agreement | kappa | months apart |",
-        "|---|---|---|---|---|---|",
-    ]
-    for task, row in figures["tasks"].items():
-        cells = [task, row["n"], row["failed"]]
-        cells += [_cell(row[name]) for name in ("agreement", "kappa", "month_difference")]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    for task, row in figures["tasks"].items():
-        lines += ["", f"## {task}", "", "| rule | judge | count |", "|---|---|---|"]
-        lines += [f"| {r['rule']} | {r['judge']} | {r['count']} |" for r in row["confusion"]]
-    return "\n".join(lines) + "\n"
-
-
 def _label(grade: Grade) -> str:
     """Errors in months agree when both are none, or both some."""
     if grade.error_months is None:
         return str(grade.level)
     return "right" if grade.error_months == 0 else "off"
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from tests.serve.fake_engine import VERDICT
 from tests.serve.fake_pool import generation
 
 TRAINING = {"盗窃": 5000, "危险驾驶": 3000, "故意伤害": 1500, "诈骗": 400, "抢劫": 100}
-REFERENCE = ChargeMix(10_000, TRAINING, 180.0)
+REFERENCE = ChargeMix(cases=10_000, charges=TRAINING, fact_chars_median=180.0)
 SERVED = Served(generation(f"窃取{THINK_END}{render_answer(VERDICT)}"), 48, 48, 1.5)
 COUNTS = st.lists(st.integers(0, 1000), min_size=3, max_size=3).filter(any)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -89,9 +90,9 @@ def test_what_is_published_is_redacted_and_says_so(tmp_path, view_file):
     assert table["config_sha256"].to_pylist() == [SHA] * 2
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "1 × bank account, 1 × identity card, 1 × mobile phone" in card
-    head = dict(line.split(": ", 1) for line in card.split("---")[1].strip().splitlines())
-    assert json.loads(head["language"]) == ["zh"]
-    assert json.loads(head["size_categories"]) == ["n<1K"]
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["language"] == ["zh"]
+    assert head["size_categories"] == ["n<1K"]
     assert "rewarded for `charge`" in card
     assert "`penalty`: gated" in card
 
