@@ -1,4 +1,4 @@
-"""Pages rendered from `curt/templates`: HTML that loads nothing from anywhere, and Markdown."""
+"""Pages rendered from `curt/templates`: HTML that loads nothing from anywhere, and text."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def render_html(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(values)
 
 
-def render_markdown(template: str, **values: Any) -> str:
-    """A template of Markdown with its values as they are; see `render_html`."""
+def render_text(template: str, **values: Any) -> str:
+    """A template of plain text or Markdown, nothing escaped; see `render_html`."""
     return _environment().get_template(template).render(values)
 
 

@@ -19,8 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +65,6 @@ class SkippedError(Exception):
 
 class FailedError(Exception):
     """A check that found something; the message says what."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """A check by name."""
-
-    name: str
-    make: Callable[[], None]
 
 
 def run_program(program: str, *arguments: object, hint: str, given: str | None = None) -> str:
@@ -244,17 +235,19 @@ def check_ray(python: Path, file: Path = DEPLOY / "ray_serve.yaml") -> None:
     run_program(str(python.absolute()), "-m", "deploy.ray_check", file, hint="make ray-env")
 
 
-def checks(config: CheckConfig) -> Iterator[Check]:
-    """All of them, cheap ones first."""
-    yield Check("settings", check_settings)
-    yield Check("Dockerfile", check_dockerfile)
-    yield Check("shell scripts", check_scripts)
-    yield Check("compose", lambda: check_compose(config.node_tools))
-    yield Check("Prometheus rules", check_rules)
-    yield Check("Kubernetes objects", check_kubernetes)
-    yield Check("custom resources", lambda: check_custom_resources(config.node_tools))
-    yield Check("nginx", check_nginx)
-    yield Check("Ray Serve", lambda: check_ray(config.ray_python))
+def checks(config: CheckConfig) -> dict[str, Callable[[], None]]:
+    """All of them by name, cheap ones first."""
+    return {
+        "settings": check_settings,
+        "Dockerfile": check_dockerfile,
+        "shell scripts": check_scripts,
+        "compose": lambda: check_compose(config.node_tools),
+        "Prometheus rules": check_rules,
+        "Kubernetes objects": check_kubernetes,
+        "custom resources": lambda: check_custom_resources(config.node_tools),
+        "nginx": check_nginx,
+        "Ray Serve": lambda: check_ray(config.ray_python),
+    }
 
 
 def work(config: CheckConfig) -> int:
@@ -263,9 +256,9 @@ def work(config: CheckConfig) -> int:
         write_atomic(RULES_COPY, yaml.safe_dump(prometheus_rule(), sort_keys=False, width=1000))
         return 0
     worst = 0
-    for check in checks(config):
+    for name, check in checks(config).items():
         try:
-            check.make()
+            check()
             outcome = "ok"
         except SkippedError as reason:
             outcome = f"skipped: {reason}"
@@ -273,7 +266,7 @@ def work(config: CheckConfig) -> int:
         except FailedError as reason:
             outcome = f"FAILED\n{reason}"
             worst = 1
-        sys.stdout.write(f"{check.name:20}{outcome}\n")
+        sys.stdout.write(f"{name:20}{outcome}\n")
     return worst
 
 

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from curt.config import Config, run
 from curt.files import write_atomic
+from curt.html import render_text
 
 NGINX_CONF = Path(__file__).with_name("nginx") / "curt.conf"
 HOST = "127.0.0.1"
@@ -37,18 +38,10 @@ class ReplicasConfig(Config):
 def write_replicas_conf(ports: Sequence[int]) -> str:
     """`replicas.conf` of nginx: all servers, all but each, and a map from one to the others."""
     servers = [f"{HOST}:{port}" for port in ports]
-    upstreams, ways = {"replicas": servers}, ["    default replicas;"]
+    upstreams = {"replicas": servers}
     for index, server in enumerate(servers):
         upstreams[f"all_but_{index}"] = [s for s in servers if s != server] or [server]
-        # nginx lists every server it asked, separated by commas: the last one is meant.
-        ways.append(f'    "~(^|[ ,]){server.replace(".", "[.]")}$" all_but_{index};')
-    lines = []
-    for name, members in upstreams.items():
-        lines += [f"upstream {name} {{", f"    zone {name} 64k;", "    least_conn;"]
-        lines += [f"    server {s} max_fails=2 fail_timeout={FAIL_TIMEOUT_S}s;" for s in members]
-        # uvicorn closes a connection idle for 5 s; nginx must be the one who closes first.
-        lines += ["    keepalive 64;", "    keepalive_timeout 4s;", "}"]
-    return "\n".join([*lines, "map $upstream_addr $elsewhere {", *ways, "}", ""])
+    return render_text("replicas.conf.j2", upstreams=upstreams, fail_timeout_s=FAIL_TIMEOUT_S)
 
 
 def write_folder(config: ReplicasConfig) -> None:

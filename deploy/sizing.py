@@ -16,6 +16,7 @@ from pydantic import Field
 
 from curt.config import Config, run
 from curt.hardware import GPUS, Gpu
+from curt.html import render_text
 
 PROMPT_TOKENS = 500
 ANSWER_TOKENS = 25  # answer and end of thinking
@@ -27,14 +28,6 @@ CONCURRENT = 8  # requests at once that keep a token near the time it takes alon
 UTILISATION = 0.6  # headroom for Poisson arrivals
 PREFILL_SHARE = 0.3  # of the GPU's time, at most
 BYTES = {"fp8": 1.0, "int4": 0.56}
-
-
-@dataclass(frozen=True)
-class SizedModel:
-    """A model by its parameters, in billions."""
-
-    name: str
-    parameters_b: float
 
 
 @dataclass(frozen=True)
@@ -50,7 +43,7 @@ class ServedGpu:
         return self.gpu.tflops["fp8" if self.format == "fp8" else "bf16"]
 
 
-MODELS = (SizedModel("0.6 B", 0.6), SizedModel("1.5 B", 1.78), SizedModel("7 B", 7.62))
+MODELS = {"0.6 B": 0.6, "1.5 B": 1.78, "7 B": 7.62}  # parameters, 10^9
 SERVED = tuple(
     ServedGpu(GPUS[name], form)
     for name, form in (("H200", "fp8"), ("H100", "fp8"), ("A10", "int4"), ("L4", "fp8"))
@@ -66,67 +59,62 @@ class SizingConfig(Config):
     """Thinking budgets, tokens: a column each."""
 
 
-def weights_gb(model: SizedModel, gpu: ServedGpu) -> float:
+def weights_gb(parameters_b: float, gpu: ServedGpu) -> float:
     """Size of the weights, GB."""
-    return model.parameters_b * BYTES[gpu.format]
+    return parameters_b * BYTES[gpu.format]
 
 
-def floor_ms(model: SizedModel, gpu: ServedGpu) -> float:
+def floor_ms(parameters_b: float, gpu: ServedGpu) -> float:
     """Least time a token can take, ms: every weight is read from memory once."""
-    return weights_gb(model, gpu) / (gpu.gpu.bandwidth_gb_s / 1e3)
+    return weights_gb(parameters_b, gpu) / (gpu.gpu.bandwidth_gb_s / 1e3)
 
 
-def token_ms(model: SizedModel, gpu: ServedGpu) -> float:
+def token_ms(parameters_b: float, gpu: ServedGpu) -> float:
     """Time a token takes at the 99th percentile, ms: what a deadline must allow for."""
-    return P99_OVER_MEAN * (floor_ms(model, gpu) + OVERHEAD_MS)
+    return P99_OVER_MEAN * (floor_ms(parameters_b, gpu) + OVERHEAD_MS)
 
 
-def prefill_ms(model: SizedModel, gpu: ServedGpu) -> float:
+def prefill_ms(parameters_b: float, gpu: ServedGpu) -> float:
     """Time until the prompt is read, ms."""
-    operations_t = 2 * model.parameters_b * 1e-3 * PROMPT_TOKENS
+    operations_t = 2 * parameters_b * 1e-3 * PROMPT_TOKENS
     return operations_t / (PREFILL_EFFICIENCY * gpu.peak_t) * 1e3 + OVERHEAD_MS
 
 
-def thinking_tokens(model: SizedModel, gpu: ServedGpu, deadline_ms: float) -> int:
+def thinking_tokens(parameters_b: float, gpu: ServedGpu, deadline_ms: float) -> int:
     """Thinking tokens that fit a deadline; negative where not even the answer fits."""
-    left_ms = deadline_ms - MARGIN_MS - prefill_ms(model, gpu)
-    return int(left_ms // token_ms(model, gpu)) - ANSWER_TOKENS
+    left_ms = deadline_ms - MARGIN_MS - prefill_ms(parameters_b, gpu)
+    return int(left_ms // token_ms(parameters_b, gpu)) - ANSWER_TOKENS
 
 
-def rate_per_s(model: SizedModel, gpu: ServedGpu, budget: int, deadline_ms: float) -> float | None:
+def rate_per_s(
+    parameters_b: float, gpu: ServedGpu, budget: int, deadline_ms: float
+) -> float | None:
     """Requests a second at a budget, None where it does not fit the deadline."""
-    if budget > thinking_tokens(model, gpu, deadline_ms):
+    if budget > thinking_tokens(parameters_b, gpu, deadline_ms):
         return None
-    prefill = prefill_ms(model, gpu)
-    request = prefill + (ANSWER_TOKENS + budget) * token_ms(model, gpu)
+    prefill = prefill_ms(parameters_b, gpu)
+    request = prefill + (ANSWER_TOKENS + budget) * token_ms(parameters_b, gpu)
     return 1e3 * min(UTILISATION * CONCURRENT / request, PREFILL_SHARE / prefill)
 
 
-def table(config: SizingConfig) -> list[str]:
-    """Lines of Markdown: a model on a GPU each."""
-    head = ["model", "GPU", "weights", "token", "prefill", "thinking that fits"]
-    head += [f"rate at {budget}" for budget in config.budgets]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for model in MODELS:
-        for gpu in SERVED:
-            fits = thinking_tokens(model, gpu, config.deadline_ms)
-            rates = [rate_per_s(model, gpu, b, config.deadline_ms) for b in config.budgets]
-            row = [
-                model.name,
-                f"{gpu.gpu.name} {gpu.format}",
-                f"{weights_gb(model, gpu):.1f} GB",
-                f"{token_ms(model, gpu):.1f} ms",
-                f"{prefill_ms(model, gpu):.0f} ms",
-                str(fits) if fits >= 0 else "no answer",
-                *("–" if rate is None else f"{rate:.0f}" for rate in rates),
-            ]
-            lines.append(f"| {' | '.join(row)} |")
-    return lines
+def table(config: SizingConfig) -> str:
+    """Markdown: a line for each model on each GPU."""
+    return render_text(
+        "sizing.md.j2",
+        models=MODELS,
+        served=SERVED,
+        **config.model_dump(),
+        weights_gb=weights_gb,
+        token_ms=token_ms,
+        prefill_ms=prefill_ms,
+        thinking_tokens=thinking_tokens,
+        rate_per_s=rate_per_s,
+    )
 
 
 def work(config: SizingConfig) -> None:
     """Write the table."""
-    sys.stdout.write("\n".join(table(config)) + "\n")
+    sys.stdout.write(table(config))
 
 
 if __name__ == "__main__":

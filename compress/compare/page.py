@@ -9,9 +9,8 @@ from markupsafe import Markup
 from matplotlib.ticker import PercentFormatter
 
 from compress.compare.choice import ArtifactRow, Choice, pareto_front
-from compress.compare.speed import Spread
 from curt.drawing import INK, MARKERS, SERIES, finish_figure, new_figure
-from curt.html import MISSING, render_html
+from curt.html import render_html
 from curt.report.claims import SMALL_SAMPLE
 from curt.report.page import Panel
 from curt.scores.statistics import Span
@@ -24,38 +23,12 @@ def render_page(rows: Sequence[ArtifactRow], choice: Choice, settings: Mapping[s
         parent=rows[0],
         choice=choice,
         chosen=next((row for row in rows if row.identity.name == choice.name), None),
-        summary=summarise(rows, choice, settings),
+        small_sample=SMALL_SAMPLE,
         rows=rows,
         thread_counts=sorted({speed.threads for row in rows for speed in row.speeds}),
         panels=make_panels(rows),
         settings=settings,
-        share=_share,
-        points=_points,
-        spread=_spread,
     )
-
-
-def summarise(
-    rows: Sequence[ArtifactRow], choice: Choice, settings: Mapping[str, Any]
-) -> list[str]:
-    """The sentences under the title."""
-    if settings["speed_only"]:
-        return [
-            "Sizes and speeds only: the weights are random, so accuracy and closeness mean "
-            "nothing, were not measured, and no default is chosen."
-        ]
-    cases = rows[0].cases or 0
-    said = [
-        f"{cases} cases, each answered greedily under a thinking budget of "
-        f"{settings['budget']} tokens, stated and enforced."
-    ]
-    if cases < SMALL_SAMPLE:
-        said.append("That is a small sample; read the intervals, not the points.")
-    if choice.name is None:
-        said.append("No artifact qualifies: there is no default.")
-    if choice.caveat:
-        said.append(choice.caveat)
-    return said
 
 
 def make_panels(rows: Sequence[ArtifactRow]) -> list[Panel]:
@@ -112,20 +85,3 @@ def draw_front(
     panel.margins(x=0.1)
     panel.yaxis.set_major_formatter(PercentFormatter(1))
     return finish_figure(figure, axes, title)
-
-
-def _spread(value: Spread, form: str) -> str:
-    return f"{value.median:{form}} ({value.low:{form}} to {value.high:{form}})"
-
-
-def _share(span: Span | None) -> str:
-    return MISSING if span is None else f"{span.value:.1%} ({span.low:.1%} to {span.high:.1%})"
-
-
-def _points(span: Span | None) -> str:
-    if span is None:
-        return MISSING
-    value, low, high = (
-        f"{100 * v:+.1f}".replace("-", "−") for v in (span.value, span.low, span.high)
-    )
-    return f"{value} ({low} to {high})"

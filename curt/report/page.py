@@ -22,16 +22,6 @@ MAX_EXAMPLES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
-    """One headline number. `state` is "pass", "fail" or empty."""
-
-    title: str
-    value: str
-    detail: str
-    state: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Panel:
     """One figure and the sentence that says what it shows; no figure where nothing was run."""
 
@@ -55,69 +45,23 @@ def render_page(run: RunParts) -> str:
     return render_html(
         "report.html.j2",
         run=run,
-        cards=list(make_cards(run)),
-        summary=list(summarise(run)),
+        before=run.evaluations.get(BEFORE),
+        control=run.evaluations.get(CONTROL),
+        after=run.evaluations.get(AFTER),
+        labels={"before": LABELS[BEFORE], "after": LABELS[AFTER]},
+        claims=claims,
+        length_interval=_length_interval,
+        exact_interval=_exact_interval,
         panels=list(make_panels(run)),
         named=[(LABELS.get(name, name), e) for name, e in _in_order(run.evaluations)],
         metrics=list(dict.fromkeys(metric for e in evaluations for metric in e.scores)),
         traits=list(dict.fromkeys(trait for e in evaluations for trait in e.by_trait)),
         no_parity=Parity(),
-        mean_thinking=claims.mean_thinking,
         exact_of=lambda folder: claims.exact_of(_evaluation_of(folder, run.evaluations)),
         pairs=pair_examples(run.evaluations),
         tools=tool_versions(run.artifacts),
         not_run=NOT_RUN,
     )
-
-
-def make_cards(run: RunParts) -> Iterator[Card]:
-    """The headline: thinking tokens, exact accuracy, p99."""
-    before, after = run.evaluations.get(BEFORE), run.evaluations.get(AFTER)
-    yield Card(
-        "Thinking tokens a verdict",
-        f"{_tokens(before)} → {_tokens(after)}",
-        f"mean before → after GRPO; 95%: {_length_interval(before)} → {_length_interval(after)}",
-    )
-    yield Card(
-        "Exact verdicts",
-        f"{claims.percent(claims.exact_of(before))} → {claims.percent(claims.exact_of(after))}",
-        "charge, article and term all right; "
-        f"95%: {_exact_interval(before)} → {_exact_interval(after)}",
-    )
-    load = run.load_test
-    if load is None:
-        yield Card("p99 latency", NOT_RUN, "the load test was not run")
-        return
-    p99 = load.latency_ms.get("p99")
-    yield Card(
-        "p99 latency",
-        "no valid answer" if p99 is None else f"{p99:.0f} ms",
-        f"promise {load.settings.slo_p99_ms:g} ms; "
-        f"{load.misses} misses in {load.requests} requests",
-        "pass" if load.verdict.passed else "fail",
-    )
-
-
-def summarise(run: RunParts) -> Iterator[str]:
-    """The sentences under the headline."""
-    before, after = run.evaluations.get(BEFORE), run.evaluations.get(AFTER)
-    if before and after:
-        yield claims.say_thinking(before, after)
-        yield claims.say_accuracy(before, after)
-        warning = claims.say_comparable(before, after)
-        if warning:
-            yield warning
-        yield claims.say_sample(after)
-    else:
-        for name, evaluation in ((BEFORE, before), (AFTER, after)):
-            if evaluation is None:
-                yield f"{LABELS[name]}: evaluation {NOT_RUN}."
-    control = run.evaluations.get(CONTROL)
-    if before and control:
-        yield f"Control without a length penalty: {claims.say_thinking(before, control)}"
-    if run.load_test:
-        yield run.load_test.confidence.statement + "."
-        yield from (f"Load test failed: {reason}." for reason in run.load_test.verdict.reasons)
 
 
 def make_panels(run: RunParts) -> Iterator[Panel]:
@@ -252,14 +196,6 @@ def _evaluation_of(folder: str, evaluations: Mapping[str, Evaluation]) -> Evalua
 
 def _speed(artifact: Artifact) -> float | None:
     return artifact.parity.decode_tokens_per_s_1_threads if artifact.parity else None
-
-
-def _measured(value: float | None, form: str) -> str:
-    return NOT_RUN if value is None else format(value, form)
-
-
-def _tokens(evaluation: Evaluation | None) -> str:
-    return _measured(claims.mean_thinking(evaluation), ".1f")
 
 
 def _length_interval(evaluation: Evaluation | None) -> str:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from curt.config import Config, run
 from curt.corpus.redaction import redact
 from curt.files import whole_folder, write_parquet
-from curt.html import render_markdown
+from curt.html import render_text
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def render_card(
         for name in table.column_names
     }
     rewards = [n.removeprefix("weighted_") for n in table.column_names if n.startswith("weighted_")]
-    return render_markdown(
+    return render_text(
         "dataset.md.j2",
         metadata=DatasetCardData(
             language=["zh"],

@@ -24,7 +24,7 @@ from curt.config import Config, run
 from curt.corpus.store import read_cases
 from curt.dialogue import parse_completion
 from curt.files import write_atomic, write_json
-from curt.html import render_markdown
+from curt.html import render_text
 from train.judge import (
     Grade,
     JudgeQuestion,
@@ -57,7 +57,7 @@ class JudgeAgreementConfig(Config):
 def main(config: JudgeAgreementConfig) -> None:
     """Ask both judges, and show and write the tables."""
     figures = measure_agreement(config)
-    page = render_markdown("agreement.md.j2", tasks=figures["tasks"])
+    page = render_text("agreement.md.j2", tasks=figures["tasks"])
     write_atomic(config.out / "agreement.md", page)
     write_json(config.out / "agreement.json", figures)
     sys.stdout.write(page)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from curt.config import run
+from curt.html import render_text
 from train.plan.devices import GIB, Device, parse_gpus
 from train.plan.load import GRPOPlan, Load, SFTPlan, grpo_load, sft_load
 from train.plan.memory import Memory, estimate_memory, vllm_rows
@@ -68,7 +69,7 @@ class RunPlan:
 def main(config: GRPOPlan | SFTPlan) -> None:
     """Print the plan; ends with status 1, and what would fit, where it doesn't."""
     plan = make_plan(config)
-    sys.stdout.write("\n".join(report(plan, config.price)) + "\n")
+    sys.stdout.write(report(plan, config.price))
     if not plan.fits:
         sys.exit("\n".join(refusal(plan)))
 
@@ -101,44 +102,9 @@ def make_plan(config: GRPOPlan | SFTPlan) -> RunPlan:
     return RunPlan(shape, load, name, device, efficiency)
 
 
-def report(plan: RunPlan, price: float | None) -> Iterator[str]:
+def report(plan: RunPlan, price: float | None) -> str:
     """The plan as lines of text."""
-    load, memory, step = plan.load, plan.memory, plan.step
-    yield (
-        f"{plan.shape.name}, {plan.shape.parameters / 1e9:.3f} B parameters, "
-        f"{load.ranks} x {plan.device_name}, {load.sharding}"
-        + (f", LoRA of rank {load.lora_rank}" if load.lora_rank else "")
-    )
-    yield f"memory a rank, GiB (of {plan.device.memory_gib:.1f})"
-    rows = {
-        "weights": memory.weights,
-        "gradients": memory.gradients,
-        "optimiser": memory.optimizer,
-        "copies and buckets": memory.copies,
-        f"activations of {load.pass_rows} rows": memory.activations,
-        "logits": memory.logits,
-        "vLLM's share" if load.vllm else "rollouts' keys and values": memory.rollouts,
-        "peak with reserve": memory.needed(),
-        "on the host": memory.host,
-    }
-    yield from (f"  {name:28} {value / GIB:9.3f}" for name, value in rows.items())
-    if load.vllm:
-        yield f"  sequences that vLLM holds    {plan.vllm_rows:9d}"
-    yield f"seconds a step, of {load.steps} steps"
-    parts = {
-        "generation": step.generation_s,
-        "update": step.update_s,
-        "optimiser": step.optimizer_s,
-        "exchange": step.exchange_s,
-        "all": step.seconds,
-    }
-    yield from (f"  {name:28} {value:9.3f}" for name, value in parts.items())
-    if step.generation_s:
-        yield f"tokens generated a second      {step.generated_tokens / step.generation_s:9.0f}"
-    yield f"tokens trained on a second     {step.trained_tokens / step.update_s:9.0f}"
-    yield f"hours                          {plan.hours:9.2f}"
-    if price is not None:
-        yield f"cost                           {plan.hours * load.ranks * price:9.2f}"
+    return render_text("plan.txt.j2", plan=plan, price=price)
 
 
 def refusal(plan: RunPlan) -> Iterator[str]:

@@ -15,7 +15,7 @@ import pytest
 from curt.artifact import write_artifact
 from curt.report import claims
 from curt.report.inputs import Evaluation, LoadTest, TrainingStep, read_run
-from curt.report.page import make_cards, render_page
+from curt.report.page import render_page
 
 HOSTILE = '<script>alert("x")</script><img src="http://evil.test/x.png" onerror=y>{{ 7*7 }}&'
 
@@ -161,16 +161,21 @@ def test_a_whole_run_makes_a_self_contained_page(whole_page: str) -> None:
     assert not re.search(r"(stroke|fill): #0(072b2|10203)", page), "colours come from the page"
 
 
+def cards_of(page: str) -> list[tuple[str, str]]:
+    """Value and detail of each headline number."""
+    return re.findall(r'<p class="value">(.*?)</p>\n<p class="quiet">(.*?)</p>', page)
+
+
 def test_the_headline_follows_the_numbers(whole_run: Path) -> None:
     run = read_run(whole_run)
-    thinking, exact, latency = make_cards(run)
+    thinking, exact, latency = cards_of(render_page(run))
     before, after = (
         sum(run.evaluations[name].thinking_lengths) / 400 for name in ("warm-start", "grpo-default")
     )
-    assert thinking.value == f"{before:.1f} → {after:.1f}"
-    assert exact.value == "70.0% → 60.0%"
-    assert "65.3% to 74.3% → 55.1% to 64.7%" in exact.detail
-    assert (latency.value, latency.state) == ("312 ms", "pass")
+    assert thinking[0] == f"{before:.1f} → {after:.1f}"
+    assert exact[0] == "70.0% → 60.0%"
+    assert "65.3% to 74.3% → 55.1% to 64.7%" in exact[1]
+    assert latency[0] == '312 ms<span class="verdict pass">PASS</span>'
 
 
 def test_the_page_says_when_training_made_it_worse(whole_page: str) -> None:
@@ -234,9 +239,9 @@ def test_any_single_part_may_be_missing(tmp_path: Path, missing: str) -> None:
 
 def test_before_alone_shows_no_change(tmp_path: Path) -> None:
     put(tmp_path / "eval/warm-start.json", evaluation("warm-start", 0.7, 80))
-    _, exact, latency = make_cards(read_run(tmp_path))
-    assert exact.value == "70.0% → not run"
-    assert latency.value == "not run"
+    _, exact, latency = cards_of(page_of(tmp_path))
+    assert exact[0] == "70.0% → not run"
+    assert latency[0] == "not run"
     text = read_page(page_of(tmp_path)).text
     assert "GRPO, length penalty: evaluation not run." in text
     assert not re.search(r"(fell|rose) from", text)
@@ -271,8 +276,8 @@ def test_examples_stand_side_by_side(whole_page: str) -> None:
 
 def test_a_failed_load_test_is_called_failed(tmp_path: Path) -> None:
     put(tmp_path / "loadtest.json", load_test(None, passed=False))
-    *_, latency = make_cards(read_run(tmp_path))
-    assert (latency.value, latency.state) == ("no valid answer", "fail")
+    *_, latency = cards_of(page_of(tmp_path))
+    assert latency[0] == 'no valid answer<span class="verdict fail">FAIL</span>'
     text = read_page(page_of(tmp_path)).text
     assert "p99 falls on a request without a valid answer" in text
     assert "9 of 300 requests missed (9 shed (503))" in text
