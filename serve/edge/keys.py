@@ -30,6 +30,7 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter
 from pydantic import AwareDatetime, Field, ValidationError
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from curt.config import FrozenModel
@@ -298,15 +299,10 @@ def _needed_role(path: str) -> Role | None:
 
 
 def _presented(scope: Scope) -> bytes | None:
-    given: bytes | None = None
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            scheme, _, token = value.partition(b" ")
-            if scheme.lower() == b"bearer":
-                return bytes(token.strip())
-        elif name == b"x-api-key" and given is None:
-            given = value.strip()
-    return given
+    headers = Headers(scope=scope)
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    given = token if scheme.lower() == "bearer" else headers.get("x-api-key")
+    return None if given is None else given.strip().encode("latin-1")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

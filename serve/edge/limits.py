@@ -21,6 +21,7 @@ from typing import Protocol
 from cachetools import TLRUCache
 from fastapi import Request
 from prometheus_client import CollectorRegistry, Counter
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -283,12 +284,7 @@ def client_of(scope: Scope, trusted_proxies: Sequence[Network] = ()) -> str:
     peer = scope.get("client")
     if peer is None:
         return "local"  # a Unix socket has no address
-    forwarded = [
-        part
-        for name, value in scope["headers"]
-        if name == b"x-forwarded-for"
-        for part in value.decode("latin-1").split(",")
-    ]
+    forwarded = ",".join(Headers(scope=scope).getlist("x-forwarded-for")).split(",")
     return f"address:{client_address(peer[0], forwarded, trusted_proxies)}"
 
 
@@ -359,7 +355,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        announced = _length_announced(scope)
+        announced = Headers(scope=scope).get("content-length", "")
         if announced.isdigit() and int(announced) > self.max_bytes:
             message = f"the body is larger than {self.max_bytes} bytes"
             # The rest of the body is never read, so the connection can't be used again.
@@ -386,11 +382,3 @@ class BodyLimit:
             return message
 
         await self.app(scope, receive_counted, send)
-
-
-def _length_announced(scope: Scope) -> bytes:
-    announced = b"0"
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            announced = value
-    return announced

@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.edge.context import QUIET_ROUTES
@@ -120,11 +121,11 @@ class Tracing:
             span.end(at_ns)
 
     def _remote_context(self, scope: Scope) -> Context | None:
-        given = [value for name, value in scope["headers"] if name == b"traceparent"]
+        given = Headers(scope=scope).getlist("traceparent")
         if len(given) != 1:
             return None
         # Without `tracestate`, which may hold any text and would be sent on.
-        return self._propagator.extract({"traceparent": given[0].decode("latin-1")})
+        return self._propagator.extract({"traceparent": given[0]})
 
 
 class TraceRequests:
