@@ -6,18 +6,19 @@ writes the files, so that remembering an answer costs the event loop some micros
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import queue
 import threading
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from cachetools import LRUCache
+from pydantic import TypeAdapter, ValidationError
 
 from curt.law.verdict import Verdict
 from serve.answering.answering import DEFAULT_VARIANT
@@ -55,15 +56,9 @@ class Answered:
     stated_budget: int
     thinking_tokens: int
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-serialisable row; see `from_json`."""
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Answered:
-        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError on a malformed row."""
-        given = row["verdict"]
-        return cls(**{**row, "verdict": None if given is None else Verdict.from_json(given)})
+ROW = TypeAdapter(Answered)
+"""How an answer is written and read."""
 
 
 class AnswerStore:
@@ -86,7 +81,7 @@ class AnswerStore:
         self._path, self._older = folder / "answers.jsonl", folder / "answers-older.jsonl"
         self._max_answers, self._ttl_s = max_answers, ttl_s
         self._facts, self._keep_facts, self._clock = facts, keep_facts, clock
-        self._known: OrderedDict[tuple[str | None, str], bytes] = OrderedDict()
+        self._known: LRUCache[tuple[str | None, str], bytes] = LRUCache(max_answers)
         self._lock = threading.Lock()
         self._rows_in_file = 0
         self._pending: queue.Queue[tuple[bytes, dict[str, Any] | None] | None] = queue.Queue(
@@ -128,9 +123,9 @@ class AnswerStore:
             stated_budget=served.stated_budget,
             thinking_tokens=served.generation.thinking_tokens,
         )
-        line = json.dumps(answered.to_json(), ensure_ascii=False).encode()
+        line = ROW.dump_json(answered)
         with self._lock:
-            self._note((owner, request_id), line)
+            self._known[owner, request_id] = line
         kept = None
         if self._keep_facts:
             kept = {
@@ -153,7 +148,7 @@ class AnswerStore:
             line = self._known.get((owner, request_id))
         if line is None:
             return None
-        answered = Answered.from_json(json.loads(line))
+        answered = ROW.validate_json(line)
         return answered if answered.at_s > self._clock() - self._ttl_s else None
 
     def flush(self) -> None:
@@ -165,12 +160,6 @@ class AnswerStore:
         self._pending.put(None)
         self._thread.join()
 
-    def _note(self, key: tuple[str | None, str], line: bytes) -> None:
-        self._known[key] = line
-        self._known.move_to_end(key)
-        if len(self._known) > self._max_answers:
-            self._known.popitem(last=False)
-
     def _load(self) -> None:
         for path in (self._older, self._path):
             if not path.exists():
@@ -180,11 +169,11 @@ class AnswerStore:
             for line in read_lines(path):
                 self._rows_in_file += path == self._path
                 try:
-                    answered = Answered.from_json(json.loads(line))
-                except (ValueError, KeyError, TypeError):
+                    answered = ROW.validate_json(line)
+                except ValidationError:
                     unreadable += 1
                     continue
-                self._note((answered.owner, answered.request_id), line)
+                self._known[answered.owner, answered.request_id] = line
             if unreadable:
                 logger.warning("%s: %d rows can't be read", path.name, unreadable)
 

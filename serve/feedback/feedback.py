@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -170,5 +171,5 @@ def make_row(body: FeedbackRequest, answered: Answered, *, at_s: float) -> dict[
         "correction": None if correction is None else correction.to_json(),
         "comment": None if body.comment is None else redact(body.comment)[0],
         "user": body.user,
-        "answer": answered.to_json(),
+        "answer": asdict(answered),
     }

@@ -13,10 +13,11 @@ import logging
 import os
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from cachetools import LRUCache
 
 from curt.files import fsync_folder
 from serve.errors import OverloadedError
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 FEEDBACK = "feedback.jsonl"
 SCHEMA = 1
 MAX_LINES_AN_ANSWER = 20  # a client that changes its mind more often is a broken one
-_BLOCK_BYTES = 65_536
 
 
 class TooManyChangesError(OverloadedError):
@@ -120,8 +120,7 @@ class FeedbackLog:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._hold = _hold_folder(folder)
         self._lock = threading.Lock()
-        self._known: OrderedDict[str, tuple[str, int]] = OrderedDict()
-        self._max_known = max_known
+        self._known: LRUCache[str, tuple[str, int]] = LRUCache(max_known)
         self._log = AppendLog(folder / FEEDBACK, max_bytes)
         for path in log_files(folder / FEEDBACK):
             if path.stat().st_mtime >= since_s:
@@ -155,9 +154,6 @@ class FeedbackLog:
 
     def _note(self, answer_id: str, digest: str) -> None:
         self._known[answer_id] = (digest, self._known.get(answer_id, ("", 0))[1] + 1)
-        self._known.move_to_end(answer_id)
-        if len(self._known) > self._max_known:
-            self._known.popitem(last=False)
 
 
 def log_files(path: Path) -> list[Path]:
@@ -177,22 +173,14 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 def mend(path: Path) -> int:
     """Cut a half-written last line off and return its size: its client never got a reply."""
-    with open(path, "rb+") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        keep = 0
-        while end > 0:
-            start = max(0, end - _BLOCK_BYTES)
-            file.seek(start)
-            found = file.read(end - start).rfind(b"\n")
-            if found >= 0:
-                keep = start + found + 1
-                break
-            end = start
-        if keep < size:
-            file.truncate(keep)
+    data = path.read_bytes()
+    lost = len(data) - (data.rfind(b"\n") + 1)
+    if lost:
+        with open(path, "rb+") as file:
+            file.truncate(len(data) - lost)
             os.fsync(file.fileno())
-            logger.warning("%s: cut off a half-written line of %d bytes", path.name, size - keep)
-    return size - keep
+        logger.warning("%s: cut off a half-written line of %d bytes", path.name, lost)
+    return lost
 
 
 def append_line(path: Path, line: bytes) -> None:

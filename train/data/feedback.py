@@ -25,9 +25,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AliasPath, BaseModel, Field, PlainValidator
 
 from curt.artifact import load_manifest
 from curt.classifier.candidates import load_prompts
@@ -56,7 +56,6 @@ from train.data.views import pairs
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1  # of the manifest
-ROW_SCHEMA = 1  # of a line of feedback, as the server writes it
 _MARK = "\x00"  # separates a fact from its reasoning while both are redacted as one text
 
 
@@ -81,27 +80,39 @@ class FeedbackConfig(Config):
     """Which reasoning both sides of a pair have."""
 
 
-@dataclass(frozen=True, slots=True)
-class Feedback:
-    """The newest feedback on one answer."""
+def _read_verdict(row: Mapping[str, Any] | None) -> Verdict | None:
+    return None if row is None else Verdict.from_json(row)
 
-    answer_id: str
+
+def _of_answer(name: str) -> Any:
+    return Field(validation_alias=AliasPath("answer", name))
+
+
+GivenVerdict = Annotated[Verdict | None, PlainValidator(_read_verdict)]
+
+
+class Feedback(BaseModel, frozen=True):
+    """The newest feedback on one answer, read from a line of the server's file."""
+
+    row_schema: Literal[1] = Field(validation_alias="schema")
     request_id: str
     at_s: float
-    is_correct: bool
-    correction: Verdict | None
-    answered: Verdict | None
-    source: str
+    verdict: Literal["correct", "wrong"]
+    correction: GivenVerdict
+    answer_id: str = _of_answer("answer_id")
+    answered: GivenVerdict = _of_answer("verdict")
+    source: str = _of_answer("source")
     """Who gave the verdict: "model" or "fallback"."""
-    model: str
-    stated_budget: int
-    thinking_tokens: int
-    prompt_version: str
+    model: str = _of_answer("model")
+    manifest: str = _of_answer("manifest")
+    stated_budget: int = _of_answer("stated_budget")
+    thinking_tokens: int = _of_answer("thinking_tokens")
+    prompt_version: str = _of_answer("prompt_version")
 
     @property
     def truth(self) -> Verdict | None:
         """The right verdict: the one answered, or its correction; None where none was given."""
-        return self.answered if self.is_correct else self.correction
+        return self.answered if self.verdict == "correct" else self.correction
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +229,7 @@ def read_latest(files: Iterable[Path], counts: Counter[str]) -> list[Feedback]:
             for line in file:
                 counts["lines"] += 1
                 try:
-                    feedback = parse_feedback(json.loads(line))
+                    feedback = Feedback.model_validate_json(line)
                 except (ValueError, KeyError, TypeError):
                     counts["unreadable line"] += 1
                     continue
@@ -228,30 +239,6 @@ def read_latest(files: Iterable[Path], counts: Counter[str]) -> list[Feedback]:
                 if earlier is None or feedback.at_s >= earlier.at_s:
                     latest[feedback.answer_id] = feedback
     return list(latest.values())
-
-
-def parse_feedback(row: Mapping[str, Any]) -> Feedback:
-    """Read a line of feedback. Raises KeyError, TypeError or ValueError on any other."""
-    if row["schema"] != ROW_SCHEMA or row["verdict"] not in ("correct", "wrong"):
-        raise ValueError(f"schema {row['schema']} or verdict {row['verdict']!r} is unknown")
-    answer = row["answer"]
-    return Feedback(
-        answer_id=str(answer["answer_id"]),
-        request_id=str(row["request_id"]),
-        at_s=float(row["at_s"]),
-        is_correct=row["verdict"] == "correct",
-        correction=_read_verdict(row["correction"]),
-        answered=_read_verdict(answer["verdict"]),
-        source=str(answer["source"]),
-        model=f"{answer['model']}@{answer['manifest']}",
-        stated_budget=int(answer["stated_budget"]),
-        thinking_tokens=int(answer["thinking_tokens"]),
-        prompt_version=str(answer["prompt_version"]),
-    )
-
-
-def _read_verdict(row: Mapping[str, Any] | None) -> Verdict | None:
-    return None if row is None else Verdict.from_json(row)
 
 
 def read_facts(path: Path | None, wanted: set[str]) -> dict[str, Fact]:
@@ -357,7 +344,7 @@ def make_pairs(
     """A pair for every correction of an answer that the model gave."""
     for item in usable:
         feedback = item.feedback
-        if feedback.is_correct or feedback.answered is None or feedback.source != "model":
+        if feedback.verdict == "correct" or feedback.answered is None or feedback.source != "model":
             continue
         thinks = config.thinking == "answered" and has_usable_thinking(item)
         chosen = _candidate(item, item.truth, prompts, thinks=thinks, reward=1.0)
@@ -369,7 +356,7 @@ def make_examples(usable: Iterable[UsableFeedback], prompts: Prompts) -> Iterato
     """A right completion for each; only a right answer of the model keeps its reasoning."""
     for item in usable:
         thinks = (
-            item.feedback.is_correct
+            item.feedback.verdict == "correct"
             and item.feedback.source == "model"
             and has_usable_thinking(item)
         )
@@ -409,7 +396,7 @@ def _candidate(
         reward=reward,
         exact=verdict == item.truth,
         thinking_tokens=feedback.thinking_tokens if thinks else 0,
-        source=feedback.model if is_own else "feedback",
+        source=f"{feedback.model}@{feedback.manifest}" if is_own else "feedback",
         columns={"case_id": _case_id(item), "budget": budget},
     )
 
