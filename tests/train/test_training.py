@@ -63,7 +63,7 @@ def steps_of(run: Path) -> Counter[int]:
 
 
 def trajectory(run: Path, step: int) -> Path:
-    return run / "trajectories" / f"step-{step:06d}-rank0.parquet"
+    return run / "trajectories" / f"step-{step:06d}.parquet"
 
 
 def test_a_warm_start_leaves_a_whole_model_folder_with_its_history(warm_start):

@@ -73,16 +73,15 @@ _MAPS = tuple(name for name in SCHEMA.names if SCHEMA.field(name).type == _REWAR
 
 
 class TrajectoryWriter:
-    """Writes a step's rollouts to `{folder}/step-{step:06d}-rank{rank}.parquet`."""
+    """Writes a step's rollouts to `{folder}/step-{step:06d}.parquet`."""
 
-    def __init__(self, folder: Path, rank: int = 0) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.rank = rank
 
     def write(self, step: int, rollouts: Sequence[Rollout]) -> Path:
         """Write the step's file in one go; replaces an earlier file of the same step."""
         table = _table([asdict(rollout) for rollout in rollouts])
-        path = self.folder / f"step-{step:06d}-rank{self.rank}.parquet"
+        path = self.folder / f"step-{step:06d}.parquet"
         # checksums: without them a damaged file is read as other rewards
         write_parquet(path, table, write_page_checksum=True)
         return path
@@ -97,7 +96,7 @@ def drop_after(folder: Path, step: int) -> int:
 
 
 def read_rollouts(folder: Path) -> pa.Table:
-    """All rollouts of a run, in order of step and process, with the columns of `SCHEMA`.
+    """All rollouts of a run, in order of step, with the columns of `SCHEMA`.
 
     Files of earlier versions get the defaults of columns they lack. Raises ValueError when the
     folder holds none, or a file that can't be read.
@@ -120,7 +119,7 @@ def _rollouts(file: Path) -> list[Rollout]:
 
 
 def _files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("step-*.parquet"), key=_step_and_rank)
+    files = sorted(folder.glob("step-*.parquet"), key=_step_of)
     if not files:
         raise ValueError(f"no trajectories in {folder}: train with GRPO first")
     return files
@@ -163,9 +162,4 @@ def _defaults() -> dict[str, Any]:
 
 
 def _step_of(path: Path) -> int:
-    return _step_and_rank(path)[0]
-
-
-def _step_and_rank(path: Path) -> tuple[int, int]:
-    _, step, rank = path.stem.split("-")
-    return int(step), int(rank.removeprefix("rank"))
+    return int(path.stem.split("-")[1])  # earlier versions name a process after it

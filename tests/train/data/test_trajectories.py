@@ -55,7 +55,7 @@ def test_files_of_an_earlier_version_are_read_with_defaults(tmp_path):
 def test_a_broken_file_is_named_with_the_remedy(tmp_path, kept):
     path = TrajectoryWriter(tmp_path).write(1, rollouts(1))
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"step-000001-rank0.parquet can't be read.*delete it"):
+    with pytest.raises(ValueError, match=r"step-000001.parquet can't be read.*delete it"):
         read_rollouts(tmp_path)
 
 
@@ -104,27 +104,10 @@ def test_a_step_written_again_replaces_the_first(tmp_path):
     assert read_rollouts(tmp_path).num_rows == 4
 
 
-def test_processes_write_beside_each_other_and_come_back_in_their_order(tmp_path):
-    for rank in (10, 2):
-        TrajectoryWriter(tmp_path, rank).write(1, [make_rollout(group=rank)])
-    assert read_rollouts(tmp_path)["group"].to_pylist() == [2, 10]
-
-
-def test_groups_come_back_whole_even_when_processes_number_them_alike(tmp_path):
-    for rank in (0, 1):
-        rows = [make_rollout(group=g, prompt=f"{rank}{g}") for g in (0, 0, 1, 1)]
-        TrajectoryWriter(tmp_path, rank).write(1, rows)
-    groups = list(iterate_groups(tmp_path))
-    assert [[r.prompt for r in group] for group in groups] == [
-        ["00", "00"], ["01", "01"], ["10", "10"], ["11", "11"],
-    ]  # fmt: skip
-
-
 def test_later_steps_are_dropped_and_earlier_ones_kept(tmp_path):
-    for rank in (0, 1):
-        for step in range(1, 6):
-            TrajectoryWriter(tmp_path, rank).write(step, rollouts(step))
-    assert drop_after(tmp_path, 3) == 4
+    for step in range(1, 6):
+        TrajectoryWriter(tmp_path).write(step, rollouts(step))
+    assert drop_after(tmp_path, 3) == 2
     assert set(read_rollouts(tmp_path)["step"].to_pylist()) == {1, 2, 3}
     assert drop_after(tmp_path, 3) == 0
 
@@ -135,7 +118,7 @@ def test_dropping_in_a_folder_that_does_not_exist_drops_nothing(tmp_path):
 
 def test_a_half_written_file_of_a_killed_run_is_ignored(tmp_path):
     path = TrajectoryWriter(tmp_path).write(1, rollouts(1))
-    half = tmp_path / ".step-000002-rank0.parquet.123.tmp"
+    half = tmp_path / ".step-000002.parquet.123.tmp"
     half.write_bytes(path.read_bytes()[:100])
     assert read_rollouts(tmp_path).num_rows == 4
     assert drop_after(tmp_path, 1) == 0

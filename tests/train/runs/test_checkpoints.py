@@ -75,7 +75,7 @@ def test_a_changed_input_is_refused_by_name(tmp_path):
 
 def test_what_a_finished_run_left_is_moved_aside(tmp_path):
     for number in (1, 2):
-        stray = tmp_path / "model.run" / "trajectories" / "step-000001-rank0.parquet"
+        stray = tmp_path / "model.run" / "trajectories" / "step-000001.parquet"
         stray.parent.mkdir(parents=True)
         stray.write_bytes(b"rows")
         run = open_run(tmp_path / "model", CONFIG, {})
@@ -110,7 +110,7 @@ def test_a_run_with_broken_checkpoints_only_starts_anew(run):
 
 def test_closing_a_run_keeps_its_trajectories_alone(tmp_path, run):
     add_checkpoint(run, 10)
-    rows = run / "trajectories" / "step-000001-rank0.parquet"
+    rows = run / "trajectories" / "step-000001.parquet"
     rows.parent.mkdir()
     rows.write_bytes(b"rows")
     close_run(run)
