@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from loadtest._reply import REST, SERVER_PHASES, TIMINGS, Outcome, Slo
 
 CONFIDENCE = 0.95
 CLAIMED_TAIL = 0.01  # "p99 under the SLO" says that fewer than 1% of requests miss
+MOST_REQUESTS = 10**9  # that a proof may ask for
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 PHASES = (*SERVER_PHASES, REST)
 
@@ -46,16 +48,10 @@ def miss_rate_upper_bound(misses: int, requests: int, confidence: float = CONFID
 
 def requests_needed(misses: int, rate: float = CLAIMED_TAIL) -> int:
     """The fewest requests in which `misses` still prove a miss rate under `rate`."""
-    low, high = misses, max(misses, 1)
-    while miss_rate_upper_bound(misses, high) >= rate:
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        if miss_rate_upper_bound(misses, middle) < rate:
-            high = middle
-        else:
-            low = middle
-    return high
+    counts = range(max(misses, 1), MOST_REQUESTS)
+    return counts[
+        bisect_left(counts, True, key=lambda count: miss_rate_upper_bound(misses, count) < rate)
+    ]
 
 
 def state_confidence(misses: int, requests: int, slo: Slo) -> dict[str, Any]:
@@ -133,13 +129,15 @@ def summarise(outcomes: Sequence[Outcome], slo: Slo, *, require_proof: bool) -> 
 
 
 def rank_latencies(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
-    """Exact percentiles by name, unanswered requests ranking last; None where on such a one."""
+    """Exact percentiles by name; see `rank_latency`."""
+    return {f"p{q * 100:g}": rank_latency(outcomes, q) for q in QUANTILES}
+
+
+def rank_latency(outcomes: Sequence[Outcome], quantile: float) -> float | None:
+    """The exact quantile, unanswered requests ranking last; None on such a one, or on none."""
     ranked = [outcome.latency_ms if outcome.answered else math.inf for outcome in outcomes]
-    found: dict[str, float | None] = {}
-    for quantile in QUANTILES:
-        value = nearest_rank(ranked, quantile) if ranked else math.inf
-        found[f"p{quantile * 100:g}"] = value if math.isfinite(value) else None
-    return found
+    value = nearest_rank(ranked, quantile) if ranked else math.inf
+    return value if math.isfinite(value) else None
 
 
 def summarise_phases(answered: Sequence[Outcome]) -> dict[str, dict[str, float]]:

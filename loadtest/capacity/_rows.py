@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from curt.files import write_atomic
-from loadtest._reply import Slo
-from loadtest.capacity._step import RateStep, ResultRow
+from loadtest._reply import Outcome, Slo
+from loadtest.capacity._step import RateStep
 
 COLUMNS = ("step", "rate_per_s", "at_s", "latency_ms", "lag_ms", "miss", "answered")
 
@@ -41,16 +41,16 @@ def read_rows(path: Path, summaries: Sequence[Mapping[str, Any]], slo: Slo) -> l
 
     Raises ValueError when the two files are not of one search.
     """
-    by_step: dict[int, list[ResultRow]] = {}
+    by_step: dict[int, list[Outcome]] = {}
     try:
         with path.open(encoding="utf-8", newline="") as file:
             for line in csv.DictReader(file):
-                row = ResultRow(
-                    float(line["at_s"]),
+                row = Outcome(
                     float(line["latency_ms"]),
-                    float(line["lag_ms"]),
                     line["miss"] or None,
-                    line["answered"] == "1",
+                    answered=line["answered"] == "1",
+                    lag_ms=float(line["lag_ms"]),
+                    at_s=float(line["at_s"]),
                 )
                 by_step.setdefault(int(line["step"]), []).append(row)
         steps = [

@@ -14,8 +14,8 @@ from statistics import fmean
 from typing import Any
 
 from loadtest._arrivals import arrival_times_s, run_open_loop
-from loadtest._reply import Slo
-from loadtest._slo import find_breaches, nearest_rank, state_confidence
+from loadtest._reply import Outcome, Slo
+from loadtest._slo import find_breaches, nearest_rank, rank_latency, state_confidence
 from loadtest.capacity._rates import SearchPlan
 
 OVER = "over the SLO"
@@ -86,27 +86,13 @@ class StepPlan(SearchPlan):
 
 
 @dataclass(frozen=True, slots=True)
-class ResultRow:
-    """One request: due at `at_s`, sent `lag_ms` late, over after `latency_ms` from due.
-
-    `answered` tells a late answer (whose latency ranks) from none (which ranks last).
-    """
-
-    at_s: float
-    latency_ms: float
-    lag_ms: float
-    miss: str | None = None
-    answered: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class RateStep:
     """What one rate led to; `stopped_early` where nothing could rescue it any more."""
 
     number: int
     rate_per_s: float
     slo: Slo
-    rows: tuple[ResultRow, ...]
+    rows: tuple[Outcome, ...]
     stopped_early: bool = False
     figures: Mapping[str, float] = field(default_factory=dict)
     asked: int = 0
@@ -124,9 +110,7 @@ class RateStep:
 
     def quantile_ms(self, quantile: float) -> float | None:
         """Exact rank; None where it falls on a request without a valid answer, or on none."""
-        ranked = [row.latency_ms if row.answered else math.inf for row in self.rows]
-        value = nearest_rank(ranked, quantile) if ranked else math.inf
-        return value if math.isfinite(value) else None
+        return rank_latency(self.rows, quantile)
 
     @property
     def kept(self) -> bool:
@@ -176,7 +160,7 @@ async def run_step(
     wanted = plan.requests_at(rate_per_s)
     allowed = plan.misses_allowed(wanted)
     seed = random.Random(f"{plan.seed} {number}").getrandbits(48)
-    rows: list[ResultRow] = []
+    rows: list[Outcome] = []
     figures: list[Mapping[str, float]] = []
     waiting: dict[int, float] = {}  # when those were due that count and have no outcome yet
     started_s = time.monotonic()
@@ -203,8 +187,15 @@ async def run_step(
         if miss is None:
             figures.append(answer.figures)
         missed += miss is not None
-        at_s, lag_ms = due_s - started_s, (sent_s - due_s) * 1e3
-        rows.append(ResultRow(at_s, latency_ms, lag_ms, miss, answered=answer.miss is None))
+        rows.append(
+            Outcome(
+                latency_ms,
+                miss,
+                answered=answer.miss is None,
+                lag_ms=(sent_s - due_s) * 1e3,
+                at_s=due_s - started_s,
+            )
+        )
 
     def is_hopeless() -> bool:
         late_s = time.monotonic() - plan.slo_ms / 1e3

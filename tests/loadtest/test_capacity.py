@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest._reply import Outcome
 from loadtest.capacity._page import draw_capacity, render_page
 from loadtest.capacity._rates import SearchPlan, find_highest, next_rate
 from loadtest.capacity._rows import read_rows, write_rows
 from loadtest.capacity._search import Capacity, search
-from loadtest.capacity._step import AskResult, RateStep, ResultRow, StepPlan, run_step
+from loadtest.capacity._step import AskResult, RateStep, StepPlan, run_step
 
 # Wide enough that a busy machine changes nothing of what is tested.
 QUICK = StepPlan(
@@ -31,7 +32,7 @@ QUICK = StepPlan(
 
 
 def step_at(rate: float, *, kept: bool, number: int = 0, p99_ms: float = 100.0) -> RateStep:
-    row = ResultRow(1.0, p99_ms, 0.1, None if kept else "over the SLO")
+    row = Outcome(p99_ms, None if kept else "over the SLO", answered=True, lag_ms=0.1, at_s=1.0)
     rows = tuple(replace(row, at_s=float(at)) for at in range(10))
     return RateStep(number, rate, QUICK.slo, rows, asked=12, figures={"tokens": 3.0})
 
@@ -95,7 +96,7 @@ def test_the_misses_allowed_are_those_a_kept_step_may_have(
 ) -> None:
     plan = StepPlan(max_miss_rate=max_miss_rate)
     assert plan.misses_allowed(requests) == allowed
-    good, bad = ResultRow(0.0, 10.0, 0.0), ResultRow(0.0, 10.0, 0.0, "status 500", answered=False)
+    good, bad = Outcome(10.0, None, answered=True), Outcome(10.0, "status 500")
     for misses, kept in ((allowed, True), (allowed + 1, False)):
         rows = (good,) * (requests - misses) + (bad,) * misses
         assert RateStep(0, 5.0, plan.slo, rows).kept is kept
@@ -242,7 +243,7 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_the_pictures_and_the_page_take_any_search() -> None:
-    silent = ResultRow(0.0, 1.0, 0.0, "timeout", answered=False)
+    silent = Outcome(1.0, "timeout")
     broken = RateStep(2, 200.0, QUICK.slo, (silent,), stopped_early=True)
     found = Capacity((step_at(50, kept=True), step_at(100, kept=True), broken), finished=True)
     assert draw_capacity({"one <b>": found, "other": found}, 400).startswith(b"\x89PNG")
