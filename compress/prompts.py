@@ -24,15 +24,17 @@ def sample_prompts(
     seed: int,
     *,
     with_completion: bool = False,
+    longest: int | None = None,
 ) -> list[list[int]]:
     """Token ids of up to `count` prompts, drawn without replacement.
 
     The stated budget runs through every level the model may be given, so that a measurement covers
-    them all. `with_completion` appends the
-    case's own reasoning, where it has one, and verdict. Raises ValueError when there is no case.
+    them all. `with_completion` appends the case's own reasoning, where it has one, and verdict, so
+    that both what the model reads and what it writes is there. What is longer than `longest` tokens
+    is cut. Raises ValueError when there is no case.
     """
     if not cases:
-        raise ValueError("no cases to draw prompts from: name another file with --cases")
+        raise ValueError("no cases to draw prompts from: name another file of cases")
     drawn = random.Random(seed).sample(cases, min(count, len(cases)))
     budgets = [level for level in BUDGET_LEVELS if level <= max_thinking_tokens]
     drawn_prompts = []
@@ -42,7 +44,7 @@ def sample_prompts(
         if with_completion:
             thinking = next(iter(case.reasonings.values()), "")
             text += render_completion(thinking, case.verdict)
-        drawn_prompts.append(encode(prompts.tokenizer, text))
+        drawn_prompts.append(encode(prompts.tokenizer, text)[:longest])
     return drawn_prompts
 
 

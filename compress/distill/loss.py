@@ -39,7 +39,8 @@ class LossSettings(FrozenModel):
     ce_weight: float = Field(0.5, ge=0)
     """Cross-entropy of the completion in the data."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Share of the target spread evenly over the vocabulary."""
+    """Share of the target spread evenly over the vocabulary: Szegedy et al. 2016, arXiv 1512.00567,
+    section 7."""
     mixup_alpha: float = Field(0.0, ge=0)
     """Both parameters of the Beta distribution that MixUp draws its share from; 0: no MixUp."""
 
@@ -96,35 +97,9 @@ def token_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
     (..., V) logits to (...) nats. The factor keeps gradients the size of those of the
     cross-entropy whatever T is: Hinton, Vinyals and Dean 2015, arXiv 1503.02531, section 2.
-    Raises ValueError when the shapes, the vocabulary for one, differ.
     """
-    if student.shape[-1] != teacher.shape[-1]:
-        raise ValueError(
-            f"vocabularies differ: {student.shape[-1]} of the student, {teacher.shape[-1]} of the "
-            "teacher: distil between models of one tokenizer and one padding of it"
-        )
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"logits differ in shape: {tuple(student.shape)} of the student, "
-            f"{tuple(teacher.shape)} of the teacher: feed both the same tokens"
-        )
     kl = kl_divergence(teacher.float() / temperature, student.float() / temperature)
     return temperature**2 * kl
-
-
-def token_cross_entropy(student: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """−(1 − ε) log q(target) − ε/V · Σ_v log q(v): (..., V) logits, (...) ids to (...) nats.
-
-    ε is `smoothing`; 1 in the limit asks for the uniform distribution. Szegedy et al. 2016,
-    arXiv 1512.00567, section 7. Raises ValueError when the shapes do not belong together.
-    """
-    if student.shape[:-1] != targets.shape:
-        raise ValueError(
-            f"{tuple(targets.shape)} targets for logits {tuple(student.shape)}: give one a position"
-        )
-    q = student.float().log_softmax(-1)
-    nll = -q.gather(-1, targets[..., None])[..., 0]
-    return (1 - smoothing) * nll - smoothing * q.mean(-1)
 
 
 def distillation_loss(
@@ -132,8 +107,8 @@ def distillation_loss(
 ) -> Losses:
     """w_kl·KL + w_think·KL_think + w_answer·KL_answer + w_ce·CE, over the completion alone.
 
-    Each term is the mean of `token_kl` or `token_cross_entropy` over the tokens of its span in
-    the whole batch, so equal weights on thinking and answer still lift the few answer tokens; an
+    Each term is the mean of `token_kl` or the cross-entropy over the tokens of its span in the
+    whole batch, so equal weights on thinking and answer still lift the few answer tokens; an
     empty span counts 0.
 
     Args:
@@ -143,25 +118,19 @@ def distillation_loss(
         spans: what is thinking and what is answer.
         settings: temperature and weights.
 
-    Raises ValueError when vocabularies or shapes differ, or the completion is empty.
+    Raises ValueError when shapes, that of the vocabulary for one, differ.
     """
+    from torch.nn.functional import cross_entropy
+
     completion = spans.completion
-    if student.dim() != 3 or completion.shape != student.shape[:2]:
+    if not (
+        student.shape == teacher.shape and student.shape[:-1] == targets.shape == completion.shape
+    ):
         raise ValueError(
-            f"spans {tuple(completion.shape)} for logits {tuple(student.shape)}: "
-            "give (B, C) spans of (B, C, V) logits"
+            f"logits {tuple(student.shape)} of the student and {tuple(teacher.shape)} of the "
+            f"teacher for targets {tuple(targets.shape)} and spans {tuple(completion.shape)}: give "
+            "(B, C, V) both and (B, C) both, of models of one tokenizer and one padding of it"
         )
-    if targets.shape != completion.shape:
-        raise ValueError(
-            f"{tuple(targets.shape)} targets for spans {tuple(completion.shape)}: give (B, C) both"
-        )
-    if teacher.shape[:-1] != student.shape[:-1]:
-        raise ValueError(
-            f"logits differ in shape: {tuple(student.shape)} of the student, "
-            f"{tuple(teacher.shape)} of the teacher: feed both the same tokens"
-        )
-    if not completion.any():
-        raise ValueError("no completion token in the batch: give examples with a completion")
     chosen = student[completion]  # (N, V): padding costs no softmax
     kl = token_kl(chosen, teacher.detach()[completion], settings.temperature)  # (N,)
     thinking = spans.thinking[completion]
@@ -169,7 +138,9 @@ def distillation_loss(
         kl.mean(),
         _mean(kl, thinking),
         _mean(kl, ~thinking),
-        token_cross_entropy(chosen, targets[completion], settings.label_smoothing).mean(),
+        cross_entropy(
+            chosen.float(), targets[completion], label_smoothing=settings.label_smoothing
+        ),
     )
     weights = (
         settings.kl_weight,
@@ -188,15 +159,7 @@ def mix_embeddings(embeddings: Tensor, partner: Tensor, share: float, both: Tens
     (B, T, H) embeddings, (B,) row j of each row i, (B, T) positions both fill; elsewhere the row
     keeps its own. The losses of i and j are to be mixed by the same share, λ ~ Beta(α, α):
     Zhang et al. 2018, arXiv 1710.09412; on embeddings, Guo et al. 2019, arXiv 1905.08941.
-    Raises ValueError when the share is outside 0..1 or shapes do not belong together.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"a share of {share}: use 0 to 1")
-    if embeddings.shape[:2] != both.shape or partner.shape != embeddings.shape[:1]:
-        raise ValueError(
-            f"partners {tuple(partner.shape)} and positions {tuple(both.shape)} for embeddings "
-            f"{tuple(embeddings.shape)}: give (B,), (B, T) and (B, T, H)"
-        )
     if share == 1:
         return embeddings
     mixed = share * embeddings + (1 - share) * embeddings[partner]

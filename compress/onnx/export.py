@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from compress.folders import describe_child
 from compress.onnx.builder import (
@@ -36,12 +36,11 @@ from compress.onnx.parity import measure_parity
 from compress.onnx.recipes import DEFAULT_RECIPE, RECIPES, Device, Recipe
 from compress.onnx.speculation import add_likeliest
 from compress.prompts import hash_examples, sample_prompts
-from curt.artifact import Manifest, load_manifest, write_artifact
+from curt.artifact import load_manifest, write_artifact
 from curt.checkpoint import check_servable
 from curt.classifier.candidates import load_prompts
 from curt.config import Config, run
 from curt.corpus.store import read_cases
-from curt.dialogue import Prompts
 from curt.files import write_json
 
 log = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ class ExportOrtConfig(Config):
     """Length limit of the parent's greedy continuation of each prompt."""
     calibration: Path = Path("artifacts/demo/corpus/train.jsonl")
     """JSON Lines file of cases that int4 calibrates on; keep it apart from `cases`."""
-    calibration_cases: int = 64
+    calibration_cases: int = Field(64, ge=1)
     """How many cases to calibrate on."""
     seed: int = 0
 
@@ -128,7 +127,16 @@ def export_ort(config: ExportOrtConfig) -> None:
     with contextlib.ExitStack() as stack:
         source, weights = config.model, None
         if recipe.calibrates:
-            samples = _calibration_prompts(config, asked, parent)
+            shape = json.loads((config.model / "config.json").read_bytes())
+            samples = sample_prompts(
+                list(read_cases(config.calibration)),
+                asked,
+                parent.max_thinking_tokens,
+                config.calibration_cases,
+                config.seed,
+                with_completion=True,
+                longest=shape["max_position_embeddings"],
+            )
             settings["calibration_sha256"] = hash_examples(samples)
             source = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             started = time.perf_counter()
@@ -170,32 +178,6 @@ def export_ort(config: ExportOrtConfig) -> None:
             )
         write_json(folder / PARITY, row)
     log.info("%s is ready", config.out)
-
-
-def _calibration_prompts(
-    config: ExportOrtConfig, prompts: Prompts, parent: Manifest
-) -> list[list[int]]:
-    """Prompts with their completions: what the model will read and what it will write."""
-    if not config.calibration.is_file():
-        raise ValueError(
-            f"no calibration cases at {config.calibration}: name a corpus file with --calibration"
-        )
-    cases = list(read_cases(config.calibration))
-    if not cases or config.calibration_cases < 1:
-        raise ValueError(
-            f"{config.calibration_cases} of {len(cases)} calibration cases in "
-            f"{config.calibration}: give at least one"
-        )
-    limit = json.loads((config.model / "config.json").read_bytes())["max_position_embeddings"]
-    samples = sample_prompts(
-        cases,
-        prompts,
-        parent.max_thinking_tokens,
-        config.calibration_cases,
-        config.seed,
-        with_completion=True,
-    )
-    return [sample[:limit] for sample in samples]
 
 
 @contextlib.contextmanager

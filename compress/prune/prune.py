@@ -320,17 +320,16 @@ def _calibration_prompts(
 ) -> list[list[int]]:
     if config.criterion == "magnitude" and not config.layers:
         return []
-    cases, count = list(read_cases(config.cases)), config.calibration_cases
     # With the completion: parts that are active only in reasoning and answer must count as used.
-    prompts = sample_prompts(
-        cases,
+    return sample_prompts(
+        list(read_cases(config.cases)),
         load_prompts(config.model, tokenizer, parent.max_fact_tokens),
         parent.max_thinking_tokens,
-        count,
+        config.calibration_cases,
         config.seed,
         with_completion=True,
+        longest=context_tokens,
     )
-    return [prompt[:context_tokens] for prompt in prompts]
 
 
 def _judge(config: PruneConfig, model: PreTrainedModel, prompts: list[list[int]]) -> Importance:

@@ -9,6 +9,7 @@ The options are those of the pinned version; a test holds them to its keys and t
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -222,25 +223,14 @@ def render_options(options: Mapping[str, Any], reasons: tuple[str, ...]) -> str:
     """The options as YAML, the arithmetic in comments above them."""
     lines = [f"# For TensorRT-LLM {PINNED_VERSION}: read by trtllm-serve, see {LAUNCH} beside it."]
     lines += [f"# Image: {IMAGE}", *(f"# {reason}" for reason in reasons)]
-    for name, value in options.items():
-        if isinstance(value, dict):
-            lines.append(f"{name}:")
-            lines += [f"  {key}: {_scalar(inner)}" for key, inner in value.items()]
-        else:
-            lines.append(f"{name}: {_scalar(value)}")
+    lines += [f"{name}: {json.dumps(value)}" for name, value in options.items()]  # JSON is YAML
     return "\n".join(lines) + "\n"
-
-
-def _scalar(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def write_server(folder: Path, options: Mapping[str, Any], sizes: Sizes, port: int) -> None:
     """Write the YAML and `launch.sh`, which serves the folder it stands in."""
     write_atomic(folder / SERVE_CONFIG, render_options(options, sizes.reasons))
-    fraction = options["kv_cache_config"]["free_gpu_memory_fraction"]
     script = folder / LAUNCH
-    # What the YAML says wins over the flags; the flags are for a reader of the process list.
     write_atomic(
         script,
         "#!/bin/sh\n"
@@ -248,12 +238,6 @@ def write_server(folder: Path, options: Mapping[str, Any], sizes: Sizes, port: i
         'here=$(cd "$(dirname "$0")" && pwd)\n'
         'exec trtllm-serve "$here" \\\n'
         f'  --host "${{HOST:-127.0.0.1}}" --port "${{PORT:-{port}}}" \\\n'
-        f"  --tp_size {options['tensor_parallel_size']} "
-        f"--pp_size {options['pipeline_parallel_size']} \\\n"
-        f"  --max_batch_size {options['max_batch_size']} "
-        f"--max_num_tokens {options['max_num_tokens']} "
-        f"--max_seq_len {options['max_seq_len']} \\\n"
-        f"  --kv_cache_free_gpu_memory_fraction {fraction} \\\n"
         f'  --config "$here/{SERVE_CONFIG}" "$@"\n',
     )
     script.chmod(0o755)

@@ -14,7 +14,7 @@ from tests.compress.onnx.exports import write_cases
 def test_no_case_names_the_remedy(micro_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(micro_model)
     asked = Prompts(tokenizer, 200)
-    with pytest.raises(ValueError, match="--cases"):
+    with pytest.raises(ValueError, match="name another file"):
         sample_prompts([], asked, 64, 7, seed=3)
 
 

@@ -163,13 +163,13 @@ def config_for(model: Path, folder: Path, **changes: object) -> ExportOrtConfig:
 
 def test_missing_calibration_cases_are_refused(micro_model: Path, tmp_path: Path) -> None:
     lacking = tmp_path / "none.jsonl"
-    with pytest.raises(ValueError, match=r"no calibration cases at .*none.jsonl.*--calibration"):
+    with pytest.raises(ValueError, match=r"no case file .*none.jsonl"):
         export_ort(config_for(micro_model, tmp_path, calibration=lacking))
     lacking.touch()
-    with pytest.raises(ValueError, match=r"4 of 0 calibration cases"):
+    with pytest.raises(ValueError, match=r"no cases to draw prompts from"):
         export_ort(config_for(micro_model, tmp_path, calibration=lacking))
-    with pytest.raises(ValueError, match=r"0 of 5 calibration cases"):
-        export_ort(config_for(micro_model, tmp_path, calibration_cases=0))
+    with pytest.raises(ValueError, match=r"calibration_cases"):
+        config_for(micro_model, tmp_path, calibration_cases=0)
     assert not (tmp_path / "out").exists()
 
 

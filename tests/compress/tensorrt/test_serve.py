@@ -85,14 +85,6 @@ NESTED: Mapping[str, Mapping[str, tuple[type, ...]]] = {
 SERVE_FLAGS = (
     "--host",
     "--port",
-    "--tp_size",
-    "--pp_size",
-    "--max_batch_size",
-    "--max_num_tokens",
-    "--max_seq_len",
-    "--kv_cache_free_gpu_memory_fraction",
-    "--backend",
-    "--tokenizer",
     "--config",
 )
 
