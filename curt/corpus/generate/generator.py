@@ -38,9 +38,15 @@ def generate_cases(count: int, seed: int | str, wording: Wording = "train") -> I
 
 
 def draw_drill(rng: random.Random) -> tuple[str, str]:
-    """A step of reasoning by itself, without a case; see `reasoning.draw_drill`."""
+    """A step of reasoning by itself, without a case; see `reasoning.draw_drill`.
+
+    Quantities are spread over the brackets evenly, so that no sum or product stays rare.
+    """
     while True:
         drawn = draw(rng)
+        if brackets := drawn.offence.brackets:
+            bracket = rng.choice(brackets)
+            drawn = replace(drawn, harm=rng.randint(bracket.threshold, bracket.limit))
         outcome = sentence(drawn.offence, drawn.harm, drawn.circumstances)
         if drill := reasoning.draw_drill(drawn, outcome, rng):
             return drill

@@ -58,11 +58,18 @@ def draw_drill(drawn: Drawn, outcome: Sentence, rng: random.Random) -> tuple[str
     if outcome.start == LIFE or not drawn.circumstances:
         return None
     if rng.random() < 0.5:
-        given, _, answer = _full(drawn, _tell_sum(drawn), outcome).partition("合计")
-        return f"{given[given.index('基准刑') :]}合计", answer
-    _, tenths, product = _brief(drawn, outcome).split("；")
-    base, _, result = product.partition("×")
-    return f"；{tenths}；{base}×", result
+        full, mark = _full(drawn, _tell_sum(drawn), outcome), "合计"
+        steps = full[full.index("基准刑") :]
+    else:
+        _, tenths, product = _brief(drawn, outcome).split("；")
+        base, mark = f"{outcome.base}", "×"
+        if outcome.bracket is not None:
+            base = f"{outcome.start}+{outcome.extra}={base}"
+        steps = f"；{base}；{tenths}；{product}"
+    if outcome.bracket is not None and rng.random() < 0.5:
+        mark = "="  # of the first sum; the later ones follow
+    given, _, answer = steps.partition(mark)
+    return given + mark, answer
 
 
 def _full(drawn: Drawn, total: str, outcome: Sentence) -> str:

@@ -165,7 +165,7 @@ def test_brief_reasoning_names_every_circumstance_and_leaves_no_step_out(cases):
 
 
 def test_drills_are_steps_of_right_reasoning():
-    rng = random.Random(5)
+    rng, sums = random.Random(5), 0
     for _ in range(500):
         given, answer = draw_drill(rng)
         assert given
@@ -174,9 +174,13 @@ def test_drills_are_steps_of_right_reasoning():
             base = int(re.search(r"(\d+)×$", given)[1])
             share, months = re.match(r"(\d+)%=(\d+)", answer).groups()
             assert (base * int(share) + 50) // 100 == int(months)
+        if given.endswith("="):
+            assert sum(map(int, re.findall(r"\d+", given))) == int(re.match(r"\d+", answer)[0])
+            sums += 1
         if given.endswith("合计"):
             ratios = [int(n) for n in re.findall(r"[+-]\d+(?=，)", given)]
             assert int(re.match(r"[+-]\d+", answer)[0]) == sum(ratios)
+    assert sums > 100
 
 
 def test_the_gap_leaves_the_months_out(cases):
