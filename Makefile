@@ -11,7 +11,16 @@ STAMP := $(VENV)/.made
 
 # A folder of CAIL2018 files (train.json, dev.json, test.json); generated cases when empty.
 CORPUS ?=
-ifeq ($(CORPUS),)
+# A pretrained checkpoint to start from: GGUF file, folder or hub id. See `make real`.
+CHECKPOINT ?=
+# At most so many training cases for the model, and test cases in an evaluation.
+CASES ?=
+ifneq ($(CHECKPOINT),)
+NAME ?= real
+# One folder a checkpoint; it waits for its memory, so fewer bits are faster.
+RUN ?= artifacts/real-$(patsubst %.gguf,%,$(notdir $(patsubst %/,%,$(CHECKPOINT))))
+FORMAT ?= int4
+else ifeq ($(CORPUS),)
 NAME ?= demo
 else
 NAME ?= cail
@@ -35,7 +44,8 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export ORT_DISABLE_TELEMETRY ?= 1
 
 TIMED = $(PY) -m curt.stopwatch $(RUN)/timing.json
-EVALUATE = $(PY) -m curt.evaluate @$(CONFIGS)/evaluate.toml --corpus $(RUN)/corpus/test.jsonl
+EVALUATE = $(PY) -m curt.evaluate @$(CONFIGS)/evaluate.toml --corpus $(RUN)/corpus/test.jsonl \
+    $(if $(CASES),--limit $(CASES))
 URL = http://$(HOST):$(PORT)
 PID = $(RUN)/server.pid
 # The recipes of an ONNX Runtime export for CPUs, from compress/onnx/recipes.py: the default first.
@@ -44,9 +54,10 @@ ORT_RECIPES := $(shell $(PYTHON) -m compress.onnx.recipes)
 FORMAT ?= $(firstword $(ORT_RECIPES))
 ORT = $(RUN)/ort-$(FORMAT)
 EXPORT_ORT = $(PY) -m compress.onnx.export --cases $(RUN)/corpus/dev.jsonl \
-    --calibration $(RUN)/corpus/train.jsonl
+    --calibration $(RUN)/corpus/train.jsonl $(if $(CHECKPOINT),@configs/real/compress-ort.toml)
 # What the exported model is used to writing, so that fewer passes write it again.
-LEARN_GUESSES = $(PY) -m compress.onnx.speculation --artifact $1 --out $1 --cases $(RUN)/corpus/train.jsonl
+LEARN_GUESSES = $(PY) -m compress.onnx.speculation --artifact $1 --out $1 --cases $(RUN)/corpus/train.jsonl \
+    $(if $(CHECKPOINT),--count $(or $(CASES),48))
 
 .PHONY: help
 help: ## This list
@@ -73,7 +84,22 @@ $(RUN)/corpus/corpus.json: | $(STAMP)
 # quarter's candidates come from the other three, and the demo's model, which knows the law, the
 # grammar and how to reason, reasons about them itself and goes on from what led to the verdicts.
 # They don't tell harm and circumstances apart: those are learned from generated ones.
-ifeq ($(CORPUS),)
+ifneq ($(CHECKPOINT),)
+# A real checkpoint learns from the cases as they are, with the evidence that rules find in them.
+LESSONS = $(RUN)/corpus
+CANDIDATES = --candidates $(RUN)/candidates.jsonl
+FIRST = $(RUN)/$(if $(filter no,$(TRIM)),checkpoint,trimmed)
+FOLDS = --folds 4 $(CANDIDATES)
+$(RUN)/checkpoint/manifest.json: | $(STAMP)
+	$(TIMED) checkpoint -- $(PY) -m curt.checkpoint @$(CONFIGS)/checkpoint.toml \
+	    --model $(CHECKPOINT) --out $(RUN)/checkpoint
+
+$(RUN)/trimmed/manifest.json: $(RUN)/checkpoint/manifest.json | $(RUN)/fallback/manifest.json
+	$(TIMED) trimmed -- $(PY) -m compress.trim --model $(RUN)/checkpoint \
+	    --corpus $(RUN)/corpus/train.jsonl $(CANDIDATES) --out $(RUN)/trimmed
+
+$(RUN)/warm-start/manifest.json: $(FIRST)/manifest.json
+else ifeq ($(CORPUS),)
 LESSONS = $(RUN)/lessons
 $(LESSONS)/corpus.json: | $(STAMP)
 	$(TIMED) lessons -- $(PY) -m curt.corpus build @$(CONFIGS)/corpus.toml --seed 8 --out $(LESSONS)
@@ -81,6 +107,8 @@ else
 LESSONS = $(RUN)/corpus-own
 CANDIDATES = --candidates $(RUN)/candidates.jsonl
 FIRST = artifacts/demo/warm-start
+FOLDS = --folds 4 $(CANDIDATES) --generated artifacts/demo/corpus/train.jsonl
+$(RUN)/fallback/manifest.json: | $(FIRST)/manifest.json
 $(FIRST)/manifest.json: | $(STAMP)
 	$(MAKE) --no-print-directory CORPUS= NAME=demo RUN=artifacts/demo $@
 
@@ -89,15 +117,14 @@ $(LESSONS)/corpus.json: $(RUN)/corpus/corpus.json | $(RUN)/fallback/manifest.jso
 	    $(CANDIDATES) --out $(LESSONS)
 endif
 
-$(RUN)/fallback/manifest.json: $(RUN)/corpus/corpus.json | $(if $(CORPUS),$(FIRST)/manifest.json)
+$(RUN)/fallback/manifest.json: $(RUN)/corpus/corpus.json
 	$(TIMED) fallback -- $(PY) -m compress.classifier.train --cases $(RUN)/corpus/train.jsonl \
-	    --dev $(RUN)/corpus/dev.jsonl --out $(RUN)/fallback \
-	    $(if $(CORPUS),--folds 4 $(CANDIDATES) --generated artifacts/demo/corpus/train.jsonl)
+	    --dev $(RUN)/corpus/dev.jsonl --out $(RUN)/fallback $(FOLDS)
 
 # Order-only: what is added to the classifier's folder later is not for the reader.
 $(RUN)/warm-start/manifest.json: $(LESSONS)/corpus.json | $(RUN)/fallback/manifest.json
-	$(TIMED) warm-start -- $(PY) -m train.sft @$(CONFIGS)/sft.toml $(if $(CORPUS),--model $(FIRST)) \
-	    --reader $(RUN)/fallback $(CANDIDATES) --corpus $(LESSONS) --out $(RUN)/warm-start
+	$(TIMED) warm-start -- $(PY) -m train.sft @$(CONFIGS)/sft.toml $(if $(FIRST),--model $(FIRST)) \
+	    $(if $(CASES),--cases $(CASES)) --reader $(RUN)/fallback $(CANDIDATES) --corpus $(LESSONS) --out $(RUN)/warm-start
 
 $(RUN)/grpo-default/manifest.json: $(RUN)/warm-start/manifest.json
 	$(TIMED) grpo-default -- $(PY) -m train.grpo @$(CONFIGS)/grpo.toml \
@@ -155,6 +182,15 @@ demo: $(STAMP) ## The whole job: train, compress, serve, load test, report; the 
 	status=0; $(MAKE) --no-print-directory $(RUN)/loadtest.passed || status=$$?; \
 	$(MAKE) --no-print-directory report; exit $$status
 	@echo "verdicts at $(URL)   report in $(RUN)/report.html   stop the server with: make stop RUN=$(RUN)"
+
+# What a checkpoint is exported to, side by side: which is best depends on it and on the machine.
+REAL_RECIPES ?= int4 int8 w8a8
+.PHONY: real
+real: $(STAMP) ## The whole job from CHECKPOINT=file.gguf|folder|hub/id on CORPUS=folder (CASES=40; TRIM=no)
+	$(if $(CHECKPOINT),,$(error give CHECKPOINT, a GGUF file, folder or hub id: make real CHECKPOINT=model.gguf CORPUS=folder))
+	$(MAKE) --no-print-directory $(RUN)/eval/grpo-default.json $(REAL_RECIPES:%=$(RUN)/eval/ort-%.json)
+	$(MAKE) --no-print-directory start report
+	@echo "verdicts at $(URL)   evaluations in $(RUN)/eval   stop the server with: make stop RUN=$(RUN)"
 
 .PHONY: ablation
 ablation: $(RUN)/eval/grpo-none.json $(RUN)/eval/grpo-default.json report ## GRPO without penalty beside it

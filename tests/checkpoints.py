@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,15 @@ KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...], dict[str, Any], dic
 }  # fmt: skip
 
 
-def make_checkpoint(folder: Path, kind: str, *, scale: float = 1.0) -> Path:
-    """Write a checkpoint of a kind; `scale` makes its random weights larger."""
+def make_checkpoint(
+    folder: Path, kind: str, *, scale: float = 1.0, texts: Sequence[str] = (), tokens: int = 700
+) -> Path:
+    """Write a checkpoint of a kind; `scale` makes its random weights larger.
+
+    Its tokenizer learns up to so many `tokens`, from further `texts` too.
+    """
     family, shape, special, settings, generation = KINDS[kind]
-    tokenizer = _make_tokenizer(special, settings)
+    tokenizer = _make_tokenizer(special, settings, texts, tokens)
     shape = {**SHAPE, **shape}
     rows = len(tokenizer) + shape.pop("extra_rows", 0)
     name = {"Gemma3": "Gemma3Text"}.get(family, family)
@@ -120,10 +126,13 @@ def make_checkpoint(folder: Path, kind: str, *, scale: float = 1.0) -> Path:
     return folder
 
 
-def _make_tokenizer(special: tuple[str, ...], settings: dict[str, Any]) -> PreTrainedTokenizerFast:
+def _make_tokenizer(
+    special: tuple[str, ...], settings: dict[str, Any], texts: Sequence[str], tokens: int
+) -> PreTrainedTokenizerFast:
     """A BPE of bytes, as GPT-2's, or with `pieces` one that falls back to bytes, as Gemma's."""
     pieces = settings.get("pieces", False)
-    texts = [SYSTEM, *FACTS, "思考预算：罪名法条刑期缓刑罚金", "<start_of_turn>system user model"]
+    prompts = ["思考预算：罪名法条刑期缓刑罚金", "<start_of_turn>system user model"]
+    texts = [SYSTEM, *FACTS, *prompts, *texts]
     if pieces:
         tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
         tokenizer.normalizer = normalizers.Replace(" ", "▁")
@@ -137,7 +146,7 @@ def _make_tokenizer(special: tuple[str, ...], settings: dict[str, Any]) -> PreTr
         tokenizer.decoder = decoders.ByteLevel()
         alphabet, bytes_too = pre_tokenizers.ByteLevel.alphabet(), []
     trainer = trainers.BpeTrainer(
-        vocab_size=700, initial_alphabet=alphabet, special_tokens=[*special, *bytes_too],
+        vocab_size=tokens, initial_alphabet=alphabet, special_tokens=[*special, *bytes_too],
         show_progress=False,
     )  # fmt: skip
     tokenizer.train_from_iterator(

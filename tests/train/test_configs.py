@@ -8,6 +8,7 @@ from compress.distill.distill import DistillConfig
 from compress.onnx.export import ExportOrtConfig
 from compress.prune.prune import PruneConfig
 from compress.tensorrt.export import ExportTrtConfig
+from curt.checkpoint import CheckpointConfig
 from curt.config import load_config
 from curt.corpus.build.pipeline import CorpusConfig
 from curt.corpus.case import OWN
@@ -36,6 +37,7 @@ DEMO = {
 }
 CLASSES = {
     **DEMO,
+    "checkpoint": CheckpointConfig,
     "compress-ort": ExportOrtConfig,
     "pure-rl-judge": GRPOSettings,
     "sft-lora": SFTConfig,
@@ -48,12 +50,14 @@ GIVEN = {
     "compress-recover": ["--teacher", "t", "--student", "s", "--data", "d", "--out", "o"],
     "compress-student": ["--teacher", "t", "--data", "d", "--out", "o"],
 }
-REAL = ["--model", "m"]  # configs/real has none of its own
+REAL = {"sft", "grpo", "checkpoint"}  # of configs/real, which names no model
 KNOWN = {*VERBOSITIES, OWN, NONE, CUT}
 
 
 def load(file: Path, *arguments: str):
-    given = GIVEN.get(file.stem, []) + (REAL if file.parent.name == "real" else [])
+    given = GIVEN.get(file.stem, [])
+    if file.parent.name == "real" and file.stem in REAL:
+        given = ["--model", "m"]
     return load_config(CLASSES[file.stem], [f"@{file}", *given, *arguments])
 
 

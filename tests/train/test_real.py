@@ -1,0 +1,85 @@
+"""`make real`: its plan; and the first steps of a real checkpoint, where there is one."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from compress.folders import load_model
+from compress.trim import TrimConfig, trim
+from curt.artifact import load_manifest
+from curt.checkpoint import CheckpointConfig, read_checkpoint, write_checkpoint
+from curt.corpus.generate.generator import generate_cases
+from curt.corpus.store import write_cases
+from curt.dialogue import THINK_END, Prompts
+from curt.engines.tokenizer import PromptTokenizer
+from tests.train.training_runs import ROOT
+
+MODULES = re.compile(r"-m (curt|compress|train|serve)\.?([\w.]*)")
+
+
+def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "-n", "real", "PYTHON=python3", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True)
+
+
+def stages(text: str) -> list[str]:
+    return [".".join(found) for found in MODULES.findall(text) if found[1] != "stopwatch"]
+
+
+def test_every_stage_is_made_once_and_in_order():
+    done = plan("CHECKPOINT=a/model.gguf", "CORPUS=cases", "CASES=3")
+    assert done.returncode == 0, done.stderr
+    order = list(dict.fromkeys(stages(done.stdout)))
+    assert sorted(order[:3]) == ["compress.classifier.train", "curt.checkpoint", "curt.corpus"]
+    assert order[3:6] == ["compress.trim", "train.sft", "train.grpo"]
+    assert stages(done.stdout).count("compress.onnx.export") == 3
+    assert stages(done.stdout).count("curt.evaluate") == 4
+    assert {"serve.", "curt.report"} <= set(order)
+    assert done.stdout.count("--limit 3") == 4
+    assert "--cases 3 " in done.stdout
+    assert "--model artifacts/real-model/trimmed " in done.stdout
+    assert "artifacts/demo" not in done.stdout
+
+
+def test_trimming_may_be_left_out():
+    text = plan("CHECKPOINT=owner/Name-0.5B", "TRIM=no").stdout
+    assert "compress.trim" not in text
+    assert "--model artifacts/real-Name-0.5B/checkpoint " in text
+
+
+def test_a_checkpoint_must_be_named():
+    done = plan("CORPUS=cases")
+    assert done.returncode != 0
+    assert "give CHECKPOINT, a GGUF file, folder or hub id" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_real_checkpoint_is_opened_trimmed_and_computes_the_same(tmp_path: Path):
+    if not (source := os.environ.get("CURT_TEST_CHECKPOINT")):
+        pytest.skip("set CURT_TEST_CHECKPOINT to a GGUF file or folder of a real model")
+    cases = list(generate_cases(60, seed=5))
+    write_cases(tmp_path / "train.jsonl", cases)
+    before, after = tmp_path / "before", tmp_path / "after"
+    write_checkpoint(CheckpointConfig(model=source, out=before, max_fact_tokens=320))
+    trim(TrimConfig(model=before, corpus=tmp_path / "train.jsonl", out=after))
+    assert read_checkpoint(after).changes == []
+    assert PromptTokenizer(after).count(THINK_END) == 1
+    report = load_manifest(after).config["trimming"]
+    assert report["tokens_after"] < report["tokens_before"] / 2
+    old, new = (AutoTokenizer.from_pretrained(folder) for folder in (before, after))
+    kept = old.convert_tokens_to_ids(new.convert_ids_to_tokens(range(len(new))))
+    ids = Prompts(new, 320).encode(cases[0].fact, 32).ids
+    assert [kept[i] for i in ids] == Prompts(old, 320).encode(cases[0].fact, 32).ids
+    with torch.no_grad():
+        whole = load_model(before)(torch.tensor([[kept[i] for i in ids]])).logits[..., kept]
+        small = load_model(after)(torch.tensor([ids])).logits
+    torch.testing.assert_close(small, whole, atol=1e-3, rtol=1e-3)
