@@ -226,11 +226,9 @@ def _asked(row: Mapping[str, Any], prompt: str) -> str:
 
 def _answers(value: Any, role: str) -> list[str]:
     """One answer, of chat messages the last; or each text of a list."""
-    if isinstance(value, list) and value:
-        if all(isinstance(each, str) for each in value):
-            return value
-        return [_text(value[-1:], role)]
-    return [_text(value, role)]
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        return value
+    return [_text(value[-1:] if isinstance(value, list) else value, role)]
 
 
 def _text(value: Any, column: str = "prompt") -> str:

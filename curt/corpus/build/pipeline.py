@@ -20,6 +20,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +33,9 @@ from curt.corpus.build.clean import domains_of
 from curt.corpus.build.parallel import Backend
 from curt.corpus.build.record_table import QUARANTINED, SPLITS, RecordTable
 from curt.corpus.build.set_counts import SetCounts
+from curt.corpus.read.cail import COLUMNS
 from curt.corpus.read.records import remedy_for
-from curt.corpus.read.sources import Shard, cut_file, cut_hub, cut_mended
+from curt.corpus.read.sources import Shard, cut_file, cut_hub, cut_mended, taken_columns
 from curt.corpus.store import find_cases, open_case_file
 from curt.files import sha256, whole_folder, write_atomic, write_json
 from curt.law.verdict import Term
@@ -54,9 +56,13 @@ class CorpusConfig(Config):
     format: Literal["jsonl", "parquet"] = "jsonl"
     """Of the three sets."""
     cail: Path | None = None
-    """Folder of CAIL2018 files; see `files`."""
+    """Folder of files with labelled cases, CAIL2018's and others'; see `files`. One file is split
+    into the three sets by its cases' hashes."""
     judgments: Path | None = None
-    """File of whole judgments (`document` a line), split into the three sets by their hash."""
+    """File of whole judgments (`document` a line), or folder of text, HTML and DOCX files; split
+    likewise."""
+    map: dict[str, str] = {}
+    """Columns that have other names than those known: {"fact": "案情经过", "term": "判几个月"}."""
     cases: Path | None = None
     """Folder of sets that this command wrote before, in either format."""
     hub: str | None = None
@@ -106,6 +112,8 @@ class CorpusConfig(Config):
         given = [name for name in ("cail", "judgments", "cases", "hub") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"give one of {', '.join(given)}, and not both")
+        if unknown := self.map.keys() - COLUMNS.keys():
+            raise ValueError(f"map names {sorted(unknown)}: use {', '.join(COLUMNS)}")
         for name in ("files", "hub_splits"):
             if unknown := getattr(self, name).keys() - set(SPLITS):
                 raise ValueError(f"{name} names {sorted(unknown)}: use {', '.join(SPLITS)}")
@@ -215,19 +223,24 @@ def plan_shards(config: CorpusConfig) -> list[Shard]:
     """Shards of every source, mended records last. Raises ValueError on a missing one."""
     size = config.shard_records
     shards: list[Shard] = []
-    if config.cail:
+    if config.cail and config.cail.is_file():
+        shards += cut_file(config.cail.resolve(), "cail", None, size, config.encoding)
+    elif config.cail:
         for split, names in config.files.items():
             for name in names:
                 path = (config.cail / name).resolve()
                 shards += cut_file(path, "cail", split, size, config.encoding)
     elif config.judgments:
-        shards += cut_file(config.judgments.resolve(), "judgments", None, size, config.encoding)
+        inside = sorted(path for path in config.judgments.rglob("*") if path.is_file())
+        for path in inside or [config.judgments]:
+            shards += cut_file(path.resolve(), "judgments", None, size, config.encoding)
     elif config.cases:
         for split in SPLITS:
             path = find_cases(config.cases, split).resolve()
             shards += cut_file(path, "cases", split, size, "utf-8")
     elif config.hub:
         shards += cut_hub(config.hub, config.hub_splits, size)
+    shards = [replace(shard, columns=config.map) for shard in shards]
     for path in config.mended:
         shards += cut_mended(path.resolve(), size)
     return shards
@@ -241,6 +254,8 @@ def _describe_inputs(shards: list[Shard]) -> list[dict[str, Any]]:
         entry = described.setdefault(shard.source, {"source": shard.source, "records": 0})
         entry["records"] += shard.count
         entry["encoding"] = shard.encoding
+        if "columns" not in entry:
+            entry["columns"] = taken_columns(shard)
         if path.is_file():
             entry |= {"bytes": path.stat().st_size, "modified_ns": path.stat().st_mtime_ns}
     return list(described.values())

@@ -14,8 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from curt.corpus.read.records import reason_name
-
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("test", "dev", "train")
 """In the order in which they are filtered: training cases must not hold what the others do."""
@@ -57,7 +55,7 @@ class RecordTable:
                 if status[-1] == DROPPED:
                     self.dropped[name][row["reason"]] += 1
                 elif status[-1] == QUARANTINED:
-                    self.quarantined[name][reason_name(row["reason"])] += 1
+                    self.quarantined[name][row["reason"].partition(":")[0]] += 1
             self.records += len(lines)
             ends.append(len(status))
         self._ends = ends

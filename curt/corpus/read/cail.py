@@ -1,4 +1,4 @@
-"""CAIL2018 records as cases.
+"""Records with labels as cases: CAIL2018, and releases that name its columns otherwise.
 
 The labels say less than a judgment does; this is what is done about it:
 
@@ -9,6 +9,7 @@ The labels say less than a judgment does; this is what is done about it:
 - 0 months without life or death is read as exempt. Some of these were sentences of a fine alone,
   which keep their `fine_yuan`.
 - Articles are bare numbers; `locate_article` gives 133 back its 之一 where the charge says so.
+  Where a release has no column of them, the article that defines the charge stands for them.
 - Probation is not labelled, so it is 0.
 
 Facts are kept as they are, without HTML and without a blank after every character. One that repeats
@@ -19,17 +20,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from curt.corpus.case import Case
 from curt.corpus.read.documents import plain_text
 from curt.corpus.read.extract import extract_reasoning
+from curt.corpus.read.judgments import read_document
 from curt.corpus.read.records import RecordError
-from curt.dialogue import normalise_fact
-from curt.law.numerals import article_order, parse_article
+from curt.dialogue import THINK_END, ParseFailure, normalise_fact, parse_answer, parse_term
+from curt.dialogue.answer import ARTICLES_LINE
+from curt.law.figures import parse_yuan
+from curt.law.numerals import article_order, parse_months
 from curt.law.statutes import CHARGES, MIN_FIXED_MONTHS, canonical_charge, is_charge, locate_article
-from curt.law.verdict import MAX_MONTHS, Term, Verdict
+from curt.law.verdict import MAX_MONTHS, TERM_NAMES, Term, Verdict
 
 SOURCE = "cail2018"
 RECOMMENDATION = "recommended sentence in the facts"
@@ -43,82 +47,139 @@ _FLAGS = {
     **dict.fromkeys(("true", "1", "1.0"), True),
     **dict.fromkeys(("false", "0", "0.0", "none", ""), False),
 }
-_TERM_KEYS = ("death_penalty", "life_imprisonment", "imprisonment")
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "fact": ("facts", "justice", "案情", "事实", "犯罪事实", "input", "instruction", "question"),
+    "charges": ("accusation", "accusations", "charge", "caseCause", "Crime Type", "罪名", "案由"),
+    "articles": ("relevant_articles", "relevant_article", "article", "laws", "law", "法条"),
+    "term": ("imprisonment", "term_of_imprisonment", "penalty", "sentence", "judge", "刑期"),
+    "fine": ("punish_of_money", "fine_yuan", "罚金"),
+    "defendants": ("criminals_info", "outcomes", "labels"),
+    "name": ("subject", "defendant", "姓名"),
+    "document": ("text", "content", "Full Document", "全文"),
+    "answer": ("output", "response", "completion"),
+}
+"""The columns that known releases have for each part of a case; the first one that is filled."""
 
 
-def read_row(row: Any) -> Case:
-    """A record as a case: the release's own nesting, or the flat columns of its Hugging Face copy.
+def read_records(row: Any) -> Iterator[Case | RecordError]:
+    """A row's case, or one a defendant, or that of a judgment; RecordErrors for what gives none."""
+    told, _ = take_columns(row)
+    people = told.get("defendants", ())
+    if isinstance(people, Mapping):
+        people = [{"name": name, **person} for name, person in people.items()]
+    people = [person for person in people if isinstance(person, Mapping)]
+    if "charges" in told or not people:
+        if "document" in told and not told.keys() & {"charges", "answer"}:
+            yield from read_document({"document": told["document"]})
+        else:
+            yield _make_case(told)
+        return
+    for number, person in enumerate(people, start=1):
+        try:
+            yield _make_case({**told, **take_columns(person)[0]}, number * (len(people) > 1))
+        except RecordError as error:
+            yield error
 
-    Raises RecordError with the reason it is unusable.
-    """
-    if isinstance(row, dict) and "meta" not in row and "accusation" in row:
-        row = {"fact": row.get("fact"), "meta": _nest(row)}
-    if not isinstance(row, dict) or not isinstance(row.get("meta"), dict):
-        raise RecordError("not an object with fact and meta")
-    fact = row.get("fact")
+
+def take_columns(row: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """A row with its parts under the names of `COLUMNS`, and the column each was found in."""
+    if not isinstance(row, Mapping):
+        raise RecordError("not an object")
+    flat = dict(row)
+    for nest in ("meta", "term_of_imprisonment", "penalty"):
+        if isinstance(flat.get(nest), Mapping):
+            flat |= flat.pop(nest)
+    for turn in flat.get("conversations") or flat.get("messages") or ():
+        role, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+        flat["answer" if role in ("gpt", "assistant") else "fact"] = text
+    filled = {name for name, value in flat.items() if value not in (None, "") and value == value}
+    columns = {
+        part: name
+        for part, names in COLUMNS.items()
+        for name in reversed((part, *names))
+        if name in filled
+    }
+    return flat | {part: flat[name] for part, name in columns.items()}, columns
+
+
+def _make_case(told: Mapping[str, Any], number: int = 0) -> Case:
+    fact = told.get("fact")
     if not isinstance(fact, str) or not normalise_fact(fact := plain_text(fact)):
         raise RecordError("no fact")
-    meta = row["meta"]
-    if isinstance(meta.get("criminals"), list) and len(meta["criminals"]) > 1:
+    if not number and len(_items(told.get("criminals", told.get("defendants")))) > 1:
         raise RecordError("several defendants")
-    charges = _read_charges(meta.get("accusation"))
-    verdict = Verdict(
-        charges=charges,
-        articles=_read_articles(meta.get("relevant_articles"), charges),
-        term=_read_term(meta.get("term_of_imprisonment"), charges),
-        fine_yuan=_read_whole(meta.get("punish_of_money", 0), "fine"),
-    )
     evidence = extract_reasoning(fact)
-    digest = hashlib.sha256(normalise_fact(fact).encode()).hexdigest()
+    digest = hashlib.sha256(normalise_fact(fact).encode()).hexdigest()[:16]
     return Case(
-        id=f"cail-{digest[:16]}",
-        fact=fact,
-        verdict=verdict,
+        id=f"cail-{digest}-{number}" if number else f"cail-{digest}",
+        fact=f"{fact}本案被告人：{told.get('name', number)}。" if number else fact,
+        verdict=_read_verdict(told),
         source=SOURCE,
         reasonings={REASONING: evidence} if evidence else {},
         traits=(RECOMMENDATION,) if _RECOMMENDATION.search(fact) else (),
     )
 
 
-def _nest(row: Mapping[str, Any]) -> dict[str, Any]:
-    meta = {key: value for key, value in row.items() if key not in ("fact", *_TERM_KEYS)}
-    if "imprisonment" in row:
-        meta["term_of_imprisonment"] = {key: row.get(key) for key in _TERM_KEYS}
-    return meta
+def _read_verdict(told: Mapping[str, Any]) -> Verdict:
+    if "answer" in told and "charges" not in told:
+        verdict = parse_answer(str(told["answer"]).rpartition(THINK_END)[2])
+        if isinstance(verdict, ParseFailure):
+            raise RecordError("unreadable answer")
+        return verdict
+    charges = _read_charges(told.get("charges"))
+    defining = tuple(dict.fromkeys(CHARGES[charge].articles[0] for charge in charges))
+    return Verdict(
+        charges=charges,
+        articles=_read_articles(told["articles"], charges) if "articles" in told else defining,
+        term=_read_term(told, charges),
+        fine_yuan=_read_whole(told.get("fine", 0), "fine", parse_yuan),
+    )
+
+
+def _items(value: Any) -> list[str]:
+    """What a list holds, or text that spells one: ['盗窃'], 盗窃；诈骗, 264,67."""
+    listed = re.split(r"[；;,，\s]+", value) if isinstance(value, str) else value
+    listed = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    return [item for each in listed if (item := str(each).strip("[]【】'\" "))]
 
 
 def _read_charges(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value or not all(isinstance(c, str) for c in value):
+    listed = _items(value)
+    names = [n for item in listed for n in ([item] if is_charge(item) else item.split("、"))]
+    if not names:
         raise RecordError("no charge")
-    names = [c for c in value if c.strip("[]【】 ")]
     if any(map(_MASKED.search, names)):
         raise RecordError("masked charge")
-    if not names or not all(map(is_charge, names)):
+    if not all(map(is_charge, names)):
         raise RecordError("unknown charge")
     return tuple(dict.fromkeys(map(canonical_charge, names)))
 
 
 def _read_articles(value: Any, charges: tuple[str, ...]) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value:
+    if not (items := _items(value)):
         raise RecordError("no article")
-    articles = set()
-    for item in value:
-        try:
-            article = parse_article(str(item))
-        except ValueError:
-            raise RecordError("unreadable article") from None
-        articles.add(locate_article(int(article), charges) if article.isdigit() else article)
+    try:
+        found = ARTICLES_LINE.parse("；".join(items))
+    except ValueError:
+        raise RecordError("unreadable article") from None
+    articles = {locate_article(int(a), charges) if a.isdigit() else a for a in found}
     return tuple(sorted(articles, key=article_order))
 
 
-def _read_term(value: Any, charges: tuple[str, ...]) -> Term:
-    if not isinstance(value, Mapping):
-        raise RecordError("no term")
-    if _read_flag(value, "death_penalty"):
+def _read_term(told: Mapping[str, Any], charges: tuple[str, ...]) -> Term:
+    if _read_flag(told, "death_penalty"):
         return Term("death")
-    if _read_flag(value, "life_imprisonment"):
+    if _read_flag(told, "life_imprisonment"):
         return Term("life")
-    months = _read_whole(value.get("imprisonment"), "term")
+    for kind in ("detention", "surveillance"):
+        if told.get(kind):
+            told = {**told, "term": f"{TERM_NAMES[kind]}{told[kind]}个月"}
+    if "term" not in told:
+        raise RecordError("no term")
+    parse = parse_term if re.search("[刑役制]", str(told["term"])) else parse_months
+    months = _read_whole(told["term"], "term", parse)
+    if isinstance(months, Term):
+        return months
     if months > (MAX_ONE_CHARGE_MONTHS if len(charges) == 1 else MAX_MONTHS["fixed"]):
         raise RecordError("term over the legal maximum")
     if months == 0:
@@ -140,12 +201,15 @@ def _read_flag(term: Mapping[str, Any], name: str) -> bool:
     return known
 
 
-def _read_whole(value: Any, name: str) -> int:
-    """A whole number of 0 or more; other releases write it as text or as 3.0."""
+def _read_whole(value: Any, name: str, parse: Callable[[str], Any] = float) -> Any:
+    """A whole number of 0 or more, also as text or as 3.0; what else `parse` makes of a text."""
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise RecordError(f"unreadable {name}") from None
+        try:
+            return parse(value.strip())
+        except (AttributeError, ValueError):
+            raise RecordError(f"unreadable {name}") from None
     if isinstance(value, bool) or not number.is_integer() or number < 0:
         raise RecordError(f"unreadable {name}")
     return int(number)

@@ -45,17 +45,14 @@ _UNSEEN = re.compile(r"<(script|style|head)\b.*?</\1>|<!--.*?-->", re.DOTALL | r
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,500}>|<![A-Za-z][^<>]*>")
 _ENTITY = re.compile(r"&(?:[A-Za-z]{2,8}|#[0-9]{2,5}|#x[0-9A-Fa-f]{2,5});")
 _SPACED = re.compile(r"(?:^|(?<=\s))\S\s+(?=\S(?:\s|$))")
-SPACED_SHARE = 0.3  # of a text's characters: in one with a blank after each it is half
 
 
 def plain_text(text: str) -> str:
     """A text as a person reads it: no HTML, and closed up where blanks part all characters."""
-    if "<" in text or "&" in text:
-        text = _TAG.sub("", _UNSEEN.sub("", text))
-        text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
-    if len(_SPACED.findall(text)) > SPACED_SHARE * len(text):
-        text = re.sub(r"\s+", "", text)
-    return text
+    text = _TAG.sub("", _UNSEEN.sub("", text))
+    text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
+    spaced = len(_SPACED.findall(text)) > 0.3 * len(text)  # half of it, with a blank after each
+    return re.sub(r"\s+", "", text) if spaced else text
 
 
 def split_document(document: str) -> Sections:

@@ -48,7 +48,7 @@ def read_head(path: Path) -> bytes:
     return head
 
 
-def read_whole(path: Path, encoding: str = "auto") -> list[Any] | None:
+def read_whole(path: Path) -> list[Any] | None:
     """The records of a file that is no stream: values, or lines of JSON; None for a stream.
 
     A text that is no JSON is one record, its `document`. Raises ValueError with the remedy.
@@ -65,10 +65,7 @@ def read_whole(path: Path, encoding: str = "auto") -> list[Any] | None:
     if not (whole or (kind in _DOCUMENTS and not start.startswith(b"{"))):
         return None
     data = _unpack(path) if packed else path.read_bytes()
-    if data.startswith(_WIDE):
-        encoding = "utf-16"
-    elif encoding == "auto":
-        encoding = encoding_of(data.splitlines())
+    encoding = "utf-16" if data.startswith(_WIDE) else encoding_of(data.splitlines())
     try:
         plain = data.decode(encoding).lstrip("\ufeff \t\r\n")
     except UnicodeDecodeError:
@@ -95,16 +92,12 @@ def encoding_of(lines: list[bytes]) -> str:
 
     A few bad bytes do not make a UTF-8 file another one.
     """
-    other = sum(not _decodes(line, "utf-8") and _decodes(line, "gb18030") for line in lines)
+
+    def decodes(line: bytes, name: str) -> bool:
+        return line.decode(name, "ignore").encode(name) == line
+
+    other = sum(not decodes(line, "utf-8") and decodes(line, "gb18030") for line in lines)
     return "utf-8" if other * 2 <= sum(not line.isascii() for line in lines) else "gb18030"
-
-
-def _decodes(line: bytes, encoding: str) -> bool:
-    try:
-        line.decode(encoding)
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _find_records(value: Any) -> list[Any]:

@@ -244,22 +244,14 @@ def _read_sentencings(ruling: str) -> Iterator[Sentencing]:
         if match[4] == "分别":
             raise RecordError("several terms at once")
         count = Count(_read_charge(match[3]), _read_term(segment), _read_fine(segment))
+        told = match[0] + segment
         if match[1] or match[2] or current is None:
             if current is not None:
                 yield from _finish(current)
-            current = Sentencing(
-                match[2].removesuffix("均"),
-                match[1] == "被告单位",
-                (count,),
-                None,
-                0,
-                False,
-                match[0] + segment,
-            )
+            names, unit = match[2].removesuffix("均"), match[1] == "被告单位"
+            current = Sentencing(names, unit, (count,), None, 0, False, told)
         else:
-            current = replace(
-                current, counts=(*current.counts, count), text=current.text + match[0] + segment
-            )
+            current = replace(current, counts=(*current.counts, count), text=current.text + told)
     if current is not None:
         yield from _finish(current)
 
@@ -324,10 +316,9 @@ def _make_term(name: str, duration: str | None, rest: str) -> Term:
 def _read_fine(segment: str) -> int:
     """Fine in yuan: 二万元, 1.5万元, 人民币叁仟元, 3千元; 0 without one."""
     match = _FINE.search(segment)
+    if not match and not _FINED.search(segment):
+        return 0
     try:
-        fine = parse_yuan(match[1]) if match else 0
+        return parse_yuan(match[1] if match else "")
     except ValueError:
         raise RecordError("unreadable fine") from None
-    if not match and _FINED.search(segment):
-        raise RecordError("unreadable fine")
-    return fine

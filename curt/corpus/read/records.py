@@ -22,10 +22,10 @@ REMEDIES: Mapping[str, str] = {
     "not UTF-8": "write the file as UTF-8, or give --encoding gb18030 if it is",
     "not GB18030": "write the file as UTF-8 and read it without --encoding",
     "not JSON": "complete the object: it may be cut off or hold a bare quotation mark",
-    "not an object with fact and meta": "give `fact` and `meta` (or its keys beside `fact`)",
+    "not an object": "give an object a record, or a table with named columns",
     "not an object with a document": "give the judgment's text as `document`",
-    "no fact": "give the facts as text in `fact`",
-    "no charge": "give the charges in `meta.accusation` as a list of names",
+    "no fact": "give the facts as text in `fact`, or name their column with --map",
+    "no charge": "give the charges in `accusation`, or name their column with --map",
     "unknown charge": "use a charge's name in the Criminal Law, with or without 罪",
     "no article": "give the articles in `meta.relevant_articles` as a list of numbers",
     "unreadable article": "use numbers of the Criminal Law: 264, or 133之一",
@@ -33,6 +33,7 @@ REMEDIES: Mapping[str, str] = {
     "unreadable term": "use whole months of 0 or more",
     "term over the legal maximum": "use at most 240 months for one charge and 300 for several",
     "unreadable fine": "use whole yuan of 0 or more",
+    "unreadable answer": "give the verdict in the lines of Curt's answers: 罪名, 法条, 刑期",
     "unreadable flag": "use true or false, or 1 or 0",
     "no ruling": "give the whole document with 判决如下",
     "no sentence in the ruling": "state each defendant's sentence as 犯…罪，判处…",
@@ -45,11 +46,6 @@ REMEDIES: Mapping[str, str] = {
 }
 
 
-def reason_name(reason: str) -> str:
-    """A reason without the value that it may name after a colon: what is counted."""
-    return reason.partition(":")[0]
-
-
 def remedy_for(reason: str) -> str:
     """What mends a record with this reason."""
-    return REMEDIES[reason_name(reason)]
+    return REMEDIES[reason.partition(":")[0]]  # after a colon comes the value

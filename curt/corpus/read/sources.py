@@ -7,16 +7,17 @@ and the unit in which a stopped build goes on.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from curt.corpus.case import Case
-from curt.corpus.read.cail import read_row
+from curt.corpus.read.cail import read_records, take_columns
 from curt.corpus.read.files import PARQUET, SAMPLE_BYTES, encoding_of, read_head, read_whole
 from curt.corpus.read.judgments import read_document
 from curt.corpus.read.records import RecordError
@@ -24,6 +25,7 @@ from curt.corpus.read.records import RecordError
 logger = logging.getLogger(__name__)
 
 Kind = Literal["cail", "judgments", "cases"]
+Form = Literal["lines", "whole", "mended", "parquet", "hub"]
 Encoding = Literal["auto", "utf-8", "gb18030"]
 _MENDED_KEYS = frozenset({"split", "kind", "file", "line", "part", "record"})
 
@@ -39,12 +41,14 @@ class Shard:
 
     source: str
     kind: Kind
-    form: Literal["lines", "whole", "mended", "parquet", "hub"]
+    form: Form
     split: str | None
     first: int
     count: int
     offset: int = 0
     encoding: str = "utf-8"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The column that stands for a part of a case (`curt.corpus.read.cail.COLUMNS`)."""
 
     def to_json(self) -> dict[str, Any]:
         """Inverse of `Shard(**row)`."""
@@ -73,9 +77,9 @@ def cut_file(
     head = read_head(path)
     if head.startswith(PARQUET):
         return cut_parquet(path, kind, split, records)
-    rows = read_whole(path, encoding)
+    rows = read_whole(path)
     if rows is not None:
-        return [Shard(str(path), kind, "whole", split, 0, len(rows), encoding=encoding)]
+        return [Shard(str(path), kind, "whole", split, 0, len(rows))]
     return _cut(path, kind, split, records, "lines", encoding)
 
 
@@ -124,13 +128,27 @@ def read_shard(shard: Shard) -> Iterator[ReadRecord]:
             yield from _read_mended(raw, shard, line)
             continue
         try:
-            encoding = "utf-8" if shard.form == "whole" else shard.encoding
-            row = decode_line(raw, encoding) if isinstance(raw, bytes) else raw
+            row = _decode(raw, shard)
         except RecordError as error:
             text = raw.decode("utf-8", "backslashreplace") if isinstance(raw, bytes) else ""
             yield ReadRecord(shard.source, line, 0, shard.kind, shard.split, None, str(error), text)
             continue
         yield from read_record(row, shard.kind, shard.source, line, shard.split)
+
+
+def _decode(raw: Any, shard: Shard) -> Any:
+    row = decode_line(raw, shard.encoding) if isinstance(raw, bytes) else raw
+    if isinstance(row, dict):
+        row |= {part: row.get(column) for part, column in shard.columns.items()}
+    return row
+
+
+def taken_columns(shard: Shard) -> dict[str, str]:
+    """Which column of a shard's first record is taken for which part of a case."""
+    with contextlib.suppress(RecordError, StopIteration):
+        _, found = take_columns(_decode(next(_raw_records(shard))[1], shard))
+        return {part: shard.columns.get(part, column) for part, column in found.items()}
+    return {}
 
 
 def read_record(
@@ -167,12 +185,7 @@ def split_of(case: Case) -> str:
 
 
 def _cut(
-    path: Path,
-    kind: Kind,
-    split: str | None,
-    lines: int,
-    form: Literal["lines", "mended"],
-    encoding: str,
+    path: Path, kind: Kind, split: str | None, lines: int, form: Form, encoding: str
 ) -> list[Shard]:
     if encoding == "auto":
         with open(path, "rb") as file:
@@ -197,7 +210,7 @@ def _raw_records(shard: Shard) -> Iterator[tuple[int, Any]]:
                     yield number, line
         return
     if shard.form == "whole":
-        for number, row in enumerate(read_whole(Path(shard.source), shard.encoding) or (), start=1):
+        for number, row in enumerate(read_whole(Path(shard.source)) or (), start=1):
             if not isinstance(row, bytes) or row.strip():
                 yield number, row
         return
@@ -243,10 +256,6 @@ def _read_mended(raw: Any, shard: Shard, line: int) -> Iterator[ReadRecord]:
             yield outcome
 
 
-def _read_cail(row: Any) -> Iterator[Case]:
-    yield read_row(row)
-
-
 def _read_case(row: Any) -> Iterator[Case]:
     try:
         # our Parquet tables hold the whole case in one column
@@ -256,7 +265,7 @@ def _read_case(row: Any) -> Iterator[Case]:
 
 
 _READERS: Mapping[str, Callable[[Any], Iterator[Case | RecordError]]] = {
-    "cail": _read_cail,
+    "cail": read_records,
     "judgments": read_document,
     "cases": _read_case,
 }

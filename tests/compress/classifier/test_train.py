@@ -42,7 +42,7 @@ from curt.classifier.model import (
 )
 from curt.config import run
 from curt.corpus.case import Case
-from curt.corpus.read.cail import RECOMMENDATION, read_row
+from curt.corpus.read.cail import RECOMMENDATION, read_records
 from curt.corpus.read.records import RecordError
 from curt.corpus.store import read_cases, write_cases
 from curt.law.verdict import Term, Verdict
@@ -350,7 +350,7 @@ def test_a_random_tenth_of_real_cases_is_above_the_floor(real_cases, tmp_path):
         with open(real_cases / f"{name}.json", encoding="utf-8") as file:
             for line in file:
                 try:
-                    case = read_row(json.loads(line))
+                    case = next(read_records(json.loads(line)))
                 except RecordError:
                     continue
                 cases[case.id] = case

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from curt.corpus.generate.generator import generate_cases
-from curt.corpus.read.cail import read_row
+from curt.corpus.read.cail import read_records
 from curt.corpus.read.records import RecordError
 from curt.dialogue import Completion, parse_completion, render_completion
 from curt.law.verdict import Term, Verdict
@@ -61,7 +61,7 @@ def test_the_verdicts_of_real_courts_are_accepted_as_answers(real_cases):
     verdicts = []
     for line in lines:
         try:
-            verdicts.append(read_row(json.loads(line)).verdict)
+            verdicts.append(next(read_records(json.loads(line))).verdict)
         except RecordError:
             continue
     settings = VerificationSettings(min_steps=0)

@@ -24,7 +24,7 @@ from curt.corpus.augment.distractors import (
 )
 from curt.corpus.generate.calculus import circumstances, offences
 from curt.corpus.generate.generator import generate_cases
-from curt.corpus.read.cail import read_row
+from curt.corpus.read.cail import read_records
 from curt.corpus.read.extract import extract_reasoning
 from curt.corpus.store import read_cases, write_cases
 from curt.files import sha256, write_json
@@ -184,7 +184,7 @@ def test_sentences_joined_are_the_fact(text):
 
 def test_real_facts_stand_as_they_stood(real_cases: Path):
     with open(real_cases / "dev.json", encoding="utf-8") as file:
-        real = [read_row(json.loads(line)) for line in islice(file, 200)]
+        real = [next(read_records(json.loads(line))) for line in islice(file, 200)]
     for case in real:
         more = distract(case, case.id)
         whole = case.fact if case.fact[-1] in "。！？" else f"{case.fact}。"

@@ -21,7 +21,7 @@ from curt.corpus.augment.paraphrase import (
     list_names,
 )
 from curt.corpus.generate.generator import generate_cases
-from curt.corpus.read.cail import read_row
+from curt.corpus.read.cail import read_records
 from curt.corpus.read.extract import extract_reasoning
 from curt.endpoint import EndpointSettings, EndpointUnavailableError
 from tests.train.judge.judge_server import Reply, judge_server
@@ -148,7 +148,7 @@ def test_real_facts_keep_figures_names_and_circumstances(real_cases: Path, recor
     facts = []
     with open(real_cases / "dev.json", encoding="utf-8") as file:
         for line in islice(file, 300):
-            facts.append(read_row(json.loads(line)).fact)
+            facts.append(next(read_records(json.loads(line))).fact)
     paraphraser = LocalParaphraser(5)
     told = paraphraser.paraphrase(facts)
     kept = [(fact, text) for fact, text in zip(facts, told, strict=True) if text is not None]

@@ -287,6 +287,30 @@ def test_the_card_counts_and_quotes_no_case(tmp_path, cail):
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
 
 
+def test_a_table_of_other_names_is_read_by_a_map_and_the_card_tells_it(tmp_path):
+    rows = ["案情经过,罪名,判几个月", f'"{FACT}",盗窃罪,8', f'"{THIRD}",盗窃罪,9']
+    (tmp_path / "x.csv").write_text("\n".join(rows), encoding="utf-8")
+    names = {"fact": "案情经过", "term": "判几个月"}
+    summary = build_corpus(settings(tmp_path, cail=tmp_path / "x.csv", map=names))
+    assert sum(summary["counts"].values()) == 2
+    assert summary["inputs"][0]["columns"] == names | {"charges": "罪名"}
+    page = (tmp_path / "out" / "card.html").read_text(encoding="utf-8")
+    assert "fact: <code>案情经过</code>" in page
+    assert "articles: those that define the charges" in page
+
+
+def test_a_folder_of_judgments_holds_one_a_file(tmp_path):
+    folder = tmp_path / "judgments"
+    (folder / "2020").mkdir(parents=True)
+    ruling = "被告人甲某犯盗窃罪，判处拘役五个月。"
+    (folder / "a.txt").write_text(document(ruling), encoding="utf-8")
+    (folder / "2020" / "b.html").write_text(
+        f"<p>{document(ruling, found=f'经审理查明，{THIRD * 2}')}</p>", encoding="gb18030"
+    )
+    summary = build_corpus(settings(tmp_path, judgments=folder))
+    assert (summary["records"], sum(summary["counts"].values())) == (2, 2)
+
+
 @pytest.mark.parametrize(("fact", "status"), [(FACT, 0), ("短。", 1)])
 def test_a_build_that_keeps_no_case_ends_with_another_status(
     tmp_path, monkeypatch, caplog, fact, status
@@ -318,6 +342,7 @@ def test_a_build_without_pyarrow_names_the_remedy(tmp_path, monkeypatch):
         (["build", "--cail", "a", "--judgments", "b"], "not both"),
         (["build", "--cail", "nowhere"], "no file .*nowhere/test.json"),
         (["build", "--hub_splits", '{"validation": "x"}', "--hub", "x"], "use test, dev, train"),
+        (["build", "--cail", "x", "--map", '{"facts": "x"}'], "map names .*'facts'.*: use fact"),
         (["built"], "no command 'built'"),
     ],
 )

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from curt.corpus.case import Case
-from curt.corpus.read.cail import RECOMMENDATION, read_row
+from curt.corpus.read.cail import RECOMMENDATION, read_records
 from curt.corpus.read.records import READING_RULES, REMEDIES, RecordError, remedy_for
 from curt.law.verdict import Term
 
@@ -26,6 +26,10 @@ def record(fact=FACT, **meta):
             **meta,
         },
     }
+
+
+def read_row(row):
+    return next(read_records(row))
 
 
 def test_a_line_becomes_a_case():
@@ -109,12 +113,13 @@ def test_a_recommended_sentence_in_the_facts_is_flagged():
 
 
 BAD = [
-    ("not an object with fact and meta", []),
-    ("not an object with fact and meta", {"fact": FACT}),
+    ("not an object", []),
+    ("no charge", {"fact": FACT}),
+    ("unreadable answer", {"input": FACT, "output": "盗窃，八个月"}),
     ("no fact", record(fact=" \n")),
     ("no fact", record(fact=None)),
     ("no charge", record(accusation=[])),
-    ("no charge", record(accusation="盗窃")),
+    ("no charge", record(accusation="；")),
     ("unknown charge", record(accusation=["走路太快"])),
     ("masked charge", record(accusation=["××"])),
     ("no article", record(relevant_articles=[])),
@@ -157,6 +162,6 @@ def test_each_reason_is_a_rule_or_has_a_remedy():
 
 def test_real_files_are_read_whole(real_cases):
     lines = (real_cases / "dev.json").read_text(encoding="utf-8").splitlines()
-    cases: list[Case] = [read_row(json.loads(line)) for line in lines]
+    cases: list[Case] = [next(read_records(json.loads(line))) for line in lines]
     assert len({case.id for case in cases}) == len(cases) > 400
     assert sum(bool(case.reasonings) for case in cases) / len(cases) > 0.7

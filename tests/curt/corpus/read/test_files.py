@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curt.corpus.read.sources import cut_file, read_shard
-from curt.law.verdict import Term
+from curt.law.verdict import Term, Verdict
 from tests.curt.corpus.read.test_cail import FACT, record
 from tests.curt.corpus.read.test_judgments import FOUND, document
 
@@ -167,3 +167,93 @@ def test_a_broken_line_of_a_packed_file_is_set_aside(tmp_path):
     path = tmp_path / "x.json.gz"
     path.write_bytes(gzip.compress(b'{"fact": "\xff\xfe"}\n' + LINES.encode()))
     assert [outcome.reason for outcome in read(path, "cail")] == ["not UTF-8", "", ""]
+
+
+ONE = {"fact": FACT, "imprisonment": 8}
+ANSWER = "罪名：盗窃\n法条：264\n刑期：有期徒刑8个月\n罚金：2000元"
+PRISON = {"surveillance": 0, "detention": 0, "imprisonment": 8, "death_penalty": False}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**ONE, "accusation": "盗窃", "relevant_articles": 264, "punish_of_money": "2000元"},
+        {**ONE, "accusation": ["盗窃罪"], "relevant_articles": ["第二百六十四条"], "fine": 2e3},
+        {"facts": FACT, "charge": ["盗窃"], "law": [264], "term": "八个月", "fine": "贰仟元"},
+        {"justice": FACT, "caseCause": "盗窃罪", "opinion": "x", "judge": 8, "fine": 2000},
+        {"justice": FACT, "caseCause": "盗窃", "judge": "有期徒刑八个月", "fine": "2,000元"},
+        {"案情": FACT, "罪名": "盗窃罪", "法条": "第264条", "刑期": "8个月", "罚金": "2000"},
+        {"instruction": "给出判决。", "input": FACT, "output": ANSWER},
+        {"instruction": FACT, "input": "", "output": f"<think>数额较大</think>{ANSWER}"},
+        {"conversations": [{"from": "human", "value": FACT}, {"from": "gpt", "value": ANSWER}]},
+        {"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": FACT},
+                      {"role": "assistant", "content": ANSWER}]},
+        {"fact": FACT, "laws": [264], "fine": 2000,
+         "criminals_info": {"甲": {"accusations": ["盗窃"], "penalty": PRISON}}},
+        {"fact": FACT, "labels": [{"subject": "甲", "charge": "盗窃罪", "article": "264",
+                                   "sentence": "有期徒刑八个月", "fine": 2000}]},
+        {**ONE, "accusation": "['盗窃']", "relevant_articles": "[264]", "fine": "2000.0",
+         "death_penalty": "False", "criminals": "['甲']"},
+    ],
+)  # fmt: skip
+def test_releases_that_name_their_columns_otherwise_are_read_alike(tmp_path, row):
+    (tmp_path / "x.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    (outcome,) = read(tmp_path / "x.jsonl", "cail")
+    assert outcome.case, outcome.reason
+    assert outcome.case.fact == FACT
+    assert outcome.case.verdict == Verdict(("盗窃",), ("264",), Term("fixed", 8), 2000)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"justice": FACT, "caseCause": "盗窃", "judge": "审判员某某"}, "unreadable term"),
+        ({**ONE, "imprisonment": None, "accusation": "盗窃"}, "no term"),
+        ({**ONE, "imprisonment": float("nan"), "accusation": "盗窃"}, "no term"),
+        ({**ONE, "accusation": "盗窃", "fine": "若干"}, "unreadable fine"),
+        ({**ONE, "accusation": "盗窃", "detention": 40}, "unreadable term"),
+        ({**ONE, "accusation": "盗窃", "life_imprisonment": "?"}, "unreadable flag"),
+        ({"instruction": "何罪？", "input": FACT, "output": "盗窃"}, "unreadable answer"),
+        ({"fact": FACT, "labels": ["盗窃"]}, "no charge"),
+        ({"text": FACT}, "no ruling"),
+        ({**ONE, "accusation": "盗窃", "criminals": "['甲', '乙']"}, "several defendants"),
+    ],
+)
+def test_a_row_without_a_case_says_what_it_lacks(tmp_path, row, reason):
+    (tmp_path / "x.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    (outcome,) = read(tmp_path / "x.jsonl", "cail")
+    assert (outcome.case, outcome.reason.partition(":")[0]) == (None, reason)
+
+
+def test_a_term_that_one_defendant_lacks_is_missing_and_not_none(tmp_path):
+    people = {
+        "甲": {"accusations": ["盗窃"], "laws": [264], "penalty": {**PRISON, "imprisonment": 0,
+                                                               "detention": 5}},
+        "乙": {"accusations": ["盗窃"], "laws": [264], "penalty": {**PRISON, "imprisonment": None}},
+        "丙": {"accusations": ["盗窃"], "laws": [264], "penalty": PRISON},
+    }  # fmt: skip
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"fact": FACT, "criminals_info": people}), encoding="utf-8")
+    first, second, third = read(path, "cail")
+    assert first.case.verdict.term == Term("detention", 5)
+    assert first.case.fact == f"{FACT}本案被告人：甲。"
+    assert (second.case, second.reason) == (None, "no term")
+    assert third.case.verdict.term == Term("fixed", 8)
+    assert first.case.id != third.case.id
+
+
+@pytest.mark.parametrize(("suffix", "mark"), [(".csv", ","), (".tsv", "\t"), (".csv.gz", ",")])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030", "utf-16"])
+def test_tables_are_read_in_any_encoding(tmp_path, suffix, mark, encoding):
+    cells = [FACT + "\n次日归案。", "['盗窃']", "264", "8", "False"]
+    rows = [["fact", "accusation", "relevant_articles", "imprisonment", "death_penalty"], cells]
+    text = "".join(mark.join(f'"{cell}"' for cell in row) + "\r\n" for row in rows)
+    data = text.encode(encoding)
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    assert terms_of(path) == [Term("fixed", 8)]
+
+
+def test_a_judgment_among_labelled_cases_is_read_as_one(tmp_path):
+    (tmp_path / "x.docx").write_bytes(docx(RULING))
+    assert terms_of(tmp_path / "x.docx") == [Term("detention", 5)]
