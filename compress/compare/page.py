@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
@@ -12,8 +13,16 @@ from compress.compare.choice import ArtifactRow, Choice, pareto_front
 from curt.drawing import INK, MARKERS, SERIES, finish_figure, new_figure
 from curt.html import render_html
 from curt.report.claims import SMALL_SAMPLE
-from curt.report.page import Panel
 from curt.scores.statistics import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One figure and the sentence that says what it shows."""
+
+    title: str
+    sentence: str
+    svg: Markup
 
 
 def render_page(rows: Sequence[ArtifactRow], choice: Choice, settings: Mapping[str, Any]) -> str:

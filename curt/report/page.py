@@ -6,28 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from markupsafe import Markup
-
 from curt.drawing import SERIES
 from curt.html import render_html
 from curt.report import claims, figures
 from curt.report.claims import NOT_RUN
 from curt.report.figures import LABELS
-from curt.report.inputs import Artifact, Evaluation, Parity, RunParts, WorkedExample
+from curt.report.inputs import Artifact, Evaluation, Parity, RunParts, TrainingStep, WorkedExample
 from curt.scores.statistics import bootstrap_mean, wilson
 
 BEFORE, CONTROL, AFTER = "warm-start", "grpo-none", "grpo-default"
 WARM_START_HISTORY = "warm-start"
 MAX_EXAMPLES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One figure and the sentence that says what it shows; no figure where nothing was run."""
-
-    title: str
-    sentence: str
-    svg: Markup | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +30,8 @@ class Pair:
 
 def render_page(run: RunParts) -> str:
     """The whole report as one HTML text that loads nothing from anywhere."""
-    evaluations = [e for _, e in _in_order(run.evaluations)]
+    named = [(LABELS.get(name, name), e) for name, e in _in_order(run.evaluations)]
+    evaluations = [e for _, e in named]
     return render_html(
         "report.html.j2",
         run=run,
@@ -52,8 +42,14 @@ def render_page(run: RunParts) -> str:
         claims=claims,
         length_interval=_length_interval,
         exact_interval=_exact_interval,
-        panels=list(make_panels(run)),
-        named=[(LABELS.get(name, name), e) for name, e in _in_order(run.evaluations)],
+        figures=figures,
+        lengths=_lengths(run),
+        training=_training(run),
+        budgets=[(name, e) for name, e in named if e.by_budget][: len(SERIES)],
+        sizes=[(a.name, a.weights_bytes / 1e6, _speed(a)) for a in run.artifacts],
+        say_sizes=say_sizes,
+        warm_start=run.histories.get(WARM_START_HISTORY, []),
+        named=named,
         metrics=list(dict.fromkeys(metric for e in evaluations for metric in e.scores)),
         traits=list(dict.fromkeys(trait for e in evaluations for trait in e.by_trait)),
         no_parity=Parity(),
@@ -64,95 +60,36 @@ def render_page(run: RunParts) -> str:
     )
 
 
-def make_panels(run: RunParts) -> Iterator[Panel]:
-    """Every figure of the page, in reading order."""
-    yield _lengths_panel(run)
-    yield _training_panel(run)
-    yield _budgets_panel(run)
-    yield _latency_panel(run)
-    yield _artifacts_panel(run)
-    title = "Warm start: loss"
-    rows = run.histories.get(WARM_START_HISTORY, [])
-    if claims.column_of(rows, "loss"):
-        yield Panel(title, claims.say_loss(rows), figures.draw_loss(rows))
-    else:
-        yield Panel(title, f"Warm start: {NOT_RUN}.")
-
-
-def _lengths_panel(run: RunParts) -> Panel:
-    title = "Thinking length before and after"
-    named = [
+def _lengths(run: RunParts) -> list[tuple[str, list[int]]]:
+    return [
         (LABELS[name], evaluation.thinking_lengths)
         for name in (BEFORE, CONTROL, AFTER)
         if (evaluation := run.evaluations.get(name)) and evaluation.thinking_lengths
     ]
-    if not named:
-        return Panel(title, f"Evaluation with thinking lengths: {NOT_RUN}.")
-    before, after = run.evaluations.get(BEFORE), run.evaluations.get(AFTER)
-    sentence = (
-        claims.say_thinking(before, after)
-        if before and after
-        else f"Only {' and '.join(name for name, _ in named)} was evaluated; the other side: "
-        f"{NOT_RUN}."
-    )
-    return Panel(title, sentence, figures.draw_lengths(named))
 
 
-def _training_panel(run: RunParts) -> Panel:
-    title = "GRPO over its steps"
-    named = [
+def _training(run: RunParts) -> list[tuple[str, list[TrainingStep]]]:
+    return [
         (LABELS.get(name, name), rows)
         for name, rows in run.histories.items()
         if name.startswith("grpo")
         and any(claims.column_of(rows, c) for c in ("reward", "exact", "thinking_tokens"))
     ]
-    if not named:
-        return Panel(title, f"GRPO: {NOT_RUN}.")
-    sentence = " ".join(claims.say_training(name, rows) for name, rows in named)
-    return Panel(title, sentence, figures.draw_training(named))
 
 
-def _budgets_panel(run: RunParts) -> Panel:
-    title = "Accuracy by thinking budget"
-    named = [
-        (LABELS.get(name, name), evaluation)
-        for name, evaluation in _in_order(run.evaluations)
-        if evaluation.by_budget
-    ][: len(SERIES)]
-    if not named:
-        return Panel(title, f"Evaluation under forced budgets: {NOT_RUN}.")
-    return Panel(title, claims.say_budgets(named), figures.draw_budgets(named))
-
-
-def _latency_panel(run: RunParts) -> Panel:
-    title = "Latency under open arrivals"
-    load = run.load_test
-    if load is None:
-        return Panel(title, f"Load test: {NOT_RUN}.")
-    if not load.latencies_ms:
-        return Panel(title, claims.say_load(load) + " No valid answer came, so none is drawn.")
-    return Panel(title, claims.say_load(load), figures.draw_latency(load))
-
-
-def _artifacts_panel(run: RunParts) -> Panel:
-    title = "Size and speed"
-    rows = [
-        (artifact.name, artifact.weights_bytes / 1e6, _speed(artifact))
-        for artifact in run.artifacts
-    ]
-    if not any(artifact.parity for artifact in run.artifacts):
-        return Panel(title, f"Compression: {NOT_RUN}.")
+def say_sizes(rows: Sequence[tuple[str, float, float | None]]) -> str:
+    """The extremes of (name, MB of weights, decode tokens a second)."""
     small, large = (f(rows, key=lambda row: row[1]) for f in (min, max))
     sentence = (
         f"The smallest weights are {small[0]}'s ({small[1]:.1f} MB), the largest {large[0]}'s "
+        f"({large[1]:.1f} MB)."
     )
-    sentence += f"({large[1]:.1f} MB)."
     timed = [(speed, name) for name, _, speed in rows if speed is not None]
     if timed:
         speed, name = max(timed)
         lead = "decodes" if len(timed) == 1 else f"decodes fastest of {len(timed)} measured,"
         sentence += f" {name} {lead} at {speed:,.0f} tokens/s on one CPU thread."
-    return Panel(title, sentence, figures.draw_artifacts(rows))
+    return sentence
 
 
 def pair_examples(evaluations: Mapping[str, Evaluation]) -> list[Pair]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from markupsafe import Markup
+
 from curt.drawing import LINES, MARKERS, SERIES, finish_figure, new_figure
 from curt.html import render_html
 from serve.drift.divergence import MIN_DISTANCE, MixComparison, compare
@@ -65,17 +67,10 @@ def render_page(figures: Mapping[str, Any]) -> str:
         charges=charges,
         widest=max((max(row.share, row.reference or 0.0) for row in charges), default=1.0) or 1.0,
         least=MIN_DISTANCE,
-        panels=[
-            _panel(title, unit, points, "hours" if points is hours else "days", series, caption)
-            for title, unit, points, series, caption in (
-                ("Answers", "answers", hours, _COUNTS, "By hour."),
-                ("Charge mix", "distance", days, _distances(reference), _MIX_CAPTION),
-                ("Latency", "ms", hours, _LATENCY, "From request to reply, by hour."),
-                ("Thinking", "tokens", hours, _THINKING, "Thinking tokens, by hour."),
-                ("Length of facts", "characters", days, _LENGTH, "By day."),
-                ("Wrong and degraded", "share", days, _SHARES, "By day; wrong of all feedback."),
-            )
-        ],
+        hours=hours,
+        days=days,
+        series=_SERIES | {"distances": _distances(reference)},
+        draw=_draw,
     )
 
 
@@ -96,30 +91,28 @@ def charge_rows(tally: DriftTally, reference: ChargeMix | None) -> list[ChargeRo
     return sorted(rows, key=lambda row: (-abs(row.share - (row.reference or 0.0)), row.name))
 
 
-_COUNTS: Series = (
-    ("answers", lambda tally: float(tally.answers)),
-    ("degraded", lambda tally: float(tally.degraded)),
-)
-_LATENCY: Series = (
-    ("median", lambda tally: tally.latency_ms.quantile(0.5)),
-    ("99th percentile", lambda tally: tally.latency_ms.quantile(0.99)),
-)
-_THINKING: Series = (
-    ("mean", lambda tally: tally.shares()["thinking_tokens_mean"]),
-    ("90th percentile", lambda tally: tally.thinking_tokens.quantile(0.9)),
-)
-_LENGTH: Series = (
-    ("median", lambda tally: tally.fact_chars.quantile(0.5)),
-    ("90th percentile", lambda tally: tally.fact_chars.quantile(0.9)),
-)
-_SHARES: Series = (
-    ("wrong", lambda tally: tally.shares()["wrong_share"]),
-    ("degraded", lambda tally: tally.shares()["degraded_share"]),
-)
-_MIX_CAPTION = (
-    "Jensen-Shannon distance of each day's charges to the training corpus, and the distance that "
-    "chance alone exceeds once in a hundred with as many answers."
-)
+_SERIES: Mapping[str, Series] = {
+    "counts": (
+        ("answers", lambda tally: float(tally.answers)),
+        ("degraded", lambda tally: float(tally.degraded)),
+    ),
+    "latency": (
+        ("median", lambda tally: tally.latency_ms.quantile(0.5)),
+        ("99th percentile", lambda tally: tally.latency_ms.quantile(0.99)),
+    ),
+    "thinking": (
+        ("mean", lambda tally: tally.shares()["thinking_tokens_mean"]),
+        ("90th percentile", lambda tally: tally.thinking_tokens.quantile(0.9)),
+    ),
+    "length": (
+        ("median", lambda tally: tally.fact_chars.quantile(0.5)),
+        ("90th percentile", lambda tally: tally.fact_chars.quantile(0.9)),
+    ),
+    "shares": (
+        ("wrong", lambda tally: tally.shares()["wrong_share"]),
+        ("degraded", lambda tally: tally.shares()["degraded_share"]),
+    ),
+}
 
 
 def _distances(reference: ChargeMix | None) -> Series:
@@ -145,16 +138,14 @@ def _window(name: str, tallies: Sequence[DriftTally], reference: ChargeMix | Non
     return WindowRow(name, tally, tally.shares(), comparison)
 
 
-def _panel(
-    title: str, unit: str, points: Points, step: str, series: Series, caption: str
-) -> dict[str, Any]:
-    """A figure with its caption; no figure where nothing was counted."""
+def _draw(title: str, unit: str, points: Points, step: str, series: Series) -> Markup | None:
+    """A line for each of the series; None where nothing was counted."""
     lines = [
         (name, [(-age, value) for age, tally in points if (value := read(tally)) is not None])
         for name, read in series
     ]
     if not any(values for _, values in lines):
-        return {"title": title, "svg": None, "caption": caption}
+        return None
     figure, (axes,) = new_figure(1)
     for index, (name, values) in enumerate(lines):
         axes.plot(
@@ -169,4 +160,4 @@ def _panel(
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"{step} before now")
     axes.set_ylabel(unit)
-    return {"title": title, "svg": finish_figure(figure, [axes], title), "caption": caption}
+    return finish_figure(figure, [axes], title)
