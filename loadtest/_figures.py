@@ -6,27 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from curt.drawing import INK, LINES, SERIES, finish_figure, new_figure
 from loadtest._slo import PHASES
-
-
-def draw_histogram(latencies_ms: Sequence[float], p99_ms: float | None, slo_ms: float) -> Markup:
-    """Latencies of valid answers, counted on a log scale so that a tail of one shows."""
-    figure, axes = new_figure(1)
-    top = max(max(latencies_ms, default=0.0), slo_ms) * 1.05
-    axes[0].hist(
-        latencies_ms, bins=60, range=(0, top), color=SERIES[0], alpha=0.6, log=True, label="answers"
-    )
-    axes[0].axvline(slo_ms, color=SERIES[1], linewidth=1.6, label=f"SLO {slo_ms:g} ms")
-    if p99_ms is not None:
-        label = f"p99 {p99_ms:.0f} ms"
-        axes[0].axvline(p99_ms, color=INK, linestyle="--", linewidth=1.2, label=label)
-    axes[0].set(xlabel="latency from its schedule, ms", ylabel="answers, log scale")
-    axes[0].yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))  # no mathematics in our SVG
-    axes[0].yaxis.set_minor_formatter(NullFormatter())
-    return finish_figure(figure, axes, "Latency of the answers")
 
 
 def draw_timeline(windows: Sequence[Mapping[str, Any]], window_s: float, slo_ms: float) -> Markup:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from curt.html import render_html
+from curt.report.figures import draw_latencies
 from loadtest import _figures
 from loadtest._slo import PHASES, requests_needed
 
@@ -17,5 +18,6 @@ def render_page(report: Mapping[str, Any]) -> str:
         report=report,
         needed={misses: requests_needed(misses) for misses in (0, 4, 10)},
         phase_names=PHASES,
+        draw_latencies=draw_latencies,
         figures=_figures,
     )

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter, StrMethodFormatter
 
 from curt.drawing import INK, LINES, MARKERS, SERIES, finish_figure, new_figure
 from curt.report.claims import column_of
-from curt.report.inputs import Evaluation, LoadTest, TrainingStep
+from curt.report.inputs import Evaluation, TrainingStep
 from curt.scores.statistics import wilson
 
 LABELS = {
@@ -128,20 +128,21 @@ def draw_artifacts(rows: Sequence[tuple[str, float, float | None]]) -> Markup:
     return finish_figure(figure, panels, "Size and decode speed of each model folder")
 
 
-def draw_latency(load: LoadTest) -> Markup:
-    """Latencies of valid answers, timed from their schedule, with the SLO as a line."""
+def draw_latencies(latencies_ms: Sequence[float], p99_ms: float | None, slo_ms: float) -> Markup:
+    """Latencies of valid answers, counted on a log scale so that a tail of one shows."""
     figure, axes = new_figure(1)
-    limit = load.settings.slo_p99_ms
-    top = max(max(load.latencies_ms), limit * 1.05)
+    top = max(max(latencies_ms, default=0.0), slo_ms) * 1.05
     axes[0].hist(
-        load.latencies_ms, bins=60, range=(0, top), color=SERIES[0], alpha=0.6, label="answers"
+        latencies_ms, bins=60, range=(0, top), color=SERIES[0], alpha=0.6, log=True, label="answers"
     )
-    axes[0].axvline(limit, color=SERIES[1], linewidth=1.6, label=f"SLO {limit:g} ms")
-    p99 = load.latency_ms.get("p99")
-    if p99 is not None:
-        axes[0].axvline(p99, color=INK, linestyle="--", linewidth=1.2, label=f"p99 {p99:.0f} ms")
-    axes[0].set(xlabel="latency from the scheduled arrival, ms", ylabel="answers")
-    return finish_figure(figure, axes, "Latency under open arrivals")
+    axes[0].axvline(slo_ms, color=SERIES[1], linewidth=1.6, label=f"SLO {slo_ms:g} ms")
+    if p99_ms is not None:
+        label = f"p99 {p99_ms:.0f} ms"
+        axes[0].axvline(p99_ms, color=INK, linestyle="--", linewidth=1.2, label=label)
+    axes[0].set(xlabel="latency from its schedule, ms", ylabel="answers, log scale")
+    axes[0].yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))  # no mathematics in our SVG
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
+    return finish_figure(figure, axes, "Latency of the answers")
 
 
 def _place(name: str, named: Sequence[tuple[str, Any]]) -> int:
