@@ -8,14 +8,15 @@
 | `reasoning_effort` | bounds the thinking: none 0, minimal 16, low 32, medium 96 tokens |
 | `response_format` | text (the answer grammar), json_object, or a json_schema of a verdict |
 | `stream`, `stream_options.include_usage` | as there |
-| ignored | temperature, top_p, top_k, seed, penalties, user, metadata and the like: `IGNORED` |
-| refused | several choices, tools, log probabilities, stop words, audio: `REFUSED` |
+| no effect, named in a header | temperature, top_p, top_k, seed, penalties, user: `IGNORED` |
+| refused, named as `param` | several choices, tools, log probabilities, stop words: `REFUSED` |
 
 An answer of more tokens than were asked for is cut to nothing, with the finish reason "length".
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -42,6 +43,7 @@ IGNORED = frozenset(
 # Each with its neutral values, which are accepted.
 REFUSED: Mapping[str, tuple[Any, ...]] = {
     "n": (None, 1),
+    "best_of": (None, 1),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
@@ -59,8 +61,11 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
 }
 
 
+PARAMETER = re.compile(r"[a-z][a-z0-9_]{0,39}")  # a name like this can't hold a word of a case
+
+
 class ApiError(Exception):
-    """An error in OpenAI's shape. `param` is a known parameter's name, never a client's text."""
+    """An error in OpenAI's shape. `param` is a parameter's name, and never a client's text."""
 
     def __init__(
         self,
@@ -166,7 +171,10 @@ def ignored_parameters(body: ChatRequest) -> list[str]:
         elif name not in REFUSED:
             known = ", ".join(ChatRequest.model_fields)
             raise ApiError(
-                400, "unknown_parameter", f"an unknown parameter: this server takes {known}"
+                400,
+                "unknown_parameter",
+                f"an unknown parameter: this server takes {known}",
+                param=name if PARAMETER.fullmatch(name) else None,
             )
         elif not any(type(value) is type(idle) and value == idle for idle in REFUSED[name]):
             raise ApiError(
