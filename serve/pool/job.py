@@ -19,7 +19,8 @@ class Job:
 
     `max_thinking_tokens` is the client's own limit, however much the deadline allows;
     `traceparent` names the request's span to a remote engine. `client` is whose job it is, by the
-    id of an API key, and `weight` its part of the workers' time beside that of others.
+    id of an API key, and `weight` its part of the workers' time beside that of others. One in the
+    `background` has a worker only while nobody else wants it; its time begins when it does.
     """
 
     fact: str
@@ -29,6 +30,7 @@ class Job:
     traceparent: str | None = None
     client: str = ""
     weight: float = 1.0
+    background: bool = False
 
     def cap(self, allowed: int) -> int:
         """Thinking tokens to grant: those the deadline allows, within the client's limit."""
@@ -87,11 +89,12 @@ class Slot:
     free_at_s: float = 0.0
     worker: Worker | None = None
     busy: bool = False
+    lent: bool = False  # to the background
 
     @property
     def free(self) -> bool:
-        """Whether its worker can take a request now."""
-        return self.worker is not None and not self.busy
+        """Whether its worker can take a request, or as soon as the background gives way."""
+        return self.worker is not None and (self.lent or not self.busy)
 
 
 class JobStream(Protocol):

@@ -2,7 +2,9 @@
 
 A request is admitted only if its deadline can be met. Its thinking budget is set when a worker
 takes it, from the time that is left then. Where the model gives no full verdict, a classifier's
-stands in if there is one. Everything here runs in one event loop and never blocks it.
+stands in if there is one. A job of the background enters the queue when a worker is idle, and
+begins anew when a request wants that worker. Everything here runs in one event loop and never
+blocks it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import bisect
 import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from curt.artifact import Manifest
@@ -43,6 +47,10 @@ PROBE_INTERVAL_S = 1.0
 PROBE_TIMEOUT_S = 10.0
 PAUSE_S = 0.005  # after an answer, before work that must not delay it
 REPLY_MS = 5.0  # part of the margin kept for writing the reply after the engine has stopped
+
+
+class GaveWayError(Exception):
+    """A job of the background lost its worker to a request."""
 
 
 class WorkerPool:
@@ -79,6 +87,7 @@ class WorkerPool:
         spawn = spawn or (lambda: WorkerProcess(folder, open_engine))
         self._spares = Spares(spawn, self._metrics.worker_deaths.inc)
         self._queue: list[Ticket] = []  # ordered by deadline
+        self._background: deque[asyncio.Future[None]] = deque()  # what waits for an idle worker
         self._running: set[Ticket] = set()
         self._order = itertools.count()
         self._wake = asyncio.Event()
@@ -108,6 +117,7 @@ class WorkerPool:
         if not self.draining:
             self.draining = True
             logger.info("draining")
+            self._call_background(len(self._background))
 
     async def stop(self) -> None:
         """Drain, wait for what was admitted, and end every worker."""
@@ -127,11 +137,49 @@ class WorkerPool:
         Cancelling the call takes a job that still waits out of the queue and stops the worker of
         one under way.
         """
-        ticket = self._enter(job)
+        while True:
+            ticket = await self._enter_idle(job) if job.background else self._enter(job)
+            try:
+                return await ticket.future
+            except GaveWayError:
+                continue
+            finally:
+                self._leave(ticket)
+
+    async def _enter_idle(self, job: Job) -> Ticket:
+        """Enter a job of the background once a worker is idle; its time begins then."""
         try:
-            return await ticket.future
-        finally:
-            self._leave(ticket)
+            while self._queue or all(slot.worker is None or slot.busy for slot in self._slots):
+                if self.draining:
+                    break  # which refuses it
+                turn = asyncio.get_running_loop().create_future()
+                self._background.append(turn)
+                await turn
+            now_s = time.monotonic()
+            own_s = job.deadline_s - job.arrived_s
+            return self._enter(replace(job, arrived_s=now_s, deadline_s=now_s + own_s))
+        except BaseException:
+            self._call_background()  # the idle worker is for another
+            raise
+
+    def _call_background(self, count: int = 1) -> None:
+        while count and self._background:
+            turn = self._background.popleft()
+            if not turn.done():  # or its client has left
+                turn.set_result(None)
+                count -= 1
+
+    def _recall(self) -> None:
+        """Take as many workers back from the background as more wait than are idle."""
+        idle = sum(slot.free and not slot.lent for slot in self._slots)
+        lent = [ticket for ticket in self._running if ticket.job.background]
+        stopping = sum(ticket.future.done() for ticket in lent)
+        wanted = sum(not ticket.job.background for ticket in self._queue) - idle - stopping
+        for ticket in lent:
+            if wanted > 0 and ticket.worker and not ticket.future.done():
+                ticket.future.set_exception(GaveWayError())
+                ticket.worker.cancel()
+                wanted -= 1
 
     def expected_thinking(self, job: Job) -> int | None:
         """Thinking tokens a job would be granted if a worker took it now; None if it is refused."""
@@ -202,7 +250,8 @@ class WorkerPool:
         alone = self._forecast.allow_alone(ticket.demand, ticket.prompt_tokens, now_s)
         ticket.allowed_alone = job.cap(alone)
         ticket.admitted_s = now_s
-        self._forecast.shares.note(job, now_s)
+        if not job.background:
+            self._forecast.shares.note(job, now_s)
         bisect.insort(self._queue, ticket, key=lambda t: t.order)
         self._metrics.queue_depth.set(len(self._queue))
         # A late generation is replaced by the classifier while there is still time.
@@ -213,6 +262,7 @@ class WorkerPool:
             loop.call_later(job.deadline_s + patience_s - now_s, self._abandon, ticket),
         ]
         self._wake.set()
+        self._recall()
         return ticket
 
     def _make_ticket(
@@ -322,6 +372,7 @@ class WorkerPool:
                 await self._probe(slot, worker)
             else:
                 self._wake.clear()
+                self._call_background()
                 await self._wake.wait()
 
     async def _run(self, slot: Slot, worker: Worker, ticket: Ticket) -> None:
@@ -335,6 +386,7 @@ class WorkerPool:
         allowed = self._allow_thinking(job, demand, ticket.prompt_tokens, now_s)
         stated = state_budget(allowed)
         slot.busy, slot.free_at_s = True, now_s + self._forecast.hold_s(demand, allowed, now_s)
+        slot.lent = job.background
         until_s = job.deadline_s - min(self._margin_ms, REPLY_MS) / 1e3
         request = ticket.request(stated, allowed, until_s)
         ticket.attempts += 1
@@ -351,7 +403,7 @@ class WorkerPool:
             raise
         finally:
             watch.stop()
-            slot.busy = False
+            slot.busy = slot.lent = False
             ticket.worker = None
             self._running.discard(ticket)
         if isinstance(reply, EngineRaised):
@@ -435,7 +487,8 @@ class WorkerPool:
         """End a ticket without the model: by the classifier where that can be, else refused."""
         if ticket.future.done():
             return
-        served = self._stand_in.replace(ticket.job, fault.reason)
+        can_wait = ticket.job.background and isinstance(fault, OverloadedError)  # and ask again
+        served = None if can_wait else self._stand_in.replace(ticket.job, fault.reason)
         if served:
             self._metrics.fallback.labels(fault.reason).inc()
             ticket.future.set_result(served)

@@ -46,8 +46,10 @@ class Shares:
         """1 where another job must give way to this one, -1 the other way round, else 0.
 
         It must where its client has had far more requests, by weight, than the other has with the
-        next two.
+        next two. Whatever was asked, the background gives way.
         """
+        if other.background or own.background:
+            return other.background - own.background
         if other.client == own.client:
             return 0
         others = self.per_s(other.client, now_s) / other.weight

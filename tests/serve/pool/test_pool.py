@@ -708,3 +708,79 @@ def test_the_classifier_answers_for_an_engine_that_fails() -> None:
             assert (killed.source, killed.unserved) == ("fallback", "worker_failed")
 
     asyncio.run(scenario())
+
+
+def in_background(fact: str = FACT, allowed_ms: float = 5_000) -> Job:
+    return replace(job(allowed_ms, fact), background=True)
+
+
+def test_the_background_has_a_worker_only_while_nobody_waits_and_as_long_as_it_likes() -> None:
+    async def scenario() -> None:
+        async with running_pool() as pool:
+            done: list[str] = []
+
+            async def submit(name: str, asked: Job) -> Served:
+                served = await pool.submit(asked)
+                done.append(name)
+                return served
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(submit("first", job(3000, FACT + "睡200毫秒")))
+                await asyncio.sleep(0.05)
+                late = group.create_task(submit("background", in_background(allowed_ms=400)))
+                for name in ("second", "third"):
+                    group.create_task(submit(name, job(3000, FACT + "睡200毫秒")))
+            assert done == ["first", "second", "third", "background"]
+            # it waited for longer than it may take, which begins only when it has a worker
+            assert late.result().queue_ms < 50
+            assert late.result().thinking_allowed == MANIFEST.max_thinking_tokens
+
+    asyncio.run(scenario())
+
+
+def test_the_background_gives_its_worker_up_to_a_request_and_is_answered_later() -> None:
+    async def scenario() -> None:
+        async with running_pool(workers=2, open_engine=open_streaming_engine) as pool:
+            background = [
+                asyncio.create_task(pool.submit(in_background(f"{FACT}编号{n}"))) for n in range(6)
+            ]
+            waits = []
+            for _ in range(5):
+                await asyncio.sleep(0.06)
+                waits.append((await pool.submit(job(400))).queue_ms)
+                assert (await pool.submit(job(400))).generation.thinking_tokens > 0
+            assert max(waits) < 50, waits  # one in the background takes 180 ms
+            answers = await asyncio.gather(*background)
+            assert [f"{n}推理" in a.generation.text for n, a in enumerate(answers)] == [True] * 6
+
+    asyncio.run(scenario())
+
+
+def test_what_the_background_can_not_have_is_said_and_a_pool_that_drains_ends_it() -> None:
+    async def scenario() -> None:
+        async with running_pool(open_engine=open_streaming_engine) as pool:
+            assert (
+                await reason_of(pool.submit(in_background(allowed_ms=20))) == "deadline_too_short"
+            )
+            tasks = [asyncio.create_task(pool.submit(in_background())) for _ in range(3)]
+            await asyncio.sleep(0.05)
+            tasks[2].cancel()
+            started_s = time.monotonic()
+            pool.drain()
+            for task in tasks[:2]:  # one under way, one waiting
+                assert await reason_of(task) == "draining"
+            assert time.monotonic() - started_s < 0.1
+
+    asyncio.run(scenario())
+
+
+def test_a_killed_worker_loses_nothing_of_the_background() -> None:
+    async def scenario() -> None:
+        async with running_pool(spares=1) as pool:
+            waiting = [asyncio.create_task(pool.submit(in_background())) for _ in range(2)]
+            await asyncio.sleep(0.03)
+            os.kill(pool.worker_pids[0], signal.SIGKILL)
+            answers = await asyncio.gather(*waiting)
+            assert [answer.generation.finish for answer in answers] == ["stop", "stop"]
+
+    asyncio.run(scenario())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +52,11 @@ def test_who_asks_far_more_gives_way_and_nobody_to_itself() -> None:
     assert both.rank(job("a"), job("a"), NOW_S) == 0
     assert shares(a=15, b=10).rank(job("a"), job("b"), NOW_S) == 0
     assert both.rank(job("a", weight=10), job("b"), NOW_S) == 0
+    background = replace(job("b"), background=True)
+    assert [both.rank(background, job("a"), NOW_S), both.rank(job("a"), background, NOW_S)] == [
+        1,
+        -1,
+    ]
 
 
 def test_who_is_gone_is_forgotten() -> None:
