@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi_offline import FastAPIOffline
 
 from curt import __version__
@@ -27,8 +27,10 @@ from serve.api.errors import install_handlers
 from serve.api.page import page
 from serve.api.reply import Observer, Replies
 from serve.api.schemas import API_VERSION, PredictReply, PredictRequest
+from serve.batches import batches
+from serve.batches.store import BatchStore
 from serve.drift import drift
-from serve.edge.context import RequestContext
+from serve.edge.context import BATCHES_PATH, RequestContext
 from serve.edge.headers import SafeHeaders, allow_origins
 from serve.edge.keys import KeyGuard, open_keys
 from serve.edge.limits import BodyLimit, LocalBuckets, Rate, RateLimit, RedisBuckets, parse_proxies
@@ -80,6 +82,9 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     replies = Replies(answering, settings, metrics)
     recorder = AnswerRecorder.open(settings)
     replies.observers += [recorder.observe, _note_answers(admission)]
+    predict_routes = predict.make_router(answering, replies, settings)
+    chat_routes = chat.make_router(answering, replies, settings, identity)
+    batch_work = _make_batch_work(settings, workers, metrics, predict_routes, chat_routes)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -96,6 +101,9 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
                 closing.push_async_callback(_cancel, asyncio.create_task(work))
             await workers.start()
             closing.push_async_callback(workers.stop)
+            if batch_work:
+                task = asyncio.create_task(batch_work.keep_working())
+                closing.push_async_callback(_cancel, task)
             yield
 
     app = FastAPIOffline(
@@ -111,10 +119,12 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     install_handlers(app)
 
     # The framework tries routes in turn, and most requests are for the first.
-    app.include_router(predict.make_router(answering, replies, settings))
+    app.include_router(predict_routes)
     app.include_router(batch.make_router(answering, replies, settings, metrics))
     app.include_router(stream.make_router(answering, replies, settings))
-    app.include_router(chat.make_router(answering, replies, settings, identity))
+    app.include_router(chat_routes)
+    if batch_work:
+        app.include_router(batches.make_router(batch_work))
     if variants:
         app.include_router(admin.make_router(variants))
     app.include_router(drift.make_router(recorder.drift, metrics.registry))
@@ -159,6 +169,22 @@ def _make_variants(
     )
 
 
+def _make_batch_work(
+    settings: Settings, workers: Startable, metrics: Metrics, *routers: APIRouter
+) -> batches.BatchWork | None:
+    """Batches asked of routes of their own, which no middleware counts or limits."""
+    if settings.batches is None:
+        return None
+    store = BatchStore(settings.batches, settings.batch_cases, settings.batch_retention_s)
+    routes = FastAPI(openapi_url=None)
+    install_handlers(routes)
+    for router in routers:
+        routes.include_router(router, prefix=BATCHES_PATH)
+    width = settings.workers + 2  # so that no worker waits while a result is written
+    asked = RequestContext(routes, metrics)
+    return batches.BatchWork(store, asked, workers, width, metrics.registry)
+
+
 def _note_answers(admission: AdmissionControl) -> Observer:
     def observe(_: Request, __: PredictRequest, ___: Served, reply: PredictReply) -> None:
         if not reply.degraded:
@@ -195,7 +221,13 @@ def _add_middleware(
     tracing: Tracing | None,
 ) -> None:
     """Add what every request passes: each added one stands outside of those before it."""
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_s=settings.max_body_s)
+    batch_bytes = settings.batch_bytes if settings.batches else 0
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=settings.max_body_bytes,
+        max_s=settings.max_body_s,
+        batch_bytes=batch_bytes,
+    )
     per_s = settings.rate_per_s
     if per_s is not None or settings.keys_file is not None:  # keys may have limits of their own
         app.add_middleware(

@@ -101,6 +101,19 @@ class Settings(BaseSettings):
     max_fact_chars: int = Field(20_000, ge=1)
     """Longer facts are refused with 422."""
 
+    batches: Path | None = None
+    """Folder for batches that are answered when nobody waits; without it none are taken. Their
+    facts and results lie in it."""
+
+    batch_bytes: int = Field(16_777_216, ge=1_024)
+    """Larger batches are refused with 413; they may take six times max_body_s to arrive."""
+
+    batch_cases: int = Field(10_000, ge=1)
+    """Batches of more cases are refused with 422."""
+
+    batch_retention_s: float = Field(604_800, gt=0)
+    """After which a batch and its results are deleted, done or not; 7 days."""
+
     drain_s: float = Field(1.0, ge=0, le=600)
     """After SIGTERM keep answering 503 this long, so that balancers notice, before closing."""
 

@@ -167,7 +167,7 @@ class Answering:
                 reading.cancel()
 
     async def _look_up(self, way: Way, request: Request, job: Job) -> Served:
-        if self._cache is None:
+        if self._cache is None or job.background:  # nobody else waits for one of these
             return await way.submit(job)
         answer = await self._cache.get_or_make(
             self._key_of(way, request, job),
@@ -265,10 +265,11 @@ def _owned(request: Request, job: Job) -> Job:
     """The job with whose it is and the span it belongs to."""
     record = getattr(request.state, "api_key", None)
     header = getattr(request.state, "traceparent", None)
-    if record is None and header is None:
+    background = getattr(request.state, "background", False)
+    if record is None and header is None and not background:
         return job
     client, weight = (record.id, record.weight) if record else ("", 1.0)
-    return replace(job, traceparent=header, client=client, weight=weight)
+    return replace(job, traceparent=header, client=client, weight=weight, background=background)
 
 
 class Attended:

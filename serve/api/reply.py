@@ -55,9 +55,10 @@ class Replies:
             beyond=self._answering.figures_beyond(request, body.fact),
             withheld=WITHHELD if holds_back else (),
         )
-        self._record(request, served, reply)
-        for observe in self.observers:
-            observe(request, body, served, reply)
+        if not getattr(state, "background", False):  # a case of a batch says nothing of the load
+            self._record(request, served, reply)
+            for observe in self.observers:
+                observe(request, body, served, reply)
         return reply
 
     def _record(self, request: Request, served: Served, reply: PredictReply) -> None:

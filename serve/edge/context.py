@@ -21,7 +21,7 @@ access = logging.getLogger("serve.access")
 logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-PREDICT_PATH, BATCH_PATH = "/predict", "/predict/batch"
+PREDICT_PATH, BATCH_PATH, BATCHES_PATH = "/predict", "/predict/batch", "/batches"
 COUNTED_PATHS = frozenset({PREDICT_PATH, BATCH_PATH, "/predict/stream", "/v1/chat/completions"})
 QUIET_ROUTES = frozenset(
     {"/livez", "/readyz", "/health", "/ping", "/metrics"}

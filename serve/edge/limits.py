@@ -14,7 +14,7 @@ import ipaddress
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -25,7 +25,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.edge.context import refuse
+from serve.edge.context import BATCHES_PATH, refuse
 from serve.edge.keys import KeyRecord, is_open
 from serve.errors import OverloadedError, TooManyCasesError
 from serve.redis_link import RedisLink, RedisMissError
@@ -33,6 +33,7 @@ from serve.redis_link import RedisLink, RedisMissError
 MAX_CLIENTS = 10_000  # about 2 MB; beyond it the client that was away longest gets a full bucket
 PREFIX = "curt:rate:"
 DAY_S = 86_400.0
+BATCH_TIMES = 6  # as long as another body may a batch take to arrive
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -159,7 +160,7 @@ class RateLimit:
     """ASGI middleware that answers 429 and Retry-After to a client over its limit.
 
     Stands inside `KeyGuard`, whose `state.api_key` tells clients apart and may hold limits of its
-    own. Open paths cost nothing.
+    own. Open paths cost nothing, and what only looks (GET) or ends (DELETE) nothing of the day's.
     A route that serves several cases takes the tokens of the others with `charge`; until it is
     answered they count as under way, too.
     """
@@ -195,14 +196,22 @@ class RateLimit:
             await self.app(scope, receive, send)
             return
         client, limits = client_of(scope, self._trusted), self._limits_of(scope)
+        if scope["method"] != "POST":
+            limits = replace(limits, per_day=None)
         if self._under_way.get(client, 0) >= limits.max_concurrent:
             fault = self._limit("too_many_concurrent", "too many requests are under way", 1.0)
             await _answer(scope, receive, send, fault)
             return
         held = 0  # cases of this request that count as under way
 
-        async def charge_more(cost: int) -> None:
+        async def charge_more(cost: int, at_once: bool) -> None:
             nonlocal held
+            if not at_once:
+                if limits.per_day and 1 + cost > limits.per_day.burst:
+                    message = f"send {limits.per_day.burst} cases or fewer a day"
+                    raise TooManyCasesError("too_many_cases", message)
+                await self._charge(client, replace(limits, rate=None), cost)
+                return
             if 1 + cost > limits.max_concurrent:  # which no waiting helps
                 raise TooManyCasesError(
                     "too_many_cases", f"send {limits.max_concurrent:.0f} cases or fewer at once"
@@ -262,14 +271,15 @@ class RateLimit:
         return fault
 
 
-async def charge(request: Request, cost: int) -> None:
+async def charge(request: Request, cost: int, *, at_once: bool = True) -> None:
     """Take `cost` more tokens for a request of several cases; none where limits are off.
 
-    Raises RateLimitedError when the client's bucket does not hold them.
+    Those that are not answered `at_once` cost the day's quota alone. Raises RateLimitedError when
+    the client's bucket does not hold them, TooManyCasesError when it never will.
     """
     take_more = getattr(request.state, "charge", None)
     if take_more is not None and cost > 0:
-        await take_more(cost)
+        await take_more(cost, at_once)
 
 
 async def _answer(scope: Scope, receive: Receive, send: Send, fault: RateLimitedError) -> None:
@@ -342,29 +352,33 @@ def _parse_address(text: str) -> Address | None:
 class BodyLimit:
     """ASGI middleware that refuses bodies that are too large or arrive too slowly.
 
-    Both the announced length and the bytes that arrive are held against the limit.
+    Both the announced length and the bytes that arrive are held against the limit. A batch may have
+    more bytes, and more time.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, max_s: float = 10.0) -> None:
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, max_s: float = 10.0, batch_bytes: int = 0
+    ) -> None:
         self.app = app
-        self.max_bytes = max_bytes
-        self.max_s = max_s
+        self._limits, self._batch_limits = (max_bytes, max_s), (batch_bytes, BATCH_TIMES * max_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        is_batch = self._batch_limits[0] and scope["path"] == BATCHES_PATH
+        max_bytes, max_s = self._batch_limits if is_batch else self._limits
         announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdigit() and int(announced) > self.max_bytes:
-            message = f"the body is larger than {self.max_bytes} bytes"
+        if announced.isdigit() and int(announced) > max_bytes:
+            message = f"the body is larger than {max_bytes} bytes"
             # The rest of the body is never read, so the connection can't be used again.
             headers = {"Connection": "close"}
             await refuse(scope, receive, send, 413, "too_large", message, headers)
             return
         received = 0
         is_complete = False
-        until_s = asyncio.get_running_loop().time() + self.max_s
+        until_s = asyncio.get_running_loop().time() + max_s
 
         async def receive_counted() -> Message:
             nonlocal received, is_complete
@@ -377,7 +391,7 @@ class BodyLimit:
                 raise HTTPException(408, headers={"Connection": "close"}) from None
             is_complete = not message.get("more_body", False)
             received += len(message.get("body", b""))
-            if received > self.max_bytes:
+            if received > max_bytes:
                 raise HTTPException(413)
             return message
 

@@ -118,7 +118,7 @@ class FeedbackLog:
         Raises ValueError when another server holds the folder.
         """
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._hold = _hold_folder(folder)
+        self._hold = hold_folder(folder)
         self._lock = threading.Lock()
         self._known: LRUCache[str, tuple[str, int]] = LRUCache(max_known)
         self._log = AppendLog(folder / FEEDBACK, max_bytes)
@@ -226,7 +226,8 @@ def _digest(row: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _hold_folder(folder: Path) -> int:
+def hold_folder(folder: Path) -> int:
+    """Lock a folder until the descriptor returned is closed. Raises ValueError if it is in use."""
     descriptor = os.open(folder / ".lock", os.O_WRONLY | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -53,6 +53,8 @@ class Variant:
 
     async def submit(self, job: Job) -> Served:
         """Serve a job on this variant or raise a RequestError."""
+        if job.background:  # which tells nothing of latency
+            return await self.pool.submit(job)
         self.router.began(self)
         try:
             served = await self.pool.submit(job)

@@ -47,8 +47,8 @@ def locations() -> dict[str, str]:
 
 
 def setting(name: str) -> str:
-    """The value of a directive that stands once."""
-    values = re.findall(rf"^ *{name} ([^;]+);", nginx_text(), re.M)
+    """The value of a directive that stands once outside of locations."""
+    values = re.findall(rf"^ {{0,4}}{name} ([^;]+);", nginx_text(), re.M)
     assert len(set(values)) == 1, (name, values)
     return str(values[0])
 
@@ -111,6 +111,10 @@ def test_limits_agree_with_the_servers() -> None:
     assert setting("client_max_body_size") == "128k"
     assert setting("client_body_buffer_size") == "128k"  # else bodies were written to disk
     assert DEFAULTS["max_body_bytes"].default == 128 * 1024
+    batches = locations()["~ ^/batches(/|$)"]
+    assert "client_max_body_size 16m" in batches
+    assert "proxy_request_buffering off" in batches  # else bodies were written to disk
+    assert DEFAULTS["batch_bytes"].default == 16 * 1024**2
     assert seconds(setting("client_body_timeout")) == DEFAULTS["max_body_s"].default
     assert seconds(setting("proxy_read_timeout")) > MAX_DEADLINE_MS / 1e3
     assert seconds(setting("worker_shutdown_timeout")) > MAX_DEADLINE_MS / 1e3

@@ -1,0 +1,1 @@
+"""Batches that are answered when nobody waits: kept in files, worked off, asked for over HTTP."""
