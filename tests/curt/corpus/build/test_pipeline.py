@@ -11,6 +11,7 @@ import time
 import pytest
 
 from curt.corpus.__main__ import main
+from curt.corpus.build.card import render_card
 from curt.corpus.build.pipeline import CorpusConfig, build_corpus
 from curt.corpus.store import read_cases
 from tests.curt.corpus.build.test_dedup import FACT, OTHER
@@ -285,6 +286,13 @@ def test_the_card_counts_and_quotes_no_case(tmp_path, cail):
     assert "complete the object" in page
     assert FACT[:12] not in page
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+
+
+def test_the_card_of_an_older_summary_names_no_columns(tmp_path, cail):
+    summary = build_corpus(settings(tmp_path, cail=cail))
+    for entry in summary["inputs"]:
+        del entry["columns"]
+    assert "columns taken" in render_card(summary)
 
 
 def test_a_table_of_other_names_is_read_by_a_map_and_the_card_tells_it(tmp_path):
