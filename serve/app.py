@@ -18,6 +18,7 @@ from fastapi_offline import FastAPIOffline
 from curt import __version__
 from curt.artifact import Manifest
 from curt.classifier.model import Classifier, load_classifier
+from curt.corpus.kinds import fit_classifier
 from curt.engines.registry import serving_engine
 from serve.answering.answering import Answering, Choose, OnlyWay, Pool, Startable
 from serve.answering.cache import CacheMetrics, ResultCache
@@ -79,6 +80,7 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     if classifier:  # fail now, not at the first request, if it has no confidence for this model
         answering.reader_for(classifier, identity.model.manifest)
     tracing = open_tracing(settings.otlp_endpoint, os.environ, __version__)
+    fit_classifier()  # of kinds: half a second now, and not of the first request
     replies = Replies(answering, settings, metrics)
     recorder = AnswerRecorder.open(settings)
     replies.observers += [recorder.observe, _note_answers(admission)]

@@ -12,7 +12,7 @@ from fastapi import Request
 from curt.classifier.model import Classifier
 from curt.law.verdict import Verdict
 from serve.answering.cache import CacheKey, ResultCache, cache_key
-from serve.answering.checks import refuse_unusable
+from serve.answering.checks import OnUnusable, refuse_unusable
 from serve.answering.confidence import (
     LOW_CONFIDENCE,
     UNFAMILIAR,
@@ -250,13 +250,14 @@ def make_job(
     *,
     kept_back_ms: float = 0.0,
     max_thinking_tokens: int | None = None,
+    on_unusable: OnUnusable = "warn",
 ) -> Job:
     """The job of a request that began at `started_s` and is to be answered within `deadline_ms`.
 
     The server's default holds where no deadline is given; `kept_back_ms` of it are left for what
     comes after the job. Raises UnusableFactError for a fact that no verdict can be given on.
     """
-    refuse_unusable(fact, settings.max_fact_chars)
+    refuse_unusable(fact, settings.max_fact_chars, on_unusable)
     allowed_s = (settings.deadline_ms(deadline_ms) - kept_back_ms) / 1e3
     return Job(fact, started_s, started_s + allowed_s, max_thinking_tokens)
 

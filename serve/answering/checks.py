@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from datetime import date
+from typing import Literal
 
 from pydantic import BaseModel
 
+from curt.corpus.kinds import ORDINARY, Kind, chinese_share, kind_of, other_law
 from curt.dialogue import normalise_fact
 from curt.law.figures import foreign_money
 from curt.law.statutes import is_charge, term_in_range
@@ -14,20 +16,25 @@ from curt.law.verdict import CAPITAL_KINDS, Verdict
 from serve.answering.confidence import LOW_CONFIDENCE_MESSAGE, UNFAMILIAR_MESSAGE
 from serve.errors import UnusableFactError
 
-MIN_CHINESE_SHARE = 0.2  # of the letters; below it the text is refused
-MIXED_CHINESE_SHARE = 0.6  # below it the reader is warned
+OnUnusable = Literal["warn", "refuse"]
+MIXED_CHINESE_SHARE = 0.6  # of the letters; below it the reader is warned
 SHORT_FACT_CHARS = 20
 
 MESSAGES = {
     "multi_defendant": "事实中似有多名被告人，本版本只给出一名被告人的结果。",
     "too_short": "事实过短，结果可靠性低。",
     "not_chinese": "事实中非中文内容较多，模型只学过中文裁判事实。",
-    "not_criminal": "文中未见刑事案件常见用语，可能不是犯罪事实。",
+    "not_criminal": "文中似无犯罪事实。",
     "appeal": "文中似为二审或上诉案件，模型只学过一审公诉案件。",
     "retrial": "文中似为再审案件，模型只学过一审公诉案件。",
     "commutation": "文中似为减刑或假释案件，并非定罪量刑。",
     "private_prosecution": "文中似为自诉案件，模型只学过公诉案件。",
-    "civil": "文中似为民事或附带民事诉讼，并非刑事指控。",
+    "civil": "文中似为民事诉讼，并非刑事指控。",
+    "incidental_civil": "文中似只有附带民事诉讼请求，未叙述犯罪事实。",
+    "administrative": "文中似为行政处罚或行政案件，并非刑事指控。",
+    "child": "行为人似未达刑事责任年龄（一般为十四周岁，极少数重罪为十二周岁）。",
+    "press": "文中似为新闻报道，并非法院认定的事实。",
+    "question": "文中似为法律咨询，请填写案件事实。",
     "jurisdiction": "文中似为管辖决定，并非定罪量刑。",
     "withdrawn": "文中似有撤回起诉，未必有判决。",
     "compulsory_treatment": "文中似为强制医疗程序，并非定罪量刑。",
@@ -47,35 +54,6 @@ MESSAGES = {
 
 # Half a character, which JSON can express and no tokenizer can read.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]+")
-_COMMON_CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+")
-_CRIME_WORDS = (
-    "被告|犯罪|嫌疑|作案|公安|派出所|民警|抓获|归案|自首|投案|供述|赃|窃|盗|抢|骗|毒品|冰毒|海洛因|"
-    "贩卖|吸食|持刀|殴打|打伤|刺|砍|轻伤|重伤|死亡|致死|杀|强奸|猥亵|拘禁|绑架|敲诈|勒索|赌|醉酒|酒后|"
-    "乙醇|血醇|肇事|逃逸|枪|爆炸|放火|纵火|伪造|假冒|走私|受贿|行贿|贪污|挪用|侵占|职务|虚开|发票|"
-    "非法|拒不|寻衅|滋事|聚众|妨害|故意|损毁|砍伐|滥伐|猎捕|容留|卖淫|引诱|介绍|传播|淫秽|洗钱|集资"
-)
-_CRIME = re.compile(_CRIME_WORDS)
-
-# Procedures other than a public prosecution at first instance, each by words that are hardly ever
-# in the facts of one: former convictions there tell of appeals and of sentences cut short.
-_PROCEDURES = {
-    "appeal": re.compile(r"二审|原审|上诉人|抗诉机关|(?:宣判|判决|一审)后[^。]{0,40}提[出起]上诉"),
-    "retrial": re.compile(r"再审|申诉人|审判监督程序"),
-    "commutation": re.compile(
-        r"执行机关|(?:提请|建议|报请)[^，。；]{0,12}(?:减刑|假释)|(?:减刑|假释)建议"
-    ),
-    "private_prosecution": re.compile(r"自诉人|提起(?:刑事)?自诉|自诉案件"),
-    "jurisdiction": re.compile(r"指定管辖|管辖权?异议"),
-    "withdrawn": re.compile(r"撤回(?:起诉|公诉)"),
-    "compulsory_treatment": re.compile(r"强制医疗"),
-    "state_compensation": re.compile(r"赔偿请求人|国家赔偿"),
-}
-_PLAINTIFF = re.compile(r"原告(?!人)|原告人[^。；]{0,20}(?:诉称|请求|要求)")
-_PROSECUTION = re.compile(
-    r"公诉|指控|检察院|起诉书"
-)  # beside which a plaintiff only claims damages
-
 # The commonest family names: a rule that took any two characters after 被告人 for a name would
 # take 归案, 供述 and 驾驶 as well.
 _FAMILY = (
@@ -95,8 +73,12 @@ class Caution(BaseModel):
     message: str
 
 
-def refuse_unusable(fact: str, max_chars: int) -> None:
-    """Raise UnusableFactError when no verdict can be given: empty, too long, torn, not Chinese."""
+def refuse_unusable(fact: str, max_chars: int, on_unusable: OnUnusable = "warn") -> None:
+    """Raise UnusableFactError where no verdict can be given.
+
+    That is on a text that is empty, too long, torn, not Chinese or of Taiwan's law, and where
+    `on_unusable` says so on whatever is no ordinary prosecution, with its kind as the reason.
+    """
     if len(fact) > max_chars:
         raise UnusableFactError(
             "fact_too_long", f"the fact has {len(fact)} characters: send {max_chars} or fewer"
@@ -105,41 +87,43 @@ def refuse_unusable(fact: str, max_chars: int) -> None:
         raise UnusableFactError(
             "not_unicode", "the fact holds half of a surrogate pair: send whole characters"
         )
-    common = _count_common(fact)
-    if not common and not normalise_fact(fact):
+    if not normalise_fact(fact):
         raise UnusableFactError("empty_fact", "the fact is empty: send the facts of one case")
-    if not _is_chinese(fact, common, MIN_CHINESE_SHARE):
+    kind = kind_of(fact) if on_unusable == "refuse" else other_law(fact)
+    if kind == "not_chinese":
         raise UnusableFactError(
-            "not_chinese", "the fact holds hardly any Chinese: send the facts in Chinese"
+            kind, "the fact holds hardly any Chinese: send the facts in Chinese"
+        )
+    if kind == "taiwan":
+        raise UnusableFactError(
+            kind,
+            "the fact seems to be of Taiwan's law, of which no verdict can be given: send the "
+            "facts of a case of mainland China in simplified characters",
+        )
+    if kind is not None and kind != ORDINARY:
+        raise UnusableFactError(
+            kind,
+            f"the text seems to be of the kind {kind} and no prosecution at first instance: send "
+            'the facts of one, or on_unusable "warn"',
         )
 
 
-def fact_warnings(fact: str) -> list[Caution]:
-    """The warnings that the text of a fact calls for."""
+def fact_warnings(fact: str, kind: Kind) -> list[Caution]:
+    """The warnings that the text of a fact calls for; `kind` is what it seems to be."""
     codes = []
     if len(set(defendant_names(fact))) > 1:
         codes.append("multi_defendant")
-    common = _count_common(fact)
-    if common < SHORT_FACT_CHARS and len(normalise_fact(fact)) < SHORT_FACT_CHARS:
+    if len(normalise_fact(fact)) < SHORT_FACT_CHARS:
         codes.append("too_short")
-    if not _is_chinese(fact, common, MIXED_CHINESE_SHARE):
+    if chinese_share(fact) < MIXED_CHINESE_SHARE:
         codes.append("not_chinese")
-    if not _CRIME.search(fact):
-        codes.append("not_criminal")
-    codes += procedures(fact)
+    if kind != ORDINARY:
+        codes.append(kind)
     if "<" in fact or ">" in fact:
         codes.append("markup_neutralised")
     foreign = foreign_money(fact)
     told = [warning("foreign_currency", "、".join(foreign))] if foreign else []
-    return [warning(code) for code in codes] + told
-
-
-def procedures(fact: str) -> list[str]:
-    """Codes of the procedures a fact tells of that are no prosecution at first instance."""
-    codes = [code for code, words in _PROCEDURES.items() if words.search(fact)]
-    if _PLAINTIFF.search(fact) and not _PROSECUTION.search(fact):
-        codes.append("civil")
-    return codes
+    return [warning(code) for code in dict.fromkeys(codes)] + told
 
 
 def verdict_warnings(verdict: Verdict, on: date | None = None) -> list[Caution]:
@@ -173,16 +157,3 @@ def defendant_names(fact: str) -> list[str]:
 def warning(code: str, named: str = "") -> Caution:
     """The warning of a code of `MESSAGES`; `named` is what it is about, where that is told."""
     return Caution(code=code, message=MESSAGES[code].format(named))
-
-
-def _count_common(text: str) -> int:
-    """How many characters are Chinese ones of the two blocks where every code point is one."""
-    return sum(map(len, _COMMON_CHINESE.findall(text)))
-
-
-def _is_chinese(text: str, common: int, share: float) -> bool:
-    """Whether at least that share of the letters is Chinese; `common` is `_count_common`."""
-    if 0 < common >= share * len(text):  # enough already, whatever the other characters are
-        return True
-    letters = sum(map(str.isalpha, text))
-    return letters > 0 and sum(map(len, _CHINESE.findall(text))) / letters >= share

@@ -103,6 +103,7 @@ class Batches:
                 own.state.started_s,
                 body.deadline_ms,
                 self._settings,
+                on_unusable=body.on_unusable,
                 kept_back_ms=min(REPLY_MS * len(body.cases), most_ms),
             )
             served = await self._answering.serve(own, job)

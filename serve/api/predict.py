@@ -22,7 +22,13 @@ def make_router(answering: Answering, replies: Replies, settings: Settings) -> A
     @router.post(PREDICT_PATH, response_model=PredictReply, responses=RESPONSES)
     async def predict(body: PredictRequest, request: Request) -> Response:
         """Charges, articles, term, fine and ruling for the facts of one case."""
-        job = make_job(body.fact, request.state.started_s, body.deadline_ms, settings)
+        job = make_job(
+            body.fact,
+            request.state.started_s,
+            body.deadline_ms,
+            settings,
+            on_unusable=body.on_unusable,
+        )
         served = await answering.serve(request, job)
         return to_response(replies.reply_to(request, body, served))
 

@@ -11,6 +11,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from curt.classifier.candidates import parse_candidates
+from curt.corpus.kinds import kind_of
 from curt.dialogue import render_ruling, render_term
 from curt.law.numerals import write_article, write_months
 from curt.law.statutes import Tier, law_day, tier_of
@@ -114,7 +115,8 @@ def build_reply(
     generation = served.generation
     reason, verdict = served.degraded_reason, served.verdict
     law = law_day(identity.manifest.statute_version)  # the model's own, which the reply names
-    warnings = fact_warnings(fact)
+    kind = kind_of(fact)
+    warnings = fact_warnings(fact, kind)
     if beyond:
         warnings.append(warning("figure_out_of_range", "、".join(beyond)))
     if generation.left_out:
@@ -145,6 +147,7 @@ def build_reply(
             },
             "statute_version": identity.manifest.statute_version,
             "prompt_version": identity.manifest.prompt_version,
+            "kind": kind,
             "defendants": defendants,
             "reasoning": served.completion.thinking if include_reasoning else None,
             "thinking": {

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from curt.corpus.kinds import Kind
 from curt.law.verdict import TermKind
-from serve.answering.checks import Caution
+from serve.answering.checks import Caution, OnUnusable
 from serve.answering.confidence import Confidence
 from serve.served import DegradedReason, Model
 from serve.settings import MAX_BATCH_CASES, MAX_DEADLINE_MS, MIN_DEADLINE_MS
@@ -63,6 +64,10 @@ class Asked(RequestBody):
 
     include_reasoning: bool = True
     """Whether to return the model's reasoning."""
+
+    on_unusable: OnUnusable = "warn"
+    """What to do with a text that seems to be no prosecution at first instance: a verdict with a
+    warning, or 422 with its kind as the code. Another language and Taiwan's law get 422 anyway."""
 
     top_k: int = Field(default=3, ge=1, le=20)
     """How many charges to give a probability for, where the server knows any."""
@@ -238,6 +243,9 @@ class PredictReply(BaseModel):
     model: Model
     statute_version: str
     prompt_version: str
+    kind: Kind
+    """What the text seems to be: the facts of a prosecution at first instance, or something else,
+    of which a verdict means little."""
     defendants: list[Defendant]
     reasoning: str | None
     thinking: Thinking

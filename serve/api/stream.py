@@ -43,7 +43,13 @@ def make_router(answering: Answering, replies: Replies, settings: Settings) -> A
     @router.post(STREAM_PATH, responses=RESPONSES, response_class=Response)
     async def predict_stream(body: PredictRequest, request: Request) -> Response:
         """The same as /predict, with the reasoning as it comes."""
-        job = make_job(body.fact, request.state.started_s, body.deadline_ms, settings)
+        job = make_job(
+            body.fact,
+            request.state.started_s,
+            body.deadline_ms,
+            settings,
+            on_unusable=body.on_unusable,
+        )
 
         def tell(item: Piece | Served) -> Iterator[Event]:
             if isinstance(item, Served):

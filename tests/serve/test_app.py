@@ -78,6 +78,8 @@ def test_a_given_request_id_is_kept_and_a_hostile_one_replaced(client: AsgiClien
         ({"fact": ""}, 422, "empty_fact"),
         ({"fact": "\x00\x01\x1b"}, 422, "empty_fact"),
         ({"fact": "no Chinese here"}, 422, "not_chinese"),
+        ({"fact": "被告於民國一百零九年間竊取機車。"}, 422, "taiwan"),
+        ({"fact": FACTS[0], "on_unusable": "ignore"}, 422, "invalid_request"),
         ({"fact": "盗" * 20_001}, 422, "fact_too_long"),
         ({"fact": 5}, 422, "invalid_request"),
         ({"fact": None}, 422, "invalid_request"),
@@ -103,6 +105,26 @@ def test_wrong_bodies_are_told_apart(
     )
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
     assert response.json()["request_id"] == response.headers["x-request-id"]
+
+
+def test_a_reply_says_what_the_text_seems_to_be_and_refuses_other_kinds_where_asked(
+    client: AsgiClient,
+) -> None:
+    appeal = "宣判后，被告人丁某以量刑过重为由提出上诉。"
+    ordinary, other = (client.post("/predict", json={"fact": f}) for f in (FACTS[0], appeal))
+    assert ordinary.json()["kind"] == "prosecution"
+    assert other.json()["kind"] == "appeal"
+    assert "appeal" in [each["code"] for each in other.json()["warnings"]]
+    strict = {"fact": appeal, "on_unusable": "refuse"}
+    for path in ("/predict", "/predict/stream"):
+        refused = client.post(path, json=strict)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "appeal")
+    assert client.post("/predict", json={**strict, "fact": FACTS[0]}).status_code == 200
+    cases = {"cases": [{"fact": appeal}, {"fact": FACTS[0]}], "on_unusable": "refuse"}
+    results = client.post("/predict/batch", json=cases).json()["results"]
+    assert [each["status"] for each in results] == [422, 200]
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    assert "child" in schemas["PredictReply"]["properties"]["kind"]["enum"]
 
 
 def test_an_unknown_field_is_answered_with_the_known_ones(client: AsgiClient) -> None:

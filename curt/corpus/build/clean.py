@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 
 from curt.corpus.case import Case
+from curt.corpus.kinds import ORDINARY, chinese_share, kind_of
 from curt.corpus.read.judgments import APPEAL
 from curt.law.numerals import article_number
 from curt.scores.reasoning import LEAST_STEPS, MOST_REPETITION, count_steps, repetition_ratio
@@ -13,24 +13,20 @@ from curt.scores.reasoning import LEAST_STEPS, MOST_REPETITION, count_steps, rep
 LEAST_CHARACTERS = 30
 LEAST_HAN_SHARE = 0.5
 
-_APPEAL = re.compile(r"二审|原审(?:判决|被告人|法院|查明|认定)|上诉人|抗诉|再审|终审")
-_HAN = re.compile(r"[一-鿿]")
-
 
 def is_too_short(case: Case) -> bool:
     """Fewer than 30 characters of facts: nothing to judge by."""
     return len(case.fact.strip()) < LEAST_CHARACTERS
 
 
-def is_an_appeal(case: Case) -> bool:
-    """Facts of a second instance or retrial tell the first ruling."""
-    return APPEAL in case.traits or bool(_APPEAL.search(case.fact))
+def is_another_kind(case: Case) -> bool:
+    """No facts of a prosecution at first instance, as the server sees it (`curt.corpus.kinds`)."""
+    return APPEAL in case.traits or kind_of(case.fact) != ORDINARY
 
 
 def is_another_language(case: Case) -> bool:
     """Less than half of the letters are Chinese."""
-    letters = [c for c in case.fact if c.isalpha()]
-    return not letters or len(_HAN.findall(case.fact)) / len(letters) < LEAST_HAN_SHARE
+    return chinese_share(case.fact) < LEAST_HAN_SHARE
 
 
 def reasons_in_few_steps(case: Case) -> bool:
@@ -50,8 +46,8 @@ def has_no_term(case: Case) -> bool:
 
 RULES: Mapping[str, Callable[[Case], bool]] = {
     "too short": is_too_short,
-    "appeal": is_an_appeal,
     "language": is_another_language,
+    "kind": is_another_kind,
     "few steps": reasons_in_few_steps,
     "repetition": repeats_itself,
     "no term": has_no_term,

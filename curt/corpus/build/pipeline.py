@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 BUILD_VERSION = 2
 """Raise it when the same records would come out otherwise; stopped builds then start anew."""
 
-Rule = Literal["too short", "appeal", "language", "few steps", "repetition", "no term"]
+Rule = Literal["too short", "language", "kind", "few steps", "repetition", "no term"]
 
 
 class CorpusConfig(Config):
@@ -79,7 +79,7 @@ class CorpusConfig(Config):
     """Of JSON lines; auto looks at the first megabyte of each file."""
     mended: list[Path] = []
     """Quarantine files of earlier builds, mended, whose records are read as well."""
-    rules: list[Rule] = ["too short", "appeal", "language"]
+    rules: list[Rule] = ["too short", "language", "kind"]
     """Read cases: rules of `curt.corpus.build.clean` that drop a case."""
     near_duplicates: float | None = Field(0.6, gt=0, le=1)
     """Read cases: similarity from which a case repeats an earlier one of its set and is dropped."""

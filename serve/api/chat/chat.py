@@ -123,7 +123,7 @@ def make_router(
                 max_thinking_tokens=bound,
             )
         except UnusableFactError as fault:
-            if fault.reason != "not_chinese":
+            if fault.reason not in ("not_chinese", "taiwan"):
                 raise
             # Frameworks ask in English whether a model is there: a refusal is an answer.
             request.state.log.update(error=fault.reason, error_status=fault.status)

@@ -1,18 +1,16 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curt.corpus.kinds import kind_of
 from curt.law.verdict import Term, Verdict
 from serve.answering.checks import (
     MESSAGES,
+    OnUnusable,
     defendant_names,
     fact_warnings,
-    procedures,
     refuse_unusable,
     verdict_warnings,
     warning,
@@ -22,7 +20,7 @@ from tests.micro import FACTS
 
 
 def codes(fact: str) -> set[str]:
-    return {w.code for w in fact_warnings(fact)}
+    return {w.code for w in fact_warnings(fact, kind_of(fact))}
 
 
 @pytest.mark.parametrize("fact", FACTS)
@@ -75,48 +73,23 @@ def test_short_foreign_and_harmless_texts_are_marked() -> None:
     assert codes("今天天气很好，我们一家人去公园里散步，看了很多花。") == {"not_criminal"}
 
 
-@pytest.mark.parametrize(
-    ("code", "fact"),
-    [
-        ("appeal", "原审认定被告人丁某盗窃电动车一辆。宣判后，丁某以量刑过重为由提出上诉。"),
-        ("appeal", "一审法院判处其有期徒刑一年，被告人不服。本院依法组成合议庭进行二审。"),
-        ("retrial", "申诉人宋某因诈骗一案不服生效判决，本院依照审判监督程序提审本案。"),
-        ("commutation", "执行机关以罪犯龚某在服刑期间确有悔改表现为由，报请减去有期徒刑六个月。"),
-        ("commutation", "罪犯唐某积极劳动，获得表扬三次，监狱提请对其假释，现已审理终结。"),
-        ("private_prosecution", "自诉人许某以被告人韩某在网上散布谣言犯诽谤罪，向本院起诉。"),
-        ("civil", "原告傅某诉称，被告沈某驾车将其撞伤，请求判令被告赔偿医疗费八千元。"),
-        ("civil", "附带民事诉讼原告人傅某请求判令被告人沈某赔偿误工费三千元。"),
-        ("jurisdiction", "被告人程某合同诈骗一案，上级法院决定由邻县法院审理，指定管辖。"),
-        ("withdrawn", "审理过程中，某区人民检察院以证据不足为由申请撤回起诉，本院予以准许。"),
-        (
-            "compulsory_treatment",
-            "被申请人汪某持菜刀砍伤路人，经鉴定无责任能力，申请对其强制医疗。",
-        ),
-        (
-            "state_compensation",
-            "赔偿请求人田某被羁押一百日后获判无罪，请求赔偿侵犯人身自由的损失。",
-        ),
-    ],
-)
-def test_other_procedures_are_named(code: str, fact: str) -> None:
-    assert code in codes(fact)
-    assert procedures(fact) == [code]
+@pytest.mark.parametrize("fact", FACTS)
+def test_only_ordinary_cases_are_answered_where_others_are_to_be_refused(fact: str) -> None:
+    refuse_unusable(fact, 1000, "refuse")
+    with pytest.raises(UnusableFactError, match="seems to be of the kind appeal") as caught:
+        refuse_unusable("原审认定：" + fact + "宣判后，被告人提出上诉。", 1000, "refuse")
+    assert caught.value.reason == "appeal"
 
 
-def test_a_prosecution_at_first_instance_is_no_other_procedure() -> None:
-    for fact in FACTS:
-        assert procedures(fact) == []
-    former = (
-        "被告人邹某曾因盗窃罪被判处有期徒刑三年，后被裁定减刑，又因抢劫被裁定假释，现盗窃归案。"
-    )
-    damages = "公诉机关指控被告人邹某打伤原告傅某，附带民事诉讼原告人请求赔偿医疗费。"
-    assert procedures(former) == procedures(damages) == []
-
-
-def test_real_prosecutions_are_hardly_ever_taken_for_another_procedure(real_cases: Path) -> None:
-    with (real_cases / "test.json").open(encoding="utf-8") as lines:
-        facts = [json.loads(line)["fact"] for line in lines]
-    assert sum(map(bool, map(procedures, facts))) < 0.02 * len(facts)
+@pytest.mark.parametrize("on_unusable", ["warn", "refuse"])
+def test_no_verdict_is_given_of_the_law_of_taiwan(on_unusable: OnUnusable) -> None:
+    for fact in (
+        "被告於民國一百零九年間竊取機車一輛，案經警方查獲。",
+        "被告于民国109年3月窃取机车一辆，经警查获后移送侦办。",
+    ):
+        with pytest.raises(UnusableFactError, match="Taiwan's law") as caught:
+            refuse_unusable(fact, 1000, on_unusable)
+        assert caught.value.reason == "taiwan"
 
 
 def test_angle_brackets_are_marked() -> None:

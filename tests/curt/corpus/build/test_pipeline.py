@@ -29,8 +29,9 @@ def cail_line(fact: str, months: int = 8) -> str:
 
 def invent(rng: random.Random) -> str:
     """A fact that shares little with another."""
-    words = "".join(chr(rng.randrange(0x4E00, 0x9000)) for _ in range(120))
-    return f"被告人{words}，价值{rng.randrange(1000, 99999)}元。"
+    places = ((rng.randrange(0xB0, 0xD7), rng.randrange(0xA1, 0xFA)) for _ in range(120))
+    words = "".join(bytes(place).decode("gb2312") for place in places)  # simplified characters
+    return f"公诉机关指控，被告人{words}，价值{rng.randrange(1000, 99999)}元。"
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_cases_that_break_a_rule_are_counted_by_its_name(tmp_path, cail):
     with open(cail / "train.json", "a", encoding="utf-8") as file:
         file.write(cail_line("盗窃手机一部。") + "\n" + cail_line("上诉人赵某不服。" + FACT[30:]))
     dropped = build_corpus(settings(tmp_path, cail=cail))["dropped"]["train"]
-    assert (dropped["too short"], dropped["appeal"]) == (1, 1)
+    assert (dropped["too short"], dropped["kind"]) == (1, 1)
 
 
 def test_filters_can_be_switched_off(tmp_path, cail):
