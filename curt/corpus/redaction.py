@@ -34,7 +34,7 @@ PATTERNS = {
 }
 
 
-_SURNAMES = (
+SURNAMES = (
     "王李张刘陈杨赵黄周吴徐孙胡朱高林何郭马罗梁宋郑谢韩唐冯于董萧程曹袁邓许傅沈曾彭吕苏卢蒋蔡"
     "贾丁魏薛叶阎余潘杜戴夏钟汪田任姜范方石姚谭廖邹熊金陆郝孔白崔康毛邱秦江史顾侯邵孟龙万段雷"
     "钱汤尹黎易常武乔贺赖龚文庞樊兰殷施陶洪翟安颜倪严牛温芦季俞章鲁葛伍韦申尤毕聂丛焦向柳邢路"
@@ -43,7 +43,7 @@ _SURNAMES = (
     "廉简娄盖符奚木穆党燕郎邸冀谈姬屠连郜晏栾郁商蒙计喻揭窦迟宇敖糜鄢冷卓花仇艾蓝都巩稽井练仲"
     "乐虞卞封竺冼原官衣楚佟栗匡宗应台巫鞠僧桑荆谌银扬明"
 )
-_COMPOUND = "欧阳|上官|司马|诸葛|东方|皇甫|尉迟|公孙|慕容|令狐|司徒|夏侯|端木|轩辕"
+COMPOUND_SURNAMES = "欧阳|上官|司马|诸葛|东方|皇甫|尉迟|公孙|慕容|令狐|司徒|夏侯|端木|轩辕"
 _ROLE = (
     "被告人|被害人|被害者|受害人|证人|同案犯|同案人|犯罪嫌疑人|嫌疑人|上诉人|自诉人|原告人|"
     "辩护人|同伙|死者|伤者|委托代理人|法定代理人|户主|车主|货主|店主|业主|老板|其妻|其夫|其子|"
@@ -51,23 +51,24 @@ _ROLE = (
 )
 _GIVEN = r"[一-鿿]"
 _FATE = r"(?=（(?:均?已?另案|均?已判|均?在逃|均?另处|已死亡|男|女|殁年|时年))"
-_INTRODUCED = re.compile(rf"(?:{_ROLE})((?:{_COMPOUND}|[{_SURNAMES}]){_GIVEN}{{1,2}})")
+_INTRODUCED = re.compile(rf"(?:{_ROLE})((?:{COMPOUND_SURNAMES}|[{SURNAMES}]){_GIVEN}{{1,2}})")
 _JUDGED_ELSEWHERE = re.compile(
-    rf"(?<=[、，。；和与及伙同向从找对])((?:{_COMPOUND}|[{_SURNAMES}]){_GIVEN}{{1,2}}){_FATE}"
+    rf"(?<=[、，。；和与及伙同向从找对])((?:{COMPOUND_SURNAMES}|[{SURNAMES}]){_GIVEN}{{1,2}}){_FATE}"
 )
 # Words that begin like a name.
-_WORDS = (
+WORDS_LIKE_NAMES = (
     "陈述", "全部", "申请", "常住", "常年", "管部", "管理", "向法", "向公", "应当",
     "应负", "明知", "安全", "单独", "单位", "成立", "连续", "连同", "解除", "强行",
     "石头", "时许", "左右", "曾因", "方面", "高达", "高度", "金额", "平时", "万元",
     "于一", "和解", "游玩", "经营", "项目", "房屋", "车辆", "家中", "应赔",
 )  # fmt: skip
 # What follows a name: it can't be the second letter of a given name here.
-_AFTER = frozenset(
+AFTER_NAMES = (
     "于在因与和及、，。；：（）伙到将以驾酒犯等对向为从携窃用趁的又先经系被受自至明非"
-    "故利持多等均已不未是有没归供证辩述称说认提承投主退赔取把给让叫使通帮随跟同由其之"
-    "后前并还曾则即便就也都而但或,.;:() "
+    "故利持多均已不未是有没归供证辩述称说认提承投主退赔取把给让叫使通帮随跟同由其之"
+    "后前并还曾则即便就也都而但或"
 )
+_AFTER = frozenset(f"{AFTER_NAMES},.;:() ")
 
 
 def redact(text: str) -> tuple[str, dict[str, int]]:
@@ -86,7 +87,7 @@ def redact(text: str) -> tuple[str, dict[str, int]]:
         if count:
             found[kind] = count
     for name in sorted(_find_names(text), key=len, reverse=True):
-        masked = (name[:2] if re.match(_COMPOUND, name) else name[0]) + NAMED
+        masked = (name[:2] if re.match(COMPOUND_SURNAMES, name) else name[0]) + NAMED
         found["name"] = found.get("name", 0) + text.count(name)
         text = text.replace(name, masked)
     return text, found
@@ -97,9 +98,9 @@ def _find_names(text: str) -> set[str]:
     for match in _INTRODUCED.finditer(text):
         long, following = match[1], text[match.end() : match.end() + 1]
         short = long[:-1]
-        if NAMED in long or "×" in long or long.startswith(_WORDS):
+        if NAMED in long or "×" in long or long.startswith(WORDS_LIKE_NAMES):
             continue
-        surname = 2 if re.match(_COMPOUND, long) else 1
+        surname = 2 if re.match(COMPOUND_SURNAMES, long) else 1
         if len(short) == surname or (following in _AFTER and long[-1] not in _AFTER):
             names.add(long)
         elif long[-1] in _AFTER or text.count(short) > text.count(long):

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from curt.corpus.defendants import has_several_defendants
 from curt.corpus.kinds import ORDINARY, Kind, chinese_share, kind_of, other_law
 from curt.dialogue import normalise_fact
 from curt.law.figures import foreign_money
@@ -54,16 +55,6 @@ MESSAGES = {
 
 # Half a character, which JSON can express and no tokenizer can read.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-# The commonest family names: a rule that took any two characters after 被告人 for a name would
-# take 归案, 供述 and 驾驶 as well.
-_FAMILY = (
-    "王李张刘陈杨黄赵吴周徐孙马朱胡郭何林高罗郑梁谢宋唐许韩冯邓曹彭曾肖田董潘袁蔡蒋余于杜叶程魏苏吕"
-    "丁任卢姚沈钟姜崔谭陆范汪廖石金韦贾夏付方邹熊白孟秦邱侯江尹薛闫段雷龙黎史陶贺毛郝顾龚邵万覃武钱"
-    "戴严莫孔向常汤康易乔赖文施洪辛柯欧倪温季俞章鲁葛殷翟申甘牛阮"
-)
-_NAME = rf"[{_FAMILY}](?:某某|某[甲乙丙丁戊己庚辛0-9A-Z]?|[\u4e00-\u9fff])"
-_DEFENDANTS = re.compile(rf"被告人((?:{_NAME})(?:[、和与及](?:被告人)?(?:{_NAME}))*)")
-_EACH_NAME = re.compile(_NAME)
 
 
 class Caution(BaseModel):
@@ -111,7 +102,7 @@ def refuse_unusable(fact: str, max_chars: int, on_unusable: OnUnusable = "warn")
 def fact_warnings(fact: str, kind: Kind) -> list[Caution]:
     """The warnings that the text of a fact calls for; `kind` is what it seems to be."""
     codes = []
-    if len(set(defendant_names(fact))) > 1:
+    if has_several_defendants(fact):
         codes.append("multi_defendant")
     if len(normalise_fact(fact)) < SHORT_FACT_CHARS:
         codes.append("too_short")
@@ -147,11 +138,6 @@ def statutory_range(verdict: Verdict, on: date | None = None) -> bool | None:
     if len(verdict.charges) > 1:
         return None
     return term_in_range(verdict.charges[0], verdict.term, on)
-
-
-def defendant_names(fact: str) -> list[str]:
-    """Names that follow 被告人, by a simple rule: a common family name, 某 or one character."""
-    return [name for group in _DEFENDANTS.findall(fact) for name in _EACH_NAME.findall(str(group))]
 
 
 def warning(code: str, named: str = "") -> Caution:
