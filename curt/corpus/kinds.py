@@ -91,7 +91,8 @@ def chinese_share(text: str) -> float:
     if sum(map(len, _COMMON_CHINESE.findall(text))) == len(text) > 0:
         return 1.0
     letters = sum(map(str.isalpha, text))
-    return sum(map(len, _CHINESE.findall(text))) / letters if letters else 0.0
+    chinese = sum(map(len, _CHINESE.findall(text)))
+    return min(1.0, chinese / letters) if letters else 0.0  # some of them are not yet letters
 
 
 def other_law(text: str) -> Kind | None:
