@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import stat
 import time
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ import pytest
 
 from curt.dialogue import THINK_END, render_answer
 from serve.app import create_app
+from serve.batches import batches
 from serve.edge.keys import add_key, make_key
 from serve.errors import OverloadedError
 from serve.pool.job import Job
@@ -193,6 +195,24 @@ def test_a_batch_ends_when_its_owner_or_its_age_says_so(settings: Settings, tmp_
     asyncio.run(scenario())
 
 
+def test_an_owner_keeps_only_so_many(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "MAX_KEPT", 1)
+
+    async def scenario() -> None:
+        async with serving(settings, batches=tmp_path) as client:
+            name = (await client.post("/batches", content=lines({"fact": THEFT}))).json()["id"]
+            await finished(client, name)
+            refused = await client.post("/batches", content=lines({"fact": THEFT}))
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "60")
+            await client.delete(f"/batches/{name}")
+            taken = await client.post("/batches", content=lines({"fact": THEFT}))
+            assert taken.status_code == 202
+
+    asyncio.run(scenario())
+
+
 def test_batches_are_off_unless_a_folder_is_set(settings: Settings) -> None:
     async def scenario() -> None:
         async with serving(settings) as client:
@@ -202,24 +222,24 @@ def test_batches_are_off_unless_a_folder_is_set(settings: Settings) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_goes_on_where_it_was(ort_model: Path, tmp_path: Path) -> None:
-    batches = tmp_path / "batches"
+def test_a_server_killed_or_ended_goes_on_where_it_was(ort_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "batches"
     count = 60
     cases = [{"fact": f"{FACTS[0]}另有第{n}次。"} for n in range(count)]
     servers = []
     try:
         for attempt in range(3):
-            server = Server(ort_model, tmp_path / f"log{attempt}", CURT_BATCHES=str(batches))
+            server = Server(ort_model, tmp_path / f"log{attempt}", CURT_BATCHES=str(folder))
             servers.append(server)
             server.wait_ready()
             if attempt == 0:
                 name = httpx.post(server.url + "/batches", content=lines(*cases)).json()["id"]
-            file = batches / name / "results.jsonl"
+            file = folder / name / "results.jsonl"
             wanted = (10, 25, count)[attempt]
             until(lambda file=file, wanted=wanted: read(file).count(b"\n") >= wanted, 120)
             if attempt < 2:
-                server.process.kill()
-                server.process.wait(10)
+                server.process.send_signal(signal.SIGTERM if attempt else signal.SIGKILL)
+                assert server.process.wait(20) == (0 if attempt else -signal.SIGKILL)
                 with open(file, "ab") as torn:
                     torn.write(b'{"id": "half a line')
         until(lambda: httpx.get(f"{server.url}/batches/{name}").json()["state"] == "completed")
