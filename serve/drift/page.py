@@ -91,7 +91,7 @@ def charge_rows(tally: DriftTally, reference: ChargeMix | None) -> list[ChargeRo
     return sorted(rows, key=lambda row: (-abs(row.share - (row.reference or 0.0)), row.name))
 
 
-_SERIES: Mapping[str, Series] = {
+_SERIES: dict[str, Series] = {
     "counts": (
         ("answers", lambda tally: float(tally.answers)),
         ("degraded", lambda tally: float(tally.degraded)),
