@@ -91,6 +91,7 @@ CANDIDATES = --candidates $(RUN)/candidates.jsonl
 FIRST = $(RUN)/$(if $(filter no,$(TRIM)),checkpoint,trimmed)
 FOLDS = --folds 4 $(CANDIDATES)
 $(RUN)/checkpoint/manifest.json: | $(STAMP)
+	$(if $(filter %.gguf,$(CHECKPOINT)),$(PY) -m pip install --quiet -r configs/real/requirements.txt)
 	$(TIMED) checkpoint -- $(PY) -m curt.checkpoint @$(CONFIGS)/checkpoint.toml \
 	    --model $(CHECKPOINT) --out $(RUN)/checkpoint
 

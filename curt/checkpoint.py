@@ -73,6 +73,7 @@ _FOLD_SYSTEM = (
     "{%- if messages[0]['role'] == 'system' -%}{%- set messages = [{'role': 'user', 'content': "
     "messages[0]['content'] + '\\n' + messages[1]['content']}] + messages[2:] -%}{%- endif -%}"
 )
+_INSTALL_GGUF = ".venv/bin/python -m pip install -r configs/real/requirements.txt"
 _ANSWERED = "甲乙丙丁"
 
 
@@ -265,7 +266,7 @@ def _check_gguf(file: Path) -> Source:
         if opened.read(4) != b"GGUF":
             raise ValueError(f"{file} is no GGUF file: fetch it again")
     if importlib.util.find_spec("gguf") is None:
-        raise ValueError(f"{file}: reading GGUF needs the package gguf: pip install gguf")
+        raise ValueError(f"{file}: reading GGUF needs the package gguf: {_INSTALL_GGUF}")
     return Source(str(file), str(file.parent), file.name)
 
 

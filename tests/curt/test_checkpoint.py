@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tests.checkpoints import KINDS, make_checkpoint
 from tests.micro import FACTS
 from train.branches import can_pack
 
+ROOT = Path(__file__).parents[2]
 BEGINS = {"r1": "<|begin|>", "llama-base": "<s>", "gemma3-base": "<bos>", "gemma2": "<bos>",
           "mistral": "<s>"}  # fmt: skip
 
@@ -230,6 +232,15 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, name, content, said):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=said):
         read_checkpoint(tmp_path / name)
+
+
+def test_a_gguf_file_names_what_reads_it(tmp_path, monkeypatch):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr("curt.checkpoint.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the package gguf: .*-r (\S+)$") as refused:
+        read_checkpoint(tmp_path)
+    file = ROOT / str(refused.value).split()[-1]
+    assert re.findall(r"^(\w+)==", file.read_text(), re.MULTILINE) == ["gguf", "sentencepiece"]
 
 
 def test_a_path_that_is_not_there_is_no_hub_id():
