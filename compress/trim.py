@@ -184,7 +184,7 @@ def _check_kind(tokenizer: Mapping[str, Any], file: Path) -> None:
     if tokenizer["model"]["type"] != "BPE" or not _byte_tokens(tokenizer):
         raise ValueError(
             f"{file} is a {tokenizer['model']['type']} model, and only a BPE that falls back to "
-            "bytes, as Qwen's and Gemma's, can be trimmed: train from the checkpoint as it is"
+            "bytes can be trimmed: train from the checkpoint as it is (make real TRIM=no)"
         )
 
 

@@ -240,7 +240,7 @@ def test_a_gguf_file_names_what_reads_it(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"needs the package gguf: .*-r (\S+)$") as refused:
         read_checkpoint(tmp_path)
     file = ROOT / str(refused.value).split()[-1]
-    assert re.findall(r"^(\w+)==", file.read_text(), re.MULTILINE) == ["gguf", "sentencepiece"]
+    assert re.findall(r"^(\w+)==", file.read_text(), re.MULTILINE) == ["gguf"]
 
 
 def test_a_path_that_is_not_there_is_no_hub_id():
