@@ -128,7 +128,7 @@ STATUTE_VERSIONS: Mapping[str, date] = MappingProxyType(
     {name: date.fromisoformat(first) for name, first in _DATA["versions"].items()}
 )
 """Versions of the law that the table holds, the oldest first, and the first day of each."""
-STATUTE_VERSION = next(reversed(STATUTE_VERSIONS))
+STATUTE_VERSION = tuple(STATUTE_VERSIONS)[-1]
 del _DATA
 
 

@@ -10,7 +10,7 @@ The labels say less than a judgment does; this is what is done about it:
   which keep their `fine_yuan`.
 - Articles are bare numbers; `locate_article` gives 133 back its 之一 where the charge says so.
   Where a release has no column of them, the article that defines the charge stands for them.
-- Probation is not labelled, so it is 0.
+- Probation is not labelled in CAIL2018, so it is 0.
 
 Facts are kept as they are, without HTML and without a blank after every character. One that repeats
 a recommended sentence carries the trait `RECOMMENDATION`, since it hands over part of the answer.
@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from curt.corpus.case import Case
@@ -33,7 +34,7 @@ from curt.dialogue.answer import ARTICLES_LINE
 from curt.law.figures import parse_yuan
 from curt.law.numerals import article_order, parse_months
 from curt.law.statutes import CHARGES, MIN_FIXED_MONTHS, canonical_charge, is_charge, locate_article
-from curt.law.verdict import MAX_MONTHS, TERM_NAMES, Term, Verdict
+from curt.law.verdict import MAX_MONTHS, MAX_PROBATION_MONTHS, TERM_NAMES, Term, Verdict
 
 SOURCE = "cail2018"
 RECOMMENDATION = "recommended sentence in the facts"
@@ -53,6 +54,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "articles": ("relevant_articles", "relevant_article", "article", "laws", "law", "法条"),
     "term": ("imprisonment", "term_of_imprisonment", "penalty", "sentence", "judge", "刑期"),
     "fine": ("punish_of_money", "fine_yuan", "罚金"),
+    "probation": ("probation_months", "缓刑"),
     "defendants": ("criminals_info", "outcomes", "labels"),
     "name": ("subject", "defendant", "姓名"),
     "document": ("text", "content", "Full Document", "全文"),
@@ -64,10 +66,10 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 def read_records(row: Any) -> Iterator[Case | RecordError]:
     """A row's case, or one a defendant, or that of a judgment; RecordErrors for what gives none."""
     told, _ = take_columns(row)
-    people = told.get("defendants", ())
+    people = told.get("defendants")
     if isinstance(people, Mapping):
-        people = [{"name": name, **person} for name, person in people.items()]
-    people = [person for person in people if isinstance(person, Mapping)]
+        people = [{"name": n, **p} for n, p in people.items() if isinstance(p, Mapping)]
+    people = _objects(people)
     if "charges" in told or not people:
         if "document" in told and not told.keys() & {"charges", "answer"}:
             yield from read_document({"document": told["document"]})
@@ -89,7 +91,7 @@ def take_columns(row: Any) -> tuple[dict[str, Any], dict[str, str]]:
     for nest in ("meta", "term_of_imprisonment", "penalty"):
         if isinstance(flat.get(nest), Mapping):
             flat |= flat.pop(nest)
-    for turn in flat.get("conversations") or flat.get("messages") or ():
+    for turn in _objects(flat.get("conversations") or flat.get("messages")):
         role, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
         flat["answer" if role in ("gpt", "assistant") else "fact"] = text
     filled = {name for name, value in flat.items() if value not in (None, "") and value == value}
@@ -128,12 +130,20 @@ def _read_verdict(told: Mapping[str, Any]) -> Verdict:
         return verdict
     charges = _read_charges(told.get("charges"))
     defining = tuple(dict.fromkeys(CHARGES[charge].articles[0] for charge in charges))
+    term, said = _read_term(told, charges), told.get("probation", 0)
+    probation = 0 if said in ("无", "否") else _read_whole(said, "term", parse_months)
+    if probation > MAX_PROBATION_MONTHS:
+        raise RecordError("an impossible term")
     return Verdict(
         charges=charges,
         articles=_read_articles(told["articles"], charges) if "articles" in told else defining,
-        term=_read_term(told, charges),
+        term=replace(term, probation_months=probation) if probation else term,
         fine_yuan=_read_whole(told.get("fine", 0), "fine", parse_yuan),
     )
+
+
+def _objects(value: Any) -> list[Mapping[str, Any]]:
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
 
 
 def _items(value: Any) -> list[str]:

@@ -200,7 +200,7 @@ _APPEAL = re.compile(r"上诉人|原审(?:被告|判决|查明)|驳回上诉|终
 # What an appeal or a second trial quotes of the earlier judgment, up to the next item
 _REVOKED = re.compile(
     r"(?:^|(?<=[。；]))(?:[一二三四五六七八九十]+、)?(?:撤销|维持)"
-    r"(?:.*?[。；](?=[一二三四五六七八九十]+、)|[^。；]*[。；]?)"
+    r"(?:.{0,2000}?[。；](?=[一二三四五六七八九十]+、)|[^。；]*[。；]?)"
 )
 _PRINCIPAL = re.compile(rf"判处{_PENALTY}")
 _COMBINED = re.compile(rf"执行{_PENALTY}(.*)")

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from curt.corpus.case import Case
-from curt.corpus.read.cail import RECOMMENDATION, read_records
+from curt.corpus.read.cail import COLUMNS, RECOMMENDATION, read_records
 from curt.corpus.read.records import READING_RULES, REMEDIES, RecordError, remedy_for
 from curt.law.verdict import Term
 
+NAMES = sorted(
+    {*COLUMNS, *chain(*COLUMNS.values()), "meta", "criminals", "conversations"}
+    | {"term_of_imprisonment", "detention", "surveillance", "death_penalty", "life_imprisonment"}
+)
 FACT = "被告人张某在超市窃取手机一部，价值人民币2,672元。归案后如实供述。"
 
 
@@ -138,6 +145,30 @@ BAD = [
 def test_an_unusable_record_says_why_and_never_quotes_the_fact(reason, row):
     with pytest.raises(RecordError, match=f"^{reason}$"):
         read_row(row)
+
+
+CELLS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+    | st.sampled_from([FACT, "盗窃", "264", "有期徒刑九百年", "拘役八个月", "叁仟元", "nan"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=3), inner, max_size=4),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), CELLS, max_size=8))
+def test_whatever_a_row_holds_gives_cases_or_reasons(row):
+    try:
+        results = list(read_records({"fact": FACT, **row}))
+    except RecordError as error:
+        results = [error]
+    assert results or "labels" in row
+    for result in results:
+        assert isinstance(result, Case) or remedy_of(result)
+
+
+def remedy_of(error):
+    return str(error) in READING_RULES or remedy_for(str(error))
 
 
 def test_sums_of_several_charges_may_reach_25_years():

@@ -211,6 +211,8 @@ def test_releases_that_name_their_columns_otherwise_are_read_alike(tmp_path, row
         ({**ONE, "imprisonment": None, "accusation": "盗窃"}, "no term"),
         ({**ONE, "imprisonment": float("nan"), "accusation": "盗窃"}, "no term"),
         ({**ONE, "accusation": "盗窃", "fine": "若干"}, "unreadable fine"),
+        ({**ONE, "accusation": "盗窃", "缓刑": 90}, "an impossible term"),
+        ({**ONE, "accusation": "盗窃", "缓刑": "是"}, "unreadable term"),
         ({**ONE, "accusation": "盗窃", "detention": 40}, "unreadable term"),
         ({**ONE, "accusation": "盗窃", "life_imprisonment": "?"}, "unreadable flag"),
         ({"instruction": "何罪？", "input": FACT, "output": "盗窃"}, "unreadable answer"),
@@ -223,6 +225,15 @@ def test_a_row_without_a_case_says_what_it_lacks(tmp_path, row, reason):
     (tmp_path / "x.jsonl").write_text(json.dumps(row), encoding="utf-8")
     (outcome,) = read(tmp_path / "x.jsonl", "cail")
     assert (outcome.case, outcome.reason.partition(":")[0]) == (None, reason)
+
+
+@pytest.mark.parametrize(
+    ("told", "months"), [(24, 24), ("二年", 24), ("无", 0), ("", 0), (None, 0), ("24.0", 24)]
+)
+def test_probation_of_a_table_is_kept(tmp_path, told, months):
+    row = {**ONE, "accusation": "盗窃", "缓刑": told}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    assert terms_of(tmp_path / "x.jsonl") == [Term("fixed", 8, months)]
 
 
 def test_a_term_that_one_defendant_lacks_is_missing_and_not_none(tmp_path):

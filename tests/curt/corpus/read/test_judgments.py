@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -206,6 +207,14 @@ def test_a_page_of_html_is_read_as_its_text():
     plain = document("被告人甲某犯盗窃罪，判处拘役四个月。")
     page = f"<html><style>p {{}}</style><p>{plain.replace('。', '。</p>&nbsp;<p>')}</p></html>"
     assert list(read_document({"document": page})) == list(read_document({"document": plain}))
+
+
+@pytest.mark.parametrize("piece", ["<script>", "<!--", "<a ", "&#1", "原 ", "撤销甲。", "（"])
+def test_a_hostile_document_costs_no_more_than_its_length(piece):
+    started = time.monotonic()
+    with pytest.raises(RecordError):
+        read_judgment(document(piece * 20_000))
+    assert time.monotonic() - started < 5
 
 
 def test_of_a_sentence_that_tells_the_answer_a_record_stays():
