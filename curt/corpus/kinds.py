@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -130,7 +130,7 @@ class KindClassifier:
 @cache
 def fit_classifier() -> KindClassifier:
     """The classifier, fitted once a process; ask for it where half a second does not matter."""
-    examples: dict[Kind, list[str]] = tomllib.loads(_EXAMPLES.read_text(encoding="utf-8"))
+    examples: dict[Any, list[str]] = tomllib.loads(_EXAMPLES.read_text(encoding="utf-8"))
     examples[ORDINARY] += [case.fact for case in generate_cases(_GENERATED, seed=1)]
     kinds = [kind for kind in get_args(Kind) if kind in examples]
     texts = [text for kind in kinds for text in examples[kind]]
