@@ -19,6 +19,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,12 @@ class StarConfig(Config):
     """Corpus folder to write."""
     cases: int | None = Field(None, ge=1)
     """Ask about the first so many cases only; the others get no reasoning."""
-    samples: int = Field(4, ge=1)
+    generated: Path | None = None
+    """Case file to learn from beside: most real cases get no reasoning, and a model that learned
+    from them alone would stop thinking."""
+    most_generated: int = Field(3000, ge=1)
+    """The first so many of its cases."""
+    samples: int = Field(2, ge=1)
     """Completions of each case."""
     temperature: float = Field(0.8, gt=0)
     budget: int = Field(128, ge=1)
@@ -78,9 +84,12 @@ def collect_reasonings(config: StarConfig) -> dict[str, Any]:
     cases = list(read_cases(source))
     manifest = load_manifest(config.model)
     inputs = {"train": source, "model": config.model / MANIFEST}
+    if config.generated:
+        inputs["generated"] = config.generated
     run_dir = open_run(config.out, config.model_dump(mode="json"), inputs)
     rows = run_dir / "reasonings.jsonl"
     found = _read_rows(rows)
+    beside = list(read_cases(config.generated, config.most_generated)) if config.generated else []
     asked = cases[: config.cases]
     waiting = [case for case in asked if case.id not in found]
     if waiting:
@@ -95,6 +104,7 @@ def collect_reasonings(config: StarConfig) -> dict[str, Any]:
     summary["reasonings"] = {
         OWN: counts[OWN],
         NO_REASONING: counts[NO_REASONING],
+        "generated": len(beside),
         "model": sha256(config.model / MANIFEST),
         "config": config.model_dump(mode="json"),
     }
@@ -102,10 +112,8 @@ def collect_reasonings(config: StarConfig) -> dict[str, Any]:
         for split in ("dev", "test"):
             path = find_cases(config.corpus, split)
             shutil.copy(path, folder / path.name)
-        write_cases(
-            folder / source.name,
-            (replace(c, reasonings={OWN: found[c.id]} if found[c.id] else {}) for c in cases),
-        )
+        own = (replace(c, reasonings={OWN: found[c.id]} if found[c.id] else {}) for c in cases)
+        write_cases(folder / source.name, chain(own, beside))
         write_json(folder / "corpus.json", summary)
         write_atomic(folder / "card.html", render_card(summary).encode())
     close_run(run_dir)

@@ -22,7 +22,9 @@ def draw_thinking(
     """Thinking token ids and the budget to state with them, an upper bound drawn at random.
 
     `weights` weighs the keys of `Case.reasonings` and two more: "none" answers at once, "cut"
-    breaks a reasoning off at its stated budget. Verbosities a case lacks are left out.
+    breaks a reasoning off at its stated budget. Verbosities a case lacks are left out. Where other
+    verbosities are wanted, "none" states a budget of 0: with a larger one, a model that has mostly
+    cases without reasoning to learn from would never think.
     Raises ValueError when that leaves nothing to draw.
     """
     levels = [level for level in BUDGET_LEVELS if level <= max_thinking_tokens]
@@ -33,7 +35,8 @@ def draw_thinking(
         )
     name = rng.choices(names, weights=[weights[n] for n in names])[0]
     if name == NONE or not case.reasonings:
-        return [], rng.choice(levels) if rng.random() < 0.5 else 0
+        thinks = any(weight > 0 for other, weight in weights.items() if other != NONE)
+        return [], 0 if thinks or rng.random() < 0.5 else rng.choice(levels)
     if name == CUT:
         ids = encode(tokenizer, rng.choice(list(case.reasonings.values())))
         shorter = [level for level in levels if 0 < level < len(ids)]

@@ -62,6 +62,16 @@ def test_a_model_that_knows_nothing_gives_no_case_a_reasoning(config: StarConfig
     assert find_cases(config.out, "dev").read_bytes() == (config.corpus / "dev.jsonl").read_bytes()
 
 
+def test_generated_cases_join_with_their_own_reasoning(config: StarConfig) -> None:
+    file = find_cases(config.corpus, "train")
+    beside = {"generated": file, "most_generated": 3}
+    collect_reasonings(config.model_copy(update=beside))
+    after = list(read_cases(find_cases(config.out, "train")))
+    assert after[-3:] == list(read_cases(file, 3))
+    assert not any(case.reasonings for case in after[:-3])
+    assert "beside them" in (config.out / "card.html").read_text(encoding="utf-8")
+
+
 def test_a_stopped_run_asks_only_what_is_left(
     config: StarConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

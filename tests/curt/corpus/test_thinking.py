@@ -22,5 +22,8 @@ def test_budgets_hold_the_thinking_they_are_stated_with(micro_model: Path):
             ids, budget = draw_thinking(rng, case, tokenizer, {name: 1.0}, 64)
             assert low <= len(ids) <= 64 if low else ids == []
             assert len(ids) <= budget
+    silent = Case("y", case.fact, verdict, "test", {})
+    drawn = [draw_thinking(rng, silent, tokenizer, {NONE: 0.1, "full": 1.0}, 64) for _ in range(20)]
+    assert drawn == [([], 0)] * 20
     with pytest.raises(ValueError, match="give none a weight"):
         draw_thinking(rng, case, tokenizer, {"terse": 1.0}, 64)
