@@ -39,6 +39,14 @@ _NEGATION = re.compile("[不未没无非拒]")
 _NO_NAME = re.compile("[，。；：、,.;:（）()《》“”0-9]")
 
 
+_SPOKEN = (
+    ("死", re.compile("死|亡|丧生|遇难|殒|不治|抢救无效|命案|毙|断气|没能救|停止呼吸")),
+    ("重伤", re.compile("重伤|伤残|残疾|致残|植物人")),
+    ("轻伤", re.compile("轻伤")),
+)
+"""No grade of these names without such a word: what scores best is otherwise the least unlikely."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hints:
     """A linear score for each of some names over the runs of characters that a text holds."""
@@ -55,8 +63,10 @@ class Hints:
         return scores
 
     def choose(self, text: str) -> str:
-        """The name that scores best."""
-        return self.names[int(self.score(text).argmax())]
+        """The name that scores best, of those that the text speaks of where any is."""
+        ordered = [self.names[place] for place in self.score(text).argsort()[::-1]]
+        spoken = (n for n in ordered if all(k not in n or p.search(text) for k, p in _SPOKEN))
+        return next(spoken, ordered[0])
 
     def find(self, text: str) -> tuple[str, ...]:
         """All names that score above 0, in their order."""

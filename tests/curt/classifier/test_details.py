@@ -12,6 +12,7 @@ from compress.classifier.details import fit_details, told_circumstances
 from curt.classifier.details import (
     HASHES,
     DetailReader,
+    Hints,
     name_roles,
     split_sentences,
     split_sum,
@@ -93,6 +94,15 @@ def test_a_grade_is_one_of_its_charge(reader: DetailReader) -> None:
     assert reader.read_harm(text, INJURY) == "重伤二级"
     assert THEFT not in reader.grades
     assert INJURY not in reader.units
+
+
+def test_no_death_or_wound_is_read_that_the_text_does_not_tell() -> None:
+    names = ("死亡", "轻伤二级", "轻微伤")
+    hints = Hints(names, (), np.array([[2.0, 1.0, 0.0]], np.float32))
+    assert hints.choose("被告人推搡民警，致其手臂擦伤。") == "轻微伤"
+    assert hints.choose("被害人的损伤构成轻伤二级。") == "轻伤二级"
+    assert hints.choose("被害人经抢救无效。") == "死亡"
+    assert Hints(names[:2], (), hints.weights[:, :2]).choose("擦伤。") == "死亡"  # it has no other
 
 
 def test_it_reads_the_same_after_packing(reader: DetailReader, held_out: list[Case]) -> None:
