@@ -64,7 +64,8 @@ class Hints:
 
     def choose(self, text: str) -> str:
         """The name that scores best, of those that the text speaks of where any is."""
-        ordered = [self.names[place] for place in self.score(text).argsort()[::-1]]
+        order: list[int] = self.score(text).argsort()[::-1].tolist()
+        ordered = [self.names[place] for place in order]
         spoken = (n for n in ordered if all(k not in n or p.search(text) for k, p in _SPOKEN))
         return next(spoken, ordered[0])
 

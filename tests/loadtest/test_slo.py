@@ -118,6 +118,7 @@ def test_the_reply_the_server_declares_is_the_reply_read_here() -> None:
         request_id="r-1",
         model=Model(name="micro", manifest="0" * 12, precision="fp32"),
         statute_version="s",
+        kind="prosecution",
         prompt_version="p",
         defendants=[verdict],
         reasoning=None,

@@ -13,9 +13,11 @@ from transformers import AutoTokenizer
 
 from curt.artifact import load_manifest
 from curt.checkpoint import SCRATCH, read_checkpoint
+from curt.corpus.store import write_cases
 from curt.dialogue import THINK_END
 from curt.engines.protocol import Request
 from curt.engines.tokenizer import PromptTokenizer, read_eos_ids
+from tests.cases import common_cases
 from tests.checkpoints import make_checkpoint
 from tests.train.training_runs import grpo_config, made_by, make_corpus, sft_config
 from train.data.trajectories import read_rollouts
@@ -109,7 +111,7 @@ def _check_engines(folder: Path, kinds: tuple[str, ...]) -> None:
 )
 def test_what_would_be_hours_lost_is_refused_before_the_run(tmp_path, changes, said):
     (corpus := tmp_path / "corpus").mkdir()
-    (corpus / "train.jsonl").write_text("")
+    write_cases(corpus / "train.jsonl", common_cases(1, "train"))
     config = sft_config(
         corpus, tmp_path / "out", model=str(make_checkpoint(tmp_path / "qwen3", "qwen3")),
         **{"learning_rate": 1e-5, **changes},

@@ -173,7 +173,7 @@ def test_ready_follows_the_server(server: CompletionsServer, micro_model: Path) 
             await asyncio.to_thread(server.stop)
             await until(lambda: not pool.ready)
             with pytest.raises(OverloadedError):
-                await pool.submit(job(200))
+                await pool.submit(job(1000))
             server.start()
             await until(lambda: pool.ready)
             assert (await pool.submit(job(8000, most=3))).generation.thinking_tokens == 3

@@ -164,7 +164,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
         else launch("train.grpo", config, log, before)
     )
     try:
-        reached = run / "trajectories" / "step-000003-rank0.parquet"
+        reached = run / "trajectories" / "step-000003.parquet"
         wait_until(reached.exists, process, log)
     finally:
         end(process, ending)
