@@ -76,8 +76,8 @@ class Circumstance:
     """Kinds of offence (`Offence.kinds`) that it goes with; any where empty."""
     signs: tuple[str, ...] = ()
     """Words one of which stands in nearly every sentence that tells it, and in others too."""
-    trained: tuple[str, ...] = ()
-    """More ways to tell it, of which none is held out: by a writer who had not seen the others."""
+    train_only: tuple[str, ...] = ()
+    """More ways to tell it, by writers who had not seen the others; none of them is held out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ def _read_circumstances(tables: Mapping[str, Any]) -> Mapping[str, Circumstance]
             table.get("group", ""),
             frozenset(table.get("only", ())),
             tuple(table.get("signs", ())),
-            tuple(table.get("trained", ())),
+            tuple(table.get("train_only", ())),
         )
         for name, table in tables.items()
     }

@@ -134,7 +134,7 @@ class _Teller:
     def _circumstances(self, so_far: str) -> list[str]:
         """The circumstances, mostly in the order in which reasoning lists them, among the rest."""
         rng, held = self.rng, self.drawn.circumstances
-        told = [self._tell_held_out(one.told, one.trained) for one in held]
+        told = [self._tell_held_out(one.told, one.train_only) for one in held]
         if rng.random() < 0.3:
             rng.shuffle(told)
         names, kinds = {one.name for one in held}, self.drawn.offence.kinds
@@ -156,9 +156,11 @@ class _Teller:
     def _pick(self, name: str) -> str:
         return self._write(self.rng.choice(alternatives(self.lists[name], self.wording)))
 
-    def _tell_held_out(self, texts: Sequence[str], trained: Sequence[str] = ()) -> str:
+    def _tell_held_out(self, texts: Sequence[str], train_only: Sequence[str] = ()) -> str:
         known = alternatives(texts, self.wording, strict=True)
-        return self._write(self.rng.choice([*known, *(trained if self.wording == "train" else ())]))
+        if self.wording == "train":
+            known = [*known, *train_only]
+        return self._write(self.rng.choice(known))
 
     def _write(self, text: str, more: Mapping[str, str] | None = None) -> str:
         """Expand a text with the people and the totals of this case bound."""
