@@ -66,6 +66,7 @@ class CompletionsServer:
         class Server(ThreadingHTTPServer):
             allow_reuse_address = True
             daemon_threads = True
+            request_queue_size = 128  # the default of 5 resets some of a burst on a busy machine
 
         self._server = Server(("127.0.0.1", self.port), Handler)
         self.port = self._server.server_port
