@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, compress
+from itertools import accumulate, compress, pairwise
 from typing import Any
 from zlib import crc32
 
@@ -328,8 +328,12 @@ def _describe(text: str, figures: Sequence[Figure], place: int) -> Iterator[str]
     yield from _grams("R", right)
     clause = max(text.rfind(mark, 0, figure.start) for mark in "，。；：")
     yield from _grams("C", text[clause + 1 : figure.start][-LEFT:])
-    sentence = max(text.rfind(mark, 0, figure.start) for mark in "。；")
-    yield from _grams("S", text[sentence + 1 : figure.start][:6])
+    start = max(text.rfind(mark, 0, figure.start) for mark in "。；") + 1
+    yield from _grams("S", text[start : figure.start][:6])
+    end = _SENTENCE_END.search(text, figure.end)
+    sentence = text[start : end.start() if end else None]
+    # What makes a figure beside the matter (与本案无关) may stand far from it.
+    yield from {f"Z{one}{other}" for one, other in pairwise(sentence)}
     values = [one.value for one in figures]
     before = values[:place]
     sums = accumulate(reversed(before))

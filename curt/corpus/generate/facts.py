@@ -18,6 +18,9 @@ _HERE = Path(__file__).parent / "wording"
 _TABLES = frozenset(("circumstances", "lookalikes"))
 # What an empty part, or a title before a name that has its own, leaves behind.
 _DOUBLED = re.compile(r"([，。；：])[，。；：]+|(被告人|被害人)(?:被告人|被害人)+")
+ASIDE = 0.25
+"""How often a fact tells a large figure that does not count; twice this often one of two."""
+_MEASURED_ONCE = frozenset(("mg/100ml", "次", "人次", "名"))  # nobody has another of these
 _TOTAL = "\x00"  # marks a told total until the fact is whole
 
 MASKS: Mapping[str, int] = {
@@ -146,12 +149,25 @@ class _Teller:
         extras = [self._write(rng.choice(rng.choice(others).told))] if rng.random() < 0.4 else []
         noise = alternatives(self.lists["noise"], self.wording)
         extras += map(self._write, rng.sample(noise, rng.randint(0, 1 + 2 * self.detail)))
+        extras += [self._aside() for _ in range(2) if rng.random() < ASIDE]
         caught = "自首" in names or "抓获" in so_far or "查获" in so_far
         if not caught and rng.random() < 0.6:
             extras.append(self._pick("arrest"))
         for extra in extras:
             told.insert(rng.randint(0, len(told)), extra)
         return told
+
+    def _aside(self) -> str:
+        """A large figure that does not count."""
+        counted = bool(self.drawn.parts) and self.drawn.offence.unit not in _MEASURED_ONCE
+        if not counted or self.rng.random() < 0.5:
+            return self._pick("aside")
+        grain, parts = self.drawn.offence.grain, self.drawn.parts
+        other = int(self.rng.choice(parts) * self.rng.uniform(0.3, 3)) // grain * grain + grain
+        while other in (*parts, sum(parts)):
+            other += grain
+        text = self.rng.choice(alternatives(self.lists["aside_counted"], self.wording))
+        return self._write(text, {"q_other": tell_quantity(other, self.drawn.offence, self.rng)})
 
     def _pick(self, name: str) -> str:
         return self._write(self.rng.choice(alternatives(self.lists[name], self.wording)))

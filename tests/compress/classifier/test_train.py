@@ -152,7 +152,7 @@ def test_cases_of_a_source_without_circumstances_teach_none(tmp_path):
     train_classifier(config)
     details = load_classifier(config.out).details
     named = ["自首" in details.find_circumstances(read_text(case.fact), "") for case in silent]
-    assert np.mean(named) > 0.9
+    assert np.mean(named) > 0.85
 
 
 def test_a_folder_without_details_still_loads(tmp_path):
