@@ -103,7 +103,7 @@ $(RUN)/warm-start/manifest.json: $(FIRST)/manifest.json
 else ifeq ($(CORPUS),)
 LESSONS = $(RUN)/lessons
 $(LESSONS)/corpus.json: | $(STAMP)
-	$(TIMED) lessons -- $(PY) -m curt.corpus build @$(CONFIGS)/corpus.toml --seed 8 --out $(LESSONS)
+	$(TIMED) lessons -- $(PY) -m curt.corpus build @$(CONFIGS)/lessons.toml --out $(LESSONS)
 else
 LESSONS = $(RUN)/corpus-own
 CANDIDATES = --candidates $(RUN)/candidates.jsonl

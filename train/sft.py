@@ -53,6 +53,9 @@ class SFTConfig(Config):
     """How often each verbosity is drawn; see `train.warm_start.examples`."""
     drills: int = 0
     """Steps of the generator's arithmetic added to each case; for generated cases."""
+    clipped_share: float = Field(0.0, ge=0, le=1)
+    """Share of the cases with a line of candidates that tell the first words of their facts only;
+    for generated cases, whose lines hold what a verdict needs."""
     reader: Path | None = None
     """Folder of `compress.classifier.train`, a copy of which goes into the model folder: the
     classifier's candidates stand in every prompt. Without it, that of `model`."""
@@ -228,6 +231,7 @@ def train_warm_start(config: SFTConfig) -> None:
         max_thinking_tokens=config.max_thinking_tokens,
         seed=config.seed,
         drills=config.drills,
+        clipped_share=config.clipped_share,
         candidates=read_candidates(config.candidates),
         candidates_share=config.candidates_share,
     )

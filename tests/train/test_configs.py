@@ -27,6 +27,7 @@ FILES = sorted(  # of a benchmark: tests/benchmarks
 )
 DEMO = {
     "corpus": CorpusConfig,
+    "lessons": CorpusConfig,
     "sft": SFTConfig,
     "grpo": GRPOSettings,
     "evaluate": EvaluateConfig,

@@ -33,7 +33,7 @@ def draw(rng: random.Random) -> Drawn:
     table = tuple(offences().values())
     offence = rng.choices(table, weights=[o.share for o in table])[0]
     harm, parts = _draw_harm(rng, offence)
-    return Drawn(offence, harm, parts, _draw_circumstances(rng, offence))
+    return Drawn(offence, harm, parts, draw_circumstances(rng, offence))
 
 
 def _draw_harm(rng: random.Random, offence: Offence) -> tuple[int | Grade, tuple[int, ...]]:
@@ -54,12 +54,18 @@ def _draw_harm(rng: random.Random, offence: Offence) -> tuple[int | Grade, tuple
     return quantity, tuple(high - low for low, high in pairwise(edges))
 
 
-def _draw_circumstances(rng: random.Random, offence: Offence) -> tuple[Circumstance, ...]:
-    """Those that the dice allow, in the order of their tables, at most one of a group."""
+def draw_circumstances(
+    rng: random.Random, offence: Offence, odds: float | None = None
+) -> tuple[Circumstance, ...]:
+    """Those that the dice allow, in the order of their tables, at most one of a group.
+
+    `odds`, in percent, are for all alike; without, each has its own.
+    """
     held: list[Circumstance] = []
     for one in (*offence.circumstances.values(), *circumstances().values()):
         taken = {other.group for other in held if other.group}
-        if offence.admits(one) and one.group not in taken and rng.random() * 100 < one.odds:
+        likely = odds or one.odds
+        if offence.admits(one) and one.group not in taken and rng.random() * 100 < likely:
             held.append(one)
     while len(held) > _MOST_CIRCUMSTANCES:
         held.pop(rng.randrange(len(held)))

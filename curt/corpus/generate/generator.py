@@ -14,7 +14,7 @@ from dataclasses import replace
 from curt.corpus.case import Case
 from curt.corpus.generate import reasoning
 from curt.corpus.generate.calculus import sentence
-from curt.corpus.generate.draw import draw
+from curt.corpus.generate.draw import draw, draw_circumstances
 from curt.corpus.generate.facts import tell
 from curt.corpus.generate.grammar import Wording
 from curt.corpus.generate.reasoning import VERBOSITIES, write_reasonings
@@ -40,13 +40,15 @@ def generate_cases(count: int, seed: int | str, wording: Wording = "train") -> I
 def draw_drill(rng: random.Random) -> tuple[str, str]:
     """A step of reasoning by itself, without a case; see `reasoning.draw_drill`.
 
-    Quantities are spread over the brackets evenly, so that no sum or product stays rare.
+    Quantities are spread over the brackets evenly and all circumstances are as likely, so that no
+    sum or product stays rare.
     """
     while True:
         drawn = draw(rng)
         if brackets := drawn.offence.brackets:
             bracket = rng.choice(brackets)
             drawn = replace(drawn, harm=rng.randint(bracket.threshold, bracket.limit))
+        drawn = replace(drawn, circumstances=draw_circumstances(rng, drawn.offence, 12))
         outcome = sentence(drawn.offence, drawn.harm, drawn.circumstances)
         if drill := reasoning.draw_drill(drawn, outcome, rng):
             return drill

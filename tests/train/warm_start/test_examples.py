@@ -168,3 +168,22 @@ def test_branches_share_a_line_of_candidates_that_some_cases_lack(cases, tokeniz
     assert set(lines(0.0)) == {""}
     assert 0 < lines(0.5).count("") < len(cases)
     assert lines(0.5) == lines(0.5)
+
+
+def test_clipped_facts_keep_their_line_and_verdict(cases, tokenizer):
+    prompts = Prompts(tokenizer, 200, lambda fact: f"参考：读{len(fact)}")
+    options = {"verbosity_weights": WEIGHTS, "per_case": 2, "max_thinking_tokens": 64, "seed": 7}
+    examples = build_examples(
+        cases, tokenizer, prompts, clipped_share=0.5, candidates_share=0.8, **options
+    )
+    clipped = 0
+    for case, example in zip(cases, examples, strict=True):
+        told = tokenizer.decode(example.shared_ids).partition("user\n")[2].split("\n")
+        fact = told[told[0].startswith("参考")]
+        clipped += len(fact) <= 60 < len(case.fact)
+        if len(fact) <= 60 < len(case.fact):
+            assert told[0] == f"参考：读{len(case.fact)}"
+        for _, _, text in read_branches(example, tokenizer):
+            completion = parse_completion(text.removesuffix(tokenizer.eos_token))
+            assert completion.verdict == case.verdict
+    assert 0.2 * len(cases) < clipped < 0.6 * len(cases)
