@@ -12,35 +12,58 @@ from collections.abc import Iterator
 
 from curt.corpus.redaction import AFTER_NAMES, COMPOUND_SURNAMES, SURNAMES, WORDS_LIKE_NAMES
 
+_NO_PERSONS = (
+    "供述", "辩", "身份", "家属", "亲属", "单位", "公司", "证", "本人", "住", "户籍", "人口", "基本",
+    "年龄", "讯问", "前科",
+)  # fmt: skip
 _HAN = "[一-鿿]"
 # Any character may be a surname before 某, but these make words of it: 在某市, 系某公司.
 _NO_SURNAME = "在从到对将以由为与及至该其有被把给让同是等系因经使驾窃了和往去来用的并又均某犯"
 _PLACE = "年月日时地市县区乡镇村街路巷号宾酒商超银公学医小店厂栋车站工网饭国省州些种个人次天"
 # What follows a name and is hardly ever part of one.
 _END = (
-    rf"[{AFTER_NAMES}共预一二三四五先各分时无醉结合商密男女系驾兄姐夫父母主起"
-    "窜窃盗抢打持指唆介借采坐乘骑拿趁翻撬接购贩运发提]"
+    rf"[{AFTER_NAMES}共预一二三四五先各分时无醉结合商密男女系驾兄姐夫父母主起约骗招邀亲坐开"
+    "窜窃盗抢打持指唆介借采乘骑拿趁翻撬接购贩运发提]"
 )
-_GIVEN = rf"(?![{AFTER_NAMES}等共结指唆醉应盗窃抢打持驾系商预合密借介单]){_HAN}"
-_MASK = r"(?:[×＊*○Ｘ]{1,3}|[xX]{1,3})"
+_GIVEN = rf"(?![{AFTER_NAMES}等共结指唆醉应盗窃抢打持驾系商预合密借介单约邀骗开]){_HAN}"
+_APART = rf"(?:(?![将等和与及的]){_HAN}){{1,2}}(?=[、（(])"
+_GIVEN_NAMES = (
+    "军伟芳娜秀英敏静丽磊勇艳杰娟涛兰霞桂辉鹏玲斌宇浩健俊凯鑫琴莲燕莉萍红梅龙峰雷兵强平荣奎亮超林波华文海江"
+)
+_MASK = "[×＊*○ＸxX]"
+_AFTER_MASK = rf"(?:(?!平时|强[奸行制迫]){_GIVEN}(?={_END}|$)|{_APART}|·{_HAN}{{1,6}}?(?={_END}))"
 _MASKED = (
-    rf"(?:{COMPOUND_SURNAMES}|(?![{_NO_SURNAME}]){_HAN})[0-9]?"
-    rf"(?:某(?![{_PLACE}])(?:某[甲乙丙丁戊己庚辛]?|[甲乙丙丁戊己庚辛]|[0-9A-Za-z]{{1,2}}|{_MASK}"
-    rf"|{_GIVEN}(?={_END}|$))?|{_MASK})"
+    rf"(?:{COMPOUND_SURNAMES}|(?![{_NO_SURNAME}]){_HAN}|(?<=、)和|[A-Z])[0-9]?"
+    rf"(?:某(?![{_PLACE}])(?:某[甲乙丙丁戊己庚辛]?|[甲乙丙丁戊己庚辛]|[0-9A-Za-z]{{1,2}}|{_MASK}{{1,3}}"
+    rf"|{_AFTER_MASK})?|{_MASK}{{1,3}}(?:(?<!{_MASK}{_MASK})(?:[{_GIVEN_NAMES}](?={_END})|{_APART}))?)"
 )
-_LETTER = r"(?:[甲乙丙丁戊己庚辛](?![方级类基型醇烷酸状])|[A-Z](?![A-Za-z0-9]))"
-_WHOLE = rf"(?:{COMPOUND_SURNAMES}|(?![于时曾向应])[{SURNAMES}])(?:{_GIVEN}){{1,2}}(?={_END}|$)"
-_NAME = rf"(?:{_MASKED}|{_LETTER}|(?!{'|'.join(WORDS_LIKE_NAMES)}){_WHOLE})"
+_LETTER = (
+    r"(?:[甲乙丙丁戊己庚辛](?:[0-9](?![0-9])|(?![方级类基型醇烷酸状]))"
+    rf"|[{SURNAMES}]?[A-Z](?![A-Za-z0-9]))"
+)
+_WHOLE = (
+    rf"(?:{COMPOUND_SURNAMES}|(?:(?<=、)|(?![于时曾向应]))[{SURNAMES}]|[向于](?={_APART})"
+    rf"|[小阿老](?=[{SURNAMES}]{_END}))(?:{_APART}|(?:{_GIVEN}){{1,2}}(?={_END}|$))"
+)
+_PLAIN = rf"(?!{'|'.join(_NO_PERSONS)})(?:(?![{AFTER_NAMES}的]){_HAN})"  # of any surname, or none
+_ENDS = "、，。（(在于因与和及将等到对向为从携驾伙均系持酒以被经"  # 买买提 is a name
+_NAME = re.compile(
+    rf"{_HAN}{{1,8}}(?:[·•・]{_HAN}{{1,8}}?)+(?=[{_ENDS}])|{_MASKED}|{_LETTER}"
+    rf"|(?!{'|'.join(WORDS_LIKE_NAMES)}){_WHOLE}"
+    rf"|(?<!、被告人){_PLAIN}{{2,5}}(?=、被告人)"
+)
+_LATER = re.compile(rf"{_NAME.pattern}|(?<=、被告人){_PLAIN}{{2,5}}(?={_END})")
 _AWAY = r"[（(][^）)]{0,16}(?:另案|判|逃|批捕|起诉|处理|死亡|已决|分案|未到案)[^）)]{0,10}[）)]"
 _JOINTLY = "(?:共同(?!生活)|合谋|经(?!营)|预谋|结伙|商量|密谋|二人|两人|分别|先后)"
-_LIST = re.compile(
-    rf"(?<!同案)(?<!另案)被告人[：:]?(?P<names>{_NAME}(?:[（(][^）)]{{0,24}}[）)])?"
-    rf"(?:(?:[、,]|[和与及](?:被告人)?(?={_NAME}{_JOINTLY}))"
-    rf"(?:被告人)?{_NAME}(?:[（(][^）)]{{0,24}}[）)])?)*)"
+_INTRODUCED = re.compile(
+    "(?<!同案)(?<!另案)被告人[：:]?(?:[“\"][^”\"]{1,8}[”\"](?:[（(](?:真名|本名|即)))?"
 )
-_LAST = re.compile(rf"{_NAME}$")
+_NOTE = re.compile("(?:[（(][^）)]{0,24})?[）)]")
+_JOINED = re.compile(
+    rf"[、,](?:被告人)?|[和与及](?:被告人)?(?=(?:{_NAME.pattern}){_JOINTLY})|和(?=被告人)"
+)
+_LAST = re.compile(rf"(?:{_NAME.pattern})$")
 _GONE = re.compile(_AWAY)
-_ONE = re.compile(rf"({_NAME})({_AWAY})?(?:[（(][^）)]*[）)])?(?:[、,和与及]|$)(?:被告人)?")
 _MASKED_GIVEN = re.compile(rf".{{1,3}}某(?![甲乙丙丁戊己庚辛某]){_HAN}")
 _COUNTED = re.compile(
     r"(?<!另)(?<!其他)(?<!其余)(?<!同案)(?:[二两三四五六七八九十]|(?<![0-9])(?:[2-9]|1[0-9]))"
@@ -52,12 +75,11 @@ def defendant_names(text: str) -> list[str]:
     """The names in their order; several forms of one name (张某, 张某某) count as the first."""
     away = set(_judged_elsewhere(text))
     names: list[str] = []
-    for listed in _LIST.finditer(text):
-        group = list(_split(listed["names"]))
+    for group, followed in _read_lists(text):
         doubtful = len(group) == 1 and _MASKED_GIVEN.fullmatch(group[0])  # 王某窜至某村
-        followed = text[listed.end() : listed.end() + 1]
-        if doubtful and text.count(group[0]) < 2 and followed not in "、，。（和与及伙":
-            group = [group[0][:-1]]
+        if doubtful and group[0][-1] not in _GIVEN_NAMES:
+            if text.count(group[0]) < 2 and followed not in "、，。（和与及伙":
+                group = [group[0][:-1]]
         for name in group:
             same = (old for old in names if old.startswith(name) or name.startswith(old))
             if name not in {*names, *away} and (len(group) > 1 or not any(same)):
@@ -66,20 +88,31 @@ def defendant_names(text: str) -> list[str]:
 
 
 def has_several_defendants(text: str) -> bool:
-    """Whether a text names more than one defendant, or counts them (三被告人)."""
-    return len(defendant_names(text)) > 1 or bool(_COUNTED.search(text))
+    """Whether a text names more than one defendant, a company too, or counts them (三被告人)."""
+    names = defendant_names(text)
+    return len(names) > 1 or bool(_COUNTED.search(text) or (names and "被告单位" in text))
+
+
+def _read_lists(text: str) -> Iterator[tuple[list[str], str]]:
+    """The names of each list but for those judged elsewhere, and the character after it."""
+    place = 0
+    text = text if "被告人" in text else text.replace("犯罪嫌疑人", "被告人")
+    while introduced := _INTRODUCED.search(text, place):
+        place, group = introduced.end(), []
+        while name := (_LATER if group else _NAME).match(text, place):
+            note = _NOTE.match(text, name.end())
+            group.append((name[0], note[0] if note and _GONE.fullmatch(note[0]) else ""))
+            end = place = note.end() if note else name.end()
+            if not (joined := _JOINED.match(text, place)):
+                break
+            place = joined.end()
+        if group:
+            all_away = "均" in group[-1][1]
+            kept = [n for at, (n, away) in enumerate(group) if not (away or (all_away and at))]
+            yield kept, text[end : end + 1]
 
 
 def _judged_elsewhere(text: str) -> Iterator[str]:
     for gone in _GONE.finditer(text):
         if name := _LAST.search(text[max(0, gone.start() - 5) : gone.start()]):
             yield name[0]
-
-
-def _split(listed: str) -> Iterator[str]:
-    """The names of one list, but for those judged elsewhere."""
-    found = _ONE.findall(listed)
-    for place, (name, away) in enumerate(found):
-        all_but_first = place and any("均" in later for _, later in found[place:])
-        if not away and not all_but_first:
-            yield name
