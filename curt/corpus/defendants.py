@@ -19,22 +19,29 @@ _NO_PERSONS = (
 _HAN = "[一-鿿]"
 # Any character may be a surname before 某, but these make words of it: 在某市, 系某公司.
 _NO_SURNAME = "在从到对将以由为与及至该其有被把给让同是等系因经使驾窃了和往去来用的并又均某犯"
-_PLACE = "年月日时地市县区乡镇村街路巷号宾酒商超银公学医小店厂栋车站工网饭国省州些种个人次天"
-# What follows a name and is hardly ever part of one.
-_END = (
-    rf"[{AFTER_NAMES}共预一二三四五先各分时无醉结合商密男女系驾兄姐夫父母主起约骗招邀亲坐开"
-    "窜窃盗抢打持指唆介借采乘骑拿趁翻撬接购贩运发提]"
+_PLACE = (
+    "(?:[年月日时地市县区乡镇村街巷省州厂栋楼店些个人次天]|酒(?![后醉驾])|商(?![量议谈定])|公(?!然)|学(?!得)"
+    "|车(?!上)|路(?!过)|[宾银医小饭国]|超(?=市)|[工网站](?=[厂地程吧站点上]))"
 )
-_GIVEN = rf"(?![{AFTER_NAMES}等共结指唆醉应盗窃抢打持驾系商预合密借介单约邀骗开]){_HAN}"
+# What follows a name and is never, or hardly ever, part of one.
+_VERBS = (
+    "[窃抢盗砸撞捅砍刺杀骗谎瞒购卖索敲诈勒欺迫逼雇擅毁烧贩闯拦结指唆醉打持驾系商预密借介约邀开伪伤"
+    f"{AFTER_NAMES}]|深夜|凌晨|当[晚天日场即]|随[即后]|负责|提[议供出起]|要求|认为|决定|联系|组织|纠集|安排|前往|"
+    "进入|发现|得知|知道|看到|同意|答应|逃[离跑]|喝|饮酒|翻墙|入[户室]|动手|出[面资租]|投资|经营|承[包租]|租[用住]|"
+    "收[取受]|虚[构开]|冒[充用]|化名|合[伙谋]|串通|勾结|策划|分[头工别]|轮流|各自|[互相][相互]|[原现时]任|案发|到案|强[奸行制迫]|平时|"
+    "夫妇|夫妻|父子|兄弟|姐妹|等"
+)
+_END = rf"(?:{_VERBS}|[共一二三四五先无男女兄姐夫父母主起招亲坐私进走跑追制造转送放窜采乘骑拿趁撬接运发])"
+_GIVEN = rf"(?!{_VERBS}|[共应合单]){_HAN}"
 _APART = rf"(?:(?![将等和与及的]){_HAN}){{1,2}}(?=[、（(])"
 _GIVEN_NAMES = (
-    "军伟芳娜秀英敏静丽磊勇艳杰娟涛兰霞桂辉鹏玲斌宇浩健俊凯鑫琴莲燕莉萍红梅龙峰雷兵强平荣奎亮超林波华文海江"
+    "军伟芳娜秀英敏静丽磊勇艳杰娟涛兰霞桂辉鹏玲斌宇浩健俊凯鑫琴莲燕莉萍红梅龙峰雷兵强平荣奎亮超林波华文海江根"
 )
 _MASK = "[×＊*○ＸxX]"
-_AFTER_MASK = rf"(?:(?!平时|强[奸行制迫]){_GIVEN}(?={_END}|$)|{_APART}|·{_HAN}{{1,6}}?(?={_END}))"
+_AFTER_MASK = rf"(?:{_GIVEN}(?={_END}|$)|{_APART}|·{_HAN}{{1,6}}?(?={_END}))"
 _MASKED = (
     rf"(?:{COMPOUND_SURNAMES}|(?![{_NO_SURNAME}]){_HAN}|(?<=、)和|[A-Z])[0-9]?"
-    rf"(?:某(?![{_PLACE}])(?:某[甲乙丙丁戊己庚辛]?|[甲乙丙丁戊己庚辛]|[0-9A-Za-z]{{1,2}}|{_MASK}{{1,3}}"
+    rf"(?:某(?!{_PLACE})(?:某[甲乙丙丁戊己庚辛]?|[甲乙丙丁戊己庚辛]|[0-9A-Za-z]{{1,2}}|{_MASK}{{1,3}}"
     rf"|{_AFTER_MASK})?|{_MASK}{{1,3}}(?:(?<!{_MASK}{_MASK})(?:[{_GIVEN_NAMES}](?={_END})|{_APART}))?)"
 )
 _LETTER = (
@@ -42,11 +49,12 @@ _LETTER = (
     rf"|[{SURNAMES}]?[A-Z](?![A-Za-z0-9]))"
 )
 _WHOLE = (
-    rf"(?:{COMPOUND_SURNAMES}|(?:(?<=、)|(?![于时曾向应]))[{SURNAMES}]|[向于](?={_APART})"
+    rf"(?:(?:{COMPOUND_SURNAMES}|(?:(?<=、)|(?![于时曾向应]))[{SURNAMES}]|[向于](?={_APART})"
     rf"|[小阿老](?=[{SURNAMES}]{_END}))(?:{_APART}|(?:{_GIVEN}){{1,2}}(?={_END}|$))"
+    rf"|(?:{COMPOUND_SURNAMES})(?:{_GIVEN}){{2}}|(?<=、)[{SURNAMES}]{_GIVEN}[{_GIVEN_NAMES}]?)"
 )
 _PLAIN = rf"(?!{'|'.join(_NO_PERSONS)})(?:(?![{AFTER_NAMES}的]){_HAN})"  # of any surname, or none
-_ENDS = "、，。（(在于因与和及将等到对向为从携驾伙均系持酒以被经"  # 买买提 is a name
+_ENDS = "、，。（(在于因与和及将等到对向为从携驾伙均系持酒以被经用窃盗抢打窜骑又曾先"  # 买买提 is a name
 _NAME = re.compile(
     rf"{_HAN}{{1,8}}(?:[·•・]{_HAN}{{1,8}}?)+(?=[{_ENDS}])|{_MASKED}|{_LETTER}"
     rf"|(?!{'|'.join(WORDS_LIKE_NAMES)}){_WHOLE}"
@@ -81,8 +89,9 @@ def defendant_names(text: str) -> list[str]:
             if text.count(group[0]) < 2 and followed not in "、，。（和与及伙":
                 group = [group[0][:-1]]
         for name in group:
-            same = (old for old in names if old.startswith(name) or name.startswith(old))
-            if name not in {*names, *away} and (len(group) > 1 or not any(same)):
+            others = [old for old in names if old not in group]
+            same = (old for old in others if old.startswith(name) or name.startswith(old))
+            if name not in {*names, *away} and not any(same):
                 names.append(name)
     return names
 
