@@ -12,21 +12,40 @@ from hypothesis import strategies as st
 from curt.corpus.defendants import defendant_names, has_several_defendants
 from curt.corpus.generate.generator import generate_cases
 
-TEXTS: dict[str, dict[str, list[str]]] = tomllib.loads(
-    (Path(__file__).parents[2] / "fixtures" / "defendants.toml").read_text("utf-8")
-)
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+TEXTS: dict[str, dict[str, list[str]]] = {
+    number: facts
+    for name in ("defendants.toml", "defendants_unseen.toml")
+    for number, facts in tomllib.loads((FIXTURES / name).read_text("utf-8")).items()
+}
+NAMED = [number for number in TEXTS if not number.startswith("later")]
 
 
-@pytest.mark.parametrize("number", ["several", "one", "later_several", "later_one"])
+@pytest.mark.parametrize("number", TEXTS)
 def test_several_defendants_are_told_from_one(number: str) -> None:
-    told = [has_several_defendants(f) == number.endswith("several") for f in TEXTS[number]]
-    assert sum(told) >= 0.97 * len(told) > 19
+    several = number.endswith("several")
+    told = [has_several_defendants(fact) == several for fact in TEXTS[number]]
+    assert sum(told) >= (0.92 if several else 0.98) * len(told) > 18
 
 
-def test_names_are_given_as_they_are_written() -> None:
-    facts = {**TEXTS["several"], **TEXTS["one"]}
-    right = sum(defendant_names(fact) == names for fact, names in facts.items())
-    assert right >= 0.98 * len(facts)
+def test_nearly_all_of_several_are_found() -> None:
+    facts = [fact for number in TEXTS if number.endswith("several") for fact in TEXTS[number]]
+    assert sum(map(has_several_defendants, facts)) >= 0.97 * len(facts)
+
+
+@pytest.mark.parametrize("number", NAMED)
+def test_names_are_given_as_they_are_written(number: str) -> None:
+    right = [defendant_names(fact) == names for fact, names in TEXTS[number].items()]
+    assert sum(right) >= 0.95 * len(right)
+
+
+def test_several_forms_of_a_name_are_one_defendant() -> None:
+    fact = "被告人冯某盛、冉某盗窃电缆。被告人冯某、冉某销赃，被告人张某到案。"
+    assert defendant_names(fact) == ["冯某盛", "冉某", "张某"]
+    assert defendant_names("被告人张某酒后驾车，与被告人李某国驾驶的货车相撞。") == [
+        "张某",
+        "李某国",
+    ]
 
 
 def test_the_invented_inputs_have_several(invented: Path) -> None:
