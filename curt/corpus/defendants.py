@@ -11,39 +11,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from curt.corpus.redaction import AFTER_NAMES, COMPOUND_SURNAMES, SURNAMES, WORDS_LIKE_NAMES
+from curt.corpus.redaction import AFTER_NAMES, COMPOUND_SURNAMES, SURNAMES, WORDS
 
-_NO_PERSONS = "供述|辩|身份|家属|亲属|单位|公司|证|本人|住|户籍|人口|基本|年龄|讯问|前科"
 _HAN = "[一-鿿]"
-# Any character may be a surname before 某, but these make words of it: 在某市, 系某公司.
-_NO_SURNAME = "在从到对将以由为与及至该其有被把给让同是等系因经使驾窃了和往去来用的并又均某犯"
-_PLACE = (
-    "(?:[年月日时地市县区乡镇村街巷省州厂栋楼店些个人次天]|酒(?![后醉驾])|商(?![量议谈定])|公(?!然)|学(?!得)"
-    "|车(?!上)|路(?!过)|[宾银医小饭国]|超(?=市)|[工网站](?=[厂地程吧站点上]))"
-)
-# What follows a name and is never, or hardly ever, part of one.
-_VERBS = (
-    f"[{AFTER_NAMES.replace('明', '')}窃抢盗砸撞捅砍刺杀骗谎瞒购卖索敲诈勒欺迫逼雇擅毁烧贩闯拦结指"
-    "唆醉打持驾系商预密借介约邀开伪伤见隐喝等]|明(?=[知确显白])|深夜|凌晨|当[晚天日场即]|随[即后]|负责|"
-    "提[议供出起]|要求|认为|决定|联系|组织|纠集|安排|前往|进入|发现|得知|知道|看到|同意|答应|逃[离跑]|饮酒|"
-    "翻墙|入[户室]|动手|出[面资租]|投资|经营|承[包租]|租[用住]|收[取受]|虚[构开]|冒[充用]|化名|合[伙谋]|"
-    "串通|勾结|策划|分[头工别]|轮流|各自|互相|相互|[原现时身]任|身为|案发|到案|强[奸行制迫]|平时|一伙|"
-    "夫妇|夫妻|父子|兄弟|姐妹"
-)
-_END = (
-    rf"(?:{_VERBS}|"
-    "[共一二三四五先无男女兄姐夫父母主起招亲坐私进走跑追制造转送放窜采乘骑拿趁撬接运发])"
-)
+_PLACE = "|".join(WORDS["places"])
+_VERBS = f"[{AFTER_NAMES.replace('明', '')}{WORDS['verbs']}]|{'|'.join(WORDS['phrases'])}"
+_END = rf"(?:{_VERBS}|[{WORDS['other_ends']}])"
 _GIVEN = rf"(?!{_VERBS}|[共应合单]){_HAN}"
 _APART = rf"(?:(?![将等和与及的]){_HAN}){{1,2}}(?=[、（(])"
-_GIVEN_NAMES = (
-    "军伟芳娜秀英敏静丽磊勇艳杰娟涛兰霞桂辉鹏玲斌宇浩健俊凯鑫琴莲燕莉萍红梅龙峰雷兵强平荣奎亮超林波华文海江根"
-    "国东志明山光贵福富春祥玉金忠德义友民宝彬锋飞毅帆洋阳柱栋"
-)
+_GIVEN_NAMES: str = WORDS["given_names"]
 _MASK = "[×＊*○ＸxX]"
 _AFTER_MASK = rf"(?:{_GIVEN}(?={_END}|$)|{_APART}|·{_HAN}{{1,6}}?(?={_END}))"
 _MASKED = (
-    rf"(?:{COMPOUND_SURNAMES}|(?![{_NO_SURNAME}]){_HAN}|(?<=、)和|[A-Z])[0-9]?"
+    rf"(?:{COMPOUND_SURNAMES}|(?![{WORDS['no_surnames']}]){_HAN}|(?<=、)和|[A-Z])[0-9]?"
     rf"(?:某(?!{_PLACE})(?:某[甲乙丙丁戊己庚辛]?|[甲乙丙丁戊己庚辛]|[0-9A-Za-z]{{1,2}}|{_MASK}{{1,3}}"
     rf"|{_AFTER_MASK})?|{_MASK}{{1,3}}"
     rf"(?:(?<!{_MASK}{_MASK})(?:[{_GIVEN_NAMES}](?={_END})|{_APART}))?)"
@@ -57,12 +37,10 @@ _WHOLE = (
     rf"|[小阿老](?=[{SURNAMES}]{_END}))(?:{_APART}|(?:{_GIVEN}){{1,2}}(?={_END}|$))"
     rf"|(?:{COMPOUND_SURNAMES})(?:{_GIVEN}){{2}}|(?<=、)[{SURNAMES}]{_GIVEN}[{_GIVEN_NAMES}]?)"
 )
-_PLAIN = rf"(?!{_NO_PERSONS})(?:(?!的){_GIVEN})"  # of any surname, or none
-# 买买提 is a name
-_ENDS = "、，。（(在于因与和及将等到对向为从携驾伙均系持酒以被经用窃盗抢打窜骑又曾先"
+_PLAIN = rf"(?!{'|'.join(WORDS['no_persons'])})(?:(?!的){_GIVEN})"  # of any surname, or none
 _FORM = (
-    rf"{_HAN}{{1,8}}(?:[·•・]{_HAN}{{1,8}}?)+(?=[{_ENDS}])|{_MASKED}|{_LETTER}"
-    rf"|(?!{'|'.join(WORDS_LIKE_NAMES)}){_WHOLE}"
+    rf"{_HAN}{{1,8}}(?:[·•・]{_HAN}{{1,8}}?)+(?=[{WORDS['ends_of_long_names']}])|{_MASKED}|{_LETTER}"
+    rf"|(?!{'|'.join(WORDS['words_like_names'])}){_WHOLE}"
     rf"|(?<!、被告人){_PLAIN}{{2,5}}(?=、被告人)|(?:{_GIVEN}){{2}}某某(?={_END})"
 )
 _NAME = re.compile(rf"{_FORM}|(?=({_PLAIN}{{2,3}}).{{1,300}}\1)[{SURNAMES}]{_GIVEN}{{1,2}}")
@@ -110,7 +88,7 @@ def has_several_defendants(text: str) -> bool:
 
 def _read_lists(text: str) -> Iterator[tuple[list[str], str]]:
     """The names of each list but for those judged elsewhere, and the character after it."""
-    place = 0
+    place, group = 0, list[tuple[str, str]]()
     text = text if "被告人" in text else text.replace("犯罪嫌疑人", "被告人")
     while introduced := _INTRODUCED.search(text, place):
         place, group = introduced.end(), []

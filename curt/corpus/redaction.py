@@ -8,6 +8,9 @@ wherever it stands in the text. A name that no such word introduces is not found
 from __future__ import annotations
 
 import re
+import tomllib
+from pathlib import Path
+from typing import Any
 
 NAMED = "某"
 
@@ -34,17 +37,14 @@ PATTERNS = {
 }
 
 
-SURNAMES = (
-    "王李张刘陈杨赵黄周吴徐孙胡朱高林何郭马罗梁宋郑谢韩唐冯于董萧程曹袁邓许傅沈曾彭吕苏卢蒋蔡"
-    "贾丁魏薛叶阎余潘杜戴夏钟汪田任姜范方石姚谭廖邹熊金陆郝孔白崔康毛邱秦江史顾侯邵孟龙万段雷"
-    "钱汤尹黎易常武乔贺赖龚文庞樊兰殷施陶洪翟安颜倪严牛温芦季俞章鲁葛伍韦申尤毕聂丛焦向柳邢路"
-    "岳齐沿梅莫庄辛管祝左涂谷祁时舒耿牟卜詹关苗凌费纪靳盛童欧甄项曲成游阳裴席卫查屈鲍位覃霍翁"
-    "隋植甘景薄单包司柏宁柯阮桂闵解强柴华车冉房边辜吉饶刁瞿戚丘古米池滕晋苑邬臧畅宫来嵺苟全褚"
-    "廉简娄盖符奚木穆党燕郎邸冀谈姬屠连郜晏栾郁商蒙计喻揭窦迟宇敖糜鄢冷卓花仇艾蓝都巩稽井练仲"
-    "乐虞卞封竺冼原官衣楚佟栗匡宗应台巫鞠僧桑荆谌银扬明凤酆岑湛禹狄贝茅骆昝裘缪宣贲杭嵇芮羿汲邴弓"
-    "宓郗戎韶蓟蒲邰鄂蔺胥莘逄扈郦雍郤璩濮郏慕茹宦戈庾衡寇阙殳蔚夔晁訾阚巢蒯逯佘邝谯禤鄞仝厉钭荀伊荣丰沙危麻"
+WORDS: dict[str, Any] = tomllib.loads(
+    Path(__file__).with_name("names.toml").read_text(encoding="utf-8")
 )
-COMPOUND_SURNAMES = "欧阳|上官|司马|诸葛|东方|皇甫|尉迟|公孙|慕容|令狐|司徒|夏侯|端木|轩辕"
+"""How names begin and end."""
+SURNAMES: str = WORDS["surnames"]
+COMPOUND_SURNAMES: str = WORDS["compound_surnames"]
+WORDS_LIKE_NAMES = tuple(WORDS["words_like_names"])
+AFTER_NAMES: str = WORDS["after_names"]
 _ROLE = (
     "被告人|被害人|被害者|受害人|证人|同案犯|同案人|犯罪嫌疑人|嫌疑人|上诉人|自诉人|原告人|"
     "辩护人|同伙|死者|伤者|委托代理人|法定代理人|户主|车主|货主|店主|业主|老板|其妻|其夫|其子|"
@@ -55,20 +55,6 @@ _FATE = r"(?=（(?:均?已?另案|均?已判|均?在逃|均?另处|已死亡|男
 _INTRODUCED = re.compile(rf"(?:{_ROLE})((?:{COMPOUND_SURNAMES}|[{SURNAMES}]){_GIVEN}{{1,2}})")
 _JUDGED_ELSEWHERE = re.compile(
     rf"(?<=[、，。；和与及伙同向从找对])((?:{COMPOUND_SURNAMES}|[{SURNAMES}]){_GIVEN}{{1,2}}){_FATE}"
-)
-# Words that begin like a name.
-WORDS_LIKE_NAMES = (
-    "陈述", "全部", "申请", "常住", "常年", "管部", "管理", "向法", "向公", "应当",
-    "应负", "明知", "安全", "单独", "单位", "成立", "连续", "连同", "解除", "强行",
-    "石头", "时许", "左右", "曾因", "方面", "高达", "高度", "金额", "平时", "万元",
-    "于一", "和解", "游玩", "经营", "项目", "房屋", "车辆", "家中", "应赔",
-    "危险", "危害", "麻醉", "麻将",
-)  # fmt: skip
-# What follows a name: it can't be the second letter of a given name here.
-AFTER_NAMES = (
-    "于在因与和及、，。；：（）伙到将以驾酒犯等对向为从携窃用趁的又先经系被受自至明非"
-    "故利持多均已不未是有没归供证辩述称说认提承投主退赔取把给让叫使通帮随跟同由其之"
-    "后前并还曾则即便就也都而但或"
 )
 _AFTER = frozenset(f"{AFTER_NAMES},.;:() ")
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
+from unicodedata import numeric
 
-from curt.law.numerals import parse_number
+from curt.law.numerals import parse_number, write_number
 
 MEASURES = ("元", "克", "公斤", "吨", "立方米", "平方米", "亩", "mg/100ml")
 """Units whose figures are written in digits in the normal form, however they are spelled."""
@@ -21,21 +23,27 @@ COUNTS = (
 )
 """Units whose figures keep Chinese numerals: 一人, 三次."""
 
-_OTHER_NAMES = {
-    **dict.fromkeys(("圆", "块钱"), "元"),
-    **dict.fromkeys(("g", "公克"), "克"),
-    **dict.fromkeys(("kg", "㎏", "千克"), "公斤"),
-    **dict.fromkeys(("毫克/100毫升", "毫克/百毫升", "mg/100毫升", "㎎/100ml"), "mg/100ml"),
-    **dict.fromkeys(("毫克每百毫升", "毫克每100毫升", "mg/dl", "mg/100㎖"), "mg/100ml"),
-    **{"立方": "立方米", "棵": "株"},
+_OTHER_NAMES: dict[str, tuple[str, float]] = {
+    **dict.fromkeys(("圆", "块钱", "块", "人民币", "rmb", "cny"), ("元", 1)),
+    **dict.fromkeys(("g", "公克"), ("克", 1)),
+    **dict.fromkeys(("mg", "㎎", "毫克"), ("克", 0.001)),
+    **dict.fromkeys(("kg", "㎏", "千克"), ("公斤", 1)),
+    **dict.fromkeys(("斤", "市斤"), ("公斤", 0.5)),
+    **{"两": ("克", 50), "立方": ("立方米", 1), "棵": ("株", 1)},
 }
-_PER_HUNDREDTH = ("mg/ml", "毫克/毫升", "g/l", "克/升")  # of mg/100ml each of these is a hundred
+# Alcohol in blood is any mass in any volume, which is told before it or after.
+_VOLUME = "(?P<volume>(?:[1l][0o]{2}|百) ?(?:ml|毫升|㎖|m1)|dl|㎗|分升|ml|毫升|l(?![a-z0-9])|升)"
+_IN_100_ML = {"ml": 100, "毫升": 100, "l": 0.1, "升": 0.1}
+_IN_BLOOD = re.compile(
+    rf"(?:每{_VOLUME}[^。；，]{{0,24}}|(?:酒精|乙醇)[^。；，]{{0,14}})$", re.IGNORECASE
+)
 _SCALES = {"十": 10, "百": 100, "千": 1000, "万": 10_000, "亿": 100_000_000, "w": 10_000, "k": 1000}
 _FORMAL = str.maketrans(
     {
         **dict(zip("壹贰叁肆伍陆柒捌玖拾佰仟", "一二三四五六七八九十百千", strict=True)),
         **{"萬": "万", "億": "亿", "陸": "六", "貳": "二", "參": "三", "〇": "零"},
-        **{"廿": "二十", "卅": "三十", "W": "w", "K": "k"},
+        **{"廿": "二十", "卅": "三十", "W": "w", "K": "k", "俩": "二", "仨": "三"},
+        **dict.fromkeys("余多来几", ""),
     }
 )
 # As many characters as before, so that places in the text stay.
@@ -44,18 +52,24 @@ _HALF_WIDTH = str.maketrans(
     | {"．": ".", "／": "/", "￥": "¥"}
 )
 _FULL_WIDTH = re.compile("[０-９Ａ-Ｚａ-ｚ．／￥]")
-HAN_NUMERALS = "零〇一二两三四五六七八九十百千万亿壹贰貳叁參肆伍陆陸柒捌玖拾佰仟萬億廿卅"
+HAN_NUMERALS = "零〇一二两三四五六七八九十百千万亿壹贰貳叁參肆伍陆陸柒捌玖拾佰仟萬億廿卅俩仨"
+_ABOUT_SO = "[余多来几]?"
 _GAP = "[ \u00a0]?"
 _NUMBER = (
     r"[0-9]{1,3}(?:[,，'’\u00a0 ][0-9]{3}){1,5}(?![0-9])(?:[.][0-9]{1,6})?"
     r"|[0-9]{1,16}(?:[.][0-9]{1,6})?"
 )
 # 2千克 is no 2000克
-_SCALE = rf"[余多]?(?:{_GAP}[十百万亿拾佰仟萬億]|{_GAP}千(?!克)|[wk](?=元|块钱)){{1,3}}"
-_UNITS = sorted(
-    {*MEASURES, *COUNTS, *_OTHER_NAMES, *_PER_HUNDREDTH}, key=lambda name: (-len(name), name)
-)
-_NAMES = "|".join(re.escape(name).replace("/", " ?/ ?").replace("100", "100 ?") for name in _UNITS)
+_SCALE = rf"{_ABOUT_SO}(?:{_GAP}[十百万亿拾佰仟萬億]|{_GAP}千(?!克)|[wk](?=元|块钱)){{1,3}}"
+_UNITS = sorted({*MEASURES, *COUNTS, *_OTHER_NAMES}, key=lambda name: (-len(name), name))
+_END = "(?=[，。；、！？）)（(]|左右|$)"
+# Words that these units stand in, too: 六块电瓶, 一两天, 半斤白酒, 规格5mg×10片
+_GUARDS = {
+    **{"块": rf"(?:{_END}|(?=[多的给现]))", "两": rf"(?:{_END}|(?=[多海冰]))"},
+    **{"人民币": rf"(?:{_END}|(?=[的给现]))", "斤": "(?![白米黄红啤高]*酒)"},
+    **dict.fromkeys(("mg", "毫克", "㎎"), "(?![×*xl/])"),
+}
+_NAMES = "|".join(re.escape(name) + _GUARDS.get(name, "") for name in _UNITS)
 _FOREIGN = (
     "美元|美金|美钞|港元|港币|港纸|新台币|台币|澳门元|澳门币|葡币|欧元|英镑|日元|日圆|韩元|韩币|越南盾|泰铢|"
     "缅币|缅元|卢布|卢比|澳元|澳币|加元|加币|新加坡元|新加坡币|瑞士法郎|法郎|林吉特|马币|比索|迪拉姆|"
@@ -66,17 +80,29 @@ _ABOUT = "(?:大约|约合|约|共计|合计|总计|共|近)?"
 _FIGURE = re.compile(
     rf"(?<![0-9.A-Za-z第])(?P<sign>(?:¥|RMB|CNY){_GAP})?"
     rf"(?:(?P<digits>(?:(?:{_NUMBER}){_SCALE}){{1,4}}(?:{_NUMBER})?|{_NUMBER})"
-    rf"|(?<![{HAN_NUMERALS}])(?P<han>[{HAN_NUMERALS}]{{1,30}}(?:点[零〇一二三四五六七八九]{{1,6}}[百千万亿]?)?))"
-    rf"(?:[余多]?{_GAP}(?:人民币)?(?P<unit>{_NAMES})(?!{_FOREIGN})"
+    rf"|(?<![{HAN_NUMERALS}])(?P<han>[{HAN_NUMERALS}]{{1,30}}(?:点[零〇一二三四五六七八九]{{1,6}}[百千万亿]?)?"
+    rf"(?:{_ABOUT_SO}[百千万亿]{{1,2}})?|半(?=公?斤|千?克|吨)))"
+    rf"(?:{_ABOUT_SO}{_GAP}(?:(?P<marks>[（(])?(?P<mass>mg|㎎|毫克|g|克) ?(?:[（(]乙醇[）)])?"
+    rf"(?:[/\\] ?每?|(?P<aside>[（(])?每) ?{_VOLUME}(?(marks)[）)])(?(aside)[）)])"
+    rf"|(?:人民币)?(?P<unit>{_NAMES})(?!{_FOREIGN})(?P<half>(?<=[克斤吨g])半)?)"
     r"(?:(?<=[元圆])零?(?:(?P<jiao>[1-9一二三四五六七八九])角)?"
     r"零?(?:(?P<fen>[1-9一二三四五六七八九])分(?!之))?"
     r"(?:[整正](?=$|[，。；、：）)（(\s]))?(?:人民币)?)?"
-    r"|(?(sign)|(?!)))",  # a sign of money needs no unit
+    rf"|(?(sign)|(?P<bare>(?<!两){_END})))",  # a sign of money needs no unit
     re.IGNORECASE,
 )
 _ABROAD = re.compile(rf"(?:{_FOREIGN}){_ABOUT}{_GAP}$", re.IGNORECASE)
-_PART = re.compile(rf"({_NUMBER})([ \u00a0余多十百千万亿拾佰仟萬億wkWK]*)")
+_PART = re.compile(rf"({_NUMBER})([ \u00a0余多来几十百千万亿拾佰仟萬億wkWK]*)")
 _SEPARATORS = re.compile("[,，'’\u00a0 ]")
+_SPENT = re.compile(
+    "(?:(?:钱|款|现金|金额|价值?|损失|流水|获利|资|费)[^，。；0-9人次条名号点]{0,6}"
+    "|[骗卖赚赔欠借付花给收要偷抢盗窃输贷得][了走得取过到他她我家对方]{0,4})$"
+)
+_LEVEL = "(?:10|[1-9]|[Ⅰ-Ⅹ]|I{1,3}|[一二三四五六七八九十壹贰叁肆伍陆柒捌玖拾])"
+_GRADE = re.compile(
+    rf"(?P<wound>[轻重]伤) ?(?:[（(] ?(?P<in_marks>{_LEVEL}) ?级[）)]|(?P<after>{_LEVEL}) ?级)"
+    rf"|(?<![0-9一二三四五六七八九十Ⅰ-ⅩI])(?P<before>{_LEVEL}) ?级(?P<last>[轻重]伤|伤残|残疾)"
+)
 _TWICE = re.compile(r"(?<![0-9.])([0-9.]+元)[（(](?:大写|小写|即|人民币|[：:])*\1[)）]")
 _MONEY_ABROAD = re.compile(
     rf"[0-9{HAN_NUMERALS}][余多]?{_GAP}(?P<after>{_FOREIGN})|(?P<before>{_FOREIGN}){_ABOUT}{_GAP}[0-9{HAN_NUMERALS}]"
@@ -101,18 +127,30 @@ def read_figures(text: str) -> Iterator[Figure]:
     """The figures of a text in their order; what can't be read as a number is passed over."""
     plain = text.translate(_HALF_WIDTH) if _FULL_WIDTH.search(text) else text
     for match in _FIGURE.finditer(plain):
-        named = (match["unit"] or "元").lower().replace(" ", "")
+        named = (match["unit"] or match["mass"] or "元").lower().replace(" ", "")
         if named == "元" and _ABROAD.search(plain, max(0, match.start() - 10), match.start()):
             continue
         try:
             value = _read_digits(match["digits"]) if match["digits"] else _read_han(match["han"])
         except ValueError:  # 万元, 百元: words and no number
             continue
+        before = plain[max(0, match.start() - 40) : match.start()]
+        bare = match["bare"] is not None and not before.endswith("人民币")
+        if bare and not re.search("[千万亿]", match[0]):
+            continue
+        if (bare or named == "块") and not _SPENT.search(before):  # 电瓶六块 is no money
+            continue
         for coin, part in (("jiao", 0.1), ("fen", 0.01)):
             value += part * _read_han(match[coin]) if match[coin] else 0
-        if named in _PER_HUNDREDTH:
-            named, value = "mg/100ml", value * 100
-        unit = _OTHER_NAMES.get(named, named)
+        unit, factor = _OTHER_NAMES.get(named, (named, 1.0))
+        value = (value + (0.5 if match["half"] else 0)) * factor
+        blood = match if match["mass"] else _IN_BLOOD.search(before) if unit == "克" else None
+        volume = ((blood and blood["volume"]) or "").lower()
+        if volume in ("l", "升") and not re.search("血|酒精|乙醇", before):  # waste water
+            continue
+        if blood and (volume or factor < 1):
+            unit, value = "mg/100ml", round(value * 1000 * _IN_100_ML.get(volume, 1), 3)
+            value /= 1000 if value > 5000 and factor == 1 else 1  # 128克/100ml is a slip
         yield Figure(match.start(), match.end(), round(value, 6), unit)
 
 
@@ -140,12 +178,21 @@ def normalise_figures(text: str) -> str:
     Counted things keep Chinese numerals; their digits lose separators and scales as measures do.
     """
     pieces, last = [], 0
+    text = _GRADE.sub(_write_grade, text)
     for figure in read_figures(text):
         if figure.unit in COUNTS and text[figure.start] in HAN_NUMERALS:
             continue
         pieces += [text[last : figure.start], write_figure(figure.value), figure.unit]
         last = figure.end
     return _TWICE.sub(r"\1", "".join([*pieces, text[last:]]))
+
+
+def _write_grade(match: re.Match[str]) -> str:
+    """轻伤Ⅱ级, 轻伤（2级） and 二级轻伤 are 轻伤二级, 10级伤残 is 十级伤残."""
+    told = match["after"] or match["in_marks"] or match["before"]
+    grade = len(told) if told[0] in "Ii" else int(told if told.isdecimal() else numeric(told))
+    wound, level = match["wound"] or match["last"], f"{write_number(grade)}级"
+    return level + wound if "残" in wound else wound + level
 
 
 def foreign_money(text: str) -> list[str]:
@@ -160,18 +207,20 @@ def foreign_money(text: str) -> list[str]:
 
 def _read_digits(text: str) -> float:
     """1万2千 is 12,000: the parts add up, each at its own scale."""
-    total = 0.0
+    total, last = 0.0, 10
     for number, scales in _PART.findall(text):
-        value = float(_SEPARATORS.sub("", number))
-        for scale in scales.translate(_FORMAL):
-            value *= _SCALES.get(scale, 1)
-        total += value
+        scale = prod(_SCALES.get(name, 1) for name in scales.translate(_FORMAL))
+        single = scale == 1 and len(number) == 1  # 1万2 is 12000
+        total += float(_SEPARATORS.sub("", number)) * (last / 10 if single else scale)
+        last = max(scale, 10)
     return round(total, 6)
 
 
 def _read_han(text: str) -> float:
     """A Chinese number: 一亿二千万 is 120,000,000, 三点五万 35,000. Raises ValueError on others."""
     plain = text.translate(_FORMAL)
+    if plain == "半":
+        return 0.5
     if plain.isdecimal():
         return float(plain)
     whole, point, decimals = plain.partition("点")
@@ -186,5 +235,6 @@ def _read_scaled(text: str) -> int:
     for scale in "亿万":
         high, found, low = text.partition(scale)
         if found:
-            return _read_scaled(high) * _SCALES[scale] + (_read_scaled(low) if low else 0)
+            spoken = _SCALES[scale] // 10 if len(low) == 1 else 1  # 八万四 is 84000
+            return _read_scaled(high) * _SCALES[scale] + _read_scaled(low or "零") * spoken
     return parse_number(text)

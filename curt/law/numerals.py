@@ -16,6 +16,8 @@ _ARTICLE = re.compile(rf"第?({NUMBER})条?(?:[之-]({NUMBER}))?")
 def parse_number(text: str) -> int:
     """Read an Arabic or Chinese whole number below 10,000: "二十三" and "23" are both 23.
 
+    What people say is read so too: 八千五 is 8500.
+
     Raises ValueError on anything else.
     """
     if re.fullmatch(r"[0-9０-９]+", text):
@@ -24,15 +26,16 @@ def parse_number(text: str) -> int:
         raise ValueError(f"not a number: {text!r}")
     if not any(c in _UNITS for c in text):  # 一三三, digit by digit
         return int("".join(str(_DIGITS[c]) for c in text))
-    total, digit = 0, 0
+    total, digit, tail = 0, 0, 1
     for position, char in enumerate(text):
         if char in _UNITS:
             # a leading 十 is 10; 百十 reads as 110
             total += (digit or (1 if char == "十" or position == 0 else 0)) * _UNITS[char]
-            digit = 0
+            digit, tail = 0, _UNITS[char] // 10
         else:
             digit = _DIGITS[char]
-    return total + digit
+            tail = tail if digit else 1  # 八千五 is 8500, 八千零五 8005
+    return total + digit * tail
 
 
 def write_number(value: int) -> str:

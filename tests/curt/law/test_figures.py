@@ -70,6 +70,120 @@ def test_measures_are_told_in_digits_and_one_name(told: str, plain: str) -> None
     assert normalise_figures(told) == plain
 
 
+BLOOD = [
+    *("每百毫升血液含酒精{}毫克", "每100毫升血液中酒精含量为{}毫克", "每100ml血液中乙醇含量{}mg"),
+    *("血样中酒精含量达每百毫升{}毫克", "血液酒精含量是{}毫克", "酒精含量{}（mg/100ml）"),
+    *(
+        "{}毫克／100毫升",
+        "{}mg/100mL",
+        "{} mg / 100 ml",
+        "{}mg每100ml",
+        "{}毫克/100ml",
+        "{}mg/百毫升",
+    ),
+    *(
+        "{}mg/dL",
+        "{}毫克/分升",
+        "{}毫克/每百毫升",
+        "{}毫克（每百毫升）",
+        "{}㎎/㎗",
+        "{}mg／l00ml",
+        "{}mg(乙醇)/1OOml",
+        "{}mg/100m1",
+    ),
+    *("{}mg\\100ml", "{}毫克每100毫升", "{}毫克每百毫升", "酒精含量为每100毫升{}毫克多"),
+]
+HUNDREDTHS = [
+    "{}mg/mL",
+    "{}毫克每毫升",
+    "血中{}克/升",
+    "酒精{}g/L",
+    "每毫升血液含酒精{}毫克",
+    "每升血液含酒精{}克",
+]
+TENFOLDS = ["乙醇含量为{}mg/L", "血液中有{}毫克/升", "每升血液含乙醇{}毫克"]
+
+
+@given(st.integers(1, 600))
+def test_alcohol_is_one_figure_however_it_is_measured(level: int) -> None:
+    told = [form.format(n) for form in BLOOD for n in (level, f"{level}.00", write_han(level))]
+    told += [form.format(f"{level / 100:.2f}") for form in HUNDREDTHS]
+    told += [form.format(level * 10) for form in TENFOLDS]
+    told += [f"{level / 1000:.3f}{unit}" for unit in ("g/100ml", "克/100毫升")]
+    found = {tuple((f.value, f.unit) for f in read_figures(f"经鉴定，{text}。")) for text in told}
+    assert found == {((float(level), "mg/100ml"),)}
+
+
+@given(st.integers(1, 999), st.sampled_from(["", "多", "余", "来"]))
+def test_a_weight_is_one_figure_however_it_is_told(grams: int, about: str) -> None:
+    han = write_han(grams)
+    told = [f"{n}{about}{gap}{unit}" for n in (grams, han) for gap in ("", " ") for unit in "克g"]
+    told += [f"{grams * 1000}{unit}" for unit in ("毫克", "mg", "㎎")]
+    assert {normalise_figures(f"冰毒{text}，") for text in told} == {f"冰毒{grams}克，"}
+    assert normalise_figures(f"冰毒{han}克半") == f"冰毒{grams}.5克"
+    jin = {normalise_figures(f"黄鱼{n}{jin}，") for n in (grams, han) for jin in ("斤", "市斤")}
+    assert jin == {f"黄鱼{write_figure(grams / 2)}公斤，"}
+
+
+@given(st.integers(1, 9999))
+def test_lay_people_s_sums_are_told_in_yuan(sum_in_thousands: int) -> None:
+    han, digits = write_han(sum_in_thousands * 1000), f"{sum_in_thousands * 1000}"
+    units = ("块", "块钱", "多块", "来块", "人民币", "RMB", "余元人民币")
+    told = [f"骗走{number}{unit}，" for number in (han, digits) for unit in units]
+    told.append(f"骗走{han}，")
+    wanted = {f"骗走{digits}元，"}
+    assert {normalise_figures(text) for text in told} == wanted
+    assert normalise_figures(f"人民币{digits}，") == f"人民币{digits}元，"
+
+
+@pytest.mark.parametrize(
+    ("told", "plain"),
+    [
+        *(("八万四千五元", "84500元"), ("八万四元", "84000元"), ("一百多万元", "1000000元")),
+        *(("1万2元", "12000元"), ("十几万元", "100000元"), ("半斤", "0.25公斤")),
+        *(("半克", "0.5克"), ("一两，", "50克，"), ("2两冰毒", "100克冰毒"), ("一吨半", "1.5吨")),
+        *(("四万三条", "四万三条"), ("200来棵", "200株"), ("4.3万条", "43000条")),
+    ],
+)
+def test_what_people_say_is_read(told: str, plain: str) -> None:
+    assert normalise_figures(told) == plain
+
+
+@pytest.mark.parametrize(("told", "value"), [("俩人", 2), ("仨人", 3), ("四万三条", 43_000)])
+def test_spoken_counts_are_read(told: str, value: float) -> None:
+    assert [figure.value for figure in read_figures(told)] == [value]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "电瓶六块，",
+        "盗走地砖300块，",
+        "一两天后",
+        "喝了半斤白酒",
+        "5mg×10片",
+        "于3月得分一千，",
+        "总铬150mg/L",
+        "每升废水含汞5毫克",
+    ],
+)
+def test_units_that_are_words_too_stay(told: str) -> None:
+    assert normalise_figures(told) == told
+
+
+def test_what_stands_around_a_level_of_alcohol_stays() -> None:
+    assert normalise_figures("醉酒（211毫克/100毫升）驾车") == "醉酒（211mg/100ml）驾车"
+    assert normalise_figures("含酒精128.93克/100ml") == "含酒精128.93mg/100ml"
+
+
+@pytest.mark.parametrize(
+    "told", ["轻伤2级", "轻伤Ⅱ级", "轻伤II级", "轻伤（二级）", "轻伤(2级)", "轻伤 二级", "二级轻伤"]
+)
+def test_a_grade_of_injury_has_one_spelling(told: str) -> None:
+    assert normalise_figures(f"构成{told}，") == "构成轻伤二级，"
+    assert normalise_figures("10级伤残、Ⅷ级伤残、拾级残疾") == "十级伤残、八级伤残、十级残疾"
+
+
 @pytest.mark.parametrize(
     "told",
     [
@@ -120,7 +234,7 @@ def test_a_figure_is_the_same_however_it_is_written(value: int, unit: str) -> No
     if value % 100 == 0:
         numbers.append(f"{value / 10_000:.6f}万")
     high, low = divmod(value, 10_000)
-    if high and low:
+    if high and low > 9:
         numbers.append(f"{high}万{low}")
     spellings = [f"{number}{gap}{unit}" for number in numbers for gap in ("", " ", "余")]
     if unit == "元":
@@ -147,7 +261,7 @@ def test_foreign_money_is_named_unless_it_is_told_in_yuan_too() -> None:
     assert foreign_money("窃得现金8000元。") == []
 
 
-@given(st.text("0123456789,，.万千百元克一二十余 ", max_size=60))
+@given(st.text("0123456789,，.万千百元克一二十余半块斤两毫骗了级轻伤（）ml/每 ", max_size=60))
 def test_the_normal_form_of_a_normal_form_is_itself(text: str) -> None:
     plain = normalise_figures(text)
     assert normalise_figures(plain) == plain
