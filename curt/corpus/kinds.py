@@ -22,6 +22,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.sparse import csr_array
+from scipy.special import log_softmax
 
 from curt.corpus.generate.generator import generate_cases
 
@@ -40,7 +43,6 @@ _EXAMPLES = Path(__file__).with_name("kinds.toml")
 _GENERATED = 40  # facts, longer than the examples
 _READ_CHARS = 600  # what a text is shows at its beginning
 _STRENGTH = 100.0  # of the fit: the inverse weight of the squared coefficients
-_STEPS = 300
 
 _COMMON_CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+")
 _CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]+")
@@ -139,24 +141,27 @@ def fit_classifier() -> KindClassifier:
     shared = {gram: count for gram, count in holders.items() if count > 1}
     places = {gram: place for place, gram in enumerate(shared)}
     rarity = np.log(len(texts) / np.array(list(shared.values()))).astype(np.float32) + 1
-    matrix = np.zeros((len(texts), len(places)), np.float32)
-    for row, text in zip(matrix, texts, strict=True):
-        columns, values = _weigh(text, places, rarity)
-        row[columns] = values
+    weighed = [_weigh(text, places, rarity) for text in texts]
+    columns, values = (np.concatenate(part) for part in zip(*weighed, strict=True))
+    ends = np.cumsum([0, *(len(own) for own, _ in weighed)])
+    matrix = csr_array((values, columns, ends), shape=(len(texts), len(places)))
     # Kinds count the same however many examples they have. The coefficients are sums of the
-    # examples' own rows, whose weights are found by accelerated descent.
+    # examples' own rows, whose weights are looked for.
     balance = (labels / labels.sum(axis=0)).sum(axis=1, keepdims=True)
     balance *= len(texts) / balance.sum()
-    alike = matrix @ matrix.T
-    step = 1 / (balance.max() * np.linalg.eigvalsh(alike)[-1] / 2 + 1 / _STRENGTH)
-    own = ahead = np.zeros(labels.shape)
-    for count in range(_STEPS):
-        scores = alike @ ahead
-        chances = np.exp(scores - scores.max(axis=1, keepdims=True))
-        chances /= chances.sum(axis=1, keepdims=True)
-        last, own = own, ahead - step * (balance * (chances - labels) + ahead / _STRENGTH)
-        ahead = own + count / (count + 3) * (own - last)
-    return KindClassifier(kinds, places, rarity, (matrix.T @ own).astype(np.float32))
+    alike = (matrix @ matrix.T).toarray()
+
+    def loss(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        own = flat.reshape(labels.shape)
+        scores = alike @ own
+        chances = log_softmax(scores, axis=1)
+        slope = balance * (np.exp(chances) - labels) + own / _STRENGTH
+        fit = -(balance * labels * chances).sum() + (own * scores).sum() / 2 / _STRENGTH
+        return float(fit), (alike @ slope).ravel()
+
+    own = minimize(loss, np.zeros(labels.size), jac=True, method="L-BFGS-B").x
+    weights = (matrix.T @ own.reshape(labels.shape)).astype(np.float32)
+    return KindClassifier(kinds, places, rarity, weights)
 
 
 def _grams(text: str) -> list[str]:
