@@ -217,10 +217,6 @@ bench-before-after: $(ORT)/manifest.json $(ORT)-warm-start/manifest.json ## Long
 	$(PY) -m benchmarks.before_after --warm_start $(ORT)-warm-start \
 	    --model $(ORT) --cases $(RUN)/corpus/test.jsonl
 
-.PHONY: bench-smoke
-bench-smoke: $(STAMP) ## Ratios against the committed baseline; fails on 20% loss (3 minutes)
-	$(PY) -m benchmarks.guard --run $(RUN)
-
 PEERS ?= .venv-peers
 .PHONY: peers-env
 peers-env: $(STAMP) ## llama.cpp and OpenVINO, in an environment of their own
@@ -229,10 +225,6 @@ peers-env: $(STAMP) ## llama.cpp and OpenVINO, in an environment of their own
 .PHONY: bench
 bench: $(RUN)/fallback/agreement.json $(RUN)/ort-int4-plain/manifest.json $(RUN)/ort-w8a8-plain/manifest.json ## The server beside its peers, same weights (25 minutes; `make peers-env` first)
 	$(PY) -m benchmarks.peers --peers_python $(PEERS)/bin/python
-
-.PHONY: bench-cross-check
-bench-cross-check: $(STAMP) ## Our load test beside `vllm bench serve`, on our server
-	$(PY) -m benchmarks.peers.cross_check
 
 # --- single stages, with a model or config of your own --------------------------------------
 .PHONY: train-grpo
@@ -355,11 +347,6 @@ test-verl: $(STAMP) $(VERL)/ready ## The adapter for verl, through verl's own lo
 plan: $(STAMP) ## Memory, time and cost of CONFIG=file.toml on GPUS=8xH100 (PLAN_FLAGS='--sharding zero2')
 	$(if $(CONFIG),,$(error give CONFIG, as in: make plan CONFIG=configs/qwen2.5-7b/grpo.toml))
 	$(PY) -m train.plan @$(CONFIG) --gpus $(or $(GPUS),8xH100) $(PLAN_FLAGS)
-
-.PHONY: bench-simulation
-bench-simulation: $(RUN)/fallback/agreement.json ## A simulated fleet beside two real replicas, then sizes
-	$(PY) -m benchmarks.fleet.validate --model $(ORT) --fallback $(RUN)/fallback
-	$(PY) -m benchmarks.fleet.size
 
 RAY ?= .venv-ray
 $(RAY)/ready: constraints.txt pyproject.toml

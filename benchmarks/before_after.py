@@ -204,7 +204,7 @@ async def try_rate(
 ) -> dict[str, Any]:
     """Arrivals at a rate with the deadline off: whether the server answered all of them, their
     99th percentile under the deadline."""
-    exchanges = await load([url], facts, rate, config.seconds, OFF_MS, config.seed)
+    exchanges = await load(url, facts, rate, config.seconds, OFF_MS, config.seed)
     await asyncio.sleep(config.pause_seconds)
     answered = [each for each in exchanges if each.got.status == 200]
     latency_ms = quantiles([each.latency_ms for each in answered])

@@ -81,7 +81,7 @@ class Exchange:
 
 
 async def send_on_time(
-    client: HttpClient | Balancer,
+    client: HttpClient,
     offsets_s: Iterable[float],
     make_body: Callable[[int], bytes],
     is_lost: Callable[[Sequence[Exchange]], bool] = lambda _: False,
@@ -105,27 +105,8 @@ async def send_on_time(
     return sorted(exchanges, key=lambda exchange: exchange.index)
 
 
-class Balancer:
-    """A client of several servers that asks the one with the fewest requests under way."""
-
-    def __init__(self, urls: Sequence[str], patience_s: float) -> None:
-        self._servers = [HttpClient(url, patience_s) for url in urls]
-
-    async def exchange(self, body: bytes) -> Got:
-        """The reply of the chosen server, or why there is none."""
-        server = min(self._servers, key=lambda each: each.under_way)
-        self._servers.remove(server)
-        self._servers.append(server)  # equally loaded servers take turns
-        return await server.exchange(body)
-
-    def close(self) -> None:
-        """Close every idle connection."""
-        for server in self._servers:
-            server.close()
-
-
 async def load(
-    urls: Sequence[str],
+    url: str,
     facts: Sequence[str],
     rate: float,
     seconds: float,
@@ -138,7 +119,7 @@ async def load(
     def make_body(index: int) -> bytes:
         return write_body(number_fact(facts[index % len(facts)], run, index), deadline_ms)
 
-    client = Balancer(urls, deadline_ms / 1e3 + PATIENCE_S)
+    client = HttpClient(url, deadline_ms / 1e3 + PATIENCE_S)
     return await send_on_time(client, arrivals_for(rate, seed, seconds), make_body)
 
 

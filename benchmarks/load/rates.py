@@ -61,11 +61,11 @@ async def measure(config: RatesConfig, url: str) -> tuple[dict[str, Any], list[d
         (fact * config.chars)[: config.chars - DOCKET_CHARS] for fact in load_facts(config.cases)
     ]
     described = config.describe()
-    await load([url], facts, WARM_UP / 2, 2, config.deadline_ms, config.seed)
+    await load(url, facts, WARM_UP / 2, 2, config.deadline_ms, config.seed)
     summaries, rows = [], []
     for rate in config.rates:
         await asyncio.sleep(config.settle_seconds)
-        exchanges = await load([url], facts, rate, config.seconds, config.deadline_ms, config.seed)
+        exchanges = await load(url, facts, rate, config.seconds, config.deadline_ms, config.seed)
         row = summarise(exchanges, config.deadline_ms, config.seconds)
         summaries.append({"rate_per_s": rate, "seconds": config.seconds, **row})
         rows += [

@@ -121,7 +121,7 @@ async def soak(
     parts: list[dict[str, Any]] = []
     part_s = seconds / config.parts
     for part in range(config.parts):
-        own = await load([url], facts, rate, part_s, config.deadline_ms, config.seed + part)
+        own = await load(url, facts, rate, part_s, config.deadline_ms, config.seed + part)
         latencies_ms += [each.latency_ms for each in own]
         parts.append(summarise(own, config.deadline_ms, part_s))
         log.info("part %d of %d: %d misses", part + 1, config.parts, parts[-1]["misses"]["all"])
@@ -159,7 +159,7 @@ async def find_capacity(
 
     async def keeps_up(rate: float) -> bool:
         seconds = config.ramp_seconds
-        exchanges = await load([url], facts, rate, seconds, config.deadline_ms, config.seed)
+        exchanges = await load(url, facts, rate, seconds, config.deadline_ms, config.seed)
         row = summarise(exchanges, config.deadline_ms, seconds)
         rows.append({"rate_per_s": rate, **row})
         log.info("%.1f/s: %.1f good answers a second", rate, row["goodput_per_s"])

@@ -51,8 +51,8 @@ PLACES = {"model", "ort", "plain_ort", "fallback", "cases", "work", "peers_pytho
 """Settings that say where things lie on this machine, no part of a result."""
 
 
-class OursConfig(Config):
-    """This project's server, and what is asked of it."""
+class PeersConfig(Config):
+    """Settings of `python -m benchmarks.peers`; whose environment is not there is left out."""
 
     model: Path = Path("artifacts/demo/grpo-default")
     """The Hugging Face model folder whose weights and tokenizer all have."""
@@ -68,15 +68,6 @@ class OursConfig(Config):
     """Length that facts are cut to."""
     rounds: int = Field(3, ge=1)
     """Turns of everybody who is compared."""
-
-    def serve(self) -> AbstractContextManager[RunningServer]:
-        """This project's server, for a block."""
-        return serve(self.ort, fallback=self.fallback)
-
-
-class PeersConfig(OursConfig):
-    """Settings of `python -m benchmarks.peers`; whose environment is not there is left out."""
-
     plain_ort: list[Path] = [
         Path("artifacts/demo/ort-w8a8-plain"),
         Path("artifacts/demo/ort-int4-plain"),
@@ -127,7 +118,8 @@ class Setting:
 def curt_setting(config: PeersConfig) -> Setting:
     """This project's server as shipped."""
     extra = {"deadline_ms": config.slo_ms}
-    return Setting("curt", "as shipped", config.ort.name, config.serve, PREDICT, extra)
+    start = partial(serve, config.ort, fallback=config.fallback)
+    return Setting("curt", "as shipped", config.ort.name, start, PREDICT, extra)
 
 
 def peer_settings(config: PeersConfig) -> dict[str, list[Setting]]:

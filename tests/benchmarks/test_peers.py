@@ -25,7 +25,6 @@ from benchmarks.peers.catalogue import (
     curt_setting,
     peer_settings,
 )
-from benchmarks.peers.cross_check import summarise as summarise_check
 from benchmarks.peers.engines import Continuous, PromptRun
 from benchmarks.peers.judging import (
     JudgedReply,
@@ -274,18 +273,3 @@ def test_waiting_requests_are_completed_together(monkeypatch: pytest.MonkeyPatch
 
     assert asyncio.run(go()) == [[number] * 2 for number in range(6)]
     assert sizes == [1, 4, 1]
-
-
-def test_the_cross_check_counts_from_due_and_from_sending() -> None:
-    def exchange(latency_ms: float, lag_ms: float, got: Got) -> Exchange:
-        return Exchange(0, 0.0, lag_ms / 1e3, latency_ms / 1e3, got)
-
-    good = Got(200, b'{"degraded":true}')
-    row = summarise_check([*(exchange(10.0 + i, 2.0, good) for i in range(100)),
-                           exchange(1.0, 0.0, Got(503))])  # fmt: skip
-    assert row["p50_ms"] == pytest.approx(59.0)
-    assert row["sent_p50_ms"] == pytest.approx(57.0)
-    assert row["p99_ms"] == pytest.approx(108.0)
-    assert (row["answered"], row["degraded"]) == (100, 100)
-    with pytest.raises(ValueError, match="no reply with status 200"):
-        summarise_check([])
