@@ -333,16 +333,6 @@ test-rollouts: $(STAMP) $(ROLLOUTS)/ready ## GRPO with rollouts of a real vLLM o
 	CURT_TEST_VLLM_ROLLOUTS=$(abspath $(ROLLOUTS))/bin/python \
 	    $(PY) -m pytest tests/train/loop/test_vllm_rollouts.py
 
-VERL ?= .venv-verl
-$(VERL)/ready: deploy/verl/requirements.txt | $(STAMP)
-	rm -rf $(VERL)
-	$(PY) -m pip install --quiet --no-deps --target $(VERL) -r deploy/verl/requirements.txt
-	touch $@
-
-.PHONY: test-verl
-test-verl: $(STAMP) $(VERL)/ready ## The adapter for verl, through verl's own loaders
-	CURT_TEST_VERL=$(abspath $(VERL)) $(PY) -m pytest tests/train/verl/test_verl_adapter.py -k verl_loads
-
 .PHONY: plan
 plan: $(STAMP) ## Memory, time and cost of CONFIG=file.toml on GPUS=8xH100 (PLAN_FLAGS='--sharding zero2')
 	$(if $(CONFIG),,$(error give CONFIG, as in: make plan CONFIG=configs/qwen2.5-7b/grpo.toml))

@@ -24,8 +24,6 @@ from loadtest._arrivals import arrival_times_s, number_fact, run_open_loop
 from loadtest._http import PATIENCE_S, Got, HttpClient
 from loadtest._slo import nearest_rank
 
-MODELS_OWN = (None, "unreadable_answer", "answer_too_long")  # reasons that are no lack of time
-
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
@@ -73,11 +71,6 @@ class Exchange:
     def full(self) -> bool:
         """Whether a full verdict of the model came."""
         return self.got.status == 200 and not self.answer["degraded"]
-
-    @property
-    def by_model(self) -> bool:
-        """Whether the model wrote its answer to the end, readable or not."""
-        return self.answer.get("degraded_reason", "no answer") in MODELS_OWN
 
 
 async def send_on_time(

@@ -21,10 +21,9 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 GROUPS = sorted(set(PROJECT["dependency-groups"]) - {"gpu"})
 STAGES = ("benchmarks", "compress", "loadtest", "serve", "train")
 MAX_TRACKED_BYTES = 1 << 20
-# What a benchmark compares with or an adapter is for, in an environment of its own.
+# What a benchmark compares with, in an environment of its own.
 PEERS = {
     "gguf", "llama_cpp", "nncf", "openvino", "openvino_genai", "openvino_tokenizers", "optimum",
-    "verl",
 }  # fmt: skip
 PIN = re.compile(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)")
 

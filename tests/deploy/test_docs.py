@@ -74,7 +74,7 @@ def test_every_opt_in_of_the_tests_is_documented_with_its_environment() -> None:
     }
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     told = set(re.findall(r"\b(CURT_TEST_[A-Z_]+)=\S*\.venv-\w+", page))
-    assert {"CURT_TEST_VLLM", "CURT_TEST_VERL"} <= named
+    assert {"CURT_TEST_VLLM", "CURT_TEST_RAY"} <= named
     assert named - {"CURT_TEST_CHECKPOINT"} == told  # which needs no environment of its own
     assert "CURT_TEST_CHECKPOINT" in page
     for script in re.findall(r"^ {4}(deploy/\S+\.sh)", page, re.M):
