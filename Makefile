@@ -164,9 +164,6 @@ $(RUN)/fallback/agreement.json: $(RUN)/fallback/manifest.json $(ORT)/manifest.js
 $(RUN)/eval/%.json: $(RUN)/%/manifest.json
 	$(TIMED) eval-$* -- $(EVALUATE) --model $(RUN)/$* --out $@
 
-$(RUN)/mix.json: $(RUN)/corpus/corpus.json
-	$(PY) -m serve.drift mix $(RUN)/corpus/train.jsonl $@
-
 $(RUN)/loadtest.passed: $(ORT)/manifest.json $(RUN)/fallback/agreement.json
 	$(MAKE) --no-print-directory start loadtest
 	touch $@
@@ -178,7 +175,7 @@ demo: $(STAMP) ## The whole job: train, compress, serve, load test, report; the 
 	    $(RUN)/warm-start/manifest.json $(RUN)/grpo-default/manifest.json \
 	    $(RUN)/eval/warm-start.json $(RUN)/eval/grpo-default.json \
 	    $(RUN)/ort-fp32/manifest.json $(ORT)/manifest.json $(RUN)/trt-fp8/manifest.json \
-	    $(RUN)/eval/ort-$(FORMAT).json $(RUN)/fallback/agreement.json $(RUN)/mix.json
+	    $(RUN)/eval/ort-$(FORMAT).json $(RUN)/fallback/agreement.json
 	$(MAKE) --no-print-directory start
 	status=0; $(MAKE) --no-print-directory $(RUN)/loadtest.passed || status=$$?; \
 	$(MAKE) --no-print-directory report; exit $$status
@@ -278,7 +275,7 @@ fallback: $(RUN)/fallback/agreement.json ## The classifier for when no verdict f
 # With the classifier and the accuracy per budget of the run, where it has them.
 SERVE = CURT_MODEL=$(or $(MODEL),$(ORT)) CURT_HOST=$(HOST) CURT_PORT=$(PORT) \
     CURT_FEEDBACK=$(RUN)/feedback \
-    $(if $(wildcard $(RUN)/mix.json),CURT_DRIFT_REFERENCE=$(RUN)/mix.json) \
+    $(if $(wildcard $(RUN)/corpus/corpus.json),CURT_DRIFT_REFERENCE=$(RUN)/corpus/corpus.json) \
     $(if $(wildcard $(RUN)/fallback/manifest.json),CURT_FALLBACK=$(RUN)/fallback) \
     $(if $(wildcard $(RUN)/eval/ort-$(FORMAT).json),CURT_EVALUATION=$(RUN)/eval/ort-$(FORMAT).json)
 

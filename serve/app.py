@@ -30,7 +30,7 @@ from serve.api.reply import Observer, Replies
 from serve.api.schemas import API_VERSION, PredictReply, PredictRequest
 from serve.batches import batches
 from serve.batches.store import BatchStore
-from serve.drift import drift
+from serve.drift import Drift
 from serve.edge.context import BATCHES_PATH, RequestContext
 from serve.edge.headers import SafeHeaders, allow_origins
 from serve.edge.keys import KeyGuard, open_keys
@@ -83,7 +83,12 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     fit_classifier()  # of kinds: half a second now, and not of the first request
     replies = Replies(answering, settings, metrics)
     recorder = AnswerRecorder.open(settings)
-    replies.observers += [recorder.observe, _note_answers(admission)]
+    replies.observers.append(_note_answers(admission))
+    if recorder:
+        replies.observers.append(recorder.observe)
+    if settings.drift_reference:
+        drift = Drift(settings.drift_reference, metrics.registry)
+        replies.observers.append(lambda _, __, served, ___: drift.observe(served))
     predict_routes = predict.make_router(answering, replies, settings)
     chat_routes = chat.make_router(answering, replies, settings, identity)
     batch_work = _make_batch_work(settings, workers, metrics, predict_routes, chat_routes)
@@ -98,9 +103,10 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
                 closing.push_async_callback(redis.close)
             if cache:
                 closing.push_async_callback(cache.close)
-            closing.callback(recorder.close)
-            for work in (recorder.drift.keep_saving(), admission.keep_updating()):
-                closing.push_async_callback(_cancel, asyncio.create_task(work))
+            if recorder:
+                closing.callback(recorder.close)
+            task = asyncio.create_task(admission.keep_updating())
+            closing.push_async_callback(_cancel, task)
             await workers.start()
             closing.push_async_callback(workers.stop)
             if batch_work:
@@ -129,12 +135,8 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
         app.include_router(batches.make_router(batch_work))
     if variants:
         app.include_router(admin.make_router(variants))
-    app.include_router(drift.make_router(recorder.drift, metrics.registry))
-    if recorder.answers is not None and recorder.log is not None:  # a store that is empty is falsy
-        on_feedback = recorder.drift.observe_feedback
-        app.include_router(
-            feedback.make_router(recorder.answers, recorder.log, metrics.registry, on_feedback)
-        )
+    if recorder:
+        app.include_router(feedback.make_router(recorder.answers, recorder.log, metrics.registry))
     app.include_router(health.make_router(workers, metrics, identity, settings.evaluation))
     app.include_router(page.make_router())
     return app

@@ -196,7 +196,7 @@ class Settings(BaseSettings):
     """Answers remembered for feedback."""
 
     drift_reference: Path | None = None
-    """Charge mix of the training corpus, made by `python -m serve.drift mix`."""
+    """The training corpus's corpus.json: how far answered charges are from it, at /metrics."""
 
     evaluation: Path | None = None
     """Report of `curt.evaluate` on the model: accuracy per budget, for /version and the page."""

@@ -106,10 +106,9 @@ def make_router(
     answers: AnswerStore,
     log: FeedbackLog,
     registry: CollectorRegistry,
-    on_feedback: Callable[[Judgement], None] = lambda _: None,
     clock: Callable[[], float] = time.time,
 ) -> APIRouter:
-    """The route; `on_feedback` is called with each judgement that was kept."""
+    """The route."""
     router = APIRouter()
     received = Counter("curt_feedback", "Feedback that was kept", ["verdict"], registry=registry)
     for judgement in ("correct", "wrong"):
@@ -136,7 +135,6 @@ def make_router(
         request.state.log.update(feedback=body.verdict, corrected=body.correction is not None)
         if is_new:
             received.labels(body.verdict).inc()
-            on_feedback(body.verdict)
         else:
             response.status_code = 200
         return FeedbackReply(

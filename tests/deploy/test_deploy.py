@@ -29,7 +29,7 @@ def known_names() -> frozenset[str]:
     """Every series the server shows, and those the rules record."""
     metrics = Metrics()
     CacheMetrics(metrics.registry)
-    names = {"up"}
+    names = {"up", "curt_drift_distance", "curt_drift_distance_limit", "curt_drift_drifted"}
     for family in metrics.registry.collect():
         names |= {family.name + suffix for suffix in SUFFIXES.get(family.type, ("",))}
     return frozenset(names | {rule["record"] for rule in rules() if "record" in rule})
@@ -218,7 +218,7 @@ def healthy(**changed: float) -> list[dict[str, str]]:
     """A server that answers 600 requests a minute, all of them well but for what is `changed`."""
     rates = {"good": 600, "left": 0, "rejected": 0, "refused": 0, "failed": 0,
              "degraded": 0, "late": 0, "deaths": 0, "down": 0, "workers": 2,
-             "short": 0} | changed  # fmt: skip
+             "short": 0, "drifted": 0} | changed  # fmt: skip
     up = 1 - rates["down"]
     return [
         *(
@@ -234,6 +234,8 @@ def healthy(**changed: float) -> list[dict[str, str]]:
         series("curt_answer_latency_seconds_bucket", 600, 'le="+Inf"'),
         {"series": 'curt_workers_ready{job="curt",instance="a"}',
          "values": f"{rates['workers']}x30"},
+        {"series": 'curt_drift_drifted{job="curt",instance="a"}',
+         "values": f"{rates['drifted']}x30"},
         {"series": 'up{job="curt",instance="a"}', "values": f"{up}x30"},
     ]  # fmt: skip
 
@@ -246,6 +248,7 @@ def healthy(**changed: float) -> list[dict[str, str]]:
         ({"refused": 120}, {"CurtRefuses", "CurtMissesBurnFast", "CurtMissesBurnSlowly"}),
         ({"good": 540, "degraded": 60}, {"CurtDegraded", "CurtMissesBurnSlowly"}),
         ({"short": 150}, {"CurtThinksLittle"}),
+        ({"drifted": 1}, {"CurtDrift"}),
         ({"failed": 1}, {"CurtFails"}),
         ({"left": 600, "rejected": 600}, set()),
         # Cases, not requests: of a batch of 20 that is one request, 5 cases missing are 25%.

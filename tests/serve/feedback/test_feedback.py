@@ -62,7 +62,6 @@ class Desk:
     log: FeedbackLog
     identity: Identity
     metrics: Metrics
-    heard: list[str]
 
     def answer(self, request_id: str, served: Served = SERVED, owner: str | None = None) -> None:
         self.answers.remember(
@@ -93,10 +92,8 @@ def open_desk(tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Desk
         close()
         options |= {"feedback": tmp_path / "feedback"}
         recorder = AnswerRecorder.open(settings.model_copy(update=options))
-        answers, log = recorder.answers, recorder.log
-        assert answers is not None
-        assert log is not None
-        metrics, heard = Metrics(), []
+        assert recorder is not None
+        answers, log, metrics = recorder.answers, recorder.log, Metrics()
         app = FastAPI()
 
         @app.middleware("http")
@@ -107,9 +104,9 @@ def open_desk(tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Desk
 
         app.add_middleware(RequestContext, metrics=metrics)
         install_handlers(app)
-        app.include_router(make_router(answers, log, metrics.registry, heard.append))
+        app.include_router(make_router(answers, log, metrics.registry))
         identity = Identity.of(settings.model, settings.manifest())
-        opened.append(Desk(AsgiClient(app), answers, log, identity, metrics, heard))
+        opened.append(Desk(AsgiClient(app), answers, log, identity, metrics))
         return opened[-1]
 
     yield make
@@ -141,7 +138,6 @@ def test_a_correction_of_one_part_keeps_the_others(desk: Desk, tmp_path: Path) -
     assert row["answer"]["thinking_tokens"] == 3
     assert row["answer"]["variant"] == "default"
     assert row["user"] == "judge-7"
-    assert desk.heard == ["wrong"]
     assert b'curt_feedback_total{verdict="wrong"} 1.0' in desk.metrics.render()
 
 
@@ -236,7 +232,6 @@ def test_the_same_twice_is_one_line_and_a_change_of_mind_another(
     sent = [desk.say(verdict=v).status_code for v in ("wrong", "wrong", "correct", "wrong")]
     assert sent == [201, 200, 201, 201]
     assert [row["verdict"] for row in rows(tmp_path / "feedback")] == ["wrong", "correct", "wrong"]
-    assert desk.heard == ["wrong", "correct", "wrong"]
 
 
 def test_endless_changes_of_mind_are_refused(desk: Desk) -> None:

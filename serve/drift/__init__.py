@@ -1,1 +1,0 @@
-"""Whether what comes in is still what the model was trained on."""
