@@ -48,7 +48,7 @@ from curt.law.verdict import Verdict
 log = logging.getLogger(__name__)
 
 # Raise with any change to what is measured: older results are then measured again.
-MEASURE_VERSION = 1
+MEASURE_VERSION = 2
 
 RUNNABLE = ("hf", "ort-genai")
 
@@ -64,7 +64,7 @@ class CompareConfig(Config):
     artifacts: list[Path]
     """Model folders to choose from, as a JSON list."""
     corpus: Path = Path("artifacts/demo/corpus/test.jsonl")
-    """Case file for accuracy and KL; not read with `speed_only`."""
+    """Case file for accuracy and KL."""
     out: Path
     """Folder for report.json, report.html and the kept results."""
     limit: int | None = None
@@ -73,14 +73,12 @@ class CompareConfig(Config):
     """Thinking budget in tokens, stated and enforced; the parent's largest when not given."""
     batch: int = 50
     """Sequences at once, where the engine batches."""
-    speed_only: bool = False
-    """Sizes and speeds alone, for a model whose weights are random."""
     speed_threads: tuple[int, ...] = (1, 2)
     """Thread counts to measure speed at."""
     speed_rounds: int = 5
     """Rounds of the speed measurement."""
     prompt_tokens: int = 500
-    """Prompt length of the speed measurement."""
+    """Prompt length of the speed measurement, where the model's facts may be so long."""
     decode_tokens: int = 64
     """Tokens decoded after it."""
     kl_prompts: int = 16
@@ -139,8 +137,7 @@ def write_report(config: CompareConfig, open_engine: OpenEngine) -> dict[str, An
     identities = [identify(f, config.parent) for f in (config.parent, *config.artifacts)]
     measured = [Measured(identity=i, notes=_notes(i, config)) for i in identities]
     store = Store(config.out / "kept")
-    if not config.speed_only:
-        measured = _add_quality(config, limits, budget, measured, store, open_engine)
+    measured = _add_quality(config, limits, budget, measured, store, open_engine)
     measured = _add_speeds(config, measured, store)
     rows = make_rows(measured, 4 * count_parameters(config.parent) / 1e6)
     choice = choose(rows)
@@ -160,7 +157,7 @@ def _notes(identity: ArtifactIdentity, config: CompareConfig) -> list[str]:
     """What will be missing of a folder, and why."""
     if identity.format not in RUNNABLE:
         return [f"{identity.format}: no engine on this machine runs it; only its size is known"]
-    if not config.speed_only and not shares_tokenizer(config.parent, Path(identity.folder)):
+    if not shares_tokenizer(config.parent, Path(identity.folder)):
         return ["another tokenizer than the parent's: no KL between them"]
     return []
 

@@ -1,4 +1,4 @@
-"""How fast model folders load, read a prompt and write, beside the library's own loop.
+"""How fast model folders load, read a prompt and write.
 
 Every folder gets a process of its own for each thread count. The processes stay loaded and take
 turns, one round each, so that a ratio compares two folders measured at nearly the same time and
@@ -8,26 +8,23 @@ not the machine's load at two times; memory must hold all folders at once.
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
+import itertools
 import logging
 import multiprocessing
 import os
 import re
 import statistics
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from curt.artifact import ArtifactError, Format, load_manifest
+from curt.artifact import ArtifactError, load_manifest
 from curt.config import FrozenModel
-from curt.dialogue import MAX_ANSWER_TOKENS, state_budget
-from curt.engines.onnx.graph import GENAI_CONFIG
-from curt.engines.protocol import Generation, Request
+from curt.dialogue import state_budget
+from curt.engines.protocol import Generation, Request, StreamingEngine, last_generation
+from curt.engines.registry import LocalEngine, open_engine
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +33,7 @@ T = TypeVar("T")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 SENTENCE = "被告人张某在某市某超市窃取他人现金8000元，归案后如实供述，认罪认罚。"
 MAX_REQUESTS = 32  # a round, for a model that ends its turn at once
-MIN_ROUND_S = 0.2  # of our engine: a shorter round measures the scheduler
+MIN_ROUND_MS = 200  # a shorter round measures the scheduler
 
 
 class Spread(FrozenModel):
@@ -50,8 +47,7 @@ class Spread(FrozenModel):
 class Speed(FrozenModel):
     """One folder at one thread count.
 
-    Rates are our engine's. `*_to_bare` are ratios to the library's own loop on the same prompt,
-    `decode_to_first` to the first folder's decoding in the same round.
+    `decode_to_first` is the ratio to the first folder's decoding in the same round.
     """
 
     threads: int
@@ -61,8 +57,6 @@ class Speed(FrozenModel):
     prompt_tokens: int
     prefill_tokens_per_s: Spread
     decode_tokens_per_s: Spread
-    prefill_to_bare: Spread
-    decode_to_bare: Spread
     decode_to_first: Spread
 
 
@@ -99,7 +93,7 @@ def spread(values: Sequence[float]) -> Spread:
 def _measure_at(
     folders: Sequence[Path], threads: int, rounds: int, prompt_tokens: int, decode_tokens: int
 ) -> list[Speed]:
-    seen: list[list[Round]] = [[] for _ in folders]
+    seen: list[list[list[Generation]]] = [[] for _ in folders]
     spawn = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
         workers = [
@@ -115,7 +109,7 @@ def _measure_at(
                 index = (turn + place) % len(folders)  # each folder is first in turn
                 seen[index].append(_ask(folders[index], workers[index], run_loaded))
             log.info("speed at %d threads: round %d of %d", threads, turn + 1, rounds)
-    first = [_decode_rate(one.engine) for one in seen[0]]
+    first = [_decode_rate(runs) for runs in seen[0]]
     return [_summarise(threads, start, own, first) for start, own in zip(ready, seen, strict=True)]
 
 
@@ -129,165 +123,24 @@ def _ask(folder: Path, worker: ProcessPoolExecutor, work: Callable[..., T], *giv
 def _set_threads(threads: int) -> None:
     """In a worker, before anything is imported that reads these."""
     # passive: a worker that waits for its turn must not keep a core busy
-    os.environ |= {"OMP_WAIT_POLICY": "passive", **dict.fromkeys(THREAD_VARIABLES, str(threads))}
+    os.environ |= {"OMP_WAIT_POLICY": "passive", "CUDA_VISIBLE_DEVICES": ""}
+    os.environ |= dict.fromkeys(THREAD_VARIABLES, str(threads))
 
 
-def _summarise(threads: int, ready: Loaded, seen: Sequence[Round], first: Sequence[float]) -> Speed:
-    length = ready.prompt_tokens
-    decode = [_decode_rate(one.engine) for one in seen]
-    bare_decode = [_decode_rate(one.bare) for one in seen]
-    prefill = [_prefill_rate(one.engine, length) for one in seen]
-    bare_prefill = [_prefill_rate(one.bare, length) for one in seen]
-
-    def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-        return spread([a / b for a, b in zip(ours, theirs, strict=True)])
-
+def _summarise(
+    threads: int, ready: Loaded, seen: Sequence[Sequence[Generation]], first: Sequence[float]
+) -> Speed:
+    decode = [_decode_rate(runs) for runs in seen]
     return Speed(
         threads=threads,
         rounds=len(seen),
         load_s=ready.load_s,
         peak_rss_mb=ready.peak_rss_mb,
-        prompt_tokens=length,
-        prefill_tokens_per_s=spread(prefill),
+        prompt_tokens=ready.prompt_tokens,
+        prefill_tokens_per_s=spread([_prefill_rate(runs) for runs in seen]),
         decode_tokens_per_s=spread(decode),
-        prefill_to_bare=ratios(prefill, bare_prefill),
-        decode_to_bare=ratios(decode, bare_decode),
-        decode_to_first=ratios(decode, first),
+        decode_to_first=spread([own / other for own, other in zip(decode, first, strict=True)]),
     )
-
-
-def _decode_rate(runs: Sequence[RunTimes]) -> float:
-    """Tokens a second after the prefills of a round's runs."""
-    return sum(run.passes for run in runs) / sum(run.decode_s for run in runs)
-
-
-def _prefill_rate(runs: Sequence[RunTimes], prompt_tokens: int) -> float:
-    return len(runs) * prompt_tokens / sum(run.prefill_s for run in runs)
-
-
-@dataclass(frozen=True, slots=True)
-class RunTimes:
-    """One prompt through the model; `passes` counts the forward passes after the prefill."""
-
-    prefill_s: float
-    decode_s: float
-    passes: int
-
-
-class Subject(ABC):
-    """A loaded model that runs one prompt of about `prompt_tokens` through either loop."""
-
-    engine: Any
-    """Of `curt.engines`."""
-
-    def widen(self, prompt_tokens: int) -> None:
-        """Let facts fill a prompt of this many tokens, as if the folder were made for it."""
-        self.engine.prompts.max_fact_tokens = prompt_tokens
-
-    def count_prompt(self, request: Request) -> int:
-        """Tokens of a request's prompt."""
-        return len(self.engine.encode(request))
-
-    @abstractmethod
-    def run_engine(self, request: Request) -> RunTimes:
-        """Complete a request as evaluation and serving do."""
-
-    @abstractmethod
-    def run_bare(self, request: Request, passes: int) -> RunTimes:
-        """The same prompt and number of tokens through the library's own greedy loop."""
-
-
-class OrtSubject(Subject):
-    """An "ort-genai" folder."""
-
-    def __init__(self, folder: Path, threads: int) -> None:
-        from curt.engines.onnx.engine import OrtEngine
-
-        self.engine = OrtEngine(folder, threads=threads)
-        self._genai_model = functools.cache(lambda: _open_genai(folder, threads))
-
-    def widen(self, prompt_tokens: int) -> None:
-        """The same, and a key-value cache of that size."""
-        super().widen(prompt_tokens)
-        self.engine._prepare_prefix()
-
-    def run_engine(self, request: Request) -> RunTimes:
-        """Complete a request as evaluation and serving do."""
-        (generation,) = self.engine.generate([request])
-        return RunTimes(
-            generation.prefill_ms / 1e3, generation.decode_ms / 1e3, _ort_passes(generation)
-        )
-
-    def run_bare(self, request: Request, passes: int) -> RunTimes:
-        """onnxruntime-genai's own loop over the same folder."""
-        import onnxruntime_genai as og
-
-        prompt = self.engine.encode(request).ids
-        total = len(prompt) + passes + 1
-        model = self._genai_model()
-        params = og.GeneratorParams(model)
-        # min_length keeps it from stopping early
-        params.set_search_options(max_length=total, min_length=total, do_sample=False)
-        generator = og.Generator(model, params)
-        started = time.perf_counter()
-        generator.append_tokens(prompt)
-        prefilled = time.perf_counter()
-        for _ in range(passes + 1):  # the first one only picks from the prefill's logits
-            generator.generate_next_token()
-        return RunTimes(prefilled - started, time.perf_counter() - prefilled, passes)
-
-
-class TransformersSubject(Subject):
-    """An "hf" folder. A hook on the model tells the prefill from the decoding."""
-
-    def __init__(self, folder: Path, threads: int) -> None:
-        import torch
-
-        from curt.engines.transformers import TransformersEngine
-
-        torch.set_num_threads(threads)
-        self.engine = TransformersEngine(folder, batch=1, device="cpu")
-        self._ends: list[float] = []
-        self.engine.model.register_forward_hook(lambda *_: self._ends.append(time.perf_counter()))
-
-    def run_engine(self, request: Request) -> RunTimes:
-        """Complete a request as evaluation does."""
-        return self._time(lambda: self.engine.generate([request]))
-
-    def run_bare(self, request: Request, passes: int) -> RunTimes:
-        """transformers' own `generate`."""
-        import torch
-
-        ids = self._encode(request)
-        with torch.inference_mode():
-            return self._time(
-                lambda: self.engine.model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    do_sample=False,
-                    min_new_tokens=passes + 1,
-                    max_new_tokens=passes + 1,
-                    pad_token_id=0,
-                )
-            )
-
-    def _encode(self, request: Request) -> Any:
-        import torch
-
-        return torch.tensor([self.engine.encode(request).ids])
-
-    def _time(self, run: Callable[[], object]) -> RunTimes:
-        self._ends.clear()
-        started = time.perf_counter()
-        run()
-        ended = time.perf_counter()
-        return RunTimes(self._ends[0] - started, ended - self._ends[0], len(self._ends) - 1)
-
-
-SUBJECTS: dict[Format, Callable[[Path, int], Subject]] = {
-    "ort-genai": OrtSubject,
-    "hf": TransformersSubject,
-}
 
 
 class Loaded(NamedTuple):
@@ -298,92 +151,63 @@ class Loaded(NamedTuple):
     prompt_tokens: int
 
 
-class Round(NamedTuple):
-    """The runs of one round, by our engine and by the library's own loop."""
-
-    engine: list[RunTimes]
-    bare: list[RunTimes]
-
-
-_loaded: tuple[Subject, Request, int]  # of this process, which runs one folder
+_loaded: tuple[LocalEngine, Request, int]  # of this process, which runs one folder
 
 
 def load(folder: Path, threads: int, prompt_tokens: int, decode_tokens: int) -> Loaded:
     """In a process of its own: load a folder for `run_loaded`, and warm it up."""
     global _loaded
-    kind = load_manifest(folder).format
-    if kind not in SUBJECTS:
-        raise ArtifactError(f"{folder} holds {kind}, which no engine on this machine runs")
-    _import_engine(kind)
     started = time.perf_counter()
-    subject = SUBJECTS[kind](folder, threads)
+    engine = open_engine(folder, threads=threads)
     load_s = time.perf_counter() - started
-    room = context_tokens(folder) - decode_tokens - MAX_ANSWER_TOKENS - 2
-    wanted = min(prompt_tokens, room)
-    subject.widen(wanted)
-    request = make_request(subject, wanted, decode_tokens)
-    subject.run_engine(request)  # warm up, and touch what an engine needs
-    loaded = Loaded(load_s, peak_rss_mb(), subject.count_prompt(request))
-    subject.run_bare(request, decode_tokens)
-    _loaded = subject, request, decode_tokens
-    return loaded
+    request = make_request(engine, prompt_tokens, decode_tokens)
+    first = last_generation(engine.stream(request))
+    _loaded = engine, request, decode_tokens
+    return Loaded(load_s, peak_rss_mb(), first.prompt_tokens)
 
 
-def run_loaded() -> Round:
+def run_loaded() -> list[Generation]:
     """One round of the folder that this process has loaded."""
     return run_round(*_loaded)
 
 
-def make_request(subject: Subject, prompt_tokens: int, decode_tokens: int) -> Request:
-    """A request whose prompt is as long as it gets without passing `prompt_tokens`.
+def make_request(engine: LocalEngine, prompt_tokens: int, decode_tokens: int) -> Request:
+    """A request with as many sentences as `prompt_tokens` and the model's facts have room for.
 
     Thinking, its end and the answer come to at most `decode_tokens` tokens. Raises ValueError
-    when even an empty fact is too long.
+    when not even one sentence fits.
     """
-    text = SENTENCE * (prompt_tokens // len(SENTENCE) * 8 + 8)
-
-    def request(chars: int) -> Request:
-        thinking = decode_tokens // 2
-        return Request(
-            text[:chars],
+    thinking = decode_tokens // 2
+    found, length = None, 0
+    for count in itertools.count(1):
+        request = Request(
+            SENTENCE * count,
             stated_budget=state_budget(thinking),
             thinking_limit=thinking,
             answer_limit=max(1, decode_tokens - thinking - 1),
+            tell_text=False,
         )
-
-    if subject.count_prompt(request(0)) > prompt_tokens:
+        longer = len(engine.encode(request))
+        if not length < longer <= prompt_tokens:  # the model's own limit clips it, or ours is met
+            break
+        found, length = request, longer
+    if found is None:
         raise ValueError(f"no prompt fits {prompt_tokens} tokens: allow longer ones")
-    low, high = 0, len(text)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if subject.count_prompt(request(middle)) <= prompt_tokens:
-            low = middle
-        else:
-            high = middle
-    return request(low)
+    return found
 
 
-def run_round(subject: Subject, request: Request, decode_tokens: int) -> Round:
-    """Engine and raw loop in turn until enough is decoded and enough time has passed.
+def run_round(engine: StreamingEngine, request: Request, decode_tokens: int) -> list[Generation]:
+    """A request again and again until enough is decoded and enough time has passed.
 
-    A model may end its turn before `decode_tokens`: then the prompt is run again.
+    A model may end its turn before `decode_tokens`.
     """
-    engine: list[RunTimes] = []
-    bare: list[RunTimes] = []
-    while len(engine) < MAX_REQUESTS and (
-        sum(r.passes for r in engine) < decode_tokens
-        or sum(r.prefill_s + r.decode_s for r in engine) < MIN_ROUND_S
+    runs: list[Generation] = []
+    while len(runs) < MAX_REQUESTS and (
+        sum(map(_written, runs)) < decode_tokens
+        or sum(run.prefill_ms + run.decode_ms for run in runs) < MIN_ROUND_MS
     ):
-        engine.append(subject.run_engine(request))
-        bare.append(subject.run_bare(request, engine[-1].passes))
-    return Round(engine, bare)
-
-
-def context_tokens(folder: Path) -> int:
-    """The longest sequence a model folder takes, in tokens."""
-    if (folder / GENAI_CONFIG).is_file():
-        return int(json.loads((folder / GENAI_CONFIG).read_bytes())["model"]["context_length"])
-    return int(json.loads((folder / "config.json").read_bytes())["max_position_embeddings"])
+        runs.append(last_generation(engine.stream(request)))
+    return runs
 
 
 def peak_rss_mb() -> float:
@@ -398,25 +222,15 @@ def peak_rss_mb() -> float:
     return int(match[1]) * 1024 / 1e6
 
 
-def _import_engine(kind: Format) -> None:
-    """So that loading is timed and importing is not."""
-    if kind == "hf":
-        import curt.engines.transformers
-    else:
-        import curt.engines.onnx.engine  # noqa: F401
+def _decode_rate(runs: Sequence[Generation]) -> float:
+    """Tokens a second after the prefills of a round's runs."""
+    return 1e3 * sum(map(_written, runs)) / sum(run.decode_ms for run in runs)
 
 
-def _open_genai(folder: Path, threads: int) -> Any:
-    """The folder as an onnxruntime_genai.Model with this many intra-op threads that don't spin."""
-    import onnxruntime_genai as og
-
-    config = og.Config(str(folder))
-    options = {"intra_op_num_threads": threads, "session.intra_op.allow_spinning": "0"}
-    config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
-    return og.Model(config)
+def _prefill_rate(runs: Sequence[Generation]) -> float:
+    return 1e3 * sum(run.prompt_tokens for run in runs) / sum(run.prefill_ms for run in runs)
 
 
-def _ort_passes(generation: Generation) -> int:
+def _written(run: Generation) -> int:
     # A token that fills the answer's limit is not fed back.
-    fed = generation.thinking_tokens + 1 + generation.answer_tokens
-    return fed - (generation.finish == "length")
+    return run.thinking_tokens + 1 + run.answer_tokens - (run.finish == "length")

@@ -54,7 +54,5 @@ def make_speed(threads: int, decode: float) -> Speed:
         prompt_tokens=500,
         prefill_tokens_per_s=one,
         decode_tokens_per_s=Spread(median=decode, low=decode, high=decode),
-        prefill_to_bare=one,
-        decode_to_bare=one,
         decode_to_first=one,
     )

@@ -10,7 +10,7 @@ from compress.compare.choice import Measured, choose, make_rows
 from compress.compare.page import make_panels, render_page
 from tests.compress.compare.records import measure
 
-SETTINGS: dict[str, Any] = {"speed_only": False, "budget": 64, "limit": None}
+SETTINGS: dict[str, Any] = {"budget": 64, "limit": None}
 
 
 def render(*artifacts: Measured, **settings: Any) -> str:
@@ -64,15 +64,6 @@ def test_a_table_without_a_default_says_so() -> None:
     page = render(measure("int8", weights_mb=12, right=150, decode=300.0))
     assert "none qualifies" in page
     assert "No artifact qualifies: there is no default." in page
-
-
-def test_random_weights_get_no_accuracy_and_no_default() -> None:
-    rows = make_rows([measure("parent", weights_mb=40, right=None, decode=100.0)], 40.0)
-    page = render_page(rows, choose(rows), {**SETTINGS, "speed_only": True})
-    assert "the weights are random" in page
-    assert "<h2>Quality</h2>" not in page
-    assert "<h2>Default</h2>" not in page
-    assert "<h2>Speed</h2>" in page
 
 
 def test_names_are_escaped() -> None:

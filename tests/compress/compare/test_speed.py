@@ -1,14 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from compress.compare.speed import (
-    RunTimes,
-    Subject,
-    context_tokens,
+    SENTENCE,
     make_request,
     measure_speeds,
     peak_rss_mb,
@@ -16,47 +15,41 @@ from compress.compare.speed import (
     spread,
 )
 from curt.artifact import ArtifactError
-from curt.engines import Request
+from curt.engines import Generation, GenerationStep, Request
 from tests.compress.onnx.exports import export, make_untied_model
 
 
-class Terse(Subject):
-    """A subject that ends every turn after three tokens; one character is one token."""
+class Terse:
+    """An engine that ends every turn after three tokens; one character is one token."""
 
-    def __init__(self) -> None:
-        self.bare_passes: list[int] = []
+    def __init__(self, most_tokens: int = 10_000) -> None:
+        self.most_tokens = most_tokens
 
-    def widen(self, prompt_tokens: int) -> None:
-        self.room = prompt_tokens
+    def encode(self, request: Request) -> str:
+        return ("x" * 20 + request.fact)[: self.most_tokens]
 
-    def count_prompt(self, request: Request) -> int:
-        return 20 + len(request.fact)
-
-    def run_engine(self, request: Request) -> RunTimes:
-        return RunTimes(0.01, 0.03, 3)
-
-    def run_bare(self, request: Request, passes: int) -> RunTimes:
-        self.bare_passes.append(passes)
-        return RunTimes(0.02, 0.03, passes)
+    def stream(self, request: Request) -> Iterator[GenerationStep]:
+        end = Generation("", len(self.encode(request)), 1, 1, False, "stop", 10.0, 30.0)
+        yield GenerationStep("end", generation=end)
 
 
 def test_a_spread_is_the_median_between_its_ends() -> None:
     assert spread([3.0, 1.0, 9.0]).model_dump() == {"median": 3.0, "low": 1.0, "high": 9.0}
 
 
-def test_a_round_repeats_a_short_turn_and_gives_the_bare_loop_the_same_work() -> None:
-    subject = Terse()
-    request = make_request(subject, 100, 16)
-    found = run_round(subject, request, 16)
-    assert sum(run.passes for run in found.engine) >= 16
-    assert len(found.engine) == len(found.bare) == len(subject.bare_passes)
-    assert set(subject.bare_passes) == {3}
+def test_a_round_repeats_a_short_turn_until_enough_is_decoded() -> None:
+    request = make_request(Terse(), 100, 16)
+    assert len(run_round(Terse(), request, 16)) == 6  # of three tokens
+    assert len(run_round(Terse(), request, 2)) == 5  # of 40 ms, 200 in all
 
 
-@pytest.mark.parametrize("prompt_tokens", [21, 100, 1234])
-def test_a_prompt_is_as_long_as_asked_for(prompt_tokens: int) -> None:
-    request = make_request(Terse(), prompt_tokens, 64)
-    assert Terse().count_prompt(request) == prompt_tokens
+@pytest.mark.parametrize(("prompt_tokens", "most"), [(60, 60), (100, 100), (1234, 400)])
+def test_a_prompt_is_as_long_as_asked_for_and_the_model_takes(
+    prompt_tokens: int, most: int
+) -> None:
+    engine = Terse(400)
+    request = make_request(engine, prompt_tokens, 64)
+    assert most - len(SENTENCE) < len(engine.encode(request)) <= most
     assert request.thinking_limit + 1 + request.answer_limit == 64
 
 
@@ -93,15 +86,13 @@ def test_both_engines_are_measured_in_turns(micro_model: Path, tmp_path: Path) -
         folders, threads=(1,), rounds=3, prompt_tokens=500, decode_tokens=16
     )
     assert first.decode_to_first.model_dump() == {"median": 1.0, "low": 1.0, "high": 1.0}
-    for folder, speed in zip(folders, (first, second), strict=True):
+    for speed in (first, second):
         assert speed.threads == 1
         assert speed.rounds == 3
-        # the context of 512 tokens leaves room for fewer than the 500 asked for
-        assert 400 < speed.prompt_tokens <= 512 - 16 - 64 - 2
+        assert 30 < speed.prompt_tokens <= 500
         assert speed.prefill_tokens_per_s.low > speed.decode_tokens_per_s.low > 0
         assert speed.decode_tokens_per_s.low <= speed.decode_tokens_per_s.median
         assert 0 < speed.load_s < 60
-        assert context_tokens(folder) == 512
     # PyTorch alone takes more memory than a whole ONNX Runtime worker
     assert second.peak_rss_mb < first.peak_rss_mb
 
