@@ -3,15 +3,13 @@
     python -m loadtest.capacity --host http://127.0.0.1:8000 --report artifacts/demo/capacity.json
 
 Writes the figures as JSON, the raw rows as CSV, the plot as PNG and all of it as HTML, beside
-each other. Interrupted with Ctrl-C it keeps every finished step, and the same command goes on
-from there. Exit code 0 when a rate was found, 1 when none keeps the promise, 130 when
-interrupted.
+each other. Interrupted with Ctrl-C it has written every finished step. Exit code 0 when a rate was
+found, 1 when none keeps the promise, 130 when interrupted.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import platform
@@ -31,7 +29,7 @@ from loadtest._client import read_api_key, trust_in
 from loadtest._http import HttpClient, wait_until_ready
 from loadtest.capacity._curt import ask_curt
 from loadtest.capacity._page import draw_capacity, render_page
-from loadtest.capacity._rows import read_rows, write_rows
+from loadtest.capacity._rows import write_rows
 from loadtest.capacity._search import Capacity, search
 from loadtest.capacity._step import RateStep, StepPlan
 
@@ -85,8 +83,6 @@ class CapacityConfig(Config):
     """PEM certificates to trust in place of the system's."""
     report: Path = Path("artifacts/demo/capacity.json")
     """JSON file; .csv, .png and .html go beside it."""
-    fresh: bool = False
-    """Begin anew where an interrupted search with the same settings could go on."""
 
 
 def work(config: CapacityConfig) -> int:
@@ -101,7 +97,7 @@ def work(config: CapacityConfig) -> int:
 
 
 async def find(config: CapacityConfig) -> Capacity:
-    """Search from where an earlier run was interrupted, and write after every step."""
+    """Search, and write after every step."""
     loop = asyncio.get_running_loop()
     this = asyncio.current_task()
     assert this is not None
@@ -128,9 +124,7 @@ async def find(config: CapacityConfig) -> Capacity:
         "mix": mix.describe(),
         "plan": asdict(plan),
     }
-    steps = [] if config.fresh else load_known(config.report, settings, plan)
-    if steps:
-        logger.info("going on after %d steps of %s", len(steps), config.report)
+    steps: list[RateStep] = []
     if not await wait_until_ready(connect(what="GET /readyz"), config.ready_timeout_s):
         raise ValueError(
             f"{config.host}/readyz did not answer 200 within {config.ready_timeout_s:g} s: start "
@@ -142,7 +136,7 @@ async def find(config: CapacityConfig) -> Capacity:
         save(config.report, settings, Capacity(tuple(steps), finished=False))
 
     ask = ask_curt(client, mix, int(time.time()), config.deadline_ms)
-    found = await search(ask, plan, known=tuple(steps), on_step=keep)
+    found = await search(ask, plan, on_step=keep)
     save(config.report, settings, found)
     draw(config.report, settings, found)
     return found
@@ -156,22 +150,6 @@ def make_plan(config: CapacityConfig) -> StepPlan:
         patience_s=config.timeout_s,
         **{name: getattr(config, name) for name in same},
     )
-
-
-def load_known(path: Path, settings: dict[str, Any], plan: StepPlan) -> list[RateStep]:
-    """Steps of an unfinished search with the same settings; none where there is no such file.
-
-    Raises ValueError where the file is damaged.
-    """
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    except ValueError:
-        raise ValueError(f"{path} is no report: start anew with --fresh true") from None
-    if told.get("settings") != json.loads(json.dumps(settings)) or told["capacity"]["finished"]:
-        return []
-    return read_rows(path.with_suffix(".csv"), told["capacity"]["steps"], plan.slo)
 
 
 def save(path: Path, settings: dict[str, Any], capacity: Capacity) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,25 +99,20 @@ class Capacity:
 async def search(
     ask: Ask,
     plan: StepPlan,
-    *,
-    known: Sequence[RateStep] = (),
-    on_step: Callable[[RateStep], None] | None = None,
+    on_step: Callable[[RateStep], None] = lambda _: None,
 ) -> Capacity:
     """Find the highest rate at which p99 and misses keep `plan`'s promise.
 
-    `known` are the finished steps of an interrupted search with the same plan; they are not
-    repeated. `on_step` hears of each new one, in time to save it: a cancelled search loses the
-    step it is in and no other.
+    `on_step` hears of each step, in time to save it.
     """
-    steps = list(known)
-    asked = sum(step.asked for step in steps)
+    steps: list[RateStep] = []
+    asked = 0
     while (rate := next_rate(plan, steps)) is not None:
         step = await run_step(ask, rate, plan, number=len(steps), first_index=asked)
         asked += step.asked
         steps.append(step)
         logger.info("%s", tell(step))
-        if on_step:
-            on_step(step)
+        on_step(step)
         await asyncio.sleep(plan.settle_s)
     return Capacity(tuple(steps), finished=True)
 

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,7 +11,6 @@ from hypothesis import strategies as st
 from loadtest._reply import Outcome
 from loadtest.capacity._page import draw_capacity, render_page
 from loadtest.capacity._rates import SearchPlan, find_highest, next_rate
-from loadtest.capacity._rows import read_rows, write_rows
 from loadtest.capacity._search import Capacity, search
 from loadtest.capacity._step import AskResult, RateStep, StepPlan, run_step
 
@@ -195,7 +192,7 @@ def test_a_bug_in_ask_is_no_miss() -> None:
         asyncio.run(search(broken, QUICK))
 
 
-def test_a_search_goes_on_from_what_is_known_with_new_requests() -> None:
+def test_a_search_asks_nothing_twice_and_tells_of_every_step() -> None:
     asked: list[int] = []
 
     async def ask(index: int) -> AskResult:
@@ -203,13 +200,10 @@ def test_a_search_goes_on_from_what_is_known_with_new_requests() -> None:
         return AskResult() if index < 150 else AskResult("status 500")
 
     heard: list[RateStep] = []
-    known = [step_at(50, kept=True)]
-    found = asyncio.run(search(ask, QUICK, known=known, on_step=heard.append))
-    assert found.steps[0] is known[0]
-    assert list(found.steps[1:]) == heard
-    assert heard[0].rate_per_s == 100
-    assert min(asked) == known[0].asked
-    assert len(set(asked)) == len(asked)
+    found = asyncio.run(search(ask, QUICK, heard.append))
+    assert list(found.steps) == heard
+    assert len(heard) > 2
+    assert sorted(asked) == list(range(len(asked)))
     assert found.finished
 
 
@@ -217,7 +211,7 @@ def test_a_cancelled_search_keeps_every_finished_step() -> None:
     heard: list[RateStep] = []
 
     async def run() -> None:
-        task = asyncio.create_task(search(quick, QUICK, on_step=heard.append))
+        task = asyncio.create_task(search(quick, QUICK, heard.append))
         while not heard:
             await asyncio.sleep(0.01)
         task.cancel()
@@ -228,18 +222,6 @@ def test_a_cancelled_search_keeps_every_finished_step() -> None:
     asyncio.run(run())
     assert heard
     assert heard[0].kept
-
-
-def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
-    steps = [step_at(50, kept=True), step_at(100, kept=False, number=1)]
-    path = tmp_path / "capacity.csv"
-    write_rows(path, steps)
-    told = json.loads(json.dumps(Capacity(tuple(steps), finished=False).to_json()))
-    assert read_rows(path, told["steps"], QUICK.slo) == steps
-    with pytest.raises(ValueError, match="start anew"):
-        read_rows(path, [{**told["steps"][0], "requests": 11}], QUICK.slo)
-    with pytest.raises(ValueError, match="start anew"):
-        read_rows(tmp_path / "nowhere.csv", told["steps"], QUICK.slo)
 
 
 def test_the_pictures_and_the_page_take_any_search() -> None:
