@@ -1,6 +1,6 @@
 """GPUs by their makers' data sheets: what each holds, how fast it reads and what it multiplies.
 
-The one table that training plans, TensorRT-LLM exports and deployment sizes derive from.
+The one table that training plans, TensorRT-LLM exports and the sizing table derive from.
 """
 
 from __future__ import annotations

@@ -3,50 +3,40 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from deploy import sizing
-from deploy.sizing import MODELS, SERVED, SizingConfig, rate_per_s, thinking_tokens, token_ms
+from curt.hardware import GPUS, Gpu
 from serve.api.schemas import NOTICE
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 
 
-def test_the_sizing_table_is_the_one_that_is_calculated() -> None:
-    assert sizing.table(SizingConfig()) in OPERATIONS
+def calculate(parameters: float, gpu: Gpu, form: str) -> list[str]:
+    """A row of the sizing table by the formulas above it."""
+    weights = parameters * {"fp8": 1.0, "int4": 0.56}[form]
+    token = 1.3 * (weights / (gpu.bandwidth_gb_s * 1e6) + 3)
+    peak = gpu.tflops["fp8" if form == "fp8" else "bf16"] * 1e12
+    prefill = 2 * parameters * 500 / (0.4 * peak) * 1e3 + 3
+    fits = int((400 - 15 - prefill) // token) - 25
+    rates = [
+        f"{1e3 * min(0.6 * 8 / (prefill + (25 + budget) * token), 0.3 / prefill):.0f}"
+        if budget <= fits
+        else "–"
+        for budget in (0, 16, 32, 64)
+    ]
+    times = [f"{weights / 1e9:.1f} GB", f"{token:.1f} ms", f"{prefill:.0f} ms"]
+    return [*times, str(fits) if fits >= 0 else "no answer", *rates]
 
 
-def test_a_request_worked_out_by_hand() -> None:
-    model, gpu = MODELS["1.5 B"], SERVED[0]
-    assert gpu.gpu.name == "H200"
-    token = 1.3 * (1.78 / 4.8 + 3)
-    prefill = 2 * 1.78e9 * 500 / (0.4 * 1979e12) * 1e3 + 3
-    assert token_ms(model, gpu) == pytest.approx(token)
-    assert thinking_tokens(model, gpu, 400) == int((385 - prefill) / token) - 25 == 61
-    assert rate_per_s(model, gpu, 32, 400) == pytest.approx(4800 / (prefill + 57 * token))
-    assert rate_per_s(model, gpu, 61, 400) is not None
-    assert rate_per_s(model, gpu, 62, 400) is None
-
-
-def test_more_thinking_and_larger_models_never_come_for_free() -> None:
-    for gpu in SERVED:
-        for less, more in pairwise(MODELS.values()):
-            assert thinking_tokens(less, gpu, 400) > thinking_tokens(more, gpu, 400)
-        for model in MODELS.values():
-            rates = [rate_per_s(model, gpu, budget, 400) or 0 for budget in range(0, 128, 8)]
-            assert rates == sorted(rates, reverse=True)
-
-
-def test_another_deadline_and_other_budgets_make_another_table() -> None:
-    lines = sizing.table(SizingConfig(deadline_ms=1000, budgets=[38])).splitlines()
-    assert lines[0].endswith("| thinking that fits | rate at 38 |")
-    assert len(lines) == 2 + len(MODELS) * len(SERVED)
-    (row,) = [line for line in lines if line.startswith("| 7 B | A10")]
-    assert row.endswith("| 38 | 2 |")
+def test_the_sizing_table_is_what_its_formulas_give() -> None:
+    rows = re.findall(r"^\| ([\d.]+) B \| (\w+) (fp8|int4) \| (.*) \|$", OPERATIONS, re.M)
+    assert len(rows) == 12
+    parameters = {"0.6": 0.6e9, "1.5": 1.78e9, "7": 7.62e9}
+    for size, gpu, form, told in rows:
+        assert told.split(" | ") == calculate(parameters[size], GPUS[gpu], form), (size, gpu)
 
 
 @pytest.mark.parametrize("name", ["docs/containers.md", "deploy/compose.yaml"])
