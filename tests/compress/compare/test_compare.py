@@ -163,7 +163,7 @@ def test_the_command_reports_what_it_can_measure_of_each_format(
         "kl_tokens": "8",
         "speed_threads": "[1]",
         "speed_rounds": "2",
-        "prompt_tokens": "100",
+        "prompt_tokens": "300",
         "decode_tokens": "8",
     }
     run(CompareConfig, work, [f"--{name}={value}" for name, value in settings.items()])
