@@ -258,6 +258,20 @@ def test_metrics_count_what_happened(settings: Settings) -> None:
     assert 'curt_e2e_request_latency_seconds_bucket{le="0.4"} 3.0' in text
 
 
+def test_charges_are_held_against_a_corpus_where_one_is_named(
+    settings: Settings, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus.json"
+    corpus.write_text(json.dumps({"sets": {"train": {"charges": {"诈骗": 90, "盗窃": 10}}}}))
+    named = settings.model_copy(update={"drift_reference": corpus})
+    client = AsgiClient(create_app(named, FakePool(GOOD)))
+    for _ in range(20):
+        predict(client)
+    told = client.get("/metrics").text
+    assert 'curt_charges_total{charge="盗窃"} 20.0' in told
+    assert "curt_drift_drifted 1.0" in told
+
+
 def test_version_names_model_prompt_and_statutes(client: AsgiClient) -> None:
     body = client.get("/version").json()
     assert body["model"]["name"] == "model"
