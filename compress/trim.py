@@ -68,8 +68,8 @@ class TrimConfig(Config):
 def trim(config: TrimConfig) -> None:
     """Trim one model folder; its manifest says what went.
 
-    Raises ArtifactError when the parent must not be loaded, and ValueError when its tokenizer is no
-    BPE of bytes or the case file can't be read; then nothing is written.
+    Raises ArtifactError when the parent must not be loaded, and ValueError when its tokenizer does
+    not fall back to bytes or the case file can't be read; then nothing is written.
     """
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
@@ -78,7 +78,7 @@ def trim(config: TrimConfig) -> None:
     file = config.model / "tokenizer.json"
     before = json.loads(Tokenizer.from_file(str(file)).to_str())
     _check_kind(before, file)
-    vocab = before["model"]["vocab"]
+    vocab = _vocabulary(before)
     prompts = load_prompts(
         config.model, PromptTokenizer(config.model), parent.max_fact_tokens, parent.prompt_version
     )
@@ -120,14 +120,19 @@ def choose_tokens(tokenizer: Mapping[str, Any], used: Iterable[int]) -> list[int
 
     These are `used`, all special tokens, the bytes that any text falls back to, and what each of
     them is merged from. Merges inside a token go the same way whatever stands around it; so a text
-    whose tokens all stay has all the merges that made them, in their order.
+    whose tokens all stay has all the merges that made them, in their order. Of a Unigram model the
+    likeliest pieces stay the likeliest without others; its least likely one says what an unknown
+    character costs.
     """
-    vocab: Mapping[str, int] = tokenizer["model"]["vocab"]
-    ranks = {(left, right): rank for rank, (left, right) in enumerate(tokenizer["model"]["merges"])}
+    model = tokenizer["model"]
+    vocab = _vocabulary(tokenizer)
+    ranks = {(left, right): rank for rank, (left, right) in enumerate(model.get("merges", []))}
     added = {token["id"] for token in tokenizer["added_tokens"]}
     kept = {token["id"] for token in tokenizer["added_tokens"] if token["special"]}
-    base = [*_byte_tokens(tokenizer), tokenizer["model"].get("unk_token")]
     names = {place: name for name, place in vocab.items()}
+    base = [*_byte_tokens(tokenizer), model.get("unk_token"), names.get(model.get("unk_id"))]
+    if model["type"] == "Unigram":
+        base.append(min(model["vocab"], key=lambda piece: piece[1])[0])
     for token in {*used, *(vocab[name] for name in base if name in vocab)}:
         kept.add(token)
         if token not in added:
@@ -140,8 +145,13 @@ def trim_tokenizer(tokenizer: Mapping[str, Any], kept: Sequence[int]) -> dict[st
     """A `tokenizer.json` of the tokens `kept` alone, numbered anew in their order."""
     ids = {old: new for new, old in enumerate(kept)}
     model = tokenizer["model"]
-    vocab = {name: ids[token] for name, token in model["vocab"].items() if token in ids}
-    merges = [m for m in model["merges"] if {*m, "".join(m)} <= vocab.keys()]
+    vocab = {name: ids[token] for name, token in _vocabulary(tokenizer).items() if token in ids}
+    if model["type"] == "Unigram":
+        pieces = [piece for token, piece in enumerate(model["vocab"]) if token in ids]
+        model = {**model, "vocab": pieces, "unk_id": ids.get(model["unk_id"])}
+    else:
+        merges = [m for m in model["merges"] if {*m, "".join(m)} <= vocab.keys()]
+        model = {**model, "vocab": vocab, "merges": merges}
     added = [t | {"id": ids[t["id"]]} for t in tokenizer["added_tokens"] if t["id"] in ids]
     named = vocab | {token["content"]: token["id"] for token in added}
 
@@ -155,7 +165,7 @@ def trim_tokenizer(tokenizer: Mapping[str, Any], kept: Sequence[int]) -> dict[st
 
     return {
         **tokenizer,
-        "model": {**model, "vocab": vocab, "merges": merges},
+        "model": model,
         "added_tokens": added,
         "post_processor": renumber(tokenizer["post_processor"]),
     }
@@ -181,18 +191,27 @@ def keep_rows(model: PreTrainedModel, kept: Sequence[int]) -> None:
 
 
 def _check_kind(tokenizer: Mapping[str, Any], file: Path) -> None:
-    if tokenizer["model"]["type"] != "BPE" or not _byte_tokens(tokenizer):
+    kind = tokenizer["model"]["type"]
+    if kind not in ("BPE", "Unigram") or not _byte_tokens(tokenizer):
         raise ValueError(
-            f"{file} is a {tokenizer['model']['type']} model, and only a BPE that falls back to "
-            "bytes can be trimmed: train from the checkpoint as it is (make real TRIM=no)"
+            f"{file} is a {kind} model, and only a BPE or Unigram that falls back to bytes can be "
+            "trimmed: train from the checkpoint as it is (make real TRIM=no)"
         )
+
+
+def _vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+    """The id of each token of the model; a Unigram lists its own in their order."""
+    vocab = tokenizer["model"]["vocab"]
+    if isinstance(vocab, list):
+        return {name: token for token, (name, _) in enumerate(vocab)}
+    return dict(vocab)
 
 
 def _byte_tokens(tokenizer: Mapping[str, Any]) -> list[str]:
     """The tokens that spell any byte; none where the tokenizer has none."""
     from tokenizers import pre_tokenizers
 
-    alphabet = [name for name in tokenizer["model"]["vocab"] if _BYTE.fullmatch(name)]
+    alphabet = [name for name in _vocabulary(tokenizer) if _BYTE.fullmatch(name)]
     if '"ByteLevel"' in json.dumps([tokenizer["pre_tokenizer"], tokenizer["decoder"]]):
         alphabet += pre_tokenizers.ByteLevel.alphabet()
     return alphabet

@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ _FOLD_SYSTEM = (
 )
 _INSTALL_GGUF = ".venv/bin/python -m pip install -r configs/real/requirements.txt"
 _ANSWERED = "甲乙丙丁"
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +322,7 @@ def _load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         tokenizer: Any = AutoTokenizer.from_pretrained(
             source.path, padding_side="left", **source.options
         )
-    except (ImportError, TypeError, KeyError) as error:
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"the tokenizer of {source.name} can't be read ({error}): install what it asks for, or "
             "give the checkpoint a tokenizer.json"
@@ -330,9 +332,41 @@ def _load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
             f"{source.name} has a slow tokenizer, which serving can't load: give the checkpoint a "
             "tokenizer.json"
         )
+    if source.gguf_file:
+        _restore_merges(tokenizer)
     tokenizer.clean_up_tokenization_spaces = False  # decoding must give back what was written
     found: PreTrainedTokenizerBase = tokenizer
     return found
+
+
+def _restore_merges(tokenizer: Any) -> None:
+    """Make a BPE again of what a GGUF file stores as pieces with scores; others are left alone.
+
+    The scores are ranks of merges (SentencePiece's BPE: Gemma). transformers reads them as the log
+    likelihoods of a Unigram model, which then spells most words with other tokens than the model
+    was trained on. What no merge makes is only ever found whole, as marks of turns are.
+    """
+    from tokenizers import AddedToken, Tokenizer
+    from transformers.convert_slow_tokenizer import generate_merges
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = state["model"]
+    if model["type"] != "Unigram" or not model["byte_fallback"]:
+        return
+    names, scores = zip(*model["vocab"], strict=True)
+    if names.count("\t") > names.count("<0x09>"):  # the byte was given the character's name
+        place = names.index("\t")
+        names = (*names[:place], "<0x09>", *names[place + 1 :])
+    vocab = {name: token for token, name in enumerate(names)}
+    merges = generate_merges(vocab, zip(names, scores, strict=True))
+    state["model"] = {
+        "type": "BPE", "vocab": vocab, "merges": merges, "byte_fallback": True, "fuse_unk": True,
+        "unk_token": None if model["unk_id"] is None else names[model["unk_id"]],
+    }  # fmt: skip
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    made = {left + right for left, right in merges}
+    whole = [n for n in names if len(n) > 1 and n not in made and not _BYTE.fullmatch(n)]
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in whole])
 
 
 def _settle_thinking(

@@ -43,6 +43,13 @@ R1_TEMPLATE = (
     "{% else %}<|Assistant|>{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}"
 )
+LLAMA_TEMPLATE = (
+    "{% if messages[0].role == 'system' %}{% set begins = messages[0].content + '\n\n' %}"
+    "{% set messages = messages[1:] %}{% else %}{% set begins = '' %}{% endif %}"
+    "{% for m in messages %}{% if m.role == 'user' %}"
+    "{{ bos_token }}[INST] {{ begins if loop.first else '' }}{{ m.content }} [/INST]"
+    "{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
+)
 QWEN, GEMMA = ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), ("<pad>", "<eos>", "<bos>", "<unk>")
 TURNS = ("<start_of_turn>", "<end_of_turn>")
 THINK = ("<think>", "</think>")
@@ -79,6 +86,19 @@ KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...], dict[str, Any], dic
                    "layer_types": ["sliding_attention", "full_attention"]},
         GEMMA, {"bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "unk": "<unk>", "adds_bos": True,
                 "pieces": True},
+        {},
+    ),
+    # SentencePiece's BPE, which puts a space before every text.
+    "llama2": (
+        "Llama", {}, ("<unk>", "<s>", "</s>"),
+        {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "adds_bos": True, "pieces": True,
+         "prefix": True, "template": LLAMA_TEMPLATE},
+        {},
+    ),
+    "unigram": (
+        "Llama", {}, GEMMA,
+        {"bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "unk": "<unk>", "adds_bos": True,
+         "pieces": True, "unigram": True},
         {},
     ),
     "gemma2": (
@@ -126,6 +146,17 @@ def make_checkpoint(
     return folder
 
 
+def score_pieces(tokenizer: dict[str, Any], first: float, step: float) -> dict[str, Any]:
+    """A BPE's `tokenizer.json` as a Unigram: scores from `first` down with the rank of merges."""
+    model = tokenizer["model"]
+    ranks = {"".join(merge): rank for rank, merge in enumerate(model["merges"])}
+    names = sorted(model["vocab"], key=model["vocab"].get)
+    # Characters come after all merges, as in SentencePiece.
+    pieces = [[name, first - step * ranks.get(name, len(ranks) + 1)] for name in names]
+    unigram = {"type": "Unigram", "vocab": pieces, "unk_id": names.index("<unk>")}
+    return tokenizer | {"model": unigram | {"byte_fallback": True}}
+
+
 def _make_tokenizer(
     special: tuple[str, ...], settings: dict[str, Any], texts: Sequence[str], tokens: int
 ) -> PreTrainedTokenizerFast:
@@ -136,9 +167,13 @@ def _make_tokenizer(
     if pieces:
         tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
         tokenizer.normalizer = normalizers.Replace(" ", "▁")
-        tokenizer.decoder = decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-        )
+        decoded = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        if settings.get("prefix"):
+            tokenizer.normalizer = normalizers.Sequence(
+                [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+            )
+            decoded.append(decoders.Strip(" ", 1, 0))
+        tokenizer.decoder = decoders.Sequence(decoded)
         alphabet, bytes_too = [], [f"<0x{byte:02X}>" for byte in range(256)]
     else:
         tokenizer = Tokenizer(models.BPE())
@@ -155,6 +190,8 @@ def _make_tokenizer(
     if pieces:  # the fall-back is by token, not by added token
         kept = json.loads(tokenizer.to_str())
         kept["added_tokens"] = kept["added_tokens"][: len(special)]
+        if settings.get("unigram"):
+            kept = score_pieces(kept, -10, 0.01)
         tokenizer = Tokenizer.from_str(json.dumps(kept))
     if (is_special := settings.get("think")) is not None:
         marks = [AddedToken(mark, normalized=False, special=is_special) for mark in THINK]

@@ -8,6 +8,7 @@ from pathlib import Path
 from curt.artifact import ArtifactError, expect_manifest
 from curt.engines.registry import serving_engine
 from curt.engines.remote import RemoteModel
+from curt.engines.tokenizer import read_context_tokens
 from serve.pool.process import Spawn, WorkerProcess
 from serve.pool.worker import open_worker_engine
 from serve.settings import Settings
@@ -31,6 +32,7 @@ def make_spawn(settings: Settings, folder: Path, manifest_sha256: str) -> Spawn:
         )
     from serve.pool.remote import RemoteServer, RemoteWorker
 
+    read_context_tokens(folder)  # or each worker would fail at it, again and again
     open_model = functools.partial(open_remote_model, settings, folder, manifest_sha256)
     server = RemoteServer(open_model)
     return lambda: RemoteWorker(server)

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PhiConfig, PhiForCausalLM
 
 from compress.folders import load_model
-from compress.trim import TrimConfig, choose_tokens, keep_rows, trim
+from compress.trim import TrimConfig, choose_tokens, keep_rows, trim, trim_tokenizer
 from curt.artifact import load_manifest, parent_of, write_artifact
 from curt.checkpoint import CheckpointConfig, read_checkpoint, write_checkpoint
 from curt.classifier.candidates import PROBE, load_prompts
@@ -31,7 +31,7 @@ from curt.engines.tokenizer import PromptTokenizer, read_eos_ids
 from tests.checkpoints import make_checkpoint
 from tests.compress.onnx.exports import export
 
-BYTE_LEVEL, PIECES = ("qwen2.5", "qwen3", "r1", "llama-base"), ("gemma3-base", "gemma2")
+BYTE_LEVEL, PIECES = ("qwen2.5", "qwen3", "r1", "llama-base"), ("gemma3-base", "gemma2", "unigram")
 RARE = "踟"  # level 2 of GB 2312, in no case
 FOREIGN = "fox"
 
@@ -143,7 +143,7 @@ PIECES_OF_TEXT = st.lists(
 ).map("".join)  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["qwen2.5", "gemma3-base"])
+@pytest.mark.parametrize("kind", ["qwen2.5", "gemma3-base", "unigram"])
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -167,6 +167,21 @@ def test_a_token_is_kept_with_what_it_is_really_merged_from():
     model = {"type": "BPE", "vocab": vocab, "merges": merges}
     whole = {"model": model, "added_tokens": [], "pre_tokenizer": None, "decoder": None}
     assert choose_tokens(whole, [vocab["abc"]]) == [vocab[n] for n in ("a", "b", "c", "ab", "abc")]
+
+
+def test_a_character_that_goes_costs_no_less_than_it_did():
+    """The cost of an unknown one follows from the least likely piece, which so stays."""
+    pieces = [["<unk>", 0.0], ["<0x41>", 0.0], ["盗", -90.0], ["窃", -80.0], ["盗窃", -60.0]]
+    pieces.append(["踟", -100.0])
+    model = {"type": "Unigram", "vocab": pieces, "unk_id": 0, "byte_fallback": True}
+    whole = {
+        "model": model, "added_tokens": [], "pre_tokenizer": None, "decoder": None,
+        "post_processor": None,
+    }  # fmt: skip
+    kept = choose_tokens(whole, [1])
+    assert kept == [0, 1, 5]
+    assert trim_tokenizer(whole, kept)["model"]["vocab"] == [pieces[i] for i in kept]
+    assert choose_tokens(whole, [4]) == [0, 1, 2, 3, 4, 5]
 
 
 def test_an_output_layer_with_a_bias_of_its_own_loses_the_same_rows():

@@ -32,6 +32,8 @@ MATRIX = {  # how each is trained: all weights or adapters, rollouts of our own 
     "r1": (None, False),
     "gemma3-base": (None, True),
     "gemma2": (Lora(rank=4), False),
+    "llama2": (None, True),
+    "unigram": (Lora(rank=4), False),
     "granite": (None, True),
     "mistral": (None, True),
 }

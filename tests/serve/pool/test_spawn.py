@@ -68,6 +68,17 @@ def test_each_engine_has_its_workers(micro_model: Path, empty_model: Path) -> No
     assert isinstance(make_spawn(remote, micro_model, "0")(), RemoteWorker)
 
 
+def test_a_remote_folder_that_no_worker_could_use_ends_the_start(
+    micro_model: Path, tmp_path: Path
+) -> None:
+    """Not each worker's start, again and again."""
+    folder = shutil.copytree(micro_model, tmp_path / "nested")
+    write_json(folder / "config.json", {"text_config": {}})
+    remote = Settings(model=folder, engine="vllm", engine_url=URL)
+    with pytest.raises(ArtifactError, match=rf"{folder}.*nested in text_config; train from"):
+        make_spawn(remote, folder, "0")
+
+
 @pytest.mark.parametrize("how", ["swapped", "turned"])
 def test_a_worker_loads_no_model_that_took_the_place_of_its_own(
     ort_model: Path, tmp_path: Path, how: str
