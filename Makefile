@@ -190,6 +190,10 @@ real: $(STAMP) ## The whole job from CHECKPOINT=file.gguf|folder|hub/id on CORPU
 	$(MAKE) --no-print-directory start report
 	@echo "verdicts at $(URL)   evaluations in $(RUN)/eval   stop the server with: make stop RUN=$(RUN)"
 
+.PHONY: gpu-check
+gpu-check: $(STAMP) ## Eight minutes on one GPU: a GRPO step, packed and plain, and decode latency
+	PYTHON=$(PY) configs/gpu-check/run.sh
+
 .PHONY: ablation
 ablation: $(RUN)/eval/grpo-none.json $(RUN)/eval/grpo-default.json report ## GRPO without penalty beside it
 
