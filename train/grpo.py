@@ -50,7 +50,7 @@ from train.runs.checkpoints import (
     run_folder,
     saved_processes,
 )
-from train.runs.lora import Lora, adapter_config, forget_source
+from train.runs.lora import Lora, adapter_config, check_quantised, forget_source, load_base
 from train.runs.shares import cut_batch
 
 if TYPE_CHECKING:
@@ -120,6 +120,9 @@ class GRPOSettings(Config):
     """Completions a process puts through one pass of the update, at most; all at once without.
     More than memory holds must be cut up; the step stays the same."""
     max_thinking_tokens: int = 128
+    enforce_budgets: bool = False
+    """End thinking where the stated budget is used up, as serving does, and have the answer written
+    from there. Models whose own reasoning is longer would else be cut off without one."""
     learning_rate: float = 2e-4
     """Peak rate; falls to 0 over the run."""
     temperature: float = 1.0
@@ -202,6 +205,7 @@ def train_grpo(config: GRPOSettings) -> None:
     if config.trl.get("use_vllm"):
         check_vllm(checkpoint)
     start = describe_start(config, checkpoint.manifest)
+    check_quantised(config.lora)
     check_rate(checkpoint, config.learning_rate, adapters=config.lora is not None)
     checkpoint.check_servable(
         start["max_fact_tokens"], config.max_thinking_tokens, start["prompt_version"]
@@ -215,7 +219,7 @@ def train_grpo(config: GRPOSettings) -> None:
     run_dir = ask_main(lambda: open_run(config.out, settings, inputs))
     # Before the model: under ZeRO-3 and FSDP it is loaded in parts.
     arguments = GRPOConfig(**options, use_cpu=not torch.cuda.is_available())
-    tokenizer, model = checkpoint.tokenizer, checkpoint.load_model()
+    tokenizer, model = checkpoint.tokenizer, load_base(checkpoint, config.lora)
     compact = config.compact and can_pack(model)
     if config.compact and not compact:
         logger.info("%s can't read branches in one row: TRL's own rollouts", config.model)
@@ -247,6 +251,7 @@ def train_grpo(config: GRPOSettings) -> None:
         writer=TrajectoryWriter(trajectories),
         compact=compact,
         seed_rollouts=config.seed_rollouts,
+        thinking_end=reward.end_id if config.enforce_budgets else None,
         estimator=config.advantages,
         spread_floor=config.spread_floor,
         trained_groups=config.prompts,

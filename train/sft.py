@@ -27,7 +27,7 @@ from curt.corpus.generate.generator import VERBOSITIES
 from curt.corpus.store import find_cases, read_cases
 from curt.dialogue import GRAMMAR_VERSION, PROMPT_VERSION, Prompts
 from train.runs.checkpoints import last_checkpoint, open_run, share_random_state
-from train.runs.lora import Lora, adapter_config, forget_source
+from train.runs.lora import Lora, adapter_config, check_quantised, forget_source, load_base
 from train.runs.shares import cut_batch
 from train.warm_start.scratch import ModelSize
 
@@ -168,6 +168,7 @@ def train_warm_start(config: SFTConfig) -> None:
     rate = config.choose_rate(checkpoint)
     version = GRAMMAR_VERSION if config.tell_grammar else PROMPT_VERSION
     if checkpoint:
+        check_quantised(config.lora)
         checkpoint.check_servable(config.max_fact_tokens, config.max_thinking_tokens, version)
         checkpoint.say_changes()
     run_dir = ask_main(lambda: open_run(config.out, settings, inputs))
@@ -205,7 +206,7 @@ def train_warm_start(config: SFTConfig) -> None:
         tokenizer = ask_main(lambda: train_tokenizer(corpus_texts(cases), config.shape.vocab))
         model = build_model(config.shape, tokenizer)
     else:
-        tokenizer, model = checkpoint.tokenizer, checkpoint.load_model()
+        tokenizer, model = checkpoint.tokenizer, load_base(checkpoint, config.lora)
     # Parts of a sharded model can't be tried: it is taken for one that packs.
     packs = arguments.distributed_state.distributed_type in SHARDED or can_pack(model)
     if not packs:

@@ -26,6 +26,7 @@ from typing import Any
 from pydantic import Field
 
 from curt.artifact import MANIFEST, load_manifest
+from curt.checkpoint import read_checkpoint
 from curt.classifier.candidates import load_prompts, read_candidates
 from curt.config import Config, run
 from curt.corpus.build.card import render_card
@@ -126,13 +127,15 @@ def _sample(
     """Each case's id and the reasoning to keep, empty where no sample was accepted."""
     import torch
     from tqdm import tqdm
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from train.loop.sampler import sample_completions
 
     torch.manual_seed(config.seed)
-    tokenizer = AutoTokenizer.from_pretrained(config.model, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32).eval()
+    checkpoint = read_checkpoint(config.model)
+    tokenizer = checkpoint.tokenizer
+    gpu = torch.cuda.is_available()
+    model = checkpoint.load_model(dtype=torch.bfloat16 if gpu else torch.float32).eval()
+    model.to("cuda" if gpu else "cpu")
     prompts = load_prompts(config.model, tokenizer, max_fact_tokens)
     known = read_candidates(config.candidates)
     settings = VerificationSettings(checks=config.checks)
@@ -148,7 +151,7 @@ def _sample(
                 group=config.samples,
                 max_new_tokens=config.budget + MAX_ANSWER_TOKENS,
                 temperature=config.temperature,
-                eos_ids=[tokenizer.eos_token_id],
+                eos_ids=checkpoint.eos_ids,
                 pad_id=tokenizer.pad_token_id,
             )
             texts = tokenizer.batch_decode([ids[:-1] for ids in written])

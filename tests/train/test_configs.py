@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ from curt.corpus.build.pipeline import CorpusConfig
 from curt.corpus.case import OWN
 from curt.corpus.generate.generator import VERBOSITIES
 from curt.corpus.thinking import CUT, NONE
-from curt.dialogue import BUDGET_LEVELS
+from curt.dialogue import BUDGET_LEVELS, MAX_ANSWER_TOKENS, SYSTEM
+from curt.dialogue.answer import describe_grammar
 from curt.evaluate import EvaluateConfig
 from train.grpo import GRPOSettings
-from train.penalties import PENALTIES
+from train.penalties import PENALTIES, Group
 from train.rewards import REWARDS
 from train.sft import SFTConfig
+from train.star import StarConfig
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(  # of a benchmark: tests/benchmarks
@@ -40,9 +43,13 @@ CLASSES = {
     **DEMO,
     "checkpoint": CheckpointConfig,
     "compress-ort": ExportOrtConfig,
+    "pure-rl": GRPOSettings,
     "pure-rl-judge": GRPOSettings,
     "sft-lora": SFTConfig,
+    "sft-own": SFTConfig,
+    "star": StarConfig,
     "grpo-lora": GRPOSettings,
+    "grpo-own": GRPOSettings,
     "grpo-server": GRPOSettings,
 }
 GIVEN = {
@@ -107,18 +114,51 @@ def test_any_penalty_can_be_chosen_over_the_shipped_one(file, name):
 @pytest.mark.parametrize("folder", ["qwen3-0.6b", "qwen2.5-7b"])
 def test_larger_models_have_every_recipe(folder):
     names = {f.stem for f in FILES if f.parent.name == folder}
-    assert {"sft", "sft-lora", "grpo", "grpo-lora", "grpo-server"} <= names
-    for kind in ("", "-lora"):
+    assert {"sft", "sft-lora", "grpo", "grpo-lora", "grpo-server", "pure-rl"} <= names
+    for kind in ("", "-lora", "-own"):
         warm = load(ROOT / "configs" / folder / f"sft{kind}.toml")
         grpo = load(ROOT / "configs" / folder / f"grpo{kind}.toml")
         assert Path(grpo.model) == warm.out
         assert grpo.max_thinking_tokens <= warm.max_thinking_tokens
+    star = load(ROOT / "configs" / folder / "star.toml")
+    assert star.out == warm.corpus
+    assert str(star.model) == warm.model == load(ROOT / "configs" / folder / "pure-rl.toml").model
+
+
+@pytest.mark.parametrize("folder", ["qwen3-0.6b", "qwen2.5-7b"])
+@pytest.mark.parametrize("name", ["grpo-own", "pure-rl"])
+def test_a_checkpoints_own_reasoning_is_made_short_under_budgets_that_it_exceeds(folder, name):
+    config = load(ROOT / "configs" / folder / f"{name}.toml")
+    levels = config.curriculum.levels if config.curriculum else config.budgets
+    assert (min(levels), max(levels)) == (128, 1024)
+    assert config.enforce_budgets
+    assert config.max_thinking_tokens == 1024
+    shaped = config.penalty(Group((0.0, 0.0, 1.0, 1.0), (20, 900, 200, 700), 1024))
+    assert shaped[:2] == [0, 0]
+    assert shaped[2] > shaped[3] > 0
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if "vllm" in f.read_text()], ids=str)
+def test_vllm_holds_the_longest_prompt_and_completion_and_no_more_than_twice_that(file):
+    """Left out, it reserves a cache for the 32,768 tokens and more of the checkpoint."""
+    config = load(file)
+    told = len(describe_grammar()) if config.model.endswith(("/start", "/start-base")) else 0
+    needed = 1024 + len(SYSTEM) + told + 40 + config.max_thinking_tokens + 1 + MAX_ANSWER_TOKENS
+    said = config.trl.get("vllm_max_model_length")
+    if said is None:
+        said = int(re.search(r"--max_model_len (\d+)", file.read_text())[1])
+    assert needed <= said <= 2 * needed
+    # vLLM loads what lies there: a hub's checkpoint lacks the marks of thinking.
+    assert config.model.startswith("artifacts/")
 
 
 def test_one_constant_can_be_changed_alone():
     file = ROOT / "configs" / "demo" / "grpo.toml"
     changed, shipped = load(file, "--penalty.weight", "0.15").penalty, load(file).penalty
     assert changed == shipped.model_copy(update={"weight": 0.15})
+    adapters = ROOT / "configs" / "qwen2.5-7b" / "sft-lora.toml"
+    changed, shipped = load(adapters, "--lora.quantised", "true").lora, load(adapters).lora
+    assert changed == shipped.model_copy(update={"quantised": True})
 
 
 @pytest.mark.parametrize(

@@ -7,23 +7,38 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 
 from curt.artifact import load_manifest
+from curt.checkpoint import CheckpointConfig, write_checkpoint
 from curt.config import load_config
-from tests.train.training_runs import ROOT, made_by, make_corpus, sft_config
+from curt.corpus.build.pipeline import CorpusConfig, build_corpus
+from curt.corpus.case import OWN
+from curt.corpus.store import read_cases, write_cases
+from curt.dialogue import PROMPT_VERSION, THINK_END
+from curt.engines.tokenizer import PromptTokenizer
+from tests.cases import common_cases
+from tests.train.training_runs import ROOT, grpo_config, made_by, make_corpus, sft_config
+from train.data.trajectories import read_rollouts
 from train.grpo import GRPOSettings, train_grpo, trl_options
+from train.loop.trainer import RecordingTrainer
+from train.runs.checkpoints import run_folder
 from train.sft import SFTConfig, train_warm_start
+from train.star import StarConfig, collect_reasonings
 
 FOLDERS = ("qwen3-0.6b", "qwen2.5-7b")
 SFT = ("sft", "sft-lora")
-GRPO = ("grpo", "grpo-lora", "grpo-server")
+GRPO = ("grpo", "grpo-lora", "grpo-server", "pure-rl")
 SMALL = {"max_fact_tokens": 120, "max_thinking_tokens": 16}
 
 
@@ -56,7 +71,7 @@ def assert_whole_and_trained(folder: Path, start: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-@pytest.mark.parametrize("name", GRPO)
+@pytest.mark.parametrize("name", [*GRPO, "grpo-own"])
 def test_trl_knows_every_setting_and_eight_processes_share_a_step(tmp_path, folder, name):
     config = GRPOSettings.model_validate(shipped(GRPOSettings, folder, name))
     for processes in (1, 2, 4, 8):
@@ -91,12 +106,113 @@ def test_grpo_trains_scaled_down(tmp_path, made, folder, name):
     trl = {k: v for k, v in settings["trl"].items() if "vllm" not in k}
     small = SMALL | {"corpus": corpus, "model": str(model), "out": tmp_path / "out", "steps": 2,
                      "prompts": 2, "generations": 4, "micro_batch": 4, "budgets": [16],
-                     "learning_rate": 1e-4, "trackers": [], "trl": trl}  # fmt: skip
+                     "learning_rate": 1e-4, "trackers": [], "trl": trl,
+                     "tell_grammar": False}  # fmt: skip
     config = GRPOSettings.model_validate(settings | small)
     assert (config.lora is not None) == name.endswith("lora")
     folder_ = made_by(train_grpo, config)
+    if config.enforce_budgets:
+        assert all(r["thinking_tokens"] <= 16 for r in rollouts_of(folder_))
     assert_whole_and_trained(folder_, model)
     assert len(json.loads((folder_ / "history.json").read_bytes())) == 2
+
+
+def rollouts_of(folder: Path) -> list[dict]:
+    return read_rollouts(run_folder(folder) / "trajectories").to_pylist()
+
+
+@pytest.mark.slow
+def test_a_checkpoints_own_reasoning_is_collected_learned_and_made_short(tmp_path, made):
+    """The whole path of one folder, each stage by its shipped file and the paths it names."""
+    _, model = made
+    build_corpus(CorpusConfig(out=tmp_path / "corpus", train=8, dev=2, test=2))
+    places = {
+        "artifacts/qwen3-0.6b/": tmp_path, "artifacts/cail/": tmp_path, "Qwen/Qwen3-0.6B": model,
+    }  # fmt: skip
+
+    def scaled(cls, name: str, **changes):
+        text = (ROOT / "configs/qwen3-0.6b" / f"{name}.toml").read_text()
+        for here, there in places.items():
+            text = text.replace(f'"{here}', f'"{there}/' if here.endswith("/") else f'"{there}')
+        return cls.model_validate(tomllib.loads(text) | changes)
+
+    write_checkpoint(scaled(CheckpointConfig, "checkpoint", out=tmp_path / "start", **SMALL))
+    star = scaled(StarConfig, "star", samples=1, budget=8)
+    collect_reasonings(star)
+    found = [replace(c, reasonings={OWN: "醉驾"}) for c in read_cases(star.out / "train.jsonl")]
+    write_cases(star.out / "train.jsonl", found)  # what a model that knows something would write
+    train_warm_start(scaled(SFTConfig, "sft-own", batch=4, micro_batch=2, **SMALL))
+    config = scaled(
+        GRPOSettings, "grpo-own", max_thinking_tokens=16, steps=1, prompts=2, generations=4,
+        micro_batch=4, trl={}, trackers=[], curriculum={"type": "fixed", "levels": [8]},
+    )  # fmt: skip
+    folder = made_by(train_grpo, config)
+    assert load_manifest(folder).prompt_version == PROMPT_VERSION  # the grammar is learned by now
+    assert all(row["thinking_tokens"] <= 8 for row in rollouts_of(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compact", [True, False])
+def test_thinking_is_ended_at_the_stated_budget_and_what_ends_it_is_not_learned(
+    tmp_path, micro_model, made, monkeypatch, compact
+):
+    corpus, _ = made
+    changes = {
+        "budgets": [8], "steps": 1, "trackers": [], "compact": compact, "learning_rate": 1e-5,
+    }  # fmt: skip
+    if compact:
+        changes["seed_rollouts"] = True
+    config = grpo_config(corpus, micro_model, tmp_path / "out", enforce_budgets=True, **changes)
+    masks = []
+    compute = RecordingTrainer._compute_loss
+
+    def spy(self, model, inputs):
+        masks.append(inputs["tool_mask"] * inputs["completion_mask"])
+        return compute(self, model, inputs)
+
+    monkeypatch.setattr(RecordingTrainer, "_compute_loss", spy)
+    rows = rollouts_of(made_by(train_grpo, config))
+    end = PromptTokenizer(micro_model).single_id(THINK_END)
+    forced = [row for row in rows if row["thinking_tokens"] == 8]
+    assert len(forced) > 4  # random weights seldom end it
+    assert all(row["thinking_tokens"] <= 8 for row in rows)
+    assert all(row["token_ids"][8] == end and len(row["token_ids"]) <= 8 + 1 + 64 for row in forced)
+    trained = sum(int(mask.sum()) for mask in masks)
+    assert trained == sum(len(row["token_ids"]) for row in rows) - len(forced)
+    if compact:  # what is thought within the budget is what is thought without
+        free = grpo_config(corpus, micro_model, tmp_path / "free", **changes)
+        monkeypatch.undo()
+        pairs = zip(rows, rollouts_of(made_by(train_grpo, free)), strict=True)
+        assert all(a["token_ids"][:8] == b["token_ids"][:8] for a, b in pairs)
+
+
+@pytest.mark.slow
+def test_an_adapter_that_is_kept_gives_the_merged_model(tmp_path, made):
+    corpus, model = made
+    settings = shipped(SFTConfig, "qwen3-0.6b", "sft-lora")
+    small = SMALL | {"corpus": corpus, "model": str(model), "out": tmp_path / "out", "cases": 4,
+                     "batch": 4, "micro_batch": 2, "lora": {"rank": 4, "keep": True}}  # fmt: skip
+    folder = made_by(train_warm_start, SFTConfig.model_validate(settings | small))
+    base = AutoModelForCausalLM.from_pretrained(model)
+    adapted = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload()
+    merged = load_file(folder / "model.safetensors")
+    for name, weight in adapted.state_dict().items():
+        if name in merged:
+            torch.testing.assert_close(weight, merged[name])
+    assert "adapter/adapter_model.safetensors" in load_manifest(folder).files
+
+
+@pytest.mark.parametrize("cls", [SFTConfig, GRPOSettings])
+def test_what_a_quantised_base_lacks_is_said_before_the_run(tmp_path, micro_model, cls):
+    if find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is there")
+    write_cases(tmp_path / "train.jsonl", common_cases(1, "train"))
+    config = cls(
+        corpus=tmp_path, model=str(micro_model), out=tmp_path / "out", lora={"quantised": True}
+    )
+    with pytest.raises(ValueError, match="needs the package bitsandbytes: install"):
+        (train_warm_start if cls is SFTConfig else train_grpo)(config)
+    assert not run_folder(config.out).exists()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
-from curt.dialogue import encode
+from curt.dialogue import MAX_ANSWER_TOKENS, encode
 from train.data.trajectories import Rollout, TrajectoryWriter, drop_after, read_rollouts
 from train.loop.advantages import Estimator, estimate, gdpo
 from train.loop.group_reward import GroupReward
@@ -22,6 +22,9 @@ from train.loop.packed_update import packed_log_probs
 from train.loop.sampler import row_uniforms, sample_completions
 from train.penalties.base import History, group_outcomes
 from train.runs.processes import SHARDED, call_within
+
+Sampled = tuple[list[list[int]], list[list[float]] | None]
+"""Token ids of completions, and their log-probabilities where the sampler knows them."""
 
 
 class RecordingTrainer(GRPOTrainer):
@@ -37,6 +40,7 @@ class RecordingTrainer(GRPOTrainer):
         spread_floor: float,
         trained_groups: int,
         seed_rollouts: bool,
+        thinking_end: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(reward_funcs=reward, **options)
@@ -53,34 +57,78 @@ class RecordingTrainer(GRPOTrainer):
         self.spread_floor = spread_floor
         self.trained_groups = trained_groups
         self.seed_rollouts = seed_rollouts
+        self.thinking_end = thinking_end  # put where a stated budget is used up; None: nowhere
+        self.budgets: list[int] = []  # of the rows to be sampled
+        self.own_tokens: list[list[int]] | None = None  # 1, and 0 where a token was put in
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Token ids of whole prompts; TRL would begin each with another BOS."""
         return [encode(self.processing_class, prompt) for prompt in prompts], None, {}
 
+    def _generate(self, prompts: list[str]) -> tuple[Any, ...]:
+        prompt_ids, completion_ids, _, *others = super()._generate(prompts)
+        return prompt_ids, completion_ids, self.own_tokens, *others
+
     def _generate_single_turn(
-        self, prompt_ids: list[list[int]], images: Any, *rest: Any, **options: Any
-    ) -> tuple[list[list[int]], None]:
+        self, prompt_ids: list[list[int]], images: Any, fields: Any, group: int
+    ) -> Sampled:
+        sampled = self._sample(prompt_ids, range(len(prompt_ids)), group)
+        return sampled if self.thinking_end is None else self._end_thinking(prompt_ids, *sampled)
+
+    def _sample(
+        self, texts: list[list[int]], rows: Sequence[int], group: int, *, answers: bool = False
+    ) -> Sampled:
+        """Sample on from `texts`, which belong to these rows of the process: answers alone."""
+        length = MAX_ANSWER_TOKENS if answers else self.args.max_completion_length
+        if not self.compact and self.use_vllm:
+            self.vllm_generation.max_completion_length = length
+        elif not self.compact:
+            self.generation_config.max_new_tokens = length
         if not self.compact:
-            return super()._generate_single_turn(prompt_ids, images, *rest, **options)
-        rows = len(prompt_ids)
-        first = self.accelerator.process_index * rows
-        length = self.args.max_completion_length
+            return super()._generate_single_turn(texts, None, {}, group)
+        first = self.accelerator.process_index * len(self.budgets)
+        step = self.state.global_step
         completions = sample_completions(
             self.accelerator.unwrap_model(self.model),
-            prompt_ids,
-            group=self.num_generations,
+            texts,
+            group=group,
             max_new_tokens=length,
             temperature=self.args.temperature,
             eos_ids=self.eos_token_ids,
             pad_id=self.processing_class.pad_token_id,
             uniforms=row_uniforms(
-                self.args.seed, self.state.global_step, range(first, first + rows), length
+                self.args.seed, -1 - step if answers else step, [first + r for r in rows], length
             )
             if self.seed_rollouts
             else None,
         )
         return completions, None  # log-probabilities come from the update's own forward pass
+
+    def _end_thinking(
+        self, prompt_ids: list[list[int]], completions: list[list[int]], log_probs: Any
+    ) -> Sampled:
+        """Completions whose thinking ends at the stated budget, as serving ends it.
+
+        What thinks on is cut there, closed, and has its answer sampled anew. The token put in is
+        left out of the loss, for no policy chose it.
+        """
+        end, budgets = self.thinking_end, self.budgets
+        own = [[1] * len(ids) for ids in completions]
+        over = [i for i, n in enumerate(budgets) if end not in completions[i][: n + 1]]
+        over = [i for i in over if len(completions[i]) > budgets[i]]
+        # Several processes must take part in the same calls, each with all of its rows.
+        rows = over if self.accelerator.num_processes == 1 else range(len(completions))
+        heads = [[*completions[i][: budgets[i]], end] for i in rows]
+        texts = [prompt_ids[i] + head for i, head in zip(rows, heads, strict=True)]
+        answers, answer_log_probs = self._sample(texts, rows, 1, answers=True) if rows else ([], [])
+        for place, i in enumerate(rows):
+            if i in over:
+                completions[i] = heads[place] + answers[place]
+                own[i] = [1] * budgets[i] + [0] + [1] * len(answers[place])
+                if log_probs is not None:
+                    log_probs[i] = [*log_probs[i][: budgets[i]], 0.0, *answer_log_probs[place]]
+        self.own_tokens = own
+        return completions, log_probs
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -107,6 +155,7 @@ class RecordingTrainer(GRPOTrainer):
         return log_probs, entropies, None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self.budgets = [row["budget"] for row in inputs]
         output = super()._generate_and_score_completions(inputs)
         own = len(self.group_reward.pending)
         size = self.num_generations
@@ -124,7 +173,7 @@ class RecordingTrainer(GRPOTrainer):
         output["advantages"] = output["advantages"].new_tensor(advantages[first : first + own])
         if len(kept) < len(everyone) // size:
             output = keep_groups(output, {g - first // size for g in kept}, size)
-            tokens = output["completion_mask"].sum()
+            tokens = (output["completion_mask"] * output.get("tool_mask", 1)).sum()
             output["num_items_in_batch"] = self.accelerator.gather(tokens).sum()
         return output
 

@@ -85,6 +85,8 @@ class Load:
     vllm_tensor_parallel: int = 1
     group: int = 1
     """Rows with the same prompt."""
+    quantised: bool = False
+    """The base is held in four bits."""
     packed: bool = False
     """Prompts are computed once a group in the update, and finished rows leave generation."""
 
@@ -129,6 +131,7 @@ def grpo_load(config: GRPOPlan, ranks: int) -> Load:
         bf16=config.bf16,
         checkpointing=bool(trl.get("gradient_checkpointing", False)),
         lora_rank=config.lora.rank if config.lora else None,
+        quantised=config.lora is not None and config.lora.quantised,
         generates=not server,
         sharding=config.sharding,
         extra_forwards=int(vllm or server or passes > 1) + int(config.kl > 0),
@@ -159,6 +162,7 @@ def sft_load(config: SFTPlan, ranks: int) -> Load:
         bf16=config.bf16,
         checkpointing=config.gradient_checkpointing,
         lora_rank=config.lora.rank if config.lora else None,
+        quantised=config.lora is not None and config.lora.quantised,
         generates=False,
         sharding=config.sharding,
     )

@@ -1,17 +1,19 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685), merged into the weights of the folder written.
 
-Every later stage loads a whole model, so an adapter never leaves the run: checkpoints hold it, the
-model folder holds base + alpha / rank · B · A.
+Every later stage loads a whole model: the model folder holds base + alpha / rank · B · A. Servers
+of many adapters over one base are given the adapter alone, which may lie beside (`keep`).
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from curt.checkpoint import read_checkpoint
+from curt.checkpoint import Checkpoint, read_checkpoint
 from curt.config import FrozenModel
 
 if TYPE_CHECKING:
@@ -29,6 +31,41 @@ class Lora(FrozenModel):
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: list[str] | Literal["all-linear"] = "all-linear"
     """Names of the layers adapted, such as q_proj; all linear ones but the output by default."""
+    quantised: bool = False
+    """Hold the base in four bits while training (QLoRA, arXiv 2305.14314): needs bitsandbytes. The
+    folder written is merged from the whole base all the same."""
+    keep: bool = False
+    """Write the adapter too, unmerged, to `adapter/` in the model folder, as peft and vLLM read
+    it."""
+
+
+def check_quantised(lora: Lora | None) -> None:
+    """Raise ValueError where a base shall be held in four bits and nothing can."""
+    if lora and lora.quantised and importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "lora.quantised needs the package bitsandbytes: install it as docs/training.md says, "
+            "or leave it out"
+        )
+
+
+def load_base(checkpoint: Checkpoint, lora: Lora | None) -> Any:
+    """The model to train or to adapt; in four bits (NF4, twice quantised) where `lora` says so."""
+    if lora is None or not lora.quantised:
+        return checkpoint.load_model()
+    import torch
+    from accelerate import PartialState
+    from peft import prepare_model_for_kbit_training
+    from transformers import BitsAndBytesConfig
+
+    held = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    options = {"quantization_config": held, "device_map": {"": PartialState().device}}
+    model = checkpoint.load_model(dtype=torch.bfloat16, **options)
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def adapter_config(lora: Lora) -> LoraConfig:
@@ -53,8 +90,10 @@ def forget_source(adapted: Any) -> None:
         part.base_model_name_or_path = None
 
 
-def merge_adapter(source: str, lora: Lora, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    """The model at `source` with trained adapters merged in, in fp32.
+def merge_adapter(
+    source: str, lora: Lora, weights: Mapping[str, torch.Tensor], kept: Path | None = None
+) -> PreTrainedModel:
+    """The model at `source` with trained adapters merged in, in fp32; unmerged they go to `kept`.
 
     `weights` is the state of the adapted model; of it only the adapters are read, so that weights
     that were sharded or rounded for training don't matter. Raises ValueError when they don't fit.
@@ -71,4 +110,6 @@ def merge_adapter(source: str, lora: Lora, weights: Mapping[str, torch.Tensor]) 
             "it is not the model that training started from"
         )
     adapted.load_state_dict(found, strict=False)
+    if kept:
+        adapted.save_pretrained(kept, save_embedding_layers=False)
     return adapted.merge_and_unload()

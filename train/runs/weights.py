@@ -46,13 +46,15 @@ def write_model(
 
     def write() -> None:
         model: Any = accelerator.unwrap_model(trainer.model)
-        if lora is not None:
-            assert source is not None
-            model = merge_adapter(source, lora, weights or model.state_dict())
         saved = None if lora else weights
-        precision = _precision_of(saved or model.state_dict())
-        described = {**describe, "precision": precision}
+        described = dict(describe)
         with write_artifact(out, described, reader=reader) as folder:
+            if lora is not None:
+                assert source is not None
+                adapters = weights or model.state_dict()
+                kept = folder / "adapter" if lora.keep else None
+                model = merge_adapter(source, lora, adapters, kept)
+            described["precision"] = _precision_of(saved or model.state_dict())
             model.save_pretrained(folder, state_dict=saved)
             tokenizer.save_pretrained(folder)
             write_json(folder / "history.json", history)

@@ -132,6 +132,18 @@ def test_states_by_sharding(sharding, expected):
     assert state_bytes(1000, 100, 4, sharding) == expected
 
 
+def test_a_quantised_base_takes_about_half_a_byte_a_weight():
+    plain = replace(LOAD, lora_rank=4, bf16=True)
+    device = Device(memory_gib=1, teraflops=1, bandwidth_gb_s=1, link_gb_s=1, host_gb_s=1)
+    whole, small = (
+        estimate_memory(TINY, load, device) for load in (plain, replace(plain, quantised=True))
+    )
+    trained, layers = TINY.trained_parameters(4), 2 * MATRICES
+    assert whole.weights == 4 * TINY.parameters
+    assert small.weights == int(layers * 4.13 / 8) + 4 * (TINY.parameters - layers + trained)
+    assert small.copies < whole.copies
+
+
 def test_checkpointing_keeps_a_layers_input_and_one_layer():
     tokens = 4 * 10 + 4 * 20
     a_layer = layer_bytes_a_token(TINY, bf16=False)
@@ -295,7 +307,7 @@ def test_models_are_found_by_name_or_folder(micro_model):
     [
         file
         for file in sorted((ROOT / "configs").glob("*/*.toml"))
-        if file.stem.startswith(("sft", "grpo"))
+        if file.stem.startswith(("sft", "grpo", "pure-rl"))
     ],
     ids=lambda f: f"{f.parent.name}/{f.stem}",
 )
