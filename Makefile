@@ -213,6 +213,19 @@ bench-serving: $(RUN)/fallback/agreement.json ## Rates, deadlines, front, kills 
 bench-soak: $(RUN)/fallback/agreement.json ## Ten minutes at 80% of capacity: memory, p99, misses
 	$(PY) -m benchmarks.load.soak $(SERVED)
 
+.PHONY: bench-flood
+bench-flood: $(RUN)/fallback/agreement.json ## Ten minutes of one key that floods beside one that behaves
+	$(PY) -m benchmarks.load.flood $(SERVED)
+
+.PHONY: bench-overload
+bench-overload: $(RUN)/fallback/agreement.json ## Two minutes at 800 a second, five times the capacity
+	$(PY) -m benchmarks.load.rates $(SERVED) --rates '[800]' --report benchmarks/results/overload.json
+
+.PHONY: bench-hostile
+bench-hostile: start ## 10,000 hostile requests to the running server
+	$(PY) -m tests.serve.edge.hostile --url $(URL) --pid $$(cat $(PID)) --log $(RUN)/server.log \
+	    --cases $(RUN)/corpus/test.jsonl --report $(RUN)/hostile.json
+
 .PHONY: bench-before-after
 bench-before-after: $(ORT)/manifest.json $(ORT)-warm-start/manifest.json ## Long reasoning beside penalised
 	$(PY) -m benchmarks.before_after --warm_start $(ORT)-warm-start \

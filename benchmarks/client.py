@@ -20,6 +20,7 @@ from typing import Any
 
 from curt.dialogue import ParseFailure
 from curt.law.verdict import Term, Verdict
+from curt.scores.metrics import score_verdicts
 from loadtest._arrivals import arrival_times_s, number_fact, run_open_loop
 from loadtest._http import PATIENCE_S, Got, HttpClient
 from loadtest._slo import nearest_rank
@@ -105,14 +106,18 @@ async def load(
     seconds: float,
     deadline_ms: int,
     seed: int,
+    api_key: str | None = None,
 ) -> list[Exchange]:
-    """Send Poisson arrivals for so long, no fact twice, and wait for every reply."""
+    """Send Poisson arrivals for so long, no fact twice, and wait for every reply.
+
+    The n-th arrival asks the n-th fact, over and over, each time under another number.
+    """
     run = new_run()
 
     def make_body(index: int) -> bytes:
         return write_body(number_fact(facts[index % len(facts)], run, index), deadline_ms)
 
-    client = HttpClient(url, deadline_ms / 1e3 + PATIENCE_S)
+    client = HttpClient(url, deadline_ms / 1e3 + PATIENCE_S, api_key=api_key)
     return await send_on_time(client, arrivals_for(rate, seed, seconds), make_body)
 
 
@@ -162,6 +167,20 @@ def read_verdict(reply: Mapping[str, Any]) -> Verdict | ParseFailure:
         term=Term(term["kind"], term["months"], term["probation_months"]),
         fine_yuan=told["fine_yuan"] or 0,
     )
+
+
+def exact_share(exchanges: Sequence[Exchange], verdicts: Sequence[Verdict]) -> float | None:
+    """Share of all requests that got the right charge, article and term; None for no requests.
+
+    One without a verdict is wrong; the classifier's counts as what it says. `verdicts` are those of
+    the facts that were asked, over and over.
+    """
+    if not exchanges:
+        return None
+    told = [read_verdict(each.answer) for each in exchanges]
+    return score_verdicts(told, [verdicts[each.index % len(verdicts)] for each in exchanges])[
+        "exact"
+    ]
 
 
 def new_run() -> int:

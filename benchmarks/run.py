@@ -27,6 +27,8 @@ import psutil
 from pydantic import Field
 
 from curt.config import Config
+from curt.corpus.case import Case
+from curt.corpus.store import read_cases
 from curt.files import write_atomic, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +67,11 @@ class RunningServer:
                 row = json.loads(line)
                 rows.append({**row, "at_s": datetime.fromisoformat(row["time"]).timestamp()})
         return rows
+
+    def cpu_s(self) -> float:
+        """Processor time of the front so far, without its workers."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
 
     def worker_pids(self) -> list[int]:
         """The workers that serve, in the order they took their places; spares are not among them.
@@ -152,6 +159,13 @@ class ServedConfig(Config):
     """Of the arrivals."""
     cases: Path = Path("artifacts/demo/corpus/test.jsonl")
     """JSONL file that the facts come from."""
+
+    def read_cases(self) -> list[Case]:
+        """The cases. Raises OSError and ValueError where there is none."""
+        cases = list(read_cases(self.cases))
+        if not cases:
+            raise ValueError(f"{self.cases} holds no case")
+        return cases
 
     def serve(self, **settings: object) -> AbstractContextManager[RunningServer]:
         """The server of these settings, for a block."""

@@ -242,10 +242,11 @@ def _add_middleware(
             trusted_proxies=parse_proxies(settings.trusted_proxies),
             registry=metrics.registry,
         )
-    app.add_middleware(KeyGuard, keys=open_keys(settings.keys_file), registry=metrics.registry)
+    keys = open_keys(settings.keys_file)
+    app.add_middleware(KeyGuard, keys=keys, registry=metrics.registry)
     allow_origins(app, settings.cors_origins)
     if tracing:
         app.add_middleware(TraceRequests, tracing=tracing)
     app.add_middleware(RequestContext, metrics=metrics)
-    app.add_middleware(LoadShedder, admission=admission, metrics=metrics)
+    app.add_middleware(LoadShedder, admission=admission, metrics=metrics, keys=keys)
     app.add_middleware(SafeHeaders, hsts_s=settings.hsts_s)

@@ -36,7 +36,6 @@ from benchmarks.client import (
 from benchmarks.run import EXPECTED, ServedConfig, write_results
 from curt.config import run
 from curt.corpus.case import Case
-from curt.corpus.store import read_cases
 from curt.scores.metrics import score_verdicts
 from curt.scores.statistics import wilson
 from loadtest._arrivals import arrival_times_s
@@ -92,9 +91,7 @@ async def measure(
 
     Raises ValueError when there is no case.
     """
-    cases = list(read_cases(config.cases))
-    if not cases:
-        raise ValueError(f"{config.cases} holds no case")
+    cases = config.read_cases()
     described = config.describe()
     await _ask(url, cases[:WARM_UP], config.rate, 800, config.seed)
     rows: list[dict[str, float]] = []

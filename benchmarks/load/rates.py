@@ -3,10 +3,13 @@
     python -m benchmarks.load.rates --model artifacts/demo/ort-w8a8
     python -m benchmarks.load.rates --rates '[800]'     # five times what `make capacity` found
 
-Poisson arrivals of facts of one length, no two the same, at each rate for so long, against a
-server started for it. A miss is whatever is no full verdict of the model
-within the deadline, counted from the scheduled instant; one whose answer could not be read is told
-apart from those that had no time. Facts that are too short are told again up to the length.
+Poisson arrivals of whole cases, no two the same, at each rate for so long, against a server started
+for it. A miss is whatever is no full verdict of the model within the deadline, counted from the
+scheduled instant; one whose answer could not be read is told apart from those that had no time.
+
+`front_cpu_ms` is the processor time of the front for each arrival: its event loop runs on one core,
+so at a quiet rate 1000 / front_cpu_ms is the most requests a second that one front can answer,
+however many workers it has.
 """
 
 from __future__ import annotations
@@ -20,15 +23,14 @@ from typing import Any
 
 from pydantic import Field
 
-from benchmarks.client import Exchange, load, quantiles, thinking_of
-from benchmarks.run import EXPECTED, ServedConfig, write_results
+from benchmarks.client import Exchange, exact_share, load, quantiles, thinking_of
+from benchmarks.run import EXPECTED, RunningServer, ServedConfig, write_results
 from curt.config import run
+from curt.law.verdict import Verdict
 from curt.scores.statistics import wilson
-from loadtest._arrivals import load_facts
 
 logger = logging.getLogger(__name__)
 
-DOCKET_CHARS = 20  # of the number before each fact, to within three digits
 WARM_UP = 20  # requests before the first rate: the server learns how quick it is
 
 
@@ -41,8 +43,6 @@ class RatesConfig(ServedConfig):
     """How long each rate lasts."""
     settle_seconds: float = Field(6.0, ge=0)
     """Between two rates: arrivals of the last few seconds shorten everyone's reasoning."""
-    chars: int = Field(300, ge=40)
-    """Length of every fact, to within the digits of its number."""
     report: Path = Path("benchmarks/results/rates.json")
     """File of results; raw rows go beside it."""
 
@@ -50,40 +50,52 @@ class RatesConfig(ServedConfig):
 def work(config: RatesConfig) -> None:
     """Measure and write."""
     with config.serve() as server:
-        results, rows = asyncio.run(measure(config, server.url))
+        results, rows = asyncio.run(measure(config, server))
     write_results(config.report, results, rows=rows)
     logger.info("%s is ready", config.report)
 
 
-async def measure(config: RatesConfig, url: str) -> tuple[dict[str, Any], list[dict[str, float]]]:
+async def measure(
+    config: RatesConfig, server: RunningServer
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """A summary of each rate, and the latency of every request."""
-    facts = [
-        (fact * config.chars)[: config.chars - DOCKET_CHARS] for fact in load_facts(config.cases)
-    ]
-    described = config.describe()
+    cases = config.read_cases()
+    facts, verdicts = [case.fact for case in cases], [case.verdict for case in cases]
+    described, url = config.describe(), server.url
     await load(url, facts, WARM_UP / 2, 2, config.deadline_ms, config.seed)
     summaries, rows = [], []
     for rate in config.rates:
         await asyncio.sleep(config.settle_seconds)
+        cpu_s = server.cpu_s()
         exchanges = await load(url, facts, rate, config.seconds, config.deadline_ms, config.seed)
-        row = summarise(exchanges, config.deadline_ms, config.seconds)
+        cpu_ms = (server.cpu_s() - cpu_s) * 1e3 / max(1, len(exchanges))
+        row = summarise(exchanges, verdicts, config.deadline_ms, config.seconds)
+        row["front_cpu_ms"] = round(cpu_ms, 3)
         summaries.append({"rate_per_s": rate, "seconds": config.seconds, **row})
         rows += [
             {"rate_per_s": rate, "latency_ms": round(each.latency_ms, 2)}
             for each in exchanges
             if each.got.status
         ]
-        logger.info("%g/s: %d misses, %s", rate, row["misses"]["all"], row["latency_ms"])
+        logger.info(
+            "%g/s: %d misses, %.3f exact, front %.2f ms, %s",
+            rate,
+            row["misses"]["all"],
+            row["exact_share"] or 0.0,
+            cpu_ms,
+            row["latency_ms"],
+        )
     return {
         **described,
         "deadline_ms": config.deadline_ms,
-        "fact_chars": config.chars,
         "rates": summaries,
     }, rows
 
 
-def summarise(exchanges: Sequence[Exchange], deadline_ms: float, seconds: float) -> dict[str, Any]:
-    """Latencies of whatever came, misses by kind, and thinking tokens of so many seconds.
+def summarise(
+    exchanges: Sequence[Exchange], verdicts: Sequence[Verdict], deadline_ms: float, seconds: float
+) -> dict[str, Any]:
+    """Latencies of whatever came, misses by kind, thinking and right verdicts of so many seconds.
 
     Latencies hold every request that had a reply, refusals too; a request has one kind of miss.
     """
@@ -102,6 +114,7 @@ def summarise(exchanges: Sequence[Exchange], deadline_ms: float, seconds: float)
         "answer_ms": quantiles([each.latency_ms for each in answers]),
         "later_than_deadline_ms": quantiles([each.service_ms - deadline_ms for each in answers]),
         "refusal_ms": quantiles([e.service_ms for e in exchanges if e.got.status == 503]),
+        "exact_share": exact_share(exchanges, verdicts),
         **thinking_of(exchanges),
         "client_lag_ms": quantiles([e.lag_ms for e in exchanges]),
     }

@@ -36,7 +36,7 @@ from benchmarks.load.rates import summarise
 from benchmarks.load.trend import Trend, fit_trend
 from benchmarks.run import EXPECTED, ServedConfig, describe_machine, write_results
 from curt.config import run
-from loadtest._arrivals import load_facts
+from curt.corpus.case import Case
 from loadtest.capacity._rates import SearchPlan, find_highest
 
 log = logging.getLogger(__name__)
@@ -65,8 +65,6 @@ class SoakConfig(ServedConfig):
     """How long each rate lasts."""
     settle_seconds: float = 3.0
     """Between two rates, so that one's queue is not the other's."""
-    chars: int = 300
-    """Length facts are cut to."""
     minutes: float = Field(10.0, gt=0)
     """Length of the soak."""
     parts: int = Field(10, ge=3)
@@ -111,8 +109,9 @@ async def soak(
     config: SoakConfig, url: str, pid: int, workers: Sequence[int]
 ) -> tuple[dict[str, Any], Series]:
     """Load the server at `url`, whose front is the process `pid`, and judge what is seen."""
-    facts = [fact[: config.chars] for fact in load_facts(config.cases)]
-    capacity, ramp = await find_capacity(config, url, facts)
+    cases = config.read_cases()
+    facts, verdicts = [case.fact for case in cases], [case.verdict for case in cases]
+    capacity, ramp = await find_capacity(config, url, cases)
     rate, seconds = capacity * config.share, config.minutes * 60
     log.info("capacity %.1f/s; %.1f/s for %.1f minutes", capacity, rate, config.minutes)
     watching = asyncio.create_task(watch_memory(pid, workers, min(1.0, seconds / 20)))
@@ -123,7 +122,7 @@ async def soak(
     for part in range(config.parts):
         own = await load(url, facts, rate, part_s, config.deadline_ms, config.seed + part)
         latencies_ms += [each.latency_ms for each in own]
-        parts.append(summarise(own, config.deadline_ms, part_s))
+        parts.append(summarise(own, verdicts, config.deadline_ms, part_s))
         log.info("part %d of %d: %d misses", part + 1, config.parts, parts[-1]["misses"]["all"])
     took_s = time.monotonic() - started_s
     watching.cancel()
@@ -147,7 +146,7 @@ async def soak(
 
 
 async def find_capacity(
-    config: SoakConfig, url: str, facts: Sequence[str]
+    config: SoakConfig, url: str, cases: Sequence[Case]
 ) -> tuple[float, list[dict[str, Any]]]:
     """The most good answers a second, and the summary of every rate that was tried.
 
@@ -156,11 +155,12 @@ async def find_capacity(
     if config.capacity is not None:
         return config.capacity, []
     rows: list[dict[str, Any]] = []
+    facts, verdicts = [case.fact for case in cases], [case.verdict for case in cases]
 
     async def keeps_up(rate: float) -> bool:
         seconds = config.ramp_seconds
         exchanges = await load(url, facts, rate, seconds, config.deadline_ms, config.seed)
-        row = summarise(exchanges, config.deadline_ms, seconds)
+        row = summarise(exchanges, verdicts, config.deadline_ms, seconds)
         rows.append({"rate_per_s": rate, **row})
         log.info("%.1f/s: %.1f good answers a second", rate, row["goodput_per_s"])
         await asyncio.sleep(config.settle_seconds)

@@ -28,14 +28,22 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from benchmarks.client import Exchange, arrivals_for, quantiles, send_on_time, write_body
+from benchmarks.client import (
+    Exchange,
+    arrivals_for,
+    exact_share,
+    quantiles,
+    send_on_time,
+    thinking_of,
+    write_body,
+)
 from benchmarks.run import EXPECTED, RunningServer, ServedConfig, describe_machine, write_results
 from curt.config import run
+from curt.corpus.case import Case
 from curt.dialogue import parse_completion
 from curt.engines.onnx.engine import OrtEngine
 from curt.engines.protocol import Engine, Generation, Request
 from curt.law.verdict import Verdict
-from loadtest._arrivals import load_facts
 from loadtest._http import PATIENCE_S, HttpClient
 from serve.api.reply import build_defendant
 from serve.api.schemas import ALL_TASKS
@@ -76,8 +84,9 @@ def work(config: SurvivalConfig) -> int:
 def measure(config: SurvivalConfig) -> dict[str, Any]:
     """Both parts, and whether the server stood."""
     machine = describe_machine()
-    facts = load_facts(config.cases)
-    kills = survive_kills(config, facts)
+    cases = config.read_cases()
+    facts = [case.fact for case in cases]
+    kills = survive_kills(config, cases)
     stops = [survive_stop(config, facts, seed) for seed in range(config.stops)]
     lost = sum(row["lost"] for row in stops)
     slowest_ms = kills["worker_replaced_ms"].get("max", 0.0)
@@ -102,8 +111,9 @@ def measure(config: SurvivalConfig) -> dict[str, Any]:
     }
 
 
-def survive_kills(config: SurvivalConfig, facts: Sequence[str]) -> dict[str, Any]:
+def survive_kills(config: SurvivalConfig, cases: Sequence[Case]) -> dict[str, Any]:
     """Kill a worker again and again under load, and judge every answer."""
+    facts = [case.fact for case in cases]
     with config.serve() as server:
         client = HttpClient(server.url, config.deadline_ms / 1e3 + PATIENCE_S)
         killing = kill_workers(config, server, client)
@@ -128,6 +138,8 @@ def survive_kills(config: SurvivalConfig, facts: Sequence[str]) -> dict[str, Any
         "degraded": dict(
             Counter(e.answer["degraded_reason"] for e in exchanges if fate(e) == "degraded")
         ),
+        "exact_share": exact_share(exchanges, [case.verdict for case in cases]),
+        **thinking_of(exchanges),
         "compared": len(full),
         "wrong": wrong,
         "latency_ms": quantiles([e.latency_ms for e in exchanges if e.got.status == 200]),

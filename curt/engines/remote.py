@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,6 +43,7 @@ HINTS = {
 }
 GONE = frozenset({502, 504})  # of a proxy whose server is away
 BUSY = frozenset({429, 503})
+UNHEARD_STEP_TOKENS = 8  # that come at once where nobody listens: each event costs the front time
 
 
 class RemoteError(RuntimeError):
@@ -74,6 +76,8 @@ class RemoteModel:
     """The model folders that such a server can load."""
     token_id_fields: ClassVar[Mapping[str, Any]]
     """The fields of a call that make the server send token ids."""
+    step_field: ClassVar[str | None] = None
+    """The field of a call that says how many tokens an event holds, where the server has one."""
 
     @staticmethod
     def guided_fields(pattern: str) -> dict[str, Any]:
@@ -223,6 +227,8 @@ class RemoteModel:
             "include_stop_str_in_output": False,
             **self.token_id_fields,
         }
+        if self.step_field and not writing.request.tell_text:
+            body[self.step_field] = UNHEARD_STEP_TOKENS
         if not writing.closed and writing.thinking_limit > 0:
             return body | {
                 "prompt": list(prompt),
@@ -291,6 +297,8 @@ class VllmModel(RemoteModel):
     name = "vllm"
     formats = ("hf",)
     token_id_fields: ClassVar = {"return_token_ids": True}
+    # Releases without it ignore it. The first and the last event come at once all the same.
+    step_field = "stream_interval"
 
     @staticmethod
     def guided_fields(pattern: str) -> dict[str, Any]:
@@ -316,7 +324,7 @@ class TensorRtLlmModel(RemoteModel):
 
 async def complete(model: RemoteModel, request: Request) -> Generation:
     """One generation from beginning to end."""
-    async with aclosing(model.stream(request)) as steps:
+    async with aclosing(model.stream(replace(request, tell_text=False))) as steps:
         async for step in steps:
             if step.generation:
                 return step.generation

@@ -273,7 +273,7 @@ class KeyGuard:
             message = f"administration needs API keys: set {FILE_VARIABLE}"
             await refuse(scope, receive, send, 403, "admin_needs_keys", message)
             return
-        presented = _presented(scope)
+        presented = presented_key(scope)
         record = self._keys.find(presented) if presented else None
         if record is None:
             self._refused.labels("unknown" if presented else "missing").inc()
@@ -298,7 +298,8 @@ def _needed_role(path: str) -> Role | None:
     return None if is_open(path) else "predict"
 
 
-def _presented(scope: Scope) -> bytes | None:
+def presented_key(scope: Scope) -> bytes | None:
+    """The key that a request shows, valid or not; None where it shows none."""
     headers = Headers(scope=scope)
     scheme, _, token = headers.get("authorization", "").partition(" ")
     given = token if scheme.lower() == "bearer" else headers.get("x-api-key")

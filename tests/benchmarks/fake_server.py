@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 Reply = Callable[[Any], bytes | None]
-"""From a request's body to all that is sent back; None closes the connection without a word."""
+"""From a request's body, with its API key if it has one, to all that is sent back; None closes the
+connection without a word."""
 
 
 @asynccontextmanager
@@ -23,7 +24,10 @@ async def serving(reply: Reply) -> AsyncIterator[str]:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-                answer = reply(json.loads(await reader.readexactly(length) or b"null"))
+                body = json.loads(await reader.readexactly(length) or b"null")
+                if b"Bearer " in head:
+                    body["api_key"] = head.split(b"Bearer ")[1].split(b"\r\n")[0].decode()
+                answer = reply(body)
                 if answer is None:
                     break
                 writer.write(answer)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.client import Exchange
+from benchmarks.client import Exchange, exact_share
 from benchmarks.load import deadlines, front, rates, survival
 from benchmarks.load.deadlines import AskedCase
 from benchmarks.pictures import draw_deadlines
@@ -57,7 +57,7 @@ def test_each_kind_of_miss(reason: str) -> None:
 
 
 def test_a_rate_counts_every_arrival_once() -> None:
-    row = rates.summarise(list(MISSES.values()), 400, 2.0)
+    row = rates.summarise(list(MISSES.values()), [THEFT], 400, 2.0)
     misses = dict(row["misses"])
     assert (row["arrived"], row["good"], misses.pop("all")) == (6, 1, 5)
     assert sum(misses.values()) == 5
@@ -66,6 +66,14 @@ def test_a_rate_counts_every_arrival_once() -> None:
     assert row["later_than_deadline_ms"]["max"] == pytest.approx(-0.5)
     assert row["latency_ms"]["max"] == pytest.approx(400.5)
     assert row["thinking_allowed"]["p50"] == 128
+    assert row["exact_share"] == pytest.approx(2 / 6)  # late ones are right too
+
+
+def test_each_request_is_held_against_the_case_it_asked() -> None:
+    other = Verdict(("盗窃",), ("264",), Term("fixed", 9), 2000)
+    rows = [exchange(index=n) for n in range(3)]
+    assert exact_share(rows, [THEFT, other]) == pytest.approx(2 / 3)
+    assert exact_share([], [THEFT]) is None
 
 
 def test_a_picture_of_deadlines_is_drawn() -> None:

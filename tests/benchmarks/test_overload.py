@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from benchmarks.client import quantiles
 from benchmarks.load.rates import RatesConfig, measure
 from benchmarks.load.soak import SoakConfig, find_capacity
-from tests.micro import FACTS
+from benchmarks.run import RunningServer
+from curt.corpus.store import write_cases
+from tests.cases import common_cases
+
+CASES = common_cases(5, seed=1)
 
 
 @asynccontextmanager
@@ -57,16 +64,16 @@ async def server_of(capacity_per_s: float) -> AsyncIterator[str]:
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 def test_capacity_and_goodput_of_a_server_that_refuses_the_rest(tmp_path: Path) -> None:
     cases = tmp_path / "cases.jsonl"
-    cases.write_text("\n".join(json.dumps({"fact": fact}) for fact in FACTS))
-
+    write_cases(cases, CASES)
+    this = cast("subprocess.Popen[bytes]", SimpleNamespace(pid=os.getpid()))
     ramp = SoakConfig(cases=cases, ramp_start=15, ramp_factor=3, ramp_seconds=1, settle_seconds=0)
 
     async def scenario() -> Any:
         async with server_of(50) as url:
-            capacity, _ = await find_capacity(ramp, url, FACTS)
+            capacity, _ = await find_capacity(ramp, url, CASES)
             rates = [5 * capacity]
             config = RatesConfig(cases=cases, rates=rates, seconds=1.5, settle_seconds=0)
-            return capacity, await measure(config, url)
+            return capacity, await measure(config, RunningServer(this, url, tmp_path))
 
     capacity, (results, _) = asyncio.run(scenario())
     (row,) = results["rates"]
@@ -75,12 +82,14 @@ def test_capacity_and_goodput_of_a_server_that_refuses_the_rest(tmp_path: Path) 
     assert row["misses"]["refused"] > 0
     assert row["misses"].keys() <= {"all", "refused", "late"}  # late on a busy machine, none lost
     assert row["goodput_per_s"] > 0.5 * capacity
+    assert row["front_cpu_ms"] > 0  # of this process, which is server and client
+    assert row["exact_share"] == 0  # the stand-in gives no verdict
 
 
 def test_a_server_that_is_not_there_is_said_so() -> None:
     config = SoakConfig(ramp_start=20, ramp_seconds=0.2, settle_seconds=0)
     with pytest.raises(ValueError, match="is it ready"):
-        asyncio.run(find_capacity(config, "http://127.0.0.1:9", FACTS))
+        asyncio.run(find_capacity(config, "http://127.0.0.1:9", CASES))
 
 
 def test_quantiles_are_values_that_occurred() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,8 @@ import pytest
 
 from benchmarks.load.soak import SoakConfig, judge, measure, to_series, verdict_on, watch_memory
 from benchmarks.load.trend import Trend
-from tests.micro import FACTS
+from curt.corpus.store import write_cases
+from tests.cases import common_cases
 
 
 def test_flat_rising_and_undecided():
@@ -86,11 +86,12 @@ def test_memory_is_read_per_process_and_a_lost_one_is_counted():
 @pytest.mark.slow
 def test_a_short_soak_of_a_real_server(soak_model: Path, tmp_path: Path) -> None:
     cases = tmp_path / "cases.jsonl"
-    cases.write_text("\n".join(json.dumps({"fact": fact}) for fact in FACTS))
+    write_cases(cases, common_cases(5, seed=1))
     config = SoakConfig(
         model=soak_model, fallback=None, cases=cases, minutes=0.05, parts=3, capacity=8, workers=1
     )
     result, series = measure(config)
     assert result["processes_lost"] == 0
     assert result["requests"] == sum(part["arrived"] for part in result["parts"]) > 5
+    assert all(part["exact_share"] == 0 for part in result["parts"])  # random weights
     assert {"p99_ms", "miss_share", "front_mib", "worker 1_mib"} <= set(series)

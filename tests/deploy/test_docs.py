@@ -49,6 +49,17 @@ def test_the_secret_that_compose_asks_for_is_made_before_it_is_started(name: str
         assert "MODEL=$PWD/" in lines[n]
 
 
+def test_every_promise_names_a_test_that_there_is() -> None:
+    page = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    named, file = 0, ""
+    for path, test in re.findall(r"`([\w/]*(?:\.py)?)::(test_\w+)`", page):
+        file = path or file  # the same as the one before
+        code = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert re.search(rf"^def {test}\(", code, re.M), f"{file}::{test}"
+        named += 1
+    assert named > 30
+
+
 def test_what_is_intended_and_what_is_not_goes_with_a_model() -> None:
     for name in ("operations.md", "model-card-template.md", "model-card-demo.md"):
         page = (ROOT / "docs" / name).read_text(encoding="utf-8")

@@ -37,3 +37,11 @@ def test_the_scripts_say_how_they_are_used() -> None:
         out = subprocess.run([RECIPE / name], capture_output=True, text=True, check=False)
         assert out.returncode != 0
         assert f"usage: {name}" in out.stderr
+
+
+def test_no_engine_is_started_with_an_option_that_does_nothing() -> None:
+    """vLLM reads reasoning apart on its chat route alone, and what is asked is completions."""
+    files = [RECIPE / "serve.sh", *RECIPE.parent.glob("gpu/*"), *RECIPE.parent.rglob("*.yaml")]
+    assert len(files) > 10
+    for file in files:
+        assert "--reasoning-parser" not in file.read_text(encoding="utf-8"), file

@@ -1,7 +1,7 @@
 """A small server of `/v1/completions` over a real model, in the dialects of vLLM and TensorRT-LLM.
 
-It does what their sources say of token ids, stop tokens, bias, grammar and unknown fields, one
-token a chunk, and sees when a client hangs up. Faults are switched on from outside.
+It does what their sources say of token ids, stop tokens, bias, grammar, unknown fields and tokens
+a chunk, and sees when a client hangs up. Faults are switched on from outside.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CompletionsServer:
         self.eos_ids = {self.tokenizer.eos_token_id}
         self.bodies: list[dict[str, Any]] = []
         self.traceparents: list[str | None] = []
-        self.aborted = 0
+        self.events = self.aborted = 0
         self.status: int | None = None  # answer this instead
         self.die_after_tokens: int | None = None  # once, in the middle of a stream
         self.pause_s = 0.0  # before each token
@@ -172,6 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _generate(self, body: dict[str, Any]) -> bool:
         """Stream a completion; False when it did not come to its end."""
         state, written, cache = self.server_state, 0, None
+        held: list[int] = []  # tokens not told yet; the first and the last are told at once
         stops = state.eos_ids | set(body.get("stop_token_ids") or [])
         bias = {int(token): value for token, value in (body.get("logit_bias") or {}).items()}
         matcher, ids = state.matcher(body), list(body["prompt"])
@@ -195,25 +196,31 @@ class _Handler(BaseHTTPRequestHandler):
                 return False
             stopped = token in stops
             reason = "stop" if stopped else "length" if written == body["max_tokens"] else None
-            self._tell(body, token, stopped, reason)
+            held.append(token)
+            if reason or written == 1 or len(held) == body.get("stream_interval", 1):
+                self._tell(body, held, stopped, reason)
+                held = []
             if reason:
                 return True
 
-    def _tell(self, body: dict[str, Any], token: int, stopped: bool, reason: str | None) -> None:
-        """One token, as each dialect tells it: text, or ids, or both, with or without the stop."""
+    def _tell(
+        self, body: dict[str, Any], tokens: list[int], stopped: bool, reason: str | None
+    ) -> None:
+        """Tokens, as each dialect tells them: text, or ids, or both, with or without the stop."""
         state = self.server_state
-        text = "" if stopped else state.tokenizer.decode([token])
+        kept = tokens[:-1] if stopped else tokens
+        text = state.tokenizer.decode(kept)
         choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "token_ids": None}
         if state.dialect == "vllm":
             choice |= {"text": text}
             if body.get("return_token_ids"):
-                choice["token_ids"] = [token]
+                choice["token_ids"] = tokens
         else:
-            told = [] if stopped else [token]
-            choice |= {"text": "", "token_ids": told}
+            choice |= {"text": "", "token_ids": kept}
             if body.get("detokenize", True):
                 choice |= {"text": text, "token_ids": None}
         data = json.dumps({"object": "text_completion", "choices": [choice]})
+        state.events += 1
         self._chunk(f"data: {data}\n\n".encode())
 
     def _chunk(self, data: bytes) -> None:

@@ -136,6 +136,22 @@ def test_connections_are_kept_between_calls(
     assert set(server.connections) == before
 
 
+def test_tokens_come_in_larger_steps_where_nobody_listens(
+    engine: RemoteEngine, server: CompletionsServer
+) -> None:
+    asked = Request(FACTS[0], 32, 20, answer_limit=20)
+    server.events = 0
+    *told, last = engine.stream(asked)
+    heard, server.events = server.events, 0
+    generation = last.generation
+    assert generation is not None
+    assert heard >= generation.thinking_tokens + generation.answer_tokens
+    (again,) = engine.generate([asked])
+    assert again.text == generation.text
+    assert server.events <= 2 * (2 + 21 // 8) < heard / 2  # two calls: a first event, steps, a last
+    assert len(told) > 20
+
+
 def test_the_end_of_a_turn_is_forbidden_to_the_thinking_alone(
     engine: RemoteEngine, server: CompletionsServer
 ) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
+from serve.edge.keys import KeyFile, add_key, make_key
 from serve.edge.shedding import (
     BUSY_SHARE,
     CHECK_INTERVAL_S,
@@ -60,6 +65,22 @@ def test_somewhat_more_are_admitted_than_are_answered() -> None:
     count = admitted(AdmissionControl(), per_s=600, seconds=10, answered_per_s=100)
     expected = 10 * (MIN_ADMITTED_PER_S + HEADROOM * 100)
     assert 0.85 * expected < count < 1.05 * expected
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_who_asks_little_is_let_in_beside_one_who_floods(weight: float) -> None:
+    admission, let_in = AdmissionControl(), Counter[str]()
+    arrivals = [(i / 600, "flood") for i in range(6_000)] + [
+        (0.01 + i / 4, "calm") for i in range(40)
+    ]
+    for number, (now_s, client) in enumerate(sorted(arrivals)):
+        admission.note_refusal(now_s)
+        admission.update(now_s, busy_share=1.0)
+        if number % 6 == 0:
+            admission.note_answer(now_s)
+        let_in[client] += not admission.sheds(now_s, client, weight if client == "flood" else 1.0)
+    assert let_in["calm"] == 40
+    assert let_in.total() == pytest.approx(10 * (MIN_ADMITTED_PER_S + HEADROOM * 101), rel=0.15)
 
 
 def test_some_are_admitted_where_nothing_is_answered() -> None:
@@ -117,14 +138,15 @@ def test_a_loop_that_works_without_a_pause_is_noticed() -> None:
     assert asyncio.run(scenario())
 
 
-def ask(limiting: bool, scope: Scope, times: int) -> tuple[list[Message], int, Metrics]:
-    """All that was sent, how many requests came through, and the counts."""
+def ask(
+    limiting: bool, scopes: Sequence[Scope], keys: KeyFile | None = None
+) -> tuple[list[Message], list[Scope], Metrics]:
+    """All that was sent, which requests came through, and the counts."""
     sent: list[Message] = []
-    through = 0
+    through: list[Scope] = []
 
     async def inside(scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal through
-        through += 1
+        through.append(scope)
 
     async def receive() -> Message:
         raise AssertionError("what is shed is not read")
@@ -136,10 +158,10 @@ def ask(limiting: bool, scope: Scope, times: int) -> tuple[list[Message], int, M
     if limiting:
         admission.note_refusal()
         admission.update(time.monotonic(), busy_share=1.0)
-    shedder = LoadShedder(inside, admission, metrics)
+    shedder = LoadShedder(inside, admission, metrics, keys)
 
     async def scenario() -> None:
-        for _ in range(times):
+        for scope in scopes:
             await shedder({**scope}, receive, send)
 
     asyncio.run(scenario())
@@ -147,10 +169,10 @@ def ask(limiting: bool, scope: Scope, times: int) -> tuple[list[Message], int, M
 
 
 def test_a_client_whose_request_is_shed_learns_when_to_come_back() -> None:
-    sent, through, metrics = ask(True, PREDICT, 1)
+    sent, through, metrics = ask(True, [PREDICT])
     start, body = sent
     headers = dict(start["headers"])
-    assert (start["status"], through) == (503, 0)
+    assert (start["status"], through) == (503, [])
     assert headers[b"retry-after"] == b"1"
     reply = json.loads(body["body"])
     assert reply["error"]["code"] == "overloaded"
@@ -159,7 +181,23 @@ def test_a_client_whose_request_is_shed_learns_when_to_come_back() -> None:
     assert metrics.registry.get_sample_value("curt_requests_total", {"status": "503"}) == 1
 
 
+def test_clients_are_told_apart_by_valid_keys_alone(tmp_path: Path) -> None:
+    made = {name: make_key(name, "predict") for name in ("flood", "calm")}
+    for _, record in made.values():
+        add_key(tmp_path / "keys.json", record)
+    keys = {name: key.encode() for name, (key, _) in made.items()} | {"nobody": b"curt_0_0"}
+    scopes = {n: {**PREDICT, "headers": [(b"x-api-key", key)]} for n, key in keys.items()}
+    file = KeyFile(tmp_path / "keys.json")
+    order = [scopes["nobody"]] + [scopes["flood"]] * 50 + [scopes["calm"]]
+    _, through, metrics = ask(True, order, file)
+    assert through[-1] == scopes["calm"]
+    assert scopes["nobody"] not in through
+    assert len(through) < 10
+    labels = {"key": made["flood"][1].id, "outcome": "refused"}
+    assert metrics.registry.get_sample_value("curt_key_cases_total", labels) > 40
+
+
 def test_other_paths_are_never_shed() -> None:
-    assert ask(True, PREDICT, 50)[1] < 5
-    assert ask(True, {**PREDICT, "path": "/readyz"}, 50)[1] == 50
-    assert ask(False, PREDICT, 50)[1] == 50
+    assert len(ask(True, [PREDICT] * 50)[1]) < 5
+    assert len(ask(True, [{**PREDICT, "path": "/readyz"}] * 50)[1]) == 50
+    assert len(ask(False, [PREDICT] * 50)[1]) == 50
