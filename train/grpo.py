@@ -106,6 +106,8 @@ class GRPOSettings(Config):
     """From rewards to advantages; see `train.loop.advantages`."""
     spread_floor: float = Field(0.0, ge=0)
     """A group whose rewards range over less teaches nothing."""
+    right_boost: float = Field(0.0, ge=0)
+    """Added to the advantages of right completions once they are scaled (DLER's code: 0.1)."""
     oversample: int = Field(0, ge=0)
     """Prompts sampled on top of `prompts` every step, to train on `prompts` that have a spread
     (dynamic sampling)."""
@@ -254,6 +256,7 @@ def train_grpo(config: GRPOSettings) -> None:
         thinking_end=reward.end_id if config.enforce_budgets else None,
         estimator=config.advantages,
         spread_floor=config.spread_floor,
+        right_boost=config.right_boost,
         trained_groups=config.prompts,
         model=model,
         args=arguments,

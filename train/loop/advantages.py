@@ -1,11 +1,7 @@
 """From rewards, group by group, to advantages: plain functions of numbers.
 
 A reward of None (a judge that failed) is left out of every mean and deviation and gets advantage
-0. Deviations are those of a sample (n - 1), as in TRL.
-
-Dividing by the group's deviation makes any spread a full-size one: lengths of 200 to 206 tokens
-among right answers give advantages above 1. `spread_floor` says which spread is noise; batch
-scaling keeps spreads in proportion.
+0. Deviations are those of a sample (n - 1), as in TRL. docs/training.md compares the estimators.
 """
 
 from __future__ import annotations
@@ -62,8 +58,15 @@ def unscaled(groups: Sequence[Rewards], spread_floor: float) -> list[list[float]
 
 
 def whitened(groups: Sequence[Rewards], spread_floor: float) -> list[list[float]]:
-    """Group-mean baseline, then whitening over the batch: DLER (arXiv 2510.15110, section 3)."""
-    return _whiten([_centre(rewards, spread_floor) for rewards in groups], groups)
+    """Group-mean baseline, then whitening over the batch: DLER (arXiv 2510.15110, section 3).
+
+    Groups without a spread stay out of the batch's deviation: DLER drops them first. Its code
+    (NVlabs/DLER, verl-dler/recipe/dapo/dapo_ray_trainer.py, verl/trainer/ppo/core_algos.py)
+    counts a completion once a token; here it counts once.
+    """
+    centred = [_centre(rewards, spread_floor) for rewards in groups]
+    counted = [r if any(a) else [None] * len(r) for r, a in zip(groups, centred, strict=True)]
+    return _whiten(centred, counted)
 
 
 def leave_one_out(groups: Sequence[Rewards], spread_floor: float) -> list[list[float]]:
@@ -127,6 +130,20 @@ def gdpo(
             ]
         )
     return _whiten([[value or 0.0 for value in sums] for sums in groups], groups)
+
+
+def boost_right(
+    advantages: Sequence[Sequence[float]], correct: Sequence[Sequence[float]], boost: float
+) -> list[list[float]]:
+    """Advantages with `boost` added to those of right completions, in groups that have a spread.
+
+    DLER's code adds 0.1 after whitening, cut off or not: truncation makes rewarded completions
+    scarce (NVlabs/DLER, verl-dler/verl/workers/actor/dp_actor.py).
+    """
+    return [
+        [a + boost if c > 0 and any(values) else a for a, c in zip(values, right, strict=True)]
+        for values, right in zip(advantages, correct, strict=True)
+    ]
 
 
 def aggregate_scores(

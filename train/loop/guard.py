@@ -24,17 +24,13 @@ class AccuracyGuard(FrozenModel):
     step, so that a policy that has just come back isn't pressed at full weight again.
 
     The state is replayed from the history, so a resumed run goes on with the same scale.
-
-    Example, tolerance 0.05, floor 0, recovery 1: a best mean of 0.70 and one of 0.625 now give
-    1 - (0.075 - 0.05) / 0.05 = 0.5.
     """
 
     tolerance: float = Field(0.05, gt=0, le=1)
     """Loss of accuracy, as a share of completions, that changes nothing."""
     window: int = Field(20, ge=1)
-    """Steps in the moving mean. The best of many noisy means lies above the true accuracy, and
-    the difference looks like a loss: simulated with 64 completions a step and unchanging accuracy,
-    the mean scale over 200 steps is 0.2 with 5 steps, 0.5 with 10 and 0.9 with 20."""
+    """Steps in the moving mean. The best of few steps is a lucky one, and makes any other look
+    like a loss; docs/training.md has how much."""
     floor: float = Field(0.0, ge=0, le=1)
     """Least scale of the penalty."""
     recovery: float = Field(0.1, gt=0, le=1)

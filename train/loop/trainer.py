@@ -5,7 +5,7 @@ The loss, the clipping and the loop are TRL's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from trl import GRPOTrainer
 
 from curt.dialogue import MAX_ANSWER_TOKENS, encode
 from train.data.trajectories import Rollout, TrajectoryWriter, drop_after, read_rollouts
-from train.loop.advantages import Estimator, estimate, gdpo
+from train.loop.advantages import Estimator, boost_right, estimate, gdpo
 from train.loop.group_reward import GroupReward
 from train.loop.packed_update import packed_log_probs
 from train.loop.sampler import row_uniforms, sample_completions
@@ -38,6 +38,7 @@ class RecordingTrainer(GRPOTrainer):
         compact: bool,
         estimator: Estimator | Literal["gdpo"],
         spread_floor: float,
+        right_boost: float,
         trained_groups: int,
         seed_rollouts: bool,
         thinking_end: int | None = None,
@@ -55,6 +56,7 @@ class RecordingTrainer(GRPOTrainer):
         self.compact = compact
         self.estimator = estimator
         self.spread_floor = spread_floor
+        self.right_boost = right_boost
         self.trained_groups = trained_groups
         self.seed_rollouts = seed_rollouts
         self.thinking_end = thinking_end  # put where a stated budget is used up; None: nowhere
@@ -161,8 +163,10 @@ class RecordingTrainer(GRPOTrainer):
         size = self.num_generations
         # Every process computes the same over the whole step's groups.
         everyone = gather_object(self.group_reward.pending)
-        advantages = self._estimate(everyone)
-        kept = choose_groups(advantages, size, self.trained_groups)
+        groups = [everyone[start : start + size] for start in range(0, len(everyone), size)]
+        by_group, kept = estimate_chosen(groups, self._estimate, self.trained_groups)
+        exact = [[r.exact for r in group] for group in groups]
+        advantages = [a for v in boost_right(by_group, exact, self.right_boost) for a in v]
         if self.accelerator.is_main_process:
             rollouts = [
                 replace(rollout, advantage=advantage, kept=index // size in kept)
@@ -171,7 +175,7 @@ class RecordingTrainer(GRPOTrainer):
             self.writer.write(self.state.global_step + 1, rollouts)
         first = self.accelerator.process_index * own
         output["advantages"] = output["advantages"].new_tensor(advantages[first : first + own])
-        if len(kept) < len(everyone) // size:
+        if len(kept) < len(groups):
             output = keep_groups(output, {g - first // size for g in kept}, size)
             tokens = (output["completion_mask"] * output.get("tool_mask", 1)).sum()
             output["num_items_in_batch"] = self.accelerator.gather(tokens).sum()
@@ -181,9 +185,7 @@ class RecordingTrainer(GRPOTrainer):
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # a checkpoint is whole once its last file is there
 
-    def _estimate(self, rollouts: Sequence[Rollout]) -> list[float]:
-        size = self.num_generations
-        groups = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
+    def _estimate(self, groups: Sequence[Sequence[Rollout]]) -> list[list[float]]:
         if self.estimator == "gdpo":
             reward = self.group_reward
             weights = {
@@ -197,22 +199,33 @@ class RecordingTrainer(GRPOTrainer):
                 }
                 for group in groups
             ]
-            advantages = gdpo(columns, weights, spread_floor=self.spread_floor)
-        else:
-            rewards = [[r.reward for r in group] for group in groups]
-            advantages = estimate(self.estimator, rewards, spread_floor=self.spread_floor)
-        return [a for group in advantages for a in group]
+            return gdpo(columns, weights, spread_floor=self.spread_floor)
+        rewards = [[r.reward for r in group] for group in groups]
+        return estimate(self.estimator, rewards, spread_floor=self.spread_floor)
 
 
-def choose_groups(advantages: Sequence[float], size: int, wanted: int) -> set[int]:
+def estimate_chosen(
+    groups: Sequence[Any], estimator: Callable[[Sequence[Any]], list[list[float]]], wanted: int
+) -> tuple[list[list[float]], set[int]]:
+    """Advantages of every group, 0 where it is left out, and which `wanted` ones are trained on.
+
+    Chosen first, then scaled, as in DLER: a batch's means and deviations are of what is trained on.
+    """
+    advantages = estimator(groups)
+    kept = choose_groups(advantages, wanted)
+    scaled = iter(estimator([group for g, group in enumerate(groups) if g in kept]))
+    chosen = [next(scaled) if g in kept else [0.0] * len(v) for g, v in enumerate(advantages)]
+    return chosen, kept
+
+
+def choose_groups(advantages: Sequence[Sequence[float]], wanted: int) -> set[int]:
     """Which `wanted` groups to train on: those with advantages, in order, then others.
 
     A group whose advantages are all 0 teaches nothing (dynamic sampling, DAPO, arXiv 2503.14476,
     section 3.2).
     """
-    groups = range(len(advantages) // size)
-    taught = [g for g in groups if any(advantages[g * size : (g + 1) * size])]
-    others = [g for g in groups if g not in set(taught)]
+    taught = [g for g, values in enumerate(advantages) if any(values)]
+    others = [g for g, values in enumerate(advantages) if not any(values)]
     return set((taught + others)[:wanted])
 
 

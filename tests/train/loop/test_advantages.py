@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.loop.advantages import ESTIMATORS, aggregate_scores, estimate, gdpo
+from train.loop.advantages import ESTIMATORS, aggregate_scores, boost_right, estimate, gdpo
 from train.penalties import Group
 from train.penalties.group.gated import GatedPenalty
 from train.penalties.group.gr3 import Gr3Penalty
@@ -91,6 +91,26 @@ def test_whitened_advantages_have_unit_deviation_over_the_batch():
     assert float(values.std()) == pytest.approx(1, abs=1e-3)
     # TRL's "batch" divides by a deviation that holds the difference between the prompts as well
     assert float(torch.tensor(flat(estimate("batch", groups))).std()) < 0.3
+
+
+def test_whitening_and_boost_equal_dlers():
+    """Numbers of NVlabs/DLER, verl-dler: groups filtered, `reinforce_plus_plus_baseline`, boost.
+
+    Responses of one token, as its whitening weighs by tokens; the last of the first group is right
+    and was cut off. The group of ones is the one that its filter drops.
+    """
+    rewards = [[1.0, 0.0, 0.0, 0.1], [1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 1.0]]
+    correct = [[1.0, 0.0, 0.0, 1.0], [1.0] * 4, [1.0, 1.0, 0.0, 1.0]]
+    advantages = estimate("whitened", rewards)
+    assert advantages[1] == [0.0] * 4
+    assert flat(advantages[::2]) == pytest.approx(
+        [1.5888, -0.6027, -0.6027, -0.3835, 0.5479, 0.5479, -1.6436, 0.5479], abs=1e-3
+    )
+    boosted = boost_right(advantages, correct, 0.1)
+    assert boosted[1] == [0.0] * 4
+    assert flat(boosted[::2]) == pytest.approx(
+        [1.6888, -0.6027, -0.6027, -0.2835, 0.6479, 0.6479, -1.6436, 0.6479], abs=1e-3
+    )
 
 
 def test_leave_one_out_worked_by_hand():

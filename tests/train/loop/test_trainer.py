@@ -1,25 +1,38 @@
 from __future__ import annotations
 
+from functools import partial
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.loop.trainer import choose_groups, keep_groups, keep_rows
+from train.loop.advantages import estimate
+from train.loop.trainer import choose_groups, estimate_chosen, keep_groups, keep_rows
 
 
 def test_groups_with_something_to_learn_come_first_in_order():
-    advantages = [0.0, 0.0, 1.0, -1.0, 0.0, 0.0, 0.5, -0.5]
-    assert choose_groups(advantages, 2, 2) == {1, 3}
-    assert choose_groups(advantages, 2, 1) == {1}
+    advantages = [[0.0, 0.0], [1.0, -1.0], [0.0, 0.0], [0.5, -0.5]]
+    assert choose_groups(advantages, 2) == {1, 3}
+    assert choose_groups(advantages, 1) == {1}
 
 
 def test_groups_without_spread_fill_up_when_there_are_not_enough():
-    assert choose_groups([0.0, 0.0, 1.0, -1.0, 0.0, 0.0], 2, 2) == {0, 1}
+    assert choose_groups([[0.0, 0.0], [1.0, -1.0], [0.0, 0.0]], 2) == {0, 1}
 
 
 @given(st.lists(st.sampled_from([0.0, 0.3]), min_size=1, max_size=8), st.integers(1, 8))
 def test_as_many_groups_as_wanted_or_all(advantages, wanted):
-    assert len(choose_groups(advantages, 1, wanted)) == min(wanted, len(advantages))
+    assert len(choose_groups([[a] for a in advantages], wanted)) == min(wanted, len(advantages))
+
+
+def test_a_batch_is_scaled_by_what_is_trained_on():
+    """The third group, left out, spreads a hundred times as far."""
+    rewards = [[1.0, 0.0], [0.5, 0.5], [100.0, 0.0]]
+    advantages, kept = estimate_chosen(rewards, partial(estimate, "whitened"), 1)
+    assert kept == {0}
+    assert advantages == [estimate("whitened", rewards[:1])[0], [0.0, 0.0], [0.0, 0.0]]
+    assert advantages[0][0] == pytest.approx(0.707, abs=1e-3)
 
 
 def test_every_per_completion_tensor_keeps_the_same_rows():

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from train.loop.advantages import estimate
 from train.penalties import Group
 from train.penalties.alone.dler import DlerPenalty
 from train.penalties.group.alp import AlpPenalty
@@ -89,6 +90,21 @@ def test_after_a_group_mean_baseline_the_length_term_is_centred_over_the_right(
     assert [t for t, c in zip(terms, correct, strict=True) if not c] == pytest.approx(
         [0.0] * correct.count(0.0), abs=1e-9
     )
+
+
+@pytest.mark.parametrize(
+    ("correct", "lengths", "published"),
+    [
+        ((1, 1, 0, 0), (20, 80, 9, 9), [1.02311, 0.97689, -1, -1]),
+        ((1, 1), (20, 80), [0.04621, -0.04621]),
+    ],
+)
+def test_ddca_has_half_the_published_advantages_under_an_unscaled_estimator(
+    correct, lengths, published
+):
+    """Numbers of alphadl/DDCA, dca/advantage.py, with its beta of 0.2."""
+    (ours,) = estimate("none", [DdcaPenalty(beta=0.2)(Group(correct, lengths, 64))])
+    assert [2 * a for a in ours] == pytest.approx(published, abs=1e-5)
 
 
 def test_ddca_presses_less_on_hard_prompts():

@@ -17,6 +17,17 @@ def past(*accuracies: float) -> History:
     )
 
 
+def test_short_rl_measures_right_completions_against_right_ones():
+    """Bonuses as lblankl/Short-RL, deepscaler/deepscaler/rewards/ShortRL.py, gives them.
+
+    Its tolerance is 200 tokens; the two wrong ones are the shortest and the longest.
+    """
+    group = Group((0, 1, 1, 1, 0), (100, 300, 500, 700, 1500), 4096)
+    assert ShortRlPenalty(tolerance=200)(group) == [0, 1.5, 1.5, 0.5, 0]
+    assert ShortRlPenalty()(Group((1, 1, 0), (40, 44, 0), 128)) == [1.5, 1.5, 0]
+    assert ShortRlPenalty()(Group((0, 0), (0, 44), 128)) == [0, 0]
+
+
 def test_short_rl_rests_while_accuracy_is_down():
     penalty, group = ShortRlPenalty(window=1, tolerance=0), Group((1, 1), (10, 90), 128)
     assert penalty(group, past(0.5, 0.8, 0.8)) == [1.5, 0.5]
@@ -31,26 +42,27 @@ def test_short_rl_does_not_take_one_lucky_batch_for_the_best():
     assert ShortRlPenalty(window=10).applies(lucky)  # no whole window yet
 
 
-def test_laser_d_finds_the_shortest_target_with_a_right_completion_a_group():
-    easy = [
-        GroupOutcome(1, (1, 1, 1), (20, 50, 90)),
-        GroupOutcome(2, (1, 1, 0), (30, 60, 5)),
+def test_laser_d_covers_what_a_buckets_lower_bound_asks_for():
+    """As `_choose_target_length` in hkust-nlp/Laser, verl/utils/reward_score/length_penalty.py.
+
+    Its 8 rollouts and steps of one token: half of the medium completions, a fifth of the easy.
+    """
+    medium = [
+        GroupOutcome(1, (1, 0, 0, 1, 1, 0, 1, 0), (31, 37, 49, 57, 63, 71, 80, 90)),
+        GroupOutcome(2, (0, 1, 1, 0, 1, 0, 0, 1), (29, 37, 44, 52, 66, 75, 83, 95)),
     ]
-    hard = [GroupOutcome(2, (1, 0, 0, 0), (80, 9, 9, 9))]
+    easy = GroupOutcome(2, (1, 1, 1, 0, 1, 1, 1, 1), (18, 21, 25, 30, 33, 38, 41, 60))
     penalty = LaserDPenalty(refresh_steps=2, start=128)
-    history = History((*easy, *hard))
-    # two easy groups: two right completions are needed, the second shortest has 30
-    assert penalty.target("easy", history) == 30
-    assert penalty.target("hard", history) == 80
-    assert penalty.target("medium", history) == 128
-    assert penalty(Group((1, 1, 1), (30, 31, 5), 64), history) == [1.5, 1, 1.5]
+    history = History((*medium, easy))
+    assert penalty.target("medium", history) == 57  # 37 where the right ones alone are counted
+    assert penalty.target("easy", history) == 21
+    assert penalty.target("hard", history) == 128
+    assert penalty(Group((1, 0, 1, 0), (57, 9, 58, 9), 64), history) == [1.5, 0, 1, 0]
 
 
-def test_laser_d_keeps_the_start_where_too_little_is_right():
-    none_right = GroupOutcome(1, (0, 0, 0, 0), (9, 9, 9, 9))
-    one_right = GroupOutcome(1, (1, 0, 0, 0), (80, 9, 9, 9))
-    history = History((none_right, one_right))
-    assert LaserDPenalty(refresh_steps=1, start=100).target("hard", history) == 100
+def test_laser_d_lets_hard_prompts_have_the_longest_length_seen():
+    hard = [GroupOutcome(1, (1, 0, 0, 0), (40, 9, 80, 9)), GroupOutcome(1, (0, 0, 0, 0), (9,) * 4)]
+    assert LaserDPenalty(refresh_steps=1).target("hard", History(tuple(hard))) == 80
 
 
 def test_laser_d_renews_its_targets_once_a_block():
@@ -58,5 +70,5 @@ def test_laser_d_renews_its_targets_once_a_block():
     steps = [GroupOutcome(step, (1, 1, 1), (step,) * 3) for step in range(1, 46)]
     targets = [penalty.target("easy", History(tuple(steps[:n]))) for n in (0, 19, 20, 39, 40, 45)]
     assert targets[:2] == [128, 128]
-    assert targets[2] == targets[3] == 7  # 20 groups: the 20th of 3 x 1, 3 x 2, ...
-    assert targets[4] == targets[5] == 27
+    assert targets[2] == targets[3] == 10  # half of 3 x 1, 3 x 2, ... 3 x 20
+    assert targets[4] == targets[5] == 30

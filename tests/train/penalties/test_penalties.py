@@ -37,7 +37,7 @@ CONSTANTS = {
     "kimi": {"weight": st.floats(0, 1)},
     "dapo-overlong": {"weight": share, "cache": st.integers(1, 400), "limit": limit},
     "lcpo-exact": {"alpha": st.floats(1e-5, 1)},
-    "lcpo-max": {"alpha": st.floats(1e-5, 1)},
+    "lcpo-max": {"alpha": st.floats(1e-5, 1), "form": st.sampled_from(["released", "paper"])},
     "arora-zanette": {"alpha": share},
     "laser": {"bonus": st.floats(0, 2), "limit": limit},
     "laser-d": {
@@ -78,7 +78,7 @@ BOUNDS = {
     "alp": lambda p, longest: (-p.beta * longest / p.scale, 1.0),
     "shorter-better": lambda p, longest: (-p.beta * longest, p.alpha),
     "short-rl": lambda p, longest: (0.0, 1 + p.weight / 2),
-    "ddca": lambda p, longest: (0.0, 1 + p.beta),  # two logistic values differ by less than 1
+    "ddca": lambda p, longest: (0.0, 1 + p.beta / 2),  # two logistic values differ by less than 1
     "drpo": lambda p, longest: (0.0, math.exp(1 / p.temperature)),
 }
 BUILDS = {name: st.builds(PENALTIES[name], **c) for name, c in CONSTANTS.items()}

@@ -30,7 +30,7 @@ class LcpoExactPenalty(LengthPenalty):
         "keeps_sign": "unconditional: a right answer far from n falls below 0",
     }
     alpha: float = Field(0.01, gt=0)
-    """Cost of a token (paper: 0.0003 for budgets of 100 to 4,000)."""
+    """Cost of a token (paper: 0.0003, released code: 1/3000, for budgets of 100 to 4,000)."""
 
     def __call__(self, group: Group, history: History = NO_HISTORY) -> list[float]:
         """Shaped correctness, at most 1; falls with the distance from the budget."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from train.penalties.alone.laser import add_bonus
-from train.penalties.base import NO_HISTORY, Group, GroupOutcome, History, LengthPenalty
+from train.penalties.base import NO_HISTORY, Group, History, LengthPenalty
 
 Bucket = Literal["easy", "medium", "hard"]
 
@@ -16,10 +16,11 @@ Bucket = Literal["easy", "medium", "hard"]
 class LaserDPenalty(LengthPenalty):
     """LASER-D (arXiv 2505.15612): LASER with a target for each difficulty, renewed as it learns.
 
-    Groups fall into buckets by pass rate: at least 2/3, at least 1/3, below. A bucket's target
-    is the smallest length within which one of its groups is expected to hold at least one right
-    completion. Measured on the rollouts of the last `refresh_steps` steps, where the paper
-    samples 500 prompts anew; a bucket without enough right completions keeps `start`.
+    Groups fall into buckets by pass rate: at least 2/3, at least 1/3, below. A bucket's target is
+    the smallest length that covers 1 / max(1, floor(size x lower bound)) of its completions, so
+    that a group is expected to hold one right completion within it (hkust-nlp/Laser, verl/utils/
+    reward_score/length_penalty.py, by steps of 1,024 tokens). Measured on the rollouts of the last
+    `refresh_steps` steps, where the paper samples 500 prompts anew; an empty bucket keeps `start`.
 
     >>> LaserDPenalty(start=40)(Group((1, 1, 0), (40, 41, 10), 64))
     [1.5, 1, 0]
@@ -48,7 +49,12 @@ class LaserDPenalty(LengthPenalty):
             if last - self.refresh_steps < g.step <= last
             and bucket_of(sum(c > 0 for c in g.correct) / len(g.correct)) == bucket
         ]
-        return smallest_target(block, default=self.start)
+        lengths = sorted(n for g in block for n in g.lengths)
+        if not lengths:
+            return self.start
+        size = len(block[0].lengths)
+        right = max(1, {"easy": 2 * size // 3, "medium": size // 3, "hard": 1}[bucket])
+        return lengths[math.ceil(len(lengths) / right) - 1]
 
 
 def bucket_of(pass_rate: float) -> Bucket:
@@ -56,12 +62,3 @@ def bucket_of(pass_rate: float) -> Bucket:
     if pass_rate >= 2 / 3:
         return "easy"
     return "medium" if pass_rate >= 1 / 3 else "hard"
-
-
-def smallest_target(groups: Sequence[GroupOutcome], default: int) -> int:
-    """Smallest length within which the groups hold, on average, one right completion or more.
-
-    `default` where no length does, or without groups.
-    """
-    right = sorted(n for g in groups for c, n in zip(g.correct, g.lengths, strict=True) if c > 0)
-    return right[len(groups) - 1] if 0 < len(groups) <= len(right) else default

@@ -14,9 +14,10 @@ class ShortRlPenalty(LengthPenalty):
     """Short-RL (arXiv 2505.12284).
 
     A right completion gains weight x 0.5 where L <= min + tolerance, else weight x Kimi's
-    lambda = 0.5 - (L - min) / (max - min) over the group; a wrong one gains nothing. Plain
-    correctness while accuracy lies more than `drop` below its best so far. Accuracy is a mean
-    over `window` steps: of single small batches, the best is a lucky one.
+    lambda = 0.5 - (L - min) / (max - min), min and max over the right completions; a wrong one
+    gains nothing. Plain correctness while accuracy lies more than `drop` below its best so far.
+    Accuracy is a mean over `window` steps: of single small batches, the best is a lucky one.
+    Held to the authors' code (lblankl/Short-RL, deepscaler/deepscaler/rewards/ShortRL.py).
 
     >>> ShortRlPenalty(tolerance=5)(Group((1, 1, 1, 0), (10, 15, 30, 30), 128))
     [1.5, 1.5, 0.5, 0]
@@ -34,13 +35,14 @@ class ShortRlPenalty(LengthPenalty):
 
     def __call__(self, group: Group, history: History = NO_HISTORY) -> list[float]:
         """Shaped correctness in [0, 1 + weight/2]."""
-        shortest, longest = min(group.lengths), max(group.lengths)
-        if not self.applies(history):
+        right = group.right_lengths()
+        if not right or not self.applies(history):
             return list(group.correct)
+        shortest, spread = min(right), max(max(right) - min(right), 1)
         shaped = []
         for c, length in zip(group.correct, group.lengths, strict=True):
             near = length <= shortest + self.tolerance
-            bonus = 0.5 if near else 0.5 - (length - shortest) / (longest - shortest)
+            bonus = 0.5 if near else 0.5 - (length - shortest) / spread
             shaped.append(c + self.weight * bonus if c > 0 else c)
         return shaped
 
