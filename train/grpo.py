@@ -412,7 +412,7 @@ def build_prompts(config: GRPOSettings, prompts: Prompts) -> Dataset:
 
 SHOWN = (
     "reward", "exact", "thinking_tokens", "within_budget", "entropy", "frac_reward_zero_std",
-    "penalty_weight",
+    "penalty_weight", "misranked", "thinking_tokens_right", "thinking_tokens_wrong",
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
+from statistics import fmean
 from typing import Any
 
 from curt.dialogue import parse_completion
@@ -14,6 +15,7 @@ from train.loop.guard import AccuracyGuard, weigh_penalty
 from train.loop.scoring import Score, Scorer, mean_known
 from train.penalties import Group, Penalty
 from train.penalties.base import History, group_outcomes
+from train.penalties.history.laser_d import bucket_of
 
 
 class GroupReward:
@@ -174,6 +176,14 @@ class GroupReward:
                 for name in rows[0].reward_weighted
             },
         }
+        size = self.num_generations
+        groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+        buckets = [bucket_of(fmean(r.exact for r in group)) for group in groups for _ in group]
+        for r, bucket in zip(rows, buckets, strict=True):
+            for kind in ("right" if r.exact else "wrong", bucket):
+                columns.setdefault(f"thinking_tokens_{kind}", []).append(r.thinking_tokens)
+                columns.setdefault(f"reward_{kind}", []).append(r.reward)
+        columns["misranked"] = [pair for group in groups for pair in misranked_pairs(group)]
         log_metric("penalty_weight", self.penalty_weight)
         for judge, asked in self.scorer.judges.items():
             for what, count in asked.counts.items():
@@ -181,6 +191,13 @@ class GroupReward:
         for name, values in columns.items():
             if (mean := mean_known(values)) is not None:
                 log_metric(name, mean)
+
+
+def misranked_pairs(group: Sequence[Rollout]) -> list[float]:
+    """For each pair of a right and a wrong completion: 1 where the wrong one earns more, else 0."""
+    right = [r.reward for r in group if r.exact and r.reward is not None]
+    wrong = [r.reward for r in group if not r.exact and r.reward is not None]
+    return [float(low > high) for high in right for low in wrong]
 
 
 def check_groups(prompts: Sequence[str], size: int) -> None:

@@ -1,12 +1,13 @@
 """Warn while a GRPO run is under way when its logged metrics show that it goes wrong.
 
-Penalised policies collapse in few ways: they stop exploring, stop thinking, never stop, give the
-estimator groups without spread, or raise the reward while getting worse.
+Penalised policies collapse in few ways: they stop exploring, never stop, give the estimator
+groups without spread, or get worse while the reward rises, because wrong answers are paid.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 logger = logging.getLogger(__name__)
 
 Sign = Literal[
-    "entropy floor", "entropy loss", "no spread", "all truncated", "no thinking", "reward astray"
+    "entropy floor", "entropy loss", "no spread", "all truncated", "wrong paid", "accuracy lost"
 ]
 LogRow = Mapping[str, Any]
 
-# Groups without spread waste steps, and a policy that is always right has them too.
-HARMLESS: frozenset[Sign] = frozenset({"no spread"})
+# A policy that is always right has groups without spread; some penalties pay wrong by design.
+ENDS_NO_RUN: frozenset[Sign] = frozenset({"no spread", "wrong paid"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +37,14 @@ class CollapseLimits:
     """Least share of the entropy of the first `steps` steps."""
     zero_spread: float = 0.8
     """Largest share of groups whose rewards are all equal."""
-    thinking_tokens: float = 1.0
-    """Thinking shorter than this counts as none."""
-    accuracy_fall: float = 0.1
-    """Fall of exact accuracy, between the halves of the window, that counts as one."""
-    reward_rise: float = 0.02
-    """Rise of the reward, between the halves of the window, that counts as one."""
+    misranked: float = 0.05
+    """Largest share of pairs of a group in which the wrong completion earns more."""
     steps: int = 5
-    """Logged steps behind the means of entropy, spread and thinking tokens."""
-    window: int = 40
-    """Logged steps whose halves are compared. Simulated with 64 completions a step, unchanging
-    accuracy falls by 0.1 between halves of 20 in one run of 200 steps out of ten, and by 0.05 in
-    nearly every one."""
+    """Logged steps behind the means of entropy, spread and misranked pairs."""
+    baseline: int = 20
+    """Logged steps before a loss of accuracy can be told."""
+    alarm: float = 8.0
+    """Lost accuracy that counts, see `lost_accuracy`; docs/experiments.md has its false alarms."""
 
 
 def find_signs(
@@ -63,13 +60,6 @@ def find_signs(
             return []
         values = [rows[i].get(key) for i in range(start, stop)]
         return [float(v) for v in values if v is not None] if None not in values else []
-
-    def rise(key: str) -> float:
-        """Mean of the window's newer half minus that of its older one; 0 before a whole window."""
-        middle = end - limits.window // 2
-        older = column(key, end - limits.window, middle)
-        newer = column(key, middle, end)
-        return fmean(newer) - fmean(older) if older and newer else 0.0
 
     signs: dict[Sign, str] = {}
     if entropies := column("entropy", end - steps, end):
@@ -96,20 +86,38 @@ def find_signs(
         signs["all truncated"] = (
             "every completion was cut at the limit: raise max_thinking_tokens or warm up longer"
         )
-    fall = -rise("exact")
-    lengths = column("thinking_tokens", end - steps, end)
-    if lengths and fmean(lengths) < limits.thinking_tokens and fall > limits.accuracy_fall:
-        signs["no thinking"] = (
-            f"thinking fell to {fmean(lengths):.1f} tokens and exact accuracy by {fall:.2f}: "
-            "lower the penalty's weight or guard it"
+    # A step whose groups are all right or all wrong has no pairs.
+    shares = [row["misranked"] for row in rows[max(0, end - steps) : end] if "misranked" in row]
+    if end >= steps and shares and fmean(shares) > limits.misranked:
+        signs["wrong paid"] = (
+            f"in {fmean(shares):.0%} of pairs of a group the wrong completion earns more than the "
+            "right one: lower the penalty's weight, or take one that ranks right answers first"
         )
-    gain = rise("reward")
-    if gain > limits.reward_rise and fall > limits.accuracy_fall:
-        signs["reward astray"] = (
-            f"the reward rose by {gain:.2f} while exact accuracy fell by {fall:.2f} within "
-            f"{limits.window} steps: the penalty or a partial reward outweighs being right"
+    accuracies = column("exact", 0, end)
+    if lost_accuracy(accuracies, limits) > limits.alarm:
+        signs["accuracy lost"] = (
+            f"exact accuracy {fmean(accuracies[-steps:]):.2f} after {fmean(accuracies):.2f} is no "
+            "chance: lower the penalty's weight or the learning rate, or set a guard"
         )
     return signs
+
+
+def lost_accuracy(accuracies: Sequence[float], limits: CollapseLimits) -> float:
+    """How far the newest steps lie below the run's accuracy, in deviations of single steps.
+
+    One-sided CUSUM (Page 1954): every step from `baseline` on adds (mean - accuracy) / deviation -
+    0.5, with mean and deviation of the steps before it. At most twice `alarm`: an episode ends.
+    """
+    total = mean = squares = 0.0
+    for count, accuracy in enumerate(accuracies):
+        if count >= limits.baseline:
+            deviation = max(math.sqrt(squares / (count - 1)), 0.01)  # logs may be constant
+            below = (mean - accuracy) / deviation - 0.5
+            total = min(max(total + below, 0.0), 2 * limits.alarm)
+        change = accuracy - mean
+        mean += change / (count + 1)
+        squares += change * (accuracy - mean)
+    return total
 
 
 class CollapseWatch(TrainerCallback):
@@ -148,7 +156,7 @@ class CollapseWatch(TrainerCallback):
             self.counts[sign] += 1
             if state.is_world_process_zero:
                 logger.warning("step %d, %s: %s", state.global_step, sign, message)
-            if self.stop and sign not in HARMLESS:
+            if self.stop and sign not in ENDS_NO_RUN:
                 # Every process sees the same averaged logs, so all of them stop together.
                 self.stopped = control.should_training_stop = control.should_save = True
         return control

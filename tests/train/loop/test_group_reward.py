@@ -17,6 +17,7 @@ from train.loop.group_reward import (
 )
 from train.loop.scoring import Scorer
 from train.penalties.alone.none import NoPenalty
+from train.penalties.group.alp import AlpPenalty
 from train.penalties.group.gated import GatedPenalty
 from train.penalties.group.kimi import KimiPenalty
 
@@ -109,6 +110,23 @@ def test_metrics_are_means_over_the_batch():
     assert metrics["reward_charge"] == 0.5
     assert metrics["reward_term"] == 0.75
     assert 0 < metrics["shaped"] < 0.5
+    tokens = {
+        kind: metrics[f"thinking_tokens_{kind}"] for kind in ("right", "wrong", "easy", "hard")
+    }
+    assert tokens == {"right": 60, "wrong": 40, "easy": 60, "hard": 40}
+    assert metrics["reward_right"] > 0.7 > 0.2 > metrics["reward_wrong"]
+    assert "thinking_tokens_medium" not in metrics
+    assert "misranked" not in metrics  # no group has both
+
+
+def test_a_wrong_completion_that_earns_more_is_told():
+    """Unconditional, a tenth of a right answer a token: 12 tokens longer costs more than right."""
+    rows = [("a", text(RIGHT), ids(14)), ("a", text(RIGHT), ids(60)), ("a", text(OTHER), ids(2))]
+    penalty = AlpPenalty(beta=0.1, scale=1)
+    _, metrics = call(make_reward(penalty, partial_share=0, num_generations=3), rows)
+    assert metrics["misranked"] == 0.5
+    _, metrics = call(make_reward(num_generations=3), rows)
+    assert metrics["misranked"] == 0
 
 
 def test_rollouts_keep_what_was_made_and_how_it_was_scored():

@@ -10,9 +10,15 @@ from hypothesis import strategies as st
 from transformers import DefaultFlowCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler
 
-from train.loop.watch import CollapseLimits, CollapseWatch, find_signs
+from train.loop.watch import CollapseLimits, CollapseWatch, find_signs, lost_accuracy
 
-SHORT = CollapseLimits(steps=2, window=4, accuracy_fall=0.05)
+DEMO = [
+    0.26, 0.60, 0.25, 0.52, 0.41, 0.41, 0.49, 0.51, 0.31, 0.66, 0.62, 0.70, 0.82, 0.62, 0.52,
+    0.47, 0.38, 0.51, 0.62, 0.50, 0.39, 0.43, 0.45, 0.36, 0.35, 0.46, 0.61, 0.73, 0.44, 0.64,
+    0.34, 0.65, 0.56, 0.56, 0.64, 0.35, 0.73, 0.47, 0.68, 0.44, 0.43, 0.57, 0.51, 0.56, 0.45,
+    0.43, 0.32, 0.46, 0.70, 0.34, 0.35, 0.64, 0.40, 0.49, 0.54, 0.49, 0.64, 0.17, 0.64, 0.59,
+]  # fmt: skip
+SHORT = CollapseLimits(steps=2, baseline=4)
 
 
 def row(step, **changes):
@@ -25,6 +31,7 @@ def row(step, **changes):
         "entropy": 0.4,
         "frac_reward_zero_std": 0.3,
         "completions/clipped_ratio": 0.02,
+        "misranked": 0.0,
         **{key.replace("clipped", "completions/clipped"): v for key, v in changes.items()},
     }
 
@@ -91,24 +98,73 @@ def test_every_completion_truncated():
     assert found(run_of(6, clipped_ratio=[0.9, 0.98, 1.0])) == [(3, "all truncated")]
 
 
-def test_thinking_gone_while_accuracy_falls():
-    rows = run_of(
-        8, thinking_tokens=[60, 30, 0.5, 0.0], exact=[0.6, 0.6, 0.4, 0.2], reward=[0.7, 0.7, 0.6]
-    )
-    assert found(rows) == [(4, "no thinking")]
+def test_wrong_answers_that_earn_more_than_right_ones():
+    rows = run_of(8, misranked=[0.0, 0.06, 0.06])
+    assert found(rows) == [(3, "wrong paid")]
+    for step in rows:
+        del step["misranked"]  # all right or all wrong
+    assert found(rows) == []
 
 
-def test_thinking_gone_at_no_loss_is_no_sign():
-    assert found(run_of(8, thinking_tokens=[60, 30, 0.5, 0.0])) == []
+def noisy_steps(rng, accuracy, count, groups=8):
+    """Accuracies of steps of `groups` groups of as many, on prompts of all difficulties."""
+    return [
+        fmean(
+            rng.random() < chance
+            for chance in (rng.betavariate(2 * accuracy, 2 - 2 * accuracy) for _ in range(groups))
+            for _ in range(groups)
+        )
+        for _ in range(count)
+    ]
 
 
-def test_accuracy_that_falls_while_reasoning_stays_is_not_this_sign():
-    assert found(run_of(8, exact=[0.6, 0.6, 0.4, 0.2], reward=[0.7, 0.7, 0.5])) == []
+def run_with(accuracies, **columns):
+    rows = run_of(len(accuracies), **columns)
+    return [logged | {"exact": exact} for logged, exact in zip(rows, accuracies, strict=True)]
 
 
-def test_reward_that_rises_while_accuracy_falls():
-    rows = run_of(8, reward=[0.6, 0.6, 0.7, 0.8], exact=[0.6, 0.6, 0.5, 0.4])
-    assert found(rows) == [(4, "reward astray")]
+@pytest.mark.parametrize("seed", range(20))
+def test_a_planted_collapse_is_told_within_ten_steps(seed):
+    """Accuracy falls by half at step 41 while the reward rises."""
+    rng = random.Random(seed)
+    accuracies = noisy_steps(rng, 0.65, 40) + noisy_steps(rng, 0.32, 10)
+    ((step, sign, message),) = find_collapse(run_with(accuracies, reward=[0.5] * 40 + [0.8]))
+    assert (sign, 40 < step <= 50) == ("accuracy lost", True)
+    assert "exact accuracy 0." in message
+
+
+def test_most_healthy_runs_give_no_alarm():
+    """Unchanging and rising accuracy, 64 completions a step, thinking that shortens."""
+    alarmed = 0
+    for seed in range(20):
+        rng = random.Random(seed)
+        steady = noisy_steps(rng, 0.65, 200)
+        rising = [noisy_steps(rng, 0.55 + step / 2000, 1)[0] for step in range(200)]
+        for accuracies in (steady, rising):
+            alarmed += bool(find_signs(run_with(accuracies), CollapseLimits(), 200))
+            alarmed += lost_accuracy(accuracies, CollapseLimits()) > CollapseLimits().alarm
+    assert alarmed <= 1
+
+
+def test_a_fall_of_nine_points_is_told_in_large_batches():
+    told = 0
+    for seed in range(10):
+        rng = random.Random(seed)
+        accuracies = noisy_steps(rng, 0.65, 40, 16) + noisy_steps(rng, 0.56, 40, 16)
+        told += any(step > 40 for step, _ in found(run_with(accuracies), CollapseLimits()))
+    assert told >= 7
+
+
+def test_accuracy_that_comes_back_ends_the_episode():
+    accuracies = [0.6, 0.64] * 10 + [0.3] * 6 + [0.6, 0.64] * 20
+    signs = found(run_with(accuracies), CollapseLimits())
+    assert signs == [(21, "accuracy lost")]
+    assert find_signs(run_with(accuracies), CollapseLimits()) == {}
+
+
+def test_demos_own_log_shows_no_sign():
+    """Exact accuracies of a whole run of the demo, 80 completions a step."""
+    assert find_collapse(run_with(DEMO)) == []
 
 
 def test_an_episode_is_warned_of_once_and_a_new_one_again():
@@ -126,20 +182,6 @@ def test_a_metric_that_is_not_logged_shows_nothing():
     rows = [{"step": s, "reward": 0.5} for s in range(1, 60)]
     rows += [{"step": s, "reward": 0.5, "entropy": None} for s in range(60, 70)]
     assert find_collapse(rows) == []
-
-
-def test_noise_of_small_batches_shows_no_sign_in_most_runs():
-    """Unchanging accuracy, 8 groups of 8, a reward that rises as reasoning shortens."""
-    rng = random.Random(11)
-    alarmed = 0
-    for _ in range(10):
-        rows = []
-        for step in range(1, 151):
-            chances = [rng.betavariate(1.3, 0.7) for _ in range(8)]
-            exact = fmean(rng.random() < chance for chance in chances for _ in range(8))
-            rows.append(row(step, exact=exact, reward=exact * (0.8 + step / 1000)))
-        alarmed += bool(find_collapse(rows))
-    assert alarmed <= 1
 
 
 shares = st.floats(0, 1)
