@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fastapi import FastAPI, Request
@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from curt.dialogue import BUDGET_LEVELS, THINK_END, LeftOut, render_answer
 from serve.answering.cache import (
     ENTRY_OVERHEAD_BYTES,
+    PREFIX,
     CachedAnswer,
     CacheKey,
     CacheMetrics,
@@ -501,6 +502,48 @@ def test_answers_that_were_altered_or_belong_elsewhere_are_misses(redis_port: in
             await link.call(lambda client: client.delete(place))
             await link.call(lambda client: client.rpush(place, "a list"))
             assert (await ask(make_cache(link), Counted(served()), asked=mine)).source == "miss"
+
+    asyncio.run(scenario())
+
+
+class Shared:
+    """A Redis that anyone may write to."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, bytes] = {}
+
+    async def call(self, command: Callable[[Any], Awaitable[Any]]) -> Any:
+        return await command(self)
+
+    async def mget(self, names: list[str]) -> list[bytes | None]:
+        return [self.kept.get(name) for name in names]
+
+    async def set(self, name: str, value: bytes, px: int) -> None:
+        self.kept[name] = value
+
+
+def test_who_can_write_to_redis_can_make_up_no_answer() -> None:
+    mine, theirs = key(secret=b"s" * 16), key(secret=b"t" * 16)
+
+    async def asked(shared: Shared, budget: int = 48) -> tuple[str, float]:
+        """Where a new server's answer came from, and how much it read that was none."""
+        cache = make_cache(cast(RedisLink, shared))
+        answer = await ask(cache, Counted(served()), asked=mine, budget=budget)
+        await cache.close()
+        return answer.source, counted(cache, "errors", kind="garbage")
+
+    async def scenario() -> None:
+        shared = Shared()
+        assert await asked(shared) == ("miss", 0)
+        ((name, sealed),) = shared.kept.items()
+        assert await asked(shared) == ("hit", 0)
+        plain, place = write_served(served()), name.removeprefix(PREFIX)
+        forged = make_cache(cast(RedisLink, shared))._seal(theirs, place, plain)
+        for made_up in (forged, plain, sealed[:-1] + bytes([sealed[-1] ^ 1])):
+            shared.kept = {name: made_up}
+            assert await asked(shared) == ("miss", 1)
+        shared.kept = {f"{PREFIX}{mine.name}:64": sealed}  # less thinking passed off as more
+        assert await asked(shared, budget=64) == ("miss", 1)
 
     asyncio.run(scenario())
 
