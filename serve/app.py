@@ -89,7 +89,8 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
     if settings.drift_reference:
         drift = Drift(settings.drift_reference, metrics.registry)
         replies.observers.append(lambda _, __, served, ___: drift.observe(served))
-    predict_routes = predict.make_router(answering, replies, settings)
+    several = batch.Batches(answering, replies, settings, metrics)
+    predict_routes = predict.make_router(answering, replies, settings, several)
     chat_routes = chat.make_router(answering, replies, settings, identity)
     batch_work = _make_batch_work(settings, workers, metrics, predict_routes, chat_routes)
 
@@ -128,7 +129,7 @@ def create_app(settings: Settings, pool: Pool | None = None) -> FastAPI:
 
     # The framework tries routes in turn, and most requests are for the first.
     app.include_router(predict_routes)
-    app.include_router(batch.make_router(answering, replies, settings, metrics))
+    app.include_router(batch.make_router(several))
     app.include_router(stream.make_router(answering, replies, settings))
     app.include_router(chat_routes)
     if batch_work:

@@ -55,7 +55,7 @@ _JOINED = re.compile(rf"[、,](?:被告人)?|[和与及](?:被告人)?(?=(?:{_FO
 _LAST = re.compile(rf"(?:{_FORM})$")
 _GONE = re.compile(_AWAY)
 _MASKED_GIVEN = re.compile(rf".{{1,3}}某(?![甲乙丙丁戊己庚辛某{_GIVEN_NAMES}]){_HAN}")
-_COUNTED = re.compile(
+COUNTED = re.compile(
     r"(?<!另)(?<!其他)(?<!其余)(?<!同案)(?:[二两三四五六七八九十]|(?<![0-9])(?:[2-9]|1[0-9]))"
     r"[名个位]?被告人|(?:各|众|诸|全体)被告人"
 )
@@ -83,7 +83,7 @@ def has_several_defendants(text: str) -> bool:
     A company (被告单位) is one too, though `defendant_names` gives the persons alone.
     """
     names = defendant_names(text)
-    return len(names) > 1 or bool(_COUNTED.search(text) or (names and "被告单位" in text))
+    return len(names) > 1 or bool(COUNTED.search(text) or (names and "被告单位" in text))
 
 
 def _read_lists(text: str) -> Iterator[tuple[list[str], str]]:

@@ -201,6 +201,12 @@ def law_day(version: str) -> date | None:
     return dict(zip(STATUTE_VERSIONS, ends, strict=False)).get(version)
 
 
+def version_on(day: date) -> str | None:
+    """The version of the law that holds on a day; None before the table's first."""
+    held = [name for name, first in STATUTE_VERSIONS.items() if first <= day]
+    return held[-1] if held else None
+
+
 def charge_articles(charge: str) -> tuple[str, ...]:
     """Article ids of a charge, the defining one first; empty for an unknown charge."""
     known = CHARGES.get(canonical_charge(charge))
@@ -269,6 +275,12 @@ def term_in_range(charge: str, term: Term, on: date | None = None) -> bool:
     if tiers is None:
         return False
     return term.kind == "exempt" or not tiers or tier_of(charge, term, on) is not None
+
+
+def other_tiers(charge: str, day: date, on: date | None = None) -> bool:
+    """Whether the tiers of a charge that held on one day are known to be others than on another."""
+    first, second = _tiers_on(charge, day), _tiers_on(charge, on)
+    return bool(first) and bool(second) and first != second
 
 
 def _tiers_on(charge: str, on: date | None) -> tuple[Tier, ...] | None:

@@ -12,7 +12,7 @@ from curt.corpus.defendants import has_several_defendants
 from curt.corpus.kinds import ORDINARY, Kind, chinese_share, kind_of, other_law
 from curt.dialogue import normalise_fact
 from curt.law.figures import foreign_money
-from curt.law.statutes import is_charge, term_in_range
+from curt.law.statutes import is_charge, other_tiers, term_in_range
 from curt.law.verdict import CAPITAL_KINDS, Verdict
 from serve.answering.confidence import LOW_CONFIDENCE_MESSAGE, UNFAMILIAR_MESSAGE
 from serve.errors import UnusableFactError
@@ -22,7 +22,7 @@ MIXED_CHINESE_SHARE = 0.6  # of the letters; below it the reader is warned
 SHORT_FACT_CHARS = 20
 
 MESSAGES = {
-    "multi_defendant": "事实中似有多名被告人，本版本只给出一名被告人的结果。",
+    "multi_defendant": "事实中似有多名被告人，此处只给出一名被告人的结果。",
     "too_short": "事实过短，结果可靠性低。",
     "not_chinese": "事实中非中文内容较多，模型只学过中文裁判事实。",
     "not_criminal": "文中似无犯罪事实。",
@@ -33,6 +33,7 @@ MESSAGES = {
     "civil": "文中似为民事诉讼，并非刑事指控。",
     "incidental_civil": "文中似只有附带民事诉讼请求，未叙述犯罪事实。",
     "administrative": "文中似为行政处罚或行政案件，并非刑事指控。",
+    "taiwan": "文中似适用台湾地区法律，模型只学过大陆案件。",
     "child": "行为人似未达刑事责任年龄（一般为十四周岁，极少数重罪为十二周岁）。",
     "press": "文中似为新闻报道，并非法院认定的事实。",
     "question": "文中似为法律咨询，请填写案件事实。",
@@ -46,6 +47,8 @@ MESSAGES = {
     "fact_clipped": "事实超过模型可读长度，较次要的句子已略去。",
     "short_thinking": "推理用量少于模型通常所需，结果的准确率会降低。",
     "term_outside_statute": "刑期不在该罪名任何法定量刑幅度之内，请核对有无减轻情节。",
+    "charge_not_in_force": "行为日（{}）的刑法中没有该罪名。",
+    "other_tiers": "该罪名在行为日（{}）的法定刑与模型所学的不同，请按从旧兼从轻核对。",
     "life_or_death": "结果涉及无期徒刑或死刑，务必由人复核。",
     "unknown_charge": "罪名不在已知罪名表中。",
     "low_confidence": LOW_CONFIDENCE_MESSAGE,
@@ -117,16 +120,22 @@ def fact_warnings(fact: str, kind: Kind) -> list[Caution]:
     return [warning(code) for code in dict.fromkeys(codes)] + told
 
 
-def verdict_warnings(verdict: Verdict, on: date | None = None) -> list[Caution]:
-    """The warnings that a verdict calls for under the law of a day, by default today."""
+def verdict_warnings(
+    verdict: Verdict, law: date | None = None, day: date | None = None
+) -> list[Caution]:
+    """The warnings that a verdict calls for by its model's law, or that of the deed's day."""
     codes = []
     if not all(is_charge(charge) for charge in verdict.charges):
         codes.append("unknown_charge")
-    elif statutory_range(verdict, on) is False:
+    elif day and not all(is_charge(charge, day) for charge in verdict.charges):
+        codes.append("charge_not_in_force")
+    elif statutory_range(verdict, day or law) is False:
         codes.append("term_outside_statute")
+    if day and any(other_tiers(charge, day, law) for charge in verdict.charges):
+        codes.append("other_tiers")
     if verdict.term.kind in CAPITAL_KINDS:
         codes.append("life_or_death")
-    return [warning(code) for code in codes]
+    return [warning(code, f"{day}") for code in codes]
 
 
 def statutory_range(verdict: Verdict, on: date | None = None) -> bool | None:

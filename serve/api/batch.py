@@ -1,10 +1,10 @@
 """`POST /predict/batch`: several cases in one request, each answered by itself.
 
-Each case is admitted, cached, counted and degraded alone. All share one deadline; a little of it is
-kept back, because all replies leave together. They enter the queue in the order given and run
-earliest-deadline-first among everything else that waits, with reasoning shortened as under any
-other load. What becomes of one case changes nothing for the others; when the client leaves, all of
-them stop.
+A case that is asked for each of its defendants is as many cases as it names. Each case is admitted,
+cached, counted and degraded alone. All share one deadline; a little of it is kept back, because all
+replies leave together. They enter the queue in the order given and run earliest-deadline-first
+among everything else that waits, with reasoning shortened as under any other load. What becomes of
+one case changes nothing for the others; when the client leaves, all of them stop.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import collections
 import hashlib
 import logging
 import time
+from typing import NamedTuple
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.types import Message
 
+from curt.corpus.defendants import defendant_names
+from curt.corpus.each_defendant import facts_of_each
 from serve.answering.answering import Answering, make_job, wait_for_disconnect
 from serve.api.errors import error_responses
 from serve.api.reply import Replies, to_response
@@ -39,6 +42,15 @@ RESPONSES = error_responses(400, 401, 403, 408, 413, 422, 429, 503)
 MAX_ID_CHARS = 64
 REPLY_MS = 1.5  # of the deadline kept back for each case: their replies are written one by one
 MAX_KEPT_BACK = 0.1  # of the deadline
+
+
+class _Question(NamedTuple):
+    """A case at its place in the request, or what of it concerns one defendant."""
+
+    place: int
+    case: BatchCase
+    defendant: str | None
+    fact: str
 
 
 class Batches:
@@ -63,17 +75,28 @@ class Batches:
 
         Raises TooManyCasesError, RateLimitedError, and ClientGoneError when the client leaves.
         """
-        count = len(body.cases)
+        most = self._settings.max_fact_chars if body.defendants == "each" else 0
+        facts = [case.fact if len(case.fact) <= most else "" for case in body.cases]  # or refused
+        named = {i: names for i, fact in enumerate(facts) if (names := defendant_names(fact))}
+        count = len(body.cases) + sum(len(names) - 1 for names in named.values())
         request.state.log["cases"] = count
         if count > self._max_cases:
+            told = "cases, one for each defendant," if named else "cases"
             raise TooManyCasesError(
-                "too_many_cases", f"{count} cases are too many: send {self._max_cases} or fewer"
+                "too_many_cases", f"{count} {told} are too many: send {self._max_cases} or fewer"
             )
         await charge(request, count - 1)
         request.state.counts_cases = True
+        asked = [
+            _Question(place, case, defendant, fact)
+            for place, case in enumerate(body.cases)
+            for defendant, fact in (
+                facts_of_each(case.fact).items() if place in named else [(None, case.fact)]
+            )
+        ]
         serving = [
-            asyncio.create_task(self._serve_one(request, body, case, index))
-            for index, case in enumerate(body.cases)
+            asyncio.create_task(self._serve_one(request, body, question, number, count))
+            for number, question in enumerate(asked)
         ]
         leaving = asyncio.create_task(wait_for_disconnect(request))
         everything = asyncio.gather(*serving)
@@ -92,22 +115,22 @@ class Batches:
         return BatchReply(request_id=request.state.request_id, results=results)
 
     async def _serve_one(
-        self, request: Request, body: BatchRequest, case: BatchCase, index: int
+        self, request: Request, body: BatchRequest, asked: _Question, number: int, count: int
     ) -> CaseResult:
-        own = _request_of_case(request, index)
+        own, case = _request_of_case(request, number), asked.case
         reply, error, status = None, None, 200
         try:
             most_ms = MAX_KEPT_BACK * self._settings.deadline_ms(body.deadline_ms)
             job = make_job(
-                case.fact,
+                asked.fact,
                 own.state.started_s,
                 body.deadline_ms,
                 self._settings,
                 on_unusable=body.on_unusable,
-                kept_back_ms=min(REPLY_MS * len(body.cases), most_ms),
+                kept_back_ms=min(REPLY_MS * count, most_ms),
             )
             served = await self._answering.serve(own, job)
-            reply = self._replies.reply_to(own, body.one(case), served)
+            reply = self._replies.reply_to(own, body.one(case, asked.fact), served)
         except RequestError as fault:
             status, error = fault.status, _describe(fault)
         except Exception as failure:
@@ -116,11 +139,14 @@ class Batches:
         except asyncio.CancelledError:
             self._metrics.record_case(499, {"error": CLIENT_CLOSED})
             raise
-        self._metrics.record_case(status, own.state.log)
+        if not getattr(own.state, "background", False):
+            self._metrics.record_case(status, own.state.log)
         _log_case(own, status, error)
         return CaseResult(
             id=case.id,
-            index=index,
+            index=asked.place,
+            defendant=asked.defendant,
+            fact=asked.fact if asked.fact != case.fact else None,
             request_id=own.state.request_id,
             status=status,
             reply=reply,
@@ -128,12 +154,9 @@ class Batches:
         )
 
 
-def make_router(
-    answering: Answering, replies: Replies, settings: Settings, metrics: Metrics
-) -> APIRouter:
+def make_router(batches: Batches) -> APIRouter:
     """The route."""
     router = APIRouter()
-    batches = Batches(answering, replies, settings, metrics)
 
     @router.post(BATCH_PATH, response_model=BatchReply, responses=RESPONSES)
     async def predict_batch(body: BatchRequest, request: Request) -> Response:
@@ -171,13 +194,14 @@ def _describe(fault: RequestError) -> CaseError:
 
 
 def _log_case(own: Request, status: int, error: CaseError | None) -> None:
+    route = getattr(own.scope.get("route"), "path", BATCH_PATH)
     line = {
         "request_id": own.state.request_id,
         "method": "POST",
-        "route": BATCH_PATH,
+        "route": route,
         "status": status,
         "ms": round((time.monotonic() - own.state.started_s) * 1e3, 2),
         **({"error": error.code} if error else {}),
         **own.state.log,
     }
-    write_access(logging.INFO, "POST %s case %d", (BATCH_PATH, status), line)
+    write_access(logging.INFO, "POST %s case %d", (route, status), line)

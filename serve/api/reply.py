@@ -11,10 +11,11 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from curt.classifier.candidates import parse_candidates
+from curt.corpus.deed import deed_day
 from curt.corpus.kinds import kind_of
 from curt.dialogue import render_ruling, render_term
 from curt.law.numerals import write_article, write_months
-from curt.law.statutes import Tier, law_day, tier_of
+from curt.law.statutes import Tier, law_day, tier_of, version_on
 from curt.law.verdict import TERM_NAMES, Verdict
 from serve.answering.answering import Answering, Way
 from serve.answering.checks import fact_warnings, statutory_range, verdict_warnings, warning
@@ -44,6 +45,7 @@ class Replies:
         reply = build_reply(
             served,
             fact=body.fact,
+            date_given=body.date,
             tasks=body.tasks,
             include_reasoning=body.include_reasoning,
             identity=way.identity,
@@ -99,6 +101,7 @@ def build_reply(
     request_id: str,
     deadline_ms: int,
     total_ms: float,
+    date_given: date | None = None,
     variant: str | None = None,
     confidence: Confidence | None = None,
     doubt: str | None = None,
@@ -110,11 +113,15 @@ def build_reply(
     Where the model gave no full verdict the reply is degraded: it has the classifier's verdict, or
     no defendant. `doubt` is the code of a warning: the verdict is probably wrong, or no probability
     can be given; `withheld` names the parts of a defendant that are left out because of it.
-    `beyond` are figures unlike all that were trained on.
+    `beyond` are figures unlike all that were trained on. `date_given` is the day of the deed where
+    the client tells it.
     """
     generation = served.generation
     reason, verdict = served.degraded_reason, served.verdict
     law = law_day(identity.manifest.statute_version)  # the model's own, which the reply names
+    day = date_given or deed_day(fact)
+    version = version_on(day) if day and day <= date.today() else None
+    day = day if version else None  # the table holds no other law
     kind = kind_of(fact)
     warnings = fact_warnings(fact, kind)
     if beyond:
@@ -126,14 +133,16 @@ def build_reply(
     if reason is not None and verdict is not None:
         warnings.append(warning("fallback"))
     if verdict is not None:
-        warnings += verdict_warnings(verdict, law)
+        warnings += verdict_warnings(verdict, law, day)
     if doubt is not None:
         warnings.append(warning(doubt))
     defendants = []
     if verdict is not None:
         # The classifier does not predict fines, which is not the same as predicting none.
         unsaid = () if reason is None else ("fine_yuan", "ruling")
-        defendants.append(_describe(verdict, tasks, law) | dict.fromkeys((*unsaid, *withheld)))
+        defendants.append(
+            _describe(verdict, tasks, day or law) | dict.fromkeys((*unsaid, *withheld))
+        )
     sure = served.fallback.confidences if served.fallback and doubt != UNFAMILIAR else None
     # Validated as one dict: building the models part by part takes several times as long.
     return PredictReply.model_validate(
@@ -147,6 +156,11 @@ def build_reply(
             },
             "statute_version": identity.manifest.statute_version,
             "prompt_version": identity.manifest.prompt_version,
+            "law": {
+                "version": version or identity.manifest.statute_version,
+                "day": day,
+                "told_by": ("request" if date_given else "fact") if day else None,
+            },
             "kind": kind,
             "defendants": defendants,
             "reasoning": served.completion.thinking if include_reasoning else None,

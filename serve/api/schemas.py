@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from curt.corpus.kinds import Kind
+from curt.law.statutes import STATUTE_VERSIONS
 from curt.law.verdict import TermKind
 from serve.answering.checks import Caution, OnUnusable
 from serve.answering.confidence import Confidence
@@ -15,7 +17,7 @@ from serve.settings import MAX_BATCH_CASES, MAX_DEADLINE_MS, MIN_DEADLINE_MS
 
 Task = Literal["charge", "article", "term", "ruling"]
 
-API_VERSION = "2.0"  # of routes and schemas: the first number changes when a client must
+API_VERSION = "2.1"  # of routes and schemas: the first number changes when a client must
 ALL_TASKS: tuple[Task, ...] = ("charge", "article", "term", "ruling")
 NOTICE = "本结果由模型生成，仅供参考，不构成法律意见，不能代替法官裁判。"
 
@@ -53,6 +55,20 @@ class RequestBody(BaseModel):
         return data
 
 
+def _read_day(text: Any) -> datetime.date:
+    first, last = min(STATUTE_VERSIONS.values()), datetime.date.today()
+    try:
+        day = datetime.date.fromisoformat(text)
+    except (TypeError, ValueError):
+        day = datetime.date.min
+    if not first <= day <= last:  # the text itself is the client's
+        raise ValueError(f"write a day from {first} to {last} as YYYY-MM-DD, or leave it out")
+    return day
+
+
+DeedDay = Annotated[datetime.date, BeforeValidator(_read_day)]
+
+
 class Asked(RequestBody):
     """What is asked of every case: the time an answer may take, and what to tell."""
 
@@ -68,6 +84,10 @@ class Asked(RequestBody):
     on_unusable: OnUnusable = "warn"
     """What to do with a text that seems to be no prosecution at first instance: a verdict with a
     warning, or 422 with its kind as the code. Another language and Taiwan's law get 422 anyway."""
+
+    defendants: Literal["one", "each"] = "one"
+    """Whether a fact that names several defendants gets one verdict, or one for each: the results
+    are then those of a batch, each of the facts as they concern that defendant."""
 
     top_k: int = Field(default=3, ge=1, le=20)
     """How many charges to give a probability for, where the server knows any."""
@@ -86,12 +106,26 @@ class PredictRequest(Asked):
     fact: str
     """The facts found, in Chinese."""
 
+    date: DeedDay | None = None
+    """The day of the deed, whose law the verdict is held against; else the fact's own."""
+
     @model_validator(mode="before")
     @classmethod
     def _only_one_case(cls, data: Any) -> Any:
         if isinstance(data, dict) and "cases" in data:
             raise ValueError("one case goes here, as `fact`: send `cases` to POST /predict/batch")
         return data
+
+
+class StreamRequest(PredictRequest):
+    """What is asked of a stream, which answers for one."""
+
+    @field_validator("defendants")
+    @classmethod
+    def _one(cls, asked: str) -> str:
+        if asked != "one":
+            raise ValueError("a stream answers for one: ask POST /predict for each")
+        return asked
 
 
 class BatchCase(RequestBody):
@@ -102,6 +136,9 @@ class BatchCase(RequestBody):
 
     fact: str
     """The facts found, in Chinese."""
+
+    date: DeedDay | None = None
+    """The day of the deed, as in `/predict`."""
 
 
 class BatchRequest(Asked):
@@ -119,10 +156,17 @@ class BatchRequest(Asked):
             raise ValueError("two cases have the same id: give each its own, or none")
         return self
 
-    def one(self, case: BatchCase) -> PredictRequest:
-        """The same asked of a single case."""
+    def one(self, case: BatchCase, fact: str) -> PredictRequest:
+        """The same asked of a single case, or of one defendant's facts of it."""
         options = {name: getattr(self, name) for name in Asked.model_fields}
-        return PredictRequest(fact=case.fact, **options)
+        return PredictRequest.model_construct(fact=fact, date=case.date, **options)
+
+    @classmethod
+    def of(cls, body: PredictRequest) -> BatchRequest:
+        """The batch of a single case."""
+        options = {name: getattr(body, name) for name in Asked.model_fields}
+        case = BatchCase.model_construct(id=None, fact=body.fact, date=body.date)
+        return cls.model_construct(cases=[case], **options)
 
 
 class Charge(BaseModel):
@@ -155,6 +199,15 @@ class PredictedTerm(BaseModel):
     probation_months: int
     text: str
     statutory: Statutory
+
+
+class Law(BaseModel):
+    """The law that a verdict is held against: of the deed's day, or the model's own."""
+
+    version: str
+    day: datetime.date | None
+    told_by: Literal["request", "fact"] | None
+    """Who told the day; null where nobody did."""
 
 
 class Defendant(BaseModel):
@@ -242,7 +295,9 @@ class PredictReply(BaseModel):
     request_id: str
     model: Model
     statute_version: str
+    """Of the law that the model was taught."""
     prompt_version: str
+    law: Law
     kind: Kind
     """What the text seems to be: the facts of a prosecution at first instance, or something else,
     of which a verdict means little."""
@@ -287,7 +342,11 @@ class CaseResult(BaseModel):
 
     id: str | None
     index: int
-    """Place in the request, from 0."""
+    """Place of the case in the request, from 0."""
+    defendant: str | None = None
+    """Whom the verdict is on, as the fact writes his name, where each is asked for."""
+    fact: str | None = None
+    """What was asked for that defendant, where the fact names several."""
     request_id: str
     """The case's own, for feedback."""
     status: int

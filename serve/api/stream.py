@@ -20,7 +20,7 @@ from serve.answering.answering import Answering, make_job
 from serve.api.errors import error_responses
 from serve.api.events import Event, JobEvents, to_json
 from serve.api.reply import Replies
-from serve.api.schemas import PredictRequest
+from serve.api.schemas import StreamRequest
 from serve.errors import OverloadedError, RequestError, error_body
 from serve.pool.job import Piece
 from serve.served import Served
@@ -41,7 +41,7 @@ def make_router(answering: Answering, replies: Replies, settings: Settings) -> A
     router = APIRouter()
 
     @router.post(STREAM_PATH, responses=RESPONSES, response_class=Response)
-    async def predict_stream(body: PredictRequest, request: Request) -> Response:
+    async def predict_stream(body: StreamRequest, request: Request) -> Response:
         """The same as /predict, with the reasoning as it comes."""
         job = make_job(
             body.fact,

@@ -211,8 +211,8 @@ async function predict() {
   const startedMs = performance.now();
   let attempt = null;
   try {
-    const streamed = state.canStream;
-    const reply = await ask({ fact, deadline_ms: deadlineMs }, running.signal, (text, tried) => {
+    const streamed = state.canStream, body = { fact, deadline_ms: deadlineMs };
+    const hear = (text, tried) => {
       if (tried !== attempt) {  // a worker died: another starts anew
         $("reasoning").textContent = "";
         $("reasoning-card").hidden = false;
@@ -220,11 +220,15 @@ async function predict() {
       }
       attempt = tried;
       $("reasoning").append(text);
-    });
+    };
+    const told = $("each").checked
+      ? await readJson(await post("/predict", { ...body, defendants: "each" }, running.signal))
+      : await ask(body, running.signal, hear);
+    const { results } = told, reply = results ? results.find((one) => one.reply).reply : told;
     const client = { round_ms: performance.now() - startedMs };
     // The request that found no stream was sent twice: its round trip tells nothing of the network.
     if (streamed !== state.canStream) client.round_ms = null;
-    state.shown = { at: new Date().toISOString(), fact, deadline_ms: deadlineMs, reply, client };
+    state.shown = { at: new Date().toISOString(), fact, deadline_ms: deadlineMs, reply, results, client };
     learn(deadlineMs, reply);
     keep(state.shown);
     const total = client.round_ms ?? reply.timings_ms.total;
@@ -405,8 +409,8 @@ function renderReply() {
   $("source").textContent = has(`source_${source}`) ? t(`source_${source}`) : source;
   $("source").classList.toggle("late", source !== "model");
   renderDegraded(reply, source);
-  $("verdict").replaceChildren(...reply.defendants.map((defendant, index) =>
-    showDefendant(defendant, reply, reply.defendants.length > 1 ? index + 1 : 0)));
+  $("verdict").replaceChildren(...shown.results ? shown.results.map((one) => showResult(one, shown))
+    : reply.defendants.map((defendant) => showDefendant(defendant, reply)));
   renderProposed(reply, source);
   renderConfidence(reply);
   $("warnings-box").hidden = reply.warnings.length === 0;
@@ -420,7 +424,7 @@ function renderReply() {
   $("identity").textContent = t("identity", {
     name: reply.model.name, precision: reply.model.precision, manifest: reply.model.manifest,
     statutes: reply.statute_version, id: reply.request_id,
-  });
+  }) + (reply.law?.day ? t("law", reply.law) : "");
   $("print-fact-text").textContent = shown.fact;
   renderThinking(reply);
   renderTimes(shown);
@@ -440,7 +444,31 @@ function intervalText({ low, high, coverage, basis }) {
   if (basis === "classifier") text = t("interval_basis", { text });
   return isNumber(coverage) ? t("interval_coverage", { text, share: share(coverage) }) : text;
 }
-function showDefendant(defendant, reply, index) {
+/* One of several: choosing him shows the warnings, reasoning and times of his verdict below. */
+function showResult({ defendant, fact, reply, error }, shown) {
+  const box = make("div", null, "card"), head = make("h3");
+  const name = make("button", defendant ? t("defendant", { name: defendant }) : t("verdict"));
+  name.type = "button";
+  name.disabled = !reply;
+  name.setAttribute("aria-pressed", String(reply === shown.reply));
+  name.addEventListener("click", () => {
+    Object.assign(state, { feedback: null, shown: { ...shown, reply } });
+    render();
+  });
+  head.append(name);
+  box.append(head);
+  if (error) box.append(make("p", explain(new Refusal(error.code, error.message, "", error.retry_after_s)), "banner"));
+  if (reply?.degraded) head.append(make("span", t("source_fallback"), "tag late"));
+  box.append(...reply?.defendants.map((each) => showDefendant(each, reply)) ?? []);
+  if (fact) {
+    const asked = make("details"), text = make("p", fact, "soft");
+    text.lang = "zh-CN";
+    asked.append(make("summary", t("asked")), text);
+    box.append(asked);
+  }
+  return box;
+}
+function showDefendant(defendant, reply) {
   const box = make("div"), list = make("dl");
   const line = (key, value, notes = []) => {
     const cell = make("dd", value);
@@ -448,7 +476,6 @@ function showDefendant(defendant, reply, index) {
     list.append(make("dt", t(key)), cell);
     return cell;
   };
-  if (index) box.append(make("h3", t("defendant", { number: index })));
   const confidence = defendant.confidence || reply.confidence || {}, likely = confidence.charges || [];
   if (defendant.charges) {
     const cell = line("charges", "");

@@ -4,12 +4,14 @@ import json
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from curt.corpus.defendants import defendant_names, has_several_defendants
+from curt.corpus.each_defendant import facts_of_each
 from curt.corpus.generate.generator import generate_cases
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -19,6 +21,7 @@ TEXTS: dict[str, dict[str, list[str]]] = {
     for number, facts in tomllib.loads((FIXTURES / name).read_text("utf-8")).items()
 }
 NAMED = [number for number in TEXTS if not number.startswith("later")]
+EACH = tomllib.loads((FIXTURES / "defendants_each.toml").read_text("utf-8"))["each"]
 
 
 @pytest.mark.parametrize("number", TEXTS)
@@ -65,15 +68,48 @@ def test_real_facts_that_name_several_are_few(real_cases: Path) -> None:
     assert sum(map(has_several_defendants, facts)) <= 0.06 * len(facts)
 
 
-@given(st.text("被告人张某李甲乙、，和与（另案处理）AB×x12三共同 ", max_size=80))
+@given(st.text("被告人张某李甲乙、，。；和与（另案处理）AB×x12三共同均系累犯单独 ", max_size=80))
 def test_names_stand_in_the_text(text: str) -> None:
     names = defendant_names(text)
     assert all(name in text for name in names)
     assert len(set(names)) == len(names)
+    told = facts_of_each(text)
+    assert list(told) == names
+    assert all(name in told[name] for name in names)
+
+
+@pytest.mark.parametrize("row", EACH, ids=lambda row: row["fact"][:20])
+def test_the_text_asked_for_each_holds_what_concerns_him(row: dict[str, Any]) -> None:
+    told = facts_of_each(row["fact"])
+    assert set(told) == set(row["defendants"])
+    for name, wanted in row["defendants"].items():
+        assert [part for part in wanted["holds"] if part not in told[name]] == [], told[name]
+        assert [part for part in wanted["lacks"] if part in told[name]] == [], told[name]
+        assert not has_several_defendants(told[name]), told[name]
+
+
+def test_nearly_every_text_asked_for_one_of_several_has_one() -> None:
+    facts = [fact for number in TEXTS if number.endswith("several") for fact in TEXTS[number]]
+    told = [text for fact in facts for text in facts_of_each(fact).values() if text != fact]
+    assert sum(map(has_several_defendants, told)) <= 0.02 * len(told)
+    assert len(told) > 400
+
+
+def test_a_text_on_one_defendant_is_asked_as_it_is() -> None:
+    for fact in TEXTS["one"]:
+        assert list(facts_of_each(fact).values()) in ([], [fact])
+
+
+def test_one_whom_only_a_number_tells_of_is_named_at_the_end() -> None:
+    told = facts_of_each("被告人张某、李某盗窃。二被告人均系累犯。")
+    assert told["李某"] == "被告人李某伙同张某盗窃。被告人李某系累犯。"
+    assert facts_of_each("被告人张某投案；被告人李某坦白")["李某"] == "被告人李某坦白"
 
 
 def test_a_long_text_takes_no_longer_than_its_length() -> None:
     started = time.perf_counter()
     for piece in ("被告人", "被告人张某、", "张某、", "被告人张某（", "被告人张某和"):
         has_several_defendants(piece * (20_000 // len(piece)))
+    many = "、".join(f"{a}某{b}" for a in "张李王赵钱孙周吴" for b in "甲乙丙丁")
+    facts_of_each(f"被告人{many}" + "共同盗窃，张某甲投案（，" * 1_500)
     assert time.perf_counter() - started < 2

@@ -25,8 +25,10 @@ from curt.law.statutes import (
     is_charge,
     law_day,
     locate_article,
+    other_tiers,
     term_in_range,
     tier_of,
+    version_on,
 )
 from curt.law.verdict import Term
 
@@ -253,6 +255,19 @@ def test_a_version_stands_for_its_last_day():
     assert law_day("criminal-law-amendment-8") == date(2015, 10, 31)
     assert law_day(STATUTE_VERSION) is None
     assert law_day("our-own-law") is None
+
+
+def test_a_day_has_a_version_and_may_have_had_other_tiers() -> None:
+    days = [date(1997, 9, 30), date(1997, 10, 1), date(2015, 10, 31), date(2015, 11, 1)]
+    assert [version_on(day) for day in days] == [
+        None, "criminal-law-1997", "criminal-law-amendment-8", "criminal-law-amendment-9",
+    ]  # fmt: skip
+    assert version_on(date.today()) == STATUTE_VERSION
+    assert other_tiers("贪污", date(2015, 10, 31))
+    assert not other_tiers("贪污", date(2015, 10, 31), date(2012, 1, 1))
+    assert not other_tiers("贪污", date(2015, 11, 1))
+    assert not other_tiers("危险驾驶", date(2011, 4, 30))  # there was no such charge
+    assert not other_tiers("偷看天空", date(2011, 4, 30))
 
 
 # Articles of every chapter whose charges are compared with the text of the law, where a developer

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from datetime import date
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +57,11 @@ def test_any_text_is_either_refused_or_checked(text: str) -> None:
         assert codes(text) <= set(MESSAGES)
 
 
+def test_what_only_sounds_like_taiwans_law_is_answered_with_a_warning() -> None:
+    refuse_unusable("被告犯后坦承犯行", 1000)
+    assert codes("被告犯后坦承犯行") == {"taiwan", "too_short"}
+
+
 def test_several_named_defendants_are_noticed() -> None:
     assert codes("被告人张某、李某共同盗窃他人财物，后被公安机关抓获归案。") == {"multi_defendant"}
     assert codes("被告人张某某和被告人李某甲一起盗窃手机，被公安机关抓获。") == {"multi_defendant"}
@@ -106,6 +113,26 @@ def test_verdicts_outside_the_law_are_marked() -> None:
     assert found == [
         set(), {"term_outside_statute"}, {"unknown_charge"}, {"life_or_death"}, set(),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("charge", "article", "months", "day", "expected"),
+    [
+        ("贪污", "382", 24, date(2016, 1, 1), []),
+        ("贪污", "382", 24, date(2015, 1, 1), ["other_tiers"]),
+        ("帮助信息网络犯罪活动", "287之二", 8, date(2015, 10, 31), ["charge_not_in_force"]),
+        ("嫖宿幼女", "360", 80, date(2016, 1, 1), ["charge_not_in_force"]),
+        ("嫖宿幼女", "360", 80, date(2015, 1, 1), []),
+        ("单位行贿", "393", 84, date(2023, 1, 1), ["term_outside_statute", "other_tiers"]),
+        ("偷看天空", "264", 8, date(2015, 1, 1), ["unknown_charge"]),
+    ],
+)
+def test_a_verdict_is_held_against_the_law_of_the_deeds_day(
+    charge: str, article: str, months: int, day: date, expected: list[str]
+) -> None:
+    told = verdict_warnings(Verdict((charge,), (article,), Term("fixed", months)), None, day)
+    assert [caution.code for caution in told] == expected
+    assert all(str(day) in caution.message for caution in told if "{}" in MESSAGES[caution.code])
 
 
 def test_every_code_has_a_message() -> None:

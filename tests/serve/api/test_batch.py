@@ -332,3 +332,105 @@ def test_every_route_that_takes_a_body_shows_an_example(settings: Settings, tmp_
         for method, operation in methods.items()
         if not operation.get("description")
     ]
+
+
+BOTH = (
+    "2021年3月5日，被告人张某、李某经预谋，窃得现金8600元。李某系累犯。"
+    "2021年4月6日，被告人李某窃得手机一部，价值1500元。"
+)
+
+
+def test_each_defendant_of_a_case_gets_a_verdict_on_what_concerns_him(
+    settings: Settings, tmp_path: Any
+) -> None:
+    pool = MoodyPool(GOOD, pause_s=0.02)
+    client = client_of(settings, pool, feedback=tmp_path / "feedback")
+    body = {"fact": BOTH, "deadline_ms": 900, "defendants": "each"}
+    response = client.post(PREDICT_PATH, json=body, headers={"X-Request-ID": "both"})
+    reply = BatchReply.model_validate(response.json())
+    assert (response.status_code, pool.most_under_way) == (200, 2)
+    assert [result.defendant for result in reply.results] == ["张某", "李某"]
+    assert [result.fact for result in reply.results] == [job.fact for job in pool.jobs]
+    assert "1500元" not in pool.jobs[0].fact
+    assert "累犯" in pool.jobs[1].fact
+    assert len({job.deadline_s for job in pool.jobs}) == 1
+    for place, result in enumerate(reply.results):
+        assert (result.index, result.request_id) == (0, f"both.{place}")
+        assert result.reply
+        assert result.reply.defendants[0].charges
+        assert "multi_defendant" not in {caution.code for caution in result.reply.warnings}
+    days = [str(result.reply.law.day) for result in reply.results if result.reply]
+    assert days == ["2021-03-05", "2021-04-06"]
+    said = {"request_id": "both.1", "verdict": "correct"}
+    assert client.post("/feedback", json=said).status_code == 201
+    client.post(PREDICT_PATH, json=body)
+    assert len(pool.jobs) == 2  # kept by what was asked of each
+    client.post(PREDICT_PATH, json={"fact": BOTH})
+    assert pool.jobs[-1].fact == BOTH  # one verdict, as ever
+    metrics = client.get("/metrics").text
+    assert 'curt_cases_total{outcome="good"} 5.0' in metrics
+
+
+def test_a_case_of_one_defendant_is_asked_as_it_came(settings: Settings) -> None:
+    pool = MoodyPool(GOOD)
+    response = ask(
+        client_of(settings, pool), THEFT, BOTH, "三被告人共同盗窃，" * 3, defendants="each"
+    )
+    results = response.json()["results"]
+    assert [each["defendant"] for each in results] == ["张某", "张某", "李某", None]
+    assert [each["index"] for each in results] == [0, 1, 1, 2]
+    assert [each["fact"] is None for each in results] == [True, False, False, True]
+    assert results[0]["id"] == "c0"
+
+
+def test_more_defendants_than_cases_may_be_are_refused(settings: Settings) -> None:
+    pool = MoodyPool(GOOD)
+    client = client_of(settings, pool, max_batch_cases=3)
+    names = "、".join(f"{surname}某" for surname in "张李王赵")
+    fact = f"被告人{names}结伙盗窃，窃得现金8600元。"
+    refused = client.post(PREDICT_PATH, json={"fact": fact, "defendants": "each"})
+    assert refused.json()["error"] == {
+        "code": "too_many_cases",
+        "message": "4 cases, one for each defendant, are too many: send 3 or fewer",
+    }
+    assert not pool.jobs
+
+
+def test_what_keeps_every_defendant_from_a_verdict_refuses_the_request(settings: Settings) -> None:
+    client = client_of(settings, rate_per_s=1e3, rate_burst=9, max_concurrent=9)
+    body = {"fact": BOTH.replace("8600元", "8600元，很忙"), "defendants": "each"}
+    refused = client.post(PREDICT_PATH, json=body)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "3")
+    assert client.post(PREDICT_PATH, json=body | {"fact": ""}).status_code == 422
+    partly = client.post(PREDICT_PATH, json=body | {"fact": BOTH + "李某系主犯，很忙。"})
+    assert [each["status"] for each in partly.json()["results"]] == [200, 503]
+
+
+def test_a_stream_refuses_each_by_the_name_of_the_option(settings: Settings) -> None:
+    refused = client_of(settings).post("/predict/stream", json={"fact": BOTH, "defendants": "each"})
+    assert refused.status_code == 422
+    told = refused.json()["error"]["message"]
+    assert told == "defendants: a stream answers for one: ask POST /predict for each"
+
+
+@pytest.mark.parametrize(
+    "day", ["1997-09-30", "2999-01-01", "2021年3月5日", 20210305, "2021-02-30"]
+)
+def test_a_day_of_the_deed_that_is_none_is_refused(settings: Settings, day: Any) -> None:
+    refused = client_of(settings).post(PREDICT_PATH, json={"fact": THEFT, "date": day})
+    assert refused.status_code == 422
+    assert "date: write a day from 1997-10-01 to" in refused.json()["error"]["message"]
+    assert str(day) not in refused.json()["error"]["message"].replace("1997-10-01", "")
+
+
+def test_the_day_that_a_client_tells_goes_before_the_facts(settings: Settings) -> None:
+    client = client_of(settings)
+    laws = [
+        client.post(PREDICT_PATH, json={"fact": BOTH} | asked).json()["law"]
+        for asked in ({}, {"date": "2012-03-04"})
+    ]
+    in_a_batch = client.post(BATCH_PATH, json={"cases": [{"fact": THEFT, "date": "2012-03-04"}]})
+    laws.append(in_a_batch.json()["results"][0]["reply"]["law"])
+    eight = {"version": "criminal-law-amendment-8", "day": "2012-03-04", "told_by": "request"}
+    assert laws[0]["day"] == "2021-04-06"
+    assert laws[1:] == [eight, eight]

