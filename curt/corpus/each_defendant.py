@@ -12,9 +12,10 @@ from curt.corpus.defendants import COUNTED, defendant_names
 _PERSONAL = re.compile(
     "自首|投案|如实供述|坦白|供认|认罪|悔罪|累犯|前科|曾因|因犯|判处|判刑|刑满|释放|假释|缓刑|谅解|"
     "赔偿|垫付|报警|报案|退赔|退赃|退还|退缴|从犯|主犯|胁从|次要|主要作用|辅助|未成年|周岁|出生|聋哑|盲人|怀孕|"
-    "刑事责任能力|立功|检举|揭发|抓获|归案|到案|罚金|初犯|偶犯|分得|分赃|获利|"
+    "刑事责任能力|立功|检举|揭发|抓获|归案|到案|罚金|初犯|偶犯|分得|分赃|获利|明知|"
     "参与.{0,8}[0-9一二两三四五六七八九十](?:次|起|笔)"
 )
+_SHARE = re.compile("分得|分赃")  # of what is counted whole for each
 _HARM = re.compile("窃得|盗得|盗走|骗得|抢得|抢走|劫得|捅|砍|刺|致.{0,10}[伤死]")
 _PLAN = re.compile("预谋|合谋|共谋|密谋|商议|商量|商定|提议|约定|策划|踩点")
 _DONE = re.compile(r"[0-9](?:余)?[元克]|[伤死得走]")
@@ -45,8 +46,8 @@ class _Clause:
 def facts_of_each(text: str) -> dict[str, str]:
     """What a text tells of each defendant that it names, by name, as a text on him alone.
 
-    Incidents in which he took part are kept whole; of what is told of persons (自首, 累犯, a share
-    of the loot) his own. He alone is called 被告人. A number, a date or 单独 begins an incident.
+    Incidents in which he took part are kept whole; of what is told of persons (自首, 累犯) his own,
+    but no share of the loot: the whole counts. A number, a date or 单独 begins an incident.
     """
     names = defendant_names(text)
     if len(names) < 2:
@@ -138,6 +139,7 @@ def _tell(sentences: list[list[_Clause]], name: str, spelled: re.Pattern[str]) -
     told = ""
     for sentence in sentences:
         kept = [each for each in sentence if not each.concerns or name in each.concerns]
+        kept = [each for each in kept if not (each.personal and _SHARE.search(each.text))]
         if kept:
             told += "".join(_address(each, name, spelled) for each in kept)
             if kept[-1] is not sentence[-1]:
