@@ -42,50 +42,26 @@ TRADITIONAL_SHARE = 0.1  # of the Chinese characters
 _EXAMPLES = Path(__file__).with_name("kinds.toml")
 _GENERATED = 40  # facts, longer than the examples
 _READ_CHARS = 600  # what a text is shows at its beginning
+_RETOLD_CHARS = 200  # of shorter texts only what asks or reports is known by its words
 _STRENGTH = 100.0  # of the fit: the inverse weight of the squared coefficients
 
 _COMMON_CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+")
 _CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]+")
 _KANA = re.compile(r"[\u3041-\u30ff]")
 _REPUBLIC_YEAR = re.compile(r"民[国國](?:[0-9０-９]{2,3}|[一二三四五六七八九十百零〇○]{2,6})年")
-_TAIWAN = re.compile(
-    r"新[台臺][币幣]|(?:地方|高等)[^。，]{0,4}检察署|台湾[^。，]{0,6}地方(?:法院|检察)|告诉人|声请|谕知|"
-    r"易科罚金|诈欺|窃盗罪|坦承|爰|嗣[经于]|始悉上情|级毒品危害|公共危险罪|吐气所含|每公升|"
-    r"重型机车|不确定故意|真实姓名年籍不详|提款卡"
+_WORDS = tomllib.loads(Path(__file__).with_name("kind_rules.toml").read_text(encoding="utf-8"))
+_TAIWAN, _PROSECUTED, _RETOLD = (
+    re.compile("|".join(_WORDS[name])) for name in ("taiwan_words", "prosecuted", "retold")
 )
-_PROSECUTED = re.compile(
-    r"公诉机关|检察院[^。，]{0,12}指控|起诉书|指控[^。，]{0,12}被告人|(?:审理|经审)查明[^。]{0,60}被告人"
+_RULES: dict[Kind, re.Pattern[str]]
+_RULES, _SIGNS = (
+    {name: re.compile("|".join(words)) for name, words in _WORDS[table].items()}
+    for table in ("procedures", "signs")
 )
-_RULES: Mapping[Kind, re.Pattern[str]] = {
-    "state_compensation": re.compile(
-        r"赔偿请求人|国家赔偿|赔偿义务机关|刑事赔偿|赔偿委员会|(?:侵犯|限制)人身自由的?(?:损失|赔偿)"
-    ),
-    "compulsory_treatment": re.compile(
-        r"强制医疗|被申请人[^。]{0,80}(?:精神|责任能力)|不负刑事责任的精神病人"
-    ),
-    "retrial": re.compile(
-        r"(?<!代理)(?<!案经)再审|申诉人|审判监督程序|(?:多次|提出)申诉|(?:原判|生效)[^。]{0,30}确有错误|提审本案"
-    ),
-    "commutation": re.compile(
-        r"执行机关[^。]{0,30}(?:减刑|假释|减去|报送|提请|建议)|"
-        r"(?:提请|建议|报请|呈报|拟)[^，。；]{0,14}(?:减刑|假释|减去)|(?:减刑|假释)(?:建议|一案)|"
-        r"罪犯[^。]{0,60}(?:悔改表现|减刑|减为)"
-    ),
-    "private_prosecution": re.compile(r"自诉人|刑事自诉|提起自诉|自诉案件"),
-    "withdrawn": re.compile(
-        r"撤回(?:[该本]案)?(?:对[^。]{0,30}的)?(?:起诉|公诉)|"
-        r"(?:公诉机关|检察院|检察机关|公诉人)[^。]{0,24}(?:撤回对|撤诉)"
-    ),
-    "jurisdiction": re.compile(
-        r"指定[^。]{0,24}管辖(?!相关|通知|函)|(?:没有|无|不具有)管辖权|管辖[^。]{0,8}(?:争议|异议)|"
-        r"指定[^。]{0,24}法院[^。]{0,24}审[判理]"
-    ),
-    "appeal": re.compile(
-        r"上诉人|原审(?!原告)|(?<!没有上诉、)抗诉|二审(?:审理|法院|查明|期间|依法|开庭)|上诉(?:称|状|来院|[至于]本院)|"
-        r"(?:宣判|判决|送达|一审)[^。]{0,40}(?:提[出起]上诉|递交上诉)|不服[^。，]{0,12}，?(?:提[出起])?上诉|"
-        r"一审判决认定|原判(?:认定|量刑)"
-    ),
-}
+_NUMBER = re.compile(
+    "[0-9]+(?:[.,][0-9]+)?|[零一二两三四五六七八九十百千万亿〇]+(?=[元克人次岁年月日天起名个万份只块张])"
+)
+_MASKED_NAME = re.compile(".某[某甲乙丙]?")
 
 
 def chinese_share(text: str) -> float:
@@ -108,10 +84,11 @@ def kind_of(text: str) -> Kind:
     """What a text seems to be."""
     if other := other_law(text):
         return other
-    named = (kind for kind, words in _RULES.items() if words.search(text))
-    if named_kind := next(named, None):
-        return named_kind
-    return ORDINARY if _PROSECUTED.search(text) else fit_classifier().classify(text)
+    if len(text) >= _RETOLD_CHARS or not _RETOLD.search(text):
+        named = (kind for kind, words in _RULES.items() if words.search(text))
+        if kind := next(named, ORDINARY if _PROSECUTED.search(text) else None):
+            return kind
+    return fit_classifier().classify(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,28 +122,24 @@ def fit_classifier() -> KindClassifier:
     columns, values = (np.concatenate(part) for part in zip(*weighed, strict=True))
     ends = np.cumsum([0, *(len(own) for own, _ in weighed)])
     matrix = csr_array((values, columns, ends), shape=(len(texts), len(places)))
-    # Kinds count the same however many examples they have. The coefficients are sums of the
-    # examples' own rows, whose weights are looked for.
-    balance = (labels / labels.sum(axis=0)).sum(axis=1, keepdims=True)
-    balance *= len(texts) / balance.sum()
-    alike = (matrix @ matrix.T).toarray()
+    # Kinds count the same however many examples they have.
+    balance = (labels / labels.sum(axis=0)).sum(axis=1, keepdims=True) * len(texts) / len(kinds)
 
     def loss(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        own = flat.reshape(labels.shape)
-        scores = alike @ own
-        chances = log_softmax(scores, axis=1)
-        slope = balance * (np.exp(chances) - labels) + own / _STRENGTH
-        fit = -(balance * labels * chances).sum() + (own * scores).sum() / 2 / _STRENGTH
-        return float(fit), (alike @ slope).ravel()
+        weights = flat.reshape(len(places), len(kinds))
+        chances = log_softmax(matrix @ weights, axis=1)
+        slope = matrix.T @ (balance * (np.exp(chances) - labels)) + weights / _STRENGTH
+        fit = flat @ flat / 2 / _STRENGTH - (balance * labels * chances).sum()
+        return float(fit), slope.ravel()
 
-    own = minimize(loss, np.zeros(labels.size), jac=True, method="L-BFGS-B").x
-    weights = (matrix.T @ own.reshape(labels.shape)).astype(np.float32)
-    return KindClassifier(kinds, places, rarity, weights)
+    found = minimize(loss, np.zeros(len(places) * len(kinds)), jac=True, method="L-BFGS-B").x
+    return KindClassifier(kinds, places, rarity, found.reshape(len(places), -1).astype(np.float32))
 
 
 def _grams(text: str) -> list[str]:
-    plain = re.sub("[0-9]", "0", text[:_READ_CHARS])
-    return [*plain, *map("".join, pairwise(plain))]
+    plain = _MASKED_NAME.sub("某", _NUMBER.sub("0", text[:_READ_CHARS]))
+    signs = (name for name, words in _SIGNS.items() if words.search(text))
+    return [*plain, *map("".join, pairwise(plain)), *signs]
 
 
 def _weigh(
