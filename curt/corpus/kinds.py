@@ -1,11 +1,11 @@
 """What a text seems to be: the facts of a prosecution at first instance, or something else.
 
 Models here have read nothing but public prosecutions of mainland China at first instance. Rules
-know the words of other procedures that are hardly ever in the facts of one, though former
-convictions there tell of appeals and of sentences cut short. What no rule names goes to a
-classifier: multinomial logistic regression over single characters and pairs, fitted when first
-asked, in half a second, to the examples in `kinds.toml` and to generated facts. Another example
-there teaches it more.
+(`kind_rules.toml`) know the words of other procedures that are hardly ever in the facts of one,
+though former convictions there tell of appeals and of sentences cut short. What no rule names, or
+a short text that asks or reports, goes to a classifier: multinomial logistic regression over
+single characters, pairs and a few signs, fitted when first asked, in half a second, to the
+examples in `kinds.toml` and to generated facts. Another example there teaches it more.
 """
 
 from __future__ import annotations
