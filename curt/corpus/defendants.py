@@ -43,7 +43,9 @@ _FORM = (
     rf"|(?!{'|'.join(WORDS['words_like_names'])}){_WHOLE}"
     rf"|(?<!、被告人){_PLAIN}{{2,5}}(?=、被告人)|(?:{_GIVEN}){{2}}某某(?={_END})"
 )
-_NAME = re.compile(rf"{_FORM}|(?=({_PLAIN}{{2,3}}).{{1,300}}\1)[{SURNAMES}]{_GIVEN}{{1,2}}")
+_NAME = re.compile(
+    rf"{_FORM}|(?!{'|'.join(WORDS['no_persons'])})([{SURNAMES}](?:{_GIVEN}){{1,2}})(?=.{{1,300}}\1)"
+)
 _LATER = re.compile(rf"{_NAME.pattern}|(?<=、被告人){_PLAIN}{{2,5}}(?={_END})")
 _AWAY = r"[（(][^）)]{0,16}(?:另案|判|逃|批捕|起诉|处理|死亡|已决|分案|未到案)[^）)]{0,10}[）)]"
 _JOINTLY = "(?:共同(?!生活)|合谋|经(?!营)|预谋|结伙|商量|密谋|二人|两人|分别|先后)"
