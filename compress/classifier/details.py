@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import compress, pairwise
 from typing import Any
 
@@ -20,9 +21,11 @@ from curt.classifier.details import (
     Hints,
     Integers,
     Scale,
+    SentenceReader,
     Signs,
     hash_figure,
     hash_sentences,
+    hash_signs,
     name_roles,
     split_sentences,
     split_sum,
@@ -30,6 +33,7 @@ from curt.classifier.details import (
 from curt.classifier.familiarity import read_text
 from curt.corpus.case import AUGMENTATIONS, Case
 from curt.corpus.generate.calculus import Offence, circumstances, offences
+from curt.corpus.generate.generator import generate_marked
 from curt.corpus.read.cail import RECOMMENDATION
 from curt.corpus.read.judgments import COMBINED
 from curt.law.figures import COUNTS, MEASURES, read_figures
@@ -42,7 +46,9 @@ OWN_WEIGHT = 3  # of a name's own runs, beside other hints
 HINT_C = 0.1  # inverse regularisation
 NEVER = -1.0  # weight of every feature for a class that no case showed
 SIGN_C = 0.1  # likewise, of sentences with a sign
+SENTENCE_C = 0.1  # and of all sentences
 MIN_TOLD = 20  # cases that a circumstance needs
+MARKED_CASES = 20_000  # whose sentences teach the circumstances of single charges
 MIN_CASES = 4  # of a charge, to learn its grades from
 
 
@@ -65,7 +71,7 @@ def fit_details(cases: Sequence[Case]) -> DetailReader:
         *([_fit_figures(counted, units)] if counted else []),
         grades=grades,
         shared=_fit_signs(cases),
-        own=_fit_own(told),
+        own=_fit_own(told.keys()) if any(has_circumstances_told(cases)) else {},
         scales={charge: _read_scale(offences()[charge]) for charge in told if charge in offences()},
         ratios={one.name: one.ratio for table in tables for one in table.values()} if told else {},
     )
@@ -135,7 +141,7 @@ def _fit_signs(cases: Sequence[Case]) -> Signs:
         found: list[Integers] = []
         truth: list[bool] = []
         for case, text, spans in zip(telling, texts, sentences, strict=True):
-            own = list(hash_sentences(text, spans, circumstances()[name].signs))
+            own = list(hash_signs(text, spans, circumstances()[name].signs))
             found += own
             truth += [name in case.traits] * len(own)
         if len(set(truth)) < 2:
@@ -152,35 +158,57 @@ def _fit_signs(cases: Sequence[Case]) -> Signs:
     )
 
 
-def _fit_own(told: Mapping[str, Sequence[Case]]) -> dict[str, Hints]:
-    """For each charge, the circumstances that no other has and enough of its cases tell."""
-    from sklearn.svm import LinearSVC
+def _fit_own(charges: Collection[str]) -> dict[str, SentenceReader]:
+    """For each charge, the circumstances that no other has.
 
-    readers = {}
-    for charge, cases in sorted(told.items()):
-        counts = Counter(name for case in cases for name in told_circumstances(case))
-        names = tuple(sorted(n for n in counts.keys() - circumstances().keys() if counts[n] >= 5))
-        if not names:
+    They are rare, and of a case's dozen sentences one tells it: the generator says which.
+    """
+    rows: dict[str, list[tuple[Integers, Integers, dict[str, int]]]] = defaultdict(list)
+    known = {name: offences()[name].circumstances for name in sorted(charges & offences().keys())}
+    for case, told in generate_marked(MARKED_CASES, "circumstances"):
+        (charge,) = case.verdict.charges
+        text = read_text(case.fact)
+        named, spans = name_roles(text), split_sentences(text)
+        if not known.get(charge) or len(spans) != len(split_sentences(named)):
             continue
-        texts = [name_roles(read_text(case.fact)) for case in cases]
-        runs, held = _count_runs(texts)
-        columns: list[dict[str, float]] = []
-        for name in names:
-            truth = np.array([name in case.traits for case in cases], int)
-            if truth.all():
-                columns.append({"": 1.0})
-                continue
-            own = {name, *map("".join, pairwise(name))}
-            hints, matrix = _choose_hints(runs, held, truth, own, texts)
-            scale = np.array([OWN_WEIGHT if hint in own else 1.0 for hint in hints])
-            machine = LinearSVC(C=HINT_C, class_weight="balanced", random_state=0)
-            machine.fit(matrix * scale, truth)
-            found = zip(hints, machine.coef_[0] * scale, strict=True)
-            columns.append({"": float(machine.intercept_[0]), **dict(found)})
-        hints = tuple(sorted({hint for column in columns for hint in column if hint}))
-        weights = [[column.get(hint, 0.0) for column in columns] for hint in ("", *hints)]
-        readers[charge] = Hints(names, hints, np.array(weights, np.float32))
-    return readers
+        ends = [end for _, end in spans]
+        where = {
+            name: bisect_right(ends, place)
+            for name, words in zip(case.traits, told, strict=True)
+            if (place := text.find(read_text(words).rstrip("。；"))) >= 0
+        }
+        rows[charge].append((*hash_sentences(named), where))
+    return {charge: _fit_names(tuple(known[charge]), own) for charge, own in rows.items()}
+
+
+def _fit_names(
+    names: tuple[str, ...], rows: Sequence[tuple[Integers, Integers, dict[str, int]]]
+) -> SentenceReader:
+    """A balanced logistic regression a name, over every sentence of the rows."""
+    from scipy.sparse import csr_matrix
+    from sklearn.linear_model import LogisticRegression
+
+    offsets = np.cumsum([0, *(len(hashes) for hashes, _, _ in rows)])
+    starts = [begins + offset for (_, begins, _), offset in zip(rows, offsets, strict=False)]
+    columns = np.concatenate([hashes for hashes, _, _ in rows])
+    edges = np.concatenate([*starts, offsets[-1:]])
+    matrix = csr_matrix(
+        (np.ones(len(columns), np.float32), columns, edges), (len(edges) - 1, HASHES + 1)
+    )
+    matrix.sum_duplicates()
+    weights = np.zeros((HASHES + 1, len(names)), np.float32)
+    for column, name in enumerate(names):
+        truth = np.concatenate(
+            [np.arange(len(begins)) == where.get(name, -1) for _, begins, where in rows]
+        )
+        if not truth.any():
+            weights[HASHES, column] = NEVER
+            continue
+        model = LogisticRegression(
+            C=SENTENCE_C, max_iter=200, tol=1e-3, fit_intercept=False, class_weight="balanced"
+        )
+        weights[:, column] = model.fit(matrix, truth).coef_[0]
+    return SentenceReader(names, weights)
 
 
 def _count_runs(texts: Sequence[str], least: int = 2) -> tuple[NDArray[Any], Any]:

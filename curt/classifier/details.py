@@ -33,9 +33,11 @@ CLASSES = ("other", "part", "total")
 """What a figure may be: beside the matter, a quantity that counts, the told sum of several."""
 _OTHER, _PART, _TOTAL = range(3)
 
+_SINGLE, _PAIR, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(1 << 21), np.uint64(32)
 _ROLES = ("被告人", "被害人")
 _SENTENCE_END = re.compile("[。；！？]")
-_NEGATION = re.compile("[不未没无非拒]")
+_DENIED = re.compile("[不未没无非拒][^，、]{0,3}$")
+"""A negation right before a sign, in its clause."""
 _NO_NAME = re.compile("[，。；：、,.;:（）()《》“”0-9]")
 
 
@@ -69,10 +71,6 @@ class Hints:
         spoken = (n for n in ordered if all(k not in n or p.search(text) for k, p in _SPOKEN))
         return next(spoken, ordered[0])
 
-    def find(self, text: str) -> tuple[str, ...]:
-        """All names that score above 0, in their order."""
-        return tuple(compress(self.names, self.score(text) > 0))
-
 
 class Scale(FrozenModel):
     """What the declared law makes of the harm of one charge."""
@@ -103,6 +101,26 @@ class Scale(FrozenModel):
 
 
 @dataclass(frozen=True, slots=True)
+class SentenceReader:
+    """Circumstances of one charge by the sentences that tell them.
+
+    `weights` score a sentence's hashed features for each name: (`HASHES` + 1, names). A
+    circumstance is told where a sentence scores above 0.
+    """
+
+    names: tuple[str, ...] = ()
+    weights: Floats = field(default_factory=lambda: np.zeros((HASHES + 1, 0), np.float32))
+
+    def find(self, text: str) -> list[str]:
+        """The circumstances told in a text of `name_roles`, in their order."""
+        hashes, starts = hash_sentences(text)
+        if not len(hashes):
+            return []
+        best = np.add.reduceat(self.weights[hashes], starts, axis=0).max(axis=0)
+        return list(compress(self.names, best > 0))
+
+
+@dataclass(frozen=True, slots=True)
 class Signs:
     """Circumstances by the sentences that hold one of their signs.
 
@@ -123,7 +141,7 @@ class Signs:
         for name, group, signs, weights in zip(
             self.names, self.groups, self.signs, self.weights, strict=True
         ):
-            found = hash_sentences(text, sentences, signs)
+            found = hash_signs(text, sentences, signs)
             score = max((float(weights[features].sum()) for features in found), default=0.0)
             if score > 0:
                 best[group or name] = max(best.get(group or name, (0.0, "")), (score, name))
@@ -143,7 +161,7 @@ class DetailReader:
     grades: Mapping[str, Hints] = field(default_factory=dict)
     shared: Signs = field(default_factory=Signs)
     """The circumstances that any charge may have."""
-    own: Mapping[str, Hints] = field(default_factory=dict)
+    own: Mapping[str, SentenceReader] = field(default_factory=dict)
     """Those that only a charge has, by charge."""
     scales: Mapping[str, Scale] = field(default_factory=dict)
     ratios: Mapping[str, int] = field(default_factory=dict)
@@ -203,10 +221,13 @@ class DetailReader:
             "scales": np.array([s.model_dump_json() for s in self.scales.values()] or [""]),
             "sign_weights": self.shared.weights.astype(np.float16),
         }
-        for place, one in enumerate([*self.own.values(), *self.grades.values()]):
-            arrays[f"names_{place}"] = np.array(one.names or [""])
-            arrays[f"hints_{place}"] = np.array(one.hints or [""])
-            arrays[f"weights_{place}"] = one.weights.astype(np.float16)
+        for place, grades in enumerate(self.grades.values()):
+            arrays[f"names_{place}"] = np.array(grades.names or [""])
+            arrays[f"hints_{place}"] = np.array(grades.hints or [""])
+            arrays[f"weights_{place}"] = grades.weights.astype(np.float16)
+        for place, one in enumerate(self.own.values()):
+            arrays[f"told_{place}"] = np.array(one.names)
+            arrays[f"sentences_{place}"] = one.weights.astype(np.float16)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
         return buffer.getvalue()
@@ -226,19 +247,25 @@ class DetailReader:
                     texts(f"hints_{place}"),
                     arrays[f"weights_{place}"].astype(np.float32),
                 )
-                for place in range(len(special) + len(graded))
+                for place in range(len(graded))
             ]
-            scales = map(Scale.model_validate_json, texts("scales"))
+            own = [
+                SentenceReader(
+                    texts(f"told_{place}"), arrays[f"sentences_{place}"].astype(np.float32)
+                )
+                for place in range(len(special))
+            ]
             signs = tuple(tuple(words.split("|")) for words in texts("signs"))
             names = texts("shared")
             groups = tuple(map(str, arrays["groups"]))[: len(names)]
             shared = Signs(names, groups, signs, arrays["sign_weights"].astype(np.float32))
+            scales = map(Scale.model_validate_json, texts("scales"))
             return cls(
                 dict(zip(texts("charges"), texts("units"), strict=True)),
                 arrays["weights"].astype(np.float32),
-                dict(zip(graded, hints[len(special) :], strict=True)),
+                dict(zip(graded, hints, strict=True)),
                 shared,
-                dict(zip(special, hints, strict=False)),
+                dict(zip(special, own, strict=True)),
                 dict(zip(texts("scaled"), scales, strict=True)),
                 dict(zip(texts("weighed"), arrays["ratios"].tolist(), strict=True)),
             )
@@ -265,7 +292,22 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
     return [(a, b) for a, b in zip(starts, [*ends, len(text)], strict=True) if b > a]
 
 
-def hash_sentences(
+def hash_sentences(text: str) -> tuple[Integers, Integers]:
+    """The hashed features of a text's characters and pairs, and where each sentence's begin.
+
+    Each character has two, itself and the pair it begins; in place of a pair that would leave its
+    sentence stands the sentence's intercept, `HASHES`. So there are two times len(text).
+    """
+    codes = np.frombuffer(text.encode("utf-32-le"), "<u4").astype(np.uint64)
+    spans = split_sentences(text)
+    features = np.full((len(codes), 2), HASHES, np.int64)
+    features[:, 0] = (codes * _SINGLE >> _SHIFT) % HASHES
+    features[:-1, 1] = ((codes[:-1] * _PAIR + codes[1:]) * _SINGLE >> _SHIFT) % HASHES
+    features[[end - 1 for _, end in spans], 1] = HASHES
+    return features.ravel(), np.array([2 * start for start, _ in spans], np.int64)
+
+
+def hash_signs(
     text: str, sentences: Sequence[tuple[int, int]], signs: Sequence[str]
 ) -> Iterator[Integers]:
     """The hashed features of each sentence that holds one of the signs."""
@@ -346,19 +388,21 @@ def _describe(text: str, figures: Sequence[Figure], place: int) -> Iterator[str]
 
 def _describe_sentence(sentence: str, places: Mapping[str, int]) -> Iterator[str]:
     yield "bias"
+    mark = ""
     for sign, place in places.items():
         yield f"sign {sign}"
-        before = sentence[max(0, place - 8) : place]
-        if denied := _NEGATION.search(before):
+        if denied := _DENIED.search(sentence[max(0, place - 8) : place]):
+            mark = "~"
             yield "denied"
-            yield f"denied {denied[0]} {sign}"
+            yield f"denied {denied[0][0]} {sign}"
         if "被告人" in sentence[:place]:
             yield f"defendant {sign}"
     yield f"starts {sentence[:3]}"
     yield f"defendant {'被告人' in sentence}"
+    # What 未受过刑事处罚 teaches of a pair of characters is not taught of 曾受过刑事处罚.
     for size in (1, 2):
         for start in range(len(sentence) - size + 1):
-            yield sentence[start : start + size]
+            yield mark + sentence[start : start + size]
 
 
 def _grams(side: str, text: str) -> Iterable[str]:

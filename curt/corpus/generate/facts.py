@@ -37,10 +37,12 @@ MASKS: Mapping[str, int] = {
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Facts, and whether they leave the sum of several incidents to the reader."""
+    """Facts, whether they leave the sum of several incidents to the reader, and the words that
+    tell each circumstance, in their order."""
 
     fact: str
     open_sum: bool
+    circumstances: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +119,17 @@ class _Teller:
         texts = alternatives(drawn.offence.after, self.wording)
         for text in rng.sample(texts, min(len(texts), rng.randint(0, 1 + self.detail // 2))):
             told.append(self._write(text))
-        told += self._circumstances("".join(told))
+        circumstances = [
+            self._tell_held_out(one.told, one.train_only) for one in drawn.circumstances
+        ]
+        told += self._among_others(circumstances, "".join(told))
         for name, odds in (("evidence", 0.3), ("procedure", 0.25)):
             repeats = sum(rng.random() < odds for _ in range(1 + self.detail))
             told += [self._pick(name) for _ in range(min(repeats, 3))]
         fact = "".join(text if text[-1] in "。；：，！" else f"{text}。" for text in told if text)
         open_sum = len(drawn.parts) > 1 and _TOTAL not in fact
-        return Told(_DOUBLED.sub(r"\1\2", fact.replace(_TOTAL, "")), open_sum)
+        fact = _DOUBLED.sub(r"\1\2", fact.replace(_TOTAL, ""))
+        return Told(fact, open_sum, tuple(circumstances))
 
     def _incident(self, part: int, place: int) -> str:
         """One incident: its number where there are several, its time, and the act."""
@@ -134,13 +140,13 @@ class _Teller:
         number = f"{place + 1}、" if self.numbered and len(drawn.parts) > 1 else ""
         return f"{number}{self._date(place)}，{self._write(act, quantity)}"
 
-    def _circumstances(self, so_far: str) -> list[str]:
+    def _among_others(self, circumstances: Sequence[str], so_far: str) -> list[str]:
         """The circumstances, mostly in the order in which reasoning lists them, among the rest."""
-        rng, held = self.rng, self.drawn.circumstances
-        told = [self._tell_held_out(one.told, one.train_only) for one in held]
+        rng, told = self.rng, list(circumstances)
         if rng.random() < 0.3:
             rng.shuffle(told)
-        names, kinds = {one.name for one in held}, self.drawn.offence.kinds
+        names = {one.name for one in self.drawn.circumstances}
+        kinds = self.drawn.offence.kinds
         others = [
             one
             for one in look_alikes()

@@ -14,15 +14,16 @@ from dataclasses import replace
 from curt.corpus.case import Case
 from curt.corpus.generate import reasoning
 from curt.corpus.generate.calculus import sentence
-from curt.corpus.generate.draw import draw, draw_circumstances
-from curt.corpus.generate.facts import tell
+from curt.corpus.generate.draw import Drawn, draw, draw_circumstances
+from curt.corpus.generate.facts import Told, tell
 from curt.corpus.generate.grammar import Wording
 from curt.corpus.generate.reasoning import VERBOSITIES, write_reasonings
 from curt.law.verdict import Verdict
 
-__all__ = ["SOURCE", "VERBOSITIES", "draw_drill", "generate_cases"]
+__all__ = ["SOURCE", "VERBOSITIES", "draw_drill", "generate_cases", "generate_marked"]
 
 SOURCE = "generated"
+EVEN_ODDS = 12.0  # percent, of any circumstance where all are to be learned alike
 
 
 def generate_cases(count: int, seed: int | str, wording: Wording = "train") -> Iterator[Case]:
@@ -34,7 +35,7 @@ def generate_cases(count: int, seed: int | str, wording: Wording = "train") -> I
     """
     rng = random.Random(seed)
     for index in range(count):
-        yield _draw_case(rng, f"{SOURCE}-{seed}-{index}", wording)
+        yield _tell_case(draw(rng), rng, f"{SOURCE}-{seed}-{index}", wording)[0]
 
 
 def draw_drill(rng: random.Random) -> tuple[str, str]:
@@ -48,19 +49,33 @@ def draw_drill(rng: random.Random) -> tuple[str, str]:
         if brackets := drawn.offence.brackets:
             bracket = rng.choice(brackets)
             drawn = replace(drawn, harm=rng.randint(bracket.threshold, bracket.limit))
-        drawn = replace(drawn, circumstances=draw_circumstances(rng, drawn.offence, 12))
+        drawn = replace(drawn, circumstances=draw_circumstances(rng, drawn.offence, EVEN_ODDS))
         outcome = sentence(drawn.offence, drawn.harm, drawn.circumstances)
         if drill := reasoning.draw_drill(drawn, outcome, rng):
             return drill
 
 
-def _draw_case(rng: random.Random, case_id: str, wording: Wording) -> Case:
-    drawn = draw(rng)
+def generate_marked(count: int, seed: int | str) -> Iterator[tuple[Case, tuple[str, ...]]]:
+    """Cases in which any circumstance is as likely, with the words that tell each of their traits.
+
+    In training wording: for a reader that is to find those words.
+    """
+    rng = random.Random(seed)
+    for index in range(count):
+        drawn = draw(rng)
+        drawn = replace(drawn, circumstances=draw_circumstances(rng, drawn.offence, EVEN_ODDS))
+        case, told = _tell_case(drawn, rng, f"{SOURCE}-{seed}-{index}", "train")
+        yield case, told.circumstances
+
+
+def _tell_case(
+    drawn: Drawn, rng: random.Random, case_id: str, wording: Wording
+) -> tuple[Case, Told]:
     outcome = sentence(drawn.offence, drawn.harm, drawn.circumstances)
     told = tell(drawn, rng, wording)
     drawn = replace(drawn, open_sum=told.open_sum)
     offence = drawn.offence
-    return Case(
+    case = Case(
         id=case_id,
         fact=told.fact,
         verdict=Verdict((offence.charge,), offence.articles, outcome.term, outcome.fine_yuan),
@@ -69,3 +84,4 @@ def _draw_case(rng: random.Random, case_id: str, wording: Wording) -> Case:
         traits=tuple(circumstance.name for circumstance in drawn.circumstances),
         harm=reasoning.tell_harm(drawn),
     )
+    return case, told
