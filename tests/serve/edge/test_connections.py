@@ -119,6 +119,7 @@ def test_a_head_that_is_too_large_is_refused_and_the_connection_closed(head: byt
 def test_headers_without_end_take_no_memory() -> None:
     async def scenario(server: uvicorn.Server) -> None:
         _, writer = await connect(server)
+        writer.write(b"GET / HTTP/1.1\r\n")
         sent = 0
         with contextlib.suppress(OSError):  # whichever way the connection breaks
             while sent < 200_000_000:
