@@ -162,7 +162,7 @@ $(RUN)/fallback/agreement.json: $(RUN)/fallback/manifest.json $(ORT)/manifest.js
 	touch $@ # the folder's manifest is written last
 
 $(RUN)/eval/%.json: $(RUN)/%/manifest.json
-	$(TIMED) eval-$* -- $(EVALUATE) --model $(RUN)/$* --out $@
+	$(TIMED) eval-$* -- $(EVALUATE) $(if $(filter ort-%,$*),--counterfactuals 100) --model $(RUN)/$* --out $@
 
 $(RUN)/loadtest.passed: $(ORT)/manifest.json $(RUN)/fallback/agreement.json
 	$(MAKE) --no-print-directory start loadtest
@@ -285,6 +285,16 @@ compare: $(ORT_RECIPES:%=$(RUN)/ort-%/manifest.json) $(COMPARED) ## Every recipe
 	$(PY) -m compress.compare --parent $(RUN)/grpo-default \
 	    --artifacts '[$(subst " ","$(comma)",$(COMPARED_ORT))]' \
 	    --corpus $(COMPARED) --out $(RUN)/compare
+
+# Both are asked alike. FALLBACKS='["folder", "folder"]' has the calibration compared as well.
+GATE = $(EVALUATE) --budgets '[128]' --counterfactuals $(or $(PAIRS),200)
+.PHONY: gate
+gate: $(STAMP) ## May MODEL=folder take the place of AGAINST=folder, by default the demo's? Status 1 if not
+	$(if $(MODEL),,$(error give MODEL, as in: make gate MODEL=artifacts/demo/ort-int4))
+	$(GATE) --model $(or $(AGAINST),$(ORT)) --out $(RUN)/gate/served.json
+	$(GATE) --model $(MODEL) --out $(RUN)/gate/candidate.json
+	$(PY) -m curt.gate --served $(RUN)/gate/served.json --candidate $(RUN)/gate/candidate.json \
+	    $(if $(FALLBACKS),--fallbacks '$(FALLBACKS)',--limits '{"calibration": null}')
 
 .PHONY: fallback
 fallback: $(RUN)/fallback/agreement.json ## The classifier for when no verdict fits, and how sure verdicts are

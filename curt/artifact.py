@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -22,6 +23,8 @@ from curt.files import sha256, whole_folder, write_json
 from curt.law.statutes import STATUTE_VERSION
 
 MANIFEST = "manifest.json"
+GATE = "gate.json"
+UNLISTED = (MANIFEST, GATE)  # in the manifest: itself, and what `curt.gate` said of the model
 READER = "reader"
 """The folder, in a model folder, of the classifier whose candidates stand in its prompts."""
 TOOLS = ("torch", "transformers", "trl", "onnxruntime-genai", "nvidia-modelopt")
@@ -129,6 +132,19 @@ def load_manifest(folder: Path | str, *, expect: Format | None = None) -> Manife
         if sha256(file) != expected:
             raise ArtifactError(f"{file} is not the file that was made: make the artifact again")
     return manifest
+
+
+def refusal_of(folder: Path) -> str:
+    """Why the promotion gate refused this very model; empty where it did not, or was not asked."""
+    if not (folder / GATE).is_file():
+        return ""
+    try:
+        verdict = json.loads((folder / GATE).read_bytes())
+        if not verdict["refused"] or verdict["manifest_sha256"] != sha256(folder / MANIFEST):
+            return ""
+        return f"refused by its gate for {', '.join(verdict['refused'])}"
+    except (ValueError, KeyError, TypeError):
+        return f"without a {GATE} that can be read (run `python -m curt.gate` again)"
 
 
 def expect_manifest(folder: Path, manifest_sha256: str) -> None:

@@ -7,23 +7,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
 from tqdm import tqdm
 
+from curt.artifact import MANIFEST
 from curt.classifier.candidates import read_candidates
 from curt.config import Config, run
+from curt.corpus.augment.counterfactuals import MOVES, STAYS, Pair, draw_pairs, invariant_pairs
 from curt.corpus.case import AUGMENTATIONS, Case
+from curt.corpus.generate.generator import SOURCE
 from curt.corpus.official import write_predictions
 from curt.corpus.store import read_cases
-from curt.dialogue import parse_completion, render_answer, state_budget
+from curt.dialogue import ParseFailure, parse_completion, render_answer, state_budget
 from curt.engines import Engine, Generation, Request
 from curt.engines.registry import open_engine
-from curt.files import write_json
+from curt.files import sha256, write_json
+from curt.law.term_scale import severity
+from curt.law.verdict import Verdict
 from curt.scores.metrics import is_exact, length_statistics, score_verdicts
+from curt.scores.statistics import share
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +64,8 @@ class EvaluateConfig(Config):
     candidates: Path | None = None
     """Cross-fitted candidates for the prompts of cases that the model's reader was trained on, of
     `compress.classifier.train`; the reader's own for cases without."""
+    counterfactuals: int = Field(0, ge=0)
+    """Cases to ask again with one thing changed: the corpus' own where real, else drawn anew."""
     predictions: Path | None = None
     """File for the headline verdicts in the format of CAIL2018's official scorer."""
 
@@ -112,7 +122,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "name": config.out.stem,
         "engine": engine.name,
         "model": str(config.model),
+        "manifest_sha256": sha256(config.model / MANIFEST),
         "corpus": str(config.corpus),
+        "corpus_sha256": sha256(config.corpus),
         "n": len(cases),
         "stated_budget": state_budget(
             widest if config.stated_budget is None else config.stated_budget
@@ -121,10 +133,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "thinking_tokens": length_statistics(lengths),
         "thinking_lengths": lengths,
         "exact_cases": [o.exact for o in headline],
+        "charges": ["；".join(o.case.verdict.charges) for o in headline],
         "circumstances": [count_circumstances(o.case) for o in headline],
         "by_budget": by_budget,
-        "by_trait": by_trait(headline),
-        "by_correctness": by_correctness(headline),
+        "by_trait": by_group(headline, lambda o: f"{count_circumstances(o.case)} circumstances"),
+        "by_correctness": by_group(headline, lambda o: "right" if o.exact else "wrong"),
+        "counterfactuals": measure_counterfactuals(engine, cases, widest, config),
         "examples": [example(o) for o in headline[: config.examples]],
     }
 
@@ -185,11 +199,13 @@ def count_circumstances(case: Case) -> int:
     return len(set(case.traits) - AUGMENTATIONS)
 
 
-def by_trait(outcomes: Sequence[EvaluatedCase]) -> dict[str, dict[str, float]]:
-    """Exact accuracy and thinking tokens by the number of circumstances in a case."""
+def by_group(
+    outcomes: Sequence[EvaluatedCase], name_of: Callable[[EvaluatedCase], str]
+) -> dict[str, dict[str, float]]:
+    """Exact accuracy and thinking tokens of each group of cases, by its name."""
     groups: dict[str, list[EvaluatedCase]] = {}
     for outcome in outcomes:
-        groups.setdefault(f"{count_circumstances(outcome.case)} circumstances", []).append(outcome)
+        groups.setdefault(name_of(outcome), []).append(outcome)
     return {
         name: {
             "n": len(members),
@@ -200,17 +216,43 @@ def by_trait(outcomes: Sequence[EvaluatedCase]) -> dict[str, dict[str, float]]:
     }
 
 
-def by_correctness(outcomes: Sequence[EvaluatedCase]) -> dict[str, dict[str, float]]:
-    """Thinking tokens of right and of wrong verdicts; a side without cases is left out."""
-    sides = {
-        "right": [o.generation.thinking_tokens for o in outcomes if o.exact],
-        "wrong": [o.generation.thinking_tokens for o in outcomes if not o.exact],
-    }
-    return {
-        name: {"n": len(lengths), "mean_thinking": length_statistics(lengths)["mean"]}
-        for name, lengths in sides.items()
-        if lengths
-    }
+def measure_counterfactuals(
+    engine: Engine, cases: Sequence[Case], budget: int, config: EvaluateConfig
+) -> dict[str, Any]:
+    """Whether what must not matter doesn't and what must does: by kind, with Wilson's interval.
+
+    A pair holds with the same charges, articles and term where the verdict must stay, and with a
+    term that moved in the right direction where it must move; `exact` is after the change.
+    """
+    real = [case for case in cases if not case.source.startswith(SOURCE)][: config.counterfactuals]
+    names = [f"{SOURCE}-pairs-{number}" for number in range(config.counterfactuals)]
+    groups = [list(invariant_pairs(case, random.Random(case.id))) for case in real] or [
+        list(draw_pairs(name, random.Random(name))) for name in names
+    ]
+    asked = {side.fact: side for group in groups for p in group for side in (p.before, p.after)}
+    own = config.model_copy(update={"candidates": None})  # made for a case, not for its other side
+    outcomes = run_budget(engine, list(asked.values()), budget, own)
+    answers = {o.case.fact: parse_completion(o.generation.text).verdict for o in outcomes}
+    judged = [{pair.kind: judge_pair(pair, answers) for pair in group} for group in groups]
+    by_kind = {}
+    for kind in (*STAYS, *MOVES):
+        if rows := [case[kind] for case in judged if kind in case]:
+            held, before, after = (sum(column) / len(rows) for column in zip(*rows, strict=True))
+            span = asdict(share(held, len(rows)))
+            by_kind[kind] = span | {"exact_before": before, "exact": after}
+    cases_held = [{kind: row[0] for kind, row in case.items()} for case in judged]
+    return {"by_kind": by_kind, "cases": cases_held}
+
+
+def judge_pair(pair: Pair, answers: Mapping[str, Verdict | ParseFailure]) -> tuple[bool, ...]:
+    """Whether the answers to a pair do what its verdicts do, and whether each is right."""
+    before, after = answers[pair.before.fact], answers[pair.after.fact]
+    holds = False
+    if isinstance(before, Verdict) and isinstance(after, Verdict):
+        wanted = severity(pair.after.verdict.term) - severity(pair.before.verdict.term)
+        moved = severity(after.term) - severity(before.term)
+        holds = is_exact(after, before) if pair.kind in STAYS else moved * wanted > 0
+    return holds, is_exact(before, pair.before.verdict), is_exact(after, pair.after.verdict)
 
 
 def example(outcome: EvaluatedCase) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from curt.artifact import READER, ArtifactError, Manifest, load_manifest
+from curt.artifact import READER, ArtifactError, Manifest, load_manifest, refusal_of
 from curt.engines.registry import ENGINES, serving_engine
 
 logger = logging.getLogger(__name__)
@@ -181,6 +181,9 @@ class Settings(BaseSettings):
     models: Path | None = None
     """Folder of model folders that `/admin` may load; off without it."""
 
+    allow_refused: bool = False
+    """Whether to start with a model that its promotion gate (`curt.gate`) refused."""
+
     variants_file: Path | None = None
     """File that keeps which model was promoted to live, so that a restart serves it."""
 
@@ -236,6 +239,8 @@ class Settings(BaseSettings):
                 f"{self.model} holds {manifest.format}, but {' or '.join(formats)} "
                 f"is needed here, for CURT_ENGINE={self.engine}"
             )
+        if (refusal := refusal_of(self.model)) and not self.allow_refused:
+            raise ArtifactError(f"{self.model} is {refusal}: CURT_ALLOW_REFUSED=1 serves it anyway")
         return manifest
 
     @field_validator("fronts")

@@ -74,14 +74,15 @@ def redact(text: str) -> tuple[str, dict[str, int]]:
         text, count = pattern.subn(NAMED, text)
         if count:
             found[kind] = count
-    for name in sorted(_find_names(text), key=len, reverse=True):
+    for name in sorted(find_names(text), key=len, reverse=True):
         masked = (name[:2] if re.match(COMPOUND_SURNAMES, name) else name[0]) + NAMED
         found["name"] = found.get("name", 0) + text.count(name)
         text = text.replace(name, masked)
     return text, found
 
 
-def _find_names(text: str) -> set[str]:
+def find_names(text: str) -> set[str]:
+    """The names that are not masked, and that a role or a fate introduces."""
     names = {match[1] for match in _JUDGED_ELSEWHERE.finditer(text)}
     for match in _INTRODUCED.finditer(text):
         long, following = match[1], text[match.end() : match.end() + 1]

@@ -17,7 +17,7 @@ from pydantic import (
     ValidationError,
 )
 
-from curt.artifact import MANIFEST, ArtifactError, Manifest, load_manifest
+from curt.artifact import GATE, MANIFEST, ArtifactError, Manifest, load_manifest
 from curt.config import flaws_of
 from curt.files import sha256
 
@@ -65,6 +65,13 @@ class TraitRow(Part):
     mean_thinking: float | None = None
 
 
+class Counterfactuals(Part):
+    """Cases asked again with one thing changed; of each which kinds of its pairs held."""
+
+    by_kind: dict[str, dict[str, float]] = {}
+    cases: list[dict[str, bool]] = []
+
+
 class WorkedExample(Part):
     """One generated case and what a model made of it."""
 
@@ -84,9 +91,14 @@ class Evaluation(Part):
     engine: str = ""
     model: str = ""
     corpus: str = ""
+    manifest_sha256: str = ""
+    corpus_sha256: str = ""
     stated_budget: int | str | None = None
     thinking_tokens: ThinkingTokens | None = None
     thinking_lengths: list[int] = []
+    exact_cases: list[bool] = []
+    charges: list[str] = []
+    counterfactuals: Counterfactuals = Counterfactuals()
     by_budget: list[BudgetRow] = []
     by_trait: dict[str, TraitRow] = {}
     examples: list[WorkedExample] = []
@@ -200,15 +212,15 @@ def read_run(folder: Path) -> RunParts:
     if not folder.is_dir():
         raise ValueError(f"no run folder {folder}: run `make demo` first, or name another --run")
     evaluations = {
-        path.stem: _read(path, Evaluation) for path in sorted((folder / "eval").glob("*.json"))
+        path.stem: read_part(path, Evaluation) for path in sorted((folder / "eval").glob("*.json"))
     }
     histories = {
-        path.parent.name: _read(path, list[TrainingStep])
+        path.parent.name: read_part(path, list[TrainingStep])
         for path in sorted(folder.glob("*/history.json"))
     }
     folders = [path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))]
     classifiers = {
-        path.name: _read(path / MANIFEST, ClassifierPart)
+        path.name: read_part(path / MANIFEST, ClassifierPart)
         for path in folders
         if _is_classifier(path)
     }
@@ -219,8 +231,8 @@ def read_run(folder: Path) -> RunParts:
         histories={name: rows for name, rows in histories.items() if rows},
         artifacts=[_read_artifact(path) for path in folders if path.name not in classifiers],
         classifiers=classifiers,
-        load_test=_read(load_path, LoadTest) if load_path.is_file() else None,
-        timing_s=_read(timing_path, dict[str, float]) if timing_path.is_file() else {},
+        load_test=read_part(load_path, LoadTest) if load_path.is_file() else None,
+        timing_s=read_part(timing_path, dict[str, float]) if timing_path.is_file() else {},
     )
 
 
@@ -238,7 +250,11 @@ def _read_artifact(folder: Path) -> Artifact:
         manifest = load_manifest(folder)
     except ArtifactError as error:
         flaw = str(error).replace(str(folder), folder.name)
-    parity, verification = folder / "parity.json", folder / "verification.json"
+    parity = folder / "parity.json"
+    checks: dict[str, str] = {}
+    for path in (folder / "verification.json", folder / GATE):
+        if path.is_file():
+            checks |= _flatten(read_part(path, dict[str, Any]))
     return Artifact(
         name=folder.name,
         weights_bytes=sum(
@@ -247,8 +263,8 @@ def _read_artifact(folder: Path) -> Artifact:
         manifest=manifest,
         manifest_sha256=sha256(folder / MANIFEST),
         flaw=flaw,
-        parity=_read(parity, Parity) if parity.is_file() else None,
-        checks=_flatten(_read(verification, dict[str, Any])) if verification.is_file() else {},
+        parity=read_part(parity, Parity) if parity.is_file() else None,
+        checks=checks,
     )
 
 
@@ -265,7 +281,8 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return lines
 
 
-def _read(path: Path, shape: type[T]) -> T:
+def read_part(path: Path, shape: type[T]) -> T:
+    """A part. Raises ValueError that names the file and field, never the text in it."""
     try:
         return TypeAdapter(shape).validate_json(path.read_bytes())
     except ValidationError as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from curt.corpus.augment.counterfactuals import STAYS
 from curt.drawing import SERIES
 from curt.html import render_html
 from curt.report import claims, figures
@@ -52,6 +53,8 @@ def render_page(run: RunParts) -> str:
         named=named,
         metrics=list(dict.fromkeys(metric for e in evaluations for metric in e.scores)),
         traits=list(dict.fromkeys(trait for e in evaluations for trait in e.by_trait)),
+        pairs_asked=[(name, e) for name, e in named if e.counterfactuals.by_kind],
+        stays=STAYS,
         no_parity=Parity(),
         exact_of=lambda folder: claims.exact_of(_evaluation_of(folder, run.evaluations)),
         pairs=pair_examples(run.evaluations),

@@ -82,7 +82,7 @@ class PromoteRequest(RequestBody):
     """From 0 to 1; for every role but live."""
 
     force: bool = False
-    """Even if its warm-up answer was no verdict, or it was rolled back."""
+    """Even if its gate refused it, its warm-up answer was no verdict, or it was rolled back."""
 
 
 class UnloadRequest(RequestBody):

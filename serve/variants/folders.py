@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from curt.artifact import MANIFEST, ArtifactError, Format, Manifest, expect_manifest, load_manifest
+from curt.artifact import UNLISTED, ArtifactError, Format, Manifest, expect_manifest, load_manifest
 from curt.config import FrozenModel, flaws_of
 from serve.errors import RequestError
 from serve.variants.split import Name
@@ -97,6 +97,6 @@ def verify(folder: Path, expected_sha256: str | None, formats: Collection[Format
         )
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != MANIFEST and name not in manifest.files:
+        if path.is_file() and name not in UNLISTED and name not in manifest.files:
             raise ArtifactError(f"{folder.name} holds {name}, which its manifest does not list")
     return manifest

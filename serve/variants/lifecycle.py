@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from curt.artifact import MANIFEST, ArtifactError, Format
+from curt.artifact import MANIFEST, ArtifactError, Format, refusal_of
 from curt.files import sha256, write_json
 from serve.answering.answering import DEFAULT_VARIANT, Pool
 from serve.errors import RequestError
@@ -130,8 +130,9 @@ class Variants(Router):
     ) -> None:
         """Give a loaded variant traffic: all of it, or a share as canary, shadow or weight.
 
-        One whose warm-up answer was no verdict, or that was rolled back, is promoted with `force`
-        only. Raises VariantError; OSError where a new live model can't be written down.
+        One that its gate refused, whose warm-up answer was no verdict, or that was rolled back, is
+        promoted with `force` only. Raises VariantError; OSError where a new live model can't be
+        written down.
         """
         async with self._lock:
             variant = self._find_ready(name)
@@ -189,7 +190,7 @@ class Variants(Router):
         path = self._configured.resolve() if folder is None else find_folder(self._models, folder)
         identity = Identity.of(path, verify(path, manifest_sha256, self._formats))
         pool = self._make_pool(path, identity, self.metrics.for_pool(name))
-        return Variant(name, folder, identity, pool)
+        return Variant(name, folder, identity, pool, note=refusal_of(path))
 
     async def _bring_up(self, variant: Variant) -> None:
         """Load a variant and note how that ended."""

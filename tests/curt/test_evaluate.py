@@ -1,23 +1,37 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from curt.artifact import ArtifactError
+from curt.corpus.augment.counterfactuals import MOVES, STAYS, Pair, draw_pairs
+from curt.corpus.case import Case
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases
-from curt.dialogue import render_completion
+from curt.dialogue import parse_completion, render_completion
 from curt.engines import Generation
-from curt.evaluate import EvaluateConfig, EvaluatedCase, by_trait, evaluate, open_engine, summarise
+from curt.evaluate import (
+    EvaluateConfig,
+    EvaluatedCase,
+    by_group,
+    evaluate,
+    judge_pair,
+    measure_counterfactuals,
+    open_engine,
+    summarise,
+)
+from curt.law.verdict import Term, Verdict
 
 KEYS = {
-    "name", "engine", "model", "corpus", "n", "stated_budget", "scores", "thinking_tokens",
-    "thinking_lengths", "exact_cases", "circumstances", "by_budget", "by_trait", "by_correctness",
-    "examples",
+    "name", "engine", "model", "manifest_sha256", "corpus", "corpus_sha256", "n", "stated_budget",
+    "scores", "thinking_tokens", "thinking_lengths", "exact_cases", "charges", "circumstances",
+    "by_budget", "by_trait", "by_correctness", "counterfactuals", "examples",
 }  # fmt: skip
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +53,7 @@ def report(micro_model, corpus):
             budgets=[0, 20, 8],
             budget_limit=4,
             batch=4,
+            counterfactuals=1,
             examples=2,
         )
     )
@@ -103,6 +118,13 @@ def test_traits_split_the_headline_completely(report):
     assert all(row.keys() == {"n", "exact", "mean_thinking"} for row in report["by_trait"].values())
 
 
+def test_pairs_are_asked_of_as_many_cases_as_told(report):
+    assert len(report["counterfactuals"]["cases"]) == 1
+    assert (
+        report["counterfactuals"]["by_kind"].keys() == report["counterfactuals"]["cases"][0].keys()
+    )
+
+
 def test_examples_are_kept_as_many_as_asked(report):
     assert len(report["examples"]) == 2
     assert report["examples"][0].keys() == {
@@ -137,14 +159,73 @@ def test_summaries_worked_by_hand():
     assert summary["within"] == pytest.approx(1 / 3)  # one was cut, one is too long
 
 
-def test_traits_are_counted_per_case():
+def test_groups_are_counted_per_case():
     cases = list(generate_cases(40, seed=9))
-    groups = by_trait([outcome(c, tokens=len(c.traits)) for c in cases])
+    groups = by_group(
+        [outcome(c, tokens=len(c.traits)) for c in cases], lambda o: f"{o.case.traits}"
+    )
     assert list(groups) == sorted(groups)
     for name, row in groups.items():
-        count = int(name.split()[0])
-        assert row["n"] == sum(len(c.traits) == count for c in cases)
-        assert (row["exact"], row["mean_thinking"]) == (1.0, count)
+        held = [c.traits for c in cases if f"{c.traits}" == name]
+        assert row == {"n": len(held), "exact": 1.0, "mean_thinking": len(held[0])}
+
+
+class Answers:
+    """An engine that answers every fact with what a function says."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def generate(self, requests):
+        texts = [render_completion("想", self.answer(r.fact)) for r in requests]
+        return [Generation(text, 100, 1, 20, False, "stop", 0.0, 1.0) for text in texts]
+
+
+def ask_pairs(answer, cases=(), count=12):
+    config = EvaluateConfig(model=Path("m"), out=Path("x.json"), counterfactuals=count, batch=7)
+    return measure_counterfactuals(Answers(answer), cases, 128, config)
+
+
+def test_a_model_that_is_always_right_holds_in_every_pair():
+    names = [f"generated-pairs-{n}" for n in range(12)]
+    pairs = [p for name in names for p in draw_pairs(name, random.Random(name))]
+    right = {side.fact: side.verdict for p in pairs for side in (p.before, p.after)}
+    found = ask_pairs(right.__getitem__)
+    assert found["by_kind"].keys() == {p.kind for p in pairs}
+    for kind, row in found["by_kind"].items():
+        assert row["n"] == sum(kind in case for case in found["cases"])
+        assert (row["value"], row["exact_before"], row["exact"]) == (1, 1, 1)
+        assert row["low"] < row["high"] == 1
+    assert sum(map(len, found["cases"])) == len(pairs)
+
+
+def test_a_model_that_says_always_the_same_stays_and_never_moves():
+    found = ask_pairs(lambda fact: Verdict(("盗窃",), ("264",), Term("fixed", 8)))["by_kind"]
+    assert {row["value"] for kind, row in found.items() if kind in STAYS} == {1}
+    assert {row["value"] for kind, row in found.items() if kind in MOVES} == {0}
+
+
+def test_cases_of_text_alone_are_asked_what_must_not_matter():
+    case = next(generate_cases(1, seed=9))
+    found = ask_pairs(lambda fact: case.verdict, [replace(case, source="cail")] * 3, count=2)
+    assert found["by_kind"].keys() <= set(STAYS)
+    assert len(found["cases"]) == 2
+
+
+def test_a_pair_worked_by_hand():
+    eight, six = (Verdict(("盗窃",), ("264",), Term("fixed", n)) for n in (8, 6))
+    fraud = replace(eight, charges=("诈骗",))
+    failure = parse_completion("没有").verdict
+    before, after = Case("a", "甲", eight, "generated"), Case("b", "乙", six, "generated")
+    moved = Pair("surrender", before, after)
+    assert judge_pair(moved, {"甲": eight, "乙": six}) == (True, True, True)
+    assert judge_pair(moved, {"甲": fraud, "乙": six}) == (True, False, True)
+    assert judge_pair(moved, {"甲": six, "乙": eight}) == (False, False, False)
+    assert judge_pair(moved, {"甲": eight, "乙": eight}) == (False, True, False)
+    stayed = Pair("name", before, replace(before, fact="乙"))
+    assert judge_pair(stayed, {"甲": six, "乙": six}) == (True, False, False)
+    assert judge_pair(stayed, {"甲": eight, "乙": fraud}) == (False, True, False)
+    assert judge_pair(stayed, {"甲": failure, "乙": failure}) == (False, False, False)
 
 
 def test_an_empty_corpus_is_refused(micro_model, tmp_path):

@@ -350,6 +350,18 @@ def test_another_model_than_the_one_named_is_refused(tmp_path: Path, change: str
     assert list((tmp_path / "local").glob("*")) == []
 
 
+def test_a_model_that_its_gate_refused_is_placed_only_when_told(tmp_path: Path) -> None:
+    source = model_folder(tmp_path / "models" / "a")
+    verdict = {"refused": ["thinking"], "manifest_sha256": digest(source)}
+    (source / "gate.json").write_text(json.dumps(verdict))
+    variables = {"MODEL_FOLDER": "a", "MODEL_MANIFEST_SHA256": digest(source)}
+    target = tmp_path / "local" / "current"
+    ran = place(tmp_path / "models", target, **variables)
+    assert (ran.returncode, target.exists()) == (1, False)
+    assert "refused by its gate for thinking" in ran.stderr
+    assert place(tmp_path / "models", target, **variables, CURT_ALLOW_REFUSED="1").returncode == 0
+
+
 def test_the_demo_model_and_its_classifier_are_placed(tmp_path: Path) -> None:
     demo = ROOT / "artifacts" / "demo"
     if not (demo / "ort-w8a8" / "manifest.json").exists() or not (demo / "fallback").exists():

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from curt.artifact import ArtifactError
+from curt.artifact import ArtifactError, write_artifact
+from curt.files import sha256, write_json
 from serve.settings import Settings, unknown_variables
+from tests.serve.fake_engine import MANIFEST
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +67,16 @@ def test_a_folder_that_is_no_servable_model_is_refused(tmp_path: Path, micro_mod
         Settings(model=tmp_path).manifest()
     with pytest.raises(ArtifactError, match="ort-genai is needed"):
         Settings(model=micro_model).manifest()
+
+
+def test_a_model_that_its_gate_refused_is_served_only_when_told(tmp_path: Path) -> None:
+    with write_artifact(tmp_path / "m", MANIFEST.model_dump(exclude={"tools", "created", "files"})):
+        pass
+    verdict = {"refused": ["charges"], "manifest_sha256": sha256(tmp_path / "m" / "manifest.json")}
+    write_json(tmp_path / "m" / "gate.json", verdict)
+    with pytest.raises(ArtifactError, match="refused by its gate for charges: CURT_ALLOW_REFUSED"):
+        Settings(model=tmp_path / "m").manifest()
+    assert Settings(model=tmp_path / "m", allow_refused=True).manifest().stage == MANIFEST.stage
 
 
 def test_the_models_own_reader_stands_in_unless_another_classifier_is_named(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
 
 The manifest holds the hash of every file, and the environment that of the manifest: whoever can
 write to the volume can't slip in another model. FALLBACK_FOLDER and FALLBACK_MANIFEST_SHA256, where
-given, put the classifier beside it, in /model/fallback. Files that no manifest names stay behind.
+given, put the classifier beside it, in /model/fallback. Files that no manifest names stay behind; a
+model that its promotion gate refused does too, unless CURT_ALLOW_REFUSED=1.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from curt.artifact import MANIFEST, ArtifactError
+from curt.artifact import MANIFEST, ArtifactError, refusal_of
 from curt.files import sha256, whole_folder
 
 
@@ -60,6 +61,9 @@ def place_named(volume: Path, target: Path, name: str, environment: Mapping[str,
         raise ArtifactError(
             f"{name}_MANIFEST_SHA256={expected!r}: give what `sha256sum manifest.json` says"
         )
+    refusal = refusal_of(volume / folder)
+    if refusal and environment.get("CURT_ALLOW_REFUSED", "").lower() not in ("1", "true"):
+        raise ArtifactError(f"{folder} is {refusal}: CURT_ALLOW_REFUSED=1 places it anyway")
     place(volume / folder, target, expected)
     sys.stdout.write(f"{folder} stands in {target}, manifest {expected}\n")
 

@@ -317,6 +317,23 @@ def test_artifact_rows_hold_what_was_measured(whole_page: str) -> None:
     assert "layers.checked 29 worst 0.01235" in text
 
 
+def test_what_must_not_matter_and_what_must_stand_beside_their_intervals(tmp_path: Path) -> None:
+    row = {"value": 0.9, "low": 0.82, "high": 0.95, "n": 80, "exact_before": 0.5, "exact": 0.45}
+    pairs = {"by_kind": {"name": row, "amount": row | {"value": 0.7}}, "cases": [{"name": True}]}
+    put(tmp_path / "eval/a.json", evaluation("a", 0.7, 80, counterfactuals=pairs))
+    text = " ".join(read_page(page_of(tmp_path)).text.split())
+    assert "name stay 80 90.0% 82.0% to 95.0% 50.0% 45.0%" in text
+    assert "amount move 80 70.0%" in text
+
+
+def test_what_the_gate_said_is_among_a_folders_checks(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    criteria = {"accuracy": {"passed": False, "loss": 0.1234, "limit": 0.03}}
+    put(run / "ort-int4/gate.json", {"passed": False, "refused": ["a"], "criteria": criteria})
+    text = " ".join(read_page(page_of(run)).text.split())
+    assert "criteria.accuracy.passed False criteria.accuracy.loss 0.1234" in text
+
+
 @pytest.mark.parametrize("text", ["{broken", "[]", '{"name": "张某的隐私", "n": "many"}'])
 def test_a_malformed_part_is_named_without_its_text(tmp_path: Path, text: str) -> None:
     path = tmp_path / "eval/warm-start.json"

@@ -446,6 +446,23 @@ def test_nothing_outside_the_models_folder_is_found(models: Path, folder: str) -
         find_folder(None, "one")
 
 
+def test_a_model_that_its_gate_refused_gets_traffic_by_force_only(models: Path) -> None:
+    manifest_sha256 = sha256(models / "two" / "manifest.json")
+    verdict = {"passed": False, "refused": ["accuracy"], "manifest_sha256": manifest_sha256}
+    write_json(models / "two" / "gate.json", verdict)
+
+    async def scenario() -> None:
+        async with running(models, Works()) as variants:
+            await load(variants, "new", "two")
+            assert variants.describe()["variants"][1]["note"] == "refused by its gate for accuracy"
+            for role, share in (("canary", 0.1), ("live", None)):
+                await refused("doubtful", variants.promote("new", role, share))
+            await variants.promote("new", force=True)
+            assert variants.split == Split("new")
+
+    asyncio.run(scenario())
+
+
 def test_verification_names_what_is_wrong(models: Path) -> None:
     digest = sha256(models / "one" / "manifest.json")
     assert verify(models / "one", digest, FORMATS).format == "ort-genai"
