@@ -4,8 +4,9 @@
 #
 #   configs/gpu-check/run.sh [OUT.json]        # PYTHON=… for another interpreter than .venv's
 #
-# Needs the group train of pyproject.toml and psutil; a machine without an index takes what it lacks as
-# wheels (pip download --only-binary=:all:). Nothing is fetched.
+# Needs the group train of pyproject.toml and psutil. To a machine with PyTorch, transformers and peft but
+# no index, carry wheels of trl, datasets, dill, multiprocess, pydantic, pydantic-core,
+# pydantic-settings, typing-inspection, annotated-types and python-dotenv. Nothing is fetched.
 set -euo pipefail
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 timeout 480 "${PYTHON:-.venv/bin/python}" -m tests.train.gpu_check \
