@@ -9,5 +9,5 @@
 # pydantic-settings, typing-inspection, annotated-types and python-dotenv. Nothing is fetched.
 set -euo pipefail
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-timeout 480 "${PYTHON:-.venv/bin/python}" -m tests.train.gpu_check \
+timeout 480 "${PYTHON:-.venv/bin/python}" -m benchmarks.gpu_check \
     --out "${1:-benchmarks/results/gpu/check.json}"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.gpu_check import GpuCheckConfig, check
 from curt.config import load_config
-from tests.train.gpu_check import GpuCheckConfig, check
 from tests.train.training_runs import write_toml
 from train.grpo import GRPOSettings
 from train.plan.shapes import ModelShape
@@ -52,7 +52,7 @@ def test_the_script_ends_within_eight_minutes_and_starts_that_module():
     script = (FOLDER / "run.sh").read_text()
     assert int(re.search(r"timeout (\d+)", script)[1]) <= 480
     subprocess.run(["bash", "-n", str(FOLDER / "run.sh")], check=True)
-    assert "-m tests.train.gpu_check" in script
+    assert "-m benchmarks.gpu_check" in script
 
 
 @pytest.mark.gpu
