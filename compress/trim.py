@@ -120,9 +120,8 @@ def choose_tokens(tokenizer: Mapping[str, Any], used: Iterable[int]) -> list[int
 
     These are `used`, all special tokens, the bytes that any text falls back to, and what each of
     them is merged from. Merges inside a token go the same way whatever stands around it; so a text
-    whose tokens all stay has all the merges that made them, in their order. Of a Unigram model the
-    likeliest pieces stay the likeliest without others; its least likely one says what an unknown
-    character costs.
+    whose tokens all stay has all the merges that made them, in their order. The least likely piece
+    of a Unigram model says what an unknown character costs.
     """
     model = tokenizer["model"]
     vocab = _vocabulary(tokenizer)

@@ -35,16 +35,14 @@ class Lora(FrozenModel):
     """Hold the base in four bits while training (QLoRA, arXiv 2305.14314): needs bitsandbytes. The
     folder written is merged from the whole base all the same."""
     keep: bool = False
-    """Write the adapter too, unmerged, to `adapter/` in the model folder, as peft and vLLM read
-    it."""
+    """Write the adapter too, unmerged, to `adapter/` in the model folder: peft and vLLM read it."""
 
 
 def check_quantised(lora: Lora | None) -> None:
     """Raise ValueError where a base shall be held in four bits and nothing can."""
     if lora and lora.quantised and importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(
-            "lora.quantised needs the package bitsandbytes: install it as docs/training.md says, "
-            "or leave it out"
+            "lora.quantised needs the package bitsandbytes: install it, as docs/training.md says"
         )
 
 

@@ -32,7 +32,7 @@ from train.runs.processes import any_process, ask_main, call_within
 
 PROMPTS, STEPS = 4, 6
 SEEDED = {"steps": STEPS, "prompts": PROMPTS, "compact": True, "seed_rollouts": True,
-          "trackers": []}  # fmt: skip
+          "enforce_budgets": True, "trackers": []}  # fmt: skip
 
 
 def test_one_process_asks_nobody():
