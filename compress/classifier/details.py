@@ -48,7 +48,7 @@ NEVER = -1.0  # weight of every feature for a class that no case showed
 SIGN_C = 0.1  # likewise, of sentences with a sign
 SENTENCE_C = 0.1  # and of all sentences
 MIN_TOLD = 20  # cases that a circumstance needs
-MARKED_CASES = 20_000  # whose sentences teach the circumstances of single charges
+MARKED_CASES = 200  # a charge, whose sentences teach the circumstances that it alone has
 MIN_CASES = 4  # of a charge, to learn its grades from
 
 
@@ -163,22 +163,31 @@ def _fit_own(charges: Collection[str]) -> dict[str, SentenceReader]:
 
     They are rare, and of a case's dozen sentences one tells it: the generator says which.
     """
-    rows: dict[str, list[tuple[Integers, Integers, dict[str, int]]]] = defaultdict(list)
-    known = {name: offences()[name].circumstances for name in sorted(charges & offences().keys())}
-    for case, told in generate_marked(MARKED_CASES, "circumstances"):
-        (charge,) = case.verdict.charges
-        text = read_text(case.fact)
-        named, spans = name_roles(text), split_sentences(text)
-        if not known.get(charge) or len(spans) != len(split_sentences(named)):
-            continue
-        ends = [end for _, end in spans]
-        where = {
-            name: bisect_right(ends, place)
-            for name, words in zip(case.traits, told, strict=True)
-            if (place := text.find(read_text(words).rstrip("。；"))) >= 0
-        }
-        rows[charge].append((*hash_sentences(named), where))
-    return {charge: _fit_names(tuple(known[charge]), own) for charge, own in rows.items()}
+    readers = {}
+    for charge in sorted(charges & offences().keys()):
+        if names := tuple(offences()[charge].circumstances):
+            marked = generate_marked(charge, MARKED_CASES, "marked")
+            rows = [row for case, told in marked if (row := _mark(case, told))]
+            readers[charge] = _fit_names(names, rows)
+    return readers
+
+
+def _mark(case: Case, told: Sequence[str]) -> tuple[Integers, Integers, dict[str, int]] | None:
+    """A case's hashed sentences, and in which of them each of its traits is told.
+
+    None where a name holds the end of a sentence, so that roles put for names move them.
+    """
+    text = read_text(case.fact)
+    named, spans = name_roles(text), split_sentences(text)
+    if len(spans) != len(split_sentences(named)):
+        return None
+    ends = [end for _, end in spans]
+    where = {
+        name: bisect_right(ends, place)
+        for name, words in zip(case.traits, told, strict=True)
+        if (place := text.find(read_text(words).rstrip("。；"))) >= 0
+    }
+    return *hash_sentences(named), where
 
 
 def _fit_names(

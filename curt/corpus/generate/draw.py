@@ -31,7 +31,11 @@ class Drawn:
 def draw(rng: random.Random) -> Drawn:
     """A latent case, each charge as often as its share."""
     table = tuple(offences().values())
-    offence = rng.choices(table, weights=[o.share for o in table])[0]
+    return draw_of(rng, rng.choices(table, weights=[o.share for o in table])[0])
+
+
+def draw_of(rng: random.Random, offence: Offence) -> Drawn:
+    """A latent case of one charge."""
     harm, parts = _draw_harm(rng, offence)
     return Drawn(offence, harm, parts, draw_circumstances(rng, offence))
 

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from curt.corpus.case import Case
 from curt.corpus.generate import reasoning
-from curt.corpus.generate.calculus import sentence
-from curt.corpus.generate.draw import Drawn, draw, draw_circumstances
+from curt.corpus.generate.calculus import offences, sentence
+from curt.corpus.generate.draw import Drawn, draw, draw_circumstances, draw_of
 from curt.corpus.generate.facts import Told, tell
 from curt.corpus.generate.grammar import Wording
 from curt.corpus.generate.reasoning import VERBOSITIES, write_reasonings
@@ -55,16 +55,19 @@ def draw_drill(rng: random.Random) -> tuple[str, str]:
             return drill
 
 
-def generate_marked(count: int, seed: int | str) -> Iterator[tuple[Case, tuple[str, ...]]]:
-    """Cases in which any circumstance is as likely, with the words that tell each of their traits.
+def generate_marked(
+    charge: str, count: int, seed: int | str
+) -> Iterator[tuple[Case, tuple[str, ...]]]:
+    """Cases of a charge in which any circumstance is as likely, with the words that tell each of
+    their traits.
 
     In training wording: for a reader that is to find those words.
     """
-    rng = random.Random(seed)
+    rng = random.Random(f"{seed} {charge}")
     for index in range(count):
-        drawn = draw(rng)
+        drawn = draw_of(rng, offences()[charge])
         drawn = replace(drawn, circumstances=draw_circumstances(rng, drawn.offence, EVEN_ODDS))
-        case, told = _tell_case(drawn, rng, f"{SOURCE}-{seed}-{index}", "train")
+        case, told = _tell_case(drawn, rng, f"{SOURCE}-{seed}-{charge}-{index}", "train")
         yield case, told.circumstances
 
 

@@ -13,6 +13,8 @@ from curt.classifier.details import (
     HASHES,
     DetailReader,
     Hints,
+    SentenceReader,
+    hash_sentences,
     name_roles,
     split_sentences,
     split_sum,
@@ -162,3 +164,35 @@ def test_names_give_way_to_roles(name: str) -> None:
 def test_sentences_are_all_of_a_text() -> None:
     text = "一。二；三！四"
     assert [text[a:b] for a, b in split_sentences(text)] == ["一。", "二；", "三！", "四"]
+
+
+def test_each_sentence_has_its_characters_its_pairs_and_one_intercept() -> None:
+    hashes, starts = hash_sentences("甲乙。甲乙丙；丁")
+    assert starts.tolist() == [0, 6, 14]
+    assert [piece.tolist().count(HASHES) for piece in np.split(hashes, starts[1:])] == [1, 1, 1]
+    first, second, last = np.split(hashes, starts[1:])
+    assert first[:3].tolist() == second[:3].tolist()  # 甲, 甲乙, 乙
+    assert len(last) == 2
+    assert SentenceReader(("甲",), np.ones((HASHES + 1, 1), np.float32)).find("") == []
+
+
+def test_a_denied_sign_does_not_teach_against_what_is_told(reader: DetailReader) -> None:
+    def found(text: str) -> bool:
+        return "前科" in reader.find_circumstances(
+            read_text(f"被告人王某窃得手机。{text}。"), THEFT
+        )
+
+    assert found("被告人王某曾因犯诈骗罪被判处有期徒刑一年")
+    assert not found("被告人王某此前没有受过刑事处罚")
+
+
+def test_circumstances_of_single_charges_are_found_in_unseen_words(reader: DetailReader) -> None:
+    told = missed = extra = 0
+    for case in common_cases(800, "single", wording="test"):
+        (charge,) = case.verdict.charges
+        own = set(case.traits) - circumstances().keys()
+        got = set(reader.find_circumstances(read_text(case.fact), charge)) - circumstances().keys()
+        told, missed, extra = told + len(own), missed + len(own - got), extra + len(got - own)
+    assert told > 20
+    assert missed < 0.3 * told
+    assert extra < 0.3 * told
