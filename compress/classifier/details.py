@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import compress, pairwise
 from typing import Any
 
@@ -66,12 +67,15 @@ def fit_details(cases: Sequence[Case]) -> DetailReader:
             grades[charge] = _fit_grades(own)
     tables = (circumstances(), *(offence.circumstances for offence in offences().values()))
     counted = [case for charge in units for case in told[charge]]
+    own = {}
+    if any(has_circumstances_told(cases)):
+        own = {charge: reader for charge in sorted(told) if (reader := _fit_own(charge))}
     return DetailReader(
         units,
         *([_fit_figures(counted, units)] if counted else []),
         grades=grades,
         shared=_fit_signs(cases),
-        own=_fit_own(told.keys()) if any(has_circumstances_told(cases)) else {},
+        own=own,
         scales={charge: _read_scale(offences()[charge]) for charge in told if charge in offences()},
         ratios={one.name: one.ratio for table in tables for one in table.values()} if told else {},
     )
@@ -158,18 +162,16 @@ def _fit_signs(cases: Sequence[Case]) -> Signs:
     )
 
 
-def _fit_own(charges: Collection[str]) -> dict[str, SentenceReader]:
-    """For each charge, the circumstances that no other has.
+@cache
+def _fit_own(charge: str) -> SentenceReader | None:
+    """The circumstances that no other charge has; None for a charge without any.
 
     They are rare, and of a case's dozen sentences one tells it: the generator says which.
     """
-    readers = {}
-    for charge in sorted(charges & offences().keys()):
-        if names := tuple(offences()[charge].circumstances):
-            marked = generate_marked(charge, MARKED_CASES, "marked")
-            rows = [row for case, told in marked if (row := _mark(case, told))]
-            readers[charge] = _fit_names(names, rows)
-    return readers
+    if charge not in offences() or not (names := tuple(offences()[charge].circumstances)):
+        return None
+    marked = generate_marked(charge, MARKED_CASES, "marked")
+    return _fit_names(names, [row for case, told in marked if (row := _mark(case, told))])
 
 
 def _mark(case: Case, told: Sequence[str]) -> tuple[Integers, Integers, dict[str, int]] | None:
