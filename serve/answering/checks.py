@@ -53,7 +53,7 @@ MESSAGES = {
     "unknown_charge": "罪名不在已知罪名表中。",
     "low_confidence": LOW_CONFIDENCE_MESSAGE,
     "unfamiliar_text": UNFAMILIAR_MESSAGE,
-    "fallback": "模型未能在时限内给出完整结果，以下为分类器的估计。",
+    "fallback": "模型未能给出完整可读的结果，以下为分类器的估计。",
 }
 
 # Half a character, which JSON can express and no tokenizer can read.

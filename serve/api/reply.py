@@ -110,13 +110,14 @@ def build_reply(
 ) -> PredictReply:
     """The reply for a served request.
 
-    Where the model gave no full verdict the reply is degraded: it has the classifier's verdict, or
-    no defendant. `doubt` is the code of a warning: the verdict is probably wrong, or no probability
-    can be given; `withheld` names the parts of a defendant that are left out because of it.
-    `beyond` are figures unlike all that were trained on. `date_given` is the day of the deed where
-    the client tells it.
+    Where the model gave no full verdict the reply is degraded: it has the classifier's verdict and
+    no reasoning, or no defendant. `doubt` is the code of a warning: the verdict is probably wrong,
+    or no probability can be given; `withheld` names the parts of a defendant that are left out
+    because of it. `beyond` are figures unlike all that were trained on. `date_given` is the day of
+    the deed where the client tells it.
     """
     generation = served.generation
+    thinking = served.completion.thinking if include_reasoning and not served.fallback else None
     reason, verdict = served.degraded_reason, served.verdict
     law = law_day(identity.manifest.statute_version)  # the model's own, which the reply names
     day = date_given or deed_day(fact)
@@ -163,7 +164,7 @@ def build_reply(
             },
             "kind": kind,
             "defendants": defendants,
-            "reasoning": served.completion.thinking if include_reasoning else None,
+            "reasoning": thinking,
             "thinking": {
                 "tokens": generation.thinking_tokens,
                 "allowed": served.thinking_allowed,

@@ -49,8 +49,9 @@ def test_the_secret_that_compose_asks_for_is_made_before_it_is_started(name: str
         assert "MODEL=$PWD/" in lines[n]
 
 
-def test_every_promise_names_a_test_that_there_is() -> None:
-    page = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["promises.md", "corpus.md"])
+def test_every_promise_names_a_test_that_there_is(name: str) -> None:
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     named, file = 0, ""
     for path, test in re.findall(r"`([\w/]*(?:\.py)?)::(test_\w+)`", page):
         file = path or file  # the same as the one before

@@ -55,12 +55,13 @@ def build_judge_messages(question: JudgeQuestion) -> list[dict[str, str]]:
 def parse_grade(text: str, task: Task) -> Grade | None:
     """The grade in a reply; None when there is none, or more than one.
 
-    A leading thought and a code fence are passed over. A thought that was cut off holds no grade,
-    whatever it considers.
+    A leading thought and a code fence are passed over; a Python dict is read. A thought that was
+    cut off holds no grade, whatever it considers.
     """
     said = text.rpartition("</think>")[2]  # the opening mark may stand in the prompt
     if "<think>" in said:
         return None
+    said = said if '"' in said else said.replace("'", '"')
     try:
         found = {_read(value, task) for value in _find_objects(said)}
     except (ValueError, RecursionError):  # no JSON, or nested past all sense

@@ -25,7 +25,7 @@ from dataclasses import replace
 from typing import Any
 
 from curt.corpus.case import Case
-from curt.corpus.read.documents import plain_text
+from curt.corpus.read.documents import RULING_MARK, plain_text
 from curt.corpus.read.extract import extract_reasoning
 from curt.corpus.read.judgments import read_document
 from curt.corpus.read.records import RecordError
@@ -49,7 +49,8 @@ _FLAGS = {
     **dict.fromkeys(("false", "0", "0.0", "none", ""), False),
 }
 COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "fact": ("facts", "justice", "案情", "事实", "犯罪事实", "input", "instruction", "question"),
+    "fact": ("facts", "justice", "案情", "事实", "犯罪事实", "input", "instruction", "question",
+             "prompt"),
     "charges": ("accusation", "accusations", "charge", "caseCause", "Crime Type", "罪名", "案由"),
     "articles": ("relevant_articles", "relevant_article", "article", "laws", "law", "法条"),
     "term": ("imprisonment", "term_of_imprisonment", "penalty", "sentence", "judge", "刑期"),
@@ -58,8 +59,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "defendants": ("criminals_info", "outcomes", "labels"),
     "name": ("subject", "defendant", "姓名"),
     "document": ("text", "content", "Full Document", "全文"),
-    "answer": ("output", "response", "completion"),
-}
+    "answer": ("output", "response", "completion", "chosen"),
+}  # fmt: skip
 """The columns that known releases have for each part of a case; the first one that is filled."""
 
 
@@ -91,7 +92,10 @@ def take_columns(row: Any) -> tuple[dict[str, Any], dict[str, str]]:
     for nest in ("meta", "term_of_imprisonment", "penalty"):
         if isinstance(flat.get(nest), Mapping):
             flat |= flat.pop(nest)
-    for turn in _objects(flat.get("conversations") or flat.get("messages")):
+    turns = _objects(flat.get("conversations") or flat.get("messages"))
+    if sum(turn.get("from", turn.get("role")) in ("human", "user") for turn in turns) > 1:
+        raise RecordError("several questions")
+    for turn in turns:
         role, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
         flat["answer" if role in ("gpt", "assistant") else "fact"] = text
     filled = {name for name, value in flat.items() if value not in (None, "") and value == value}
@@ -106,8 +110,12 @@ def take_columns(row: Any) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _make_case(told: Mapping[str, Any], number: int = 0) -> Case:
     fact = told.get("fact")
+    if isinstance(fact, list) and all(isinstance(paragraph, str) for paragraph in fact):
+        fact = "\n".join(fact)
     if not isinstance(fact, str) or not normalise_fact(fact := plain_text(fact)):
         raise RecordError("no fact")
+    if 0 <= fact.find("本院认为") < fact.rfind(RULING_MARK):
+        raise RecordError("the ruling in the facts")
     if not number and len(_items(told.get("criminals", told.get("defendants")))) > 1:
         raise RecordError("several defendants")
     evidence = extract_reasoning(fact)
@@ -130,8 +138,9 @@ def _read_verdict(told: Mapping[str, Any]) -> Verdict:
         return verdict
     charges = _read_charges(told.get("charges"))
     defining = tuple(dict.fromkeys(CHARGES[charge].articles[0] for charge in charges))
-    term, said = _read_term(told, charges), told.get("probation", 0)
-    probation = 0 if said in ("无", "否") else _read_whole(said, "term", parse_months)
+    told = {**told, **{p: 0 for p in ("fine", "probation") if told.get(p) in ("无", "否")}}
+    term = _read_term(told, charges)
+    probation = _read_whole(told.get("probation", 0), "term", parse_months)
     if probation > MAX_PROBATION_MONTHS:
         raise RecordError("an impossible term")
     return Verdict(

@@ -49,8 +49,9 @@ _SPACED = re.compile(r"(?:^|(?<=\s))\S\s+(?=\S(?:\s|$))")
 
 def plain_text(text: str) -> str:
     """A text as a person reads it: no HTML, and closed up where blanks part all characters."""
+    for _ in range(2):  # some pages are escaped twice
+        text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
     text = _TAG.sub("", _UNSEEN.sub("", text))
-    text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
     spaced = len(_SPACED.findall(text)) > 0.3 * len(text)  # half of it, with a blank after each
     return re.sub(r"\s+", "", text) if spaced else text
 

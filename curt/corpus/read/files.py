@@ -14,19 +14,23 @@ import json
 import re
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from curt.corpus.read.cail import COLUMNS
 
 SAMPLE_BYTES = 1 << 20
 MOST_BYTES = 1 << 30
 """Of a file that is read as a whole, unpacked."""
 PARQUET = b"PAR1"
 
+_TEXTS = {"conversations", "document", "fact", "messages", *COLUMNS["document"], *COLUMNS["fact"]}
 _POINTER, _PACKED, _ZIP = b"version https://git-lfs", b"\x1f\x8b", b"PK\x03\x04"
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-# PDF, old Office files, 7z, rar, zstd, bzip2, xz
+# PDF, old Office files, 7z, rar, zstd, bzip2, xz, UTF-32
 _FOREIGN = (b"%PDF", b"\xd0\xcf\x11\xe0", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd", b"BZh",
-            b"\xfd7zXZ")  # fmt: skip
+            b"\xfd7zXZ", codecs.BOM_UTF32_LE)  # fmt: skip
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _DOCUMENTS = (".txt", ".html", ".htm")
 _HIDDEN = re.compile(r"<w:(delText|instrText)\b.*?</w:\1>", re.DOTALL)
@@ -38,7 +42,7 @@ def read_head(path: Path) -> bytes:
         raise ValueError(f"no file {path}: see --help for the names that are looked for")
     with open(path, "rb") as file:
         head = file.read(SAMPLE_BYTES)
-    if not head.strip():
+    if not head.removeprefix(codecs.BOM_UTF8).strip():
         raise ValueError(f"{path} is empty: give a file with records")
     if head.startswith(_POINTER):
         raise ValueError(f"{path} is a Git LFS pointer: fetch the file itself with git lfs pull")
@@ -60,31 +64,40 @@ def read_whole(path: Path) -> list[Any] | None:
         return [{"document": _read_docx(path)}]
     start = head.removeprefix(codecs.BOM_UTF8).lstrip()
     first, _, rest = start.partition(b"\n")
-    opens = start.startswith(b"{") and rest.strip() and not first.rstrip().endswith(b"}")
+    opens = start.startswith(b"{") and not (rest.strip() and first.rstrip().endswith(b"}"))
     whole = packed or opens or start.startswith((b"[", b"<", *_WIDE)) or kind in _TABLES
     if not (whole or (kind in _DOCUMENTS and not start.startswith(b"{"))):
+        if not re.search(rb"(?m)^(?:\xef\xbb\xbf)?[ \t]*[\[{0-9]", head):
+            raise ValueError(f"{path} holds no JSON: give JSON lines, CSV, Parquet or plain .txt")
         return None
     data = _unpack(path) if packed else path.read_bytes()
     encoding = "utf-16" if data.startswith(_WIDE) else encoding_of(data.splitlines())
     try:
-        plain = data.decode(encoding).lstrip("\ufeff \t\r\n")
+        text = data.decode(encoding).lstrip("\ufeff\r\n")
     except UnicodeDecodeError:
         if not start.startswith((b"{", _PACKED)):
             raise ValueError(f"{path} is not {encoding.upper()}: save it as UTF-8") from None
         return data.splitlines() if packed else None  # the broken lines are set aside
-    if kind in _TABLES:
+    if mark := _cell_mark(text, kind):
         csv.field_size_limit(MOST_BYTES)
-        rows = csv.DictReader(io.StringIO(plain, newline=""), delimiter=_TABLES[kind])
-        return [{column: cell for column, cell in row.items() if column} for row in rows]
+        text = text.removeprefix(f"sep={mark}").lstrip("\r\n")  # as Excel may begin it
+        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=mark)
+        return [{name.strip(): cell for name, cell in row.items() if name} for row in rows]
+    plain = text.lstrip()
     if not plain.startswith(("[", "{")):
+        if "<table" in plain.lower() and not re.search(r"判\s*决", plain):
+            raise ValueError(f"{path} is a page with a table: save that as CSV")
         return [{"document": plain}]
+    line, _, after = plain.partition("\n")
     try:
-        return _find_records(json.loads(plain))
+        if not (line[0] == "{" and line.rstrip().endswith("}") and after.strip()):  # JSON lines
+            values = list(_read_values(plain))
+            return _find_records(values[0]) if len(values) == 1 else values
     except (ValueError, RecursionError):
         if re.match(r"\[\s*\{", plain):
             raise ValueError(f"{path} is a damaged JSON array: give a whole file") from None
-        stream = not packed and encoding != "utf-16"
-        return None if stream else [line.encode() for line in plain.split("\n")]
+    stream = not packed and encoding != "utf-16"
+    return None if stream else [line.encode() for line in plain.split("\n")]
 
 
 def encoding_of(lines: list[bytes]) -> str:
@@ -100,12 +113,39 @@ def encoding_of(lines: list[bytes]) -> str:
     return "utf-8" if other * 2 <= sum(not line.isascii() for line in lines) else "gb18030"
 
 
+def _cell_mark(text: str, kind: str) -> str:
+    """What parts the cells of a table; nothing where the text is none."""
+    first, second = [*text.split("\n", 2), ""][:2]
+    if kind in _TABLES:
+        return max(f"{_TABLES[kind]},;\t", key=first.count)
+    return "\t" if second.count("\t") == first.count("\t") > 1 else ""
+
+
+def _read_values(text: str) -> Iterator[Any]:
+    """The values of JSON, one after another. Raises ValueError where one is none."""
+    end = 0
+    while end < len(text):
+        value, end = json.JSONDecoder().raw_decode(text, end)
+        yield value
+        while text[end : end + 1] in {" ", ",", "\t", "\r", "\n", "\ufeff"}:
+            end += 1
+
+
 def _find_records(value: Any) -> list[Any]:
-    """A JSON array's items, those of the one list of objects that an object holds, or itself."""
+    """A JSON array's items, those that an object holds by name, key or column, or itself."""
     if not isinstance(value, dict):
         return list(value)
-    lists = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
-    return list(lists[0]) if len(lists) == 1 and len(value) <= 3 else [value]
+    parts = list(value.values())
+    if _TEXTS & value.keys() or any(isinstance(p, str) and len(p) > 60 for p in parts):
+        columns = all(isinstance(p, list) and p and not isinstance(p[0], dict) for p in parts)
+        if not columns or len(set(map(len, parts))) > 1:
+            return [value]
+        return [dict(zip(value, row, strict=True)) for row in zip(*parts, strict=True)]
+    lists = [p for p in parts if isinstance(p, list) and p and isinstance(p[0], dict)]
+    objects = [p for p in parts if isinstance(p, dict)]
+    if len(inner := lists or objects) == 1:
+        return _find_records(inner[0])
+    return parts if len(objects) == len(parts) else [value]
 
 
 def _unpack(path: Path) -> bytes:
@@ -114,8 +154,8 @@ def _unpack(path: Path) -> bytes:
             data = file.read(MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error):
         raise ValueError(f"{path} is packed and damaged: give a whole file") from None
-    if len(data) > MOST_BYTES or data.startswith(PARQUET):
-        raise ValueError(f"{path} is a packed table or over 1 GiB: unpack it and give that file")
+    if len(data) > MOST_BYTES or (b"\0" in data and not data.startswith(_WIDE)):
+        raise ValueError(f"{path} is a packed table or archive, or over 1 GiB: unpack it")
     return data
 
 

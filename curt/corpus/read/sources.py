@@ -74,13 +74,15 @@ def cut_file(
     path: Path, kind: Kind, split: str | None, records: int, encoding: Encoding = "auto"
 ) -> list[Shard]:
     """Shards of a file of any form. Raises ValueError with the remedy where it can't be read."""
-    head = read_head(path)
-    if head.startswith(PARQUET):
-        return cut_parquet(path, kind, split, records)
-    rows = read_whole(path)
-    if rows is not None:
-        return [Shard(str(path), kind, "whole", split, 0, len(rows))]
-    return _cut(path, kind, split, records, "lines", encoding)
+    if read_head(path).startswith(PARQUET):
+        shards = cut_parquet(path, kind, split, records)
+    elif (rows := read_whole(path)) is not None:
+        shards = [Shard(str(path), kind, "whole", split, 0, len(rows))] if rows else []
+    else:
+        shards = _cut(path, kind, split, records, "lines", encoding)
+    if not shards and kind != "cases":  # of our own sets one may be empty
+        raise ValueError(f"{path} holds no record: give a file with one")
+    return shards
 
 
 def cut_mended(path: Path, lines: int) -> list[Shard]:
@@ -140,6 +142,9 @@ def _decode(raw: Any, shard: Shard) -> Any:
     row = decode_line(raw, shard.encoding) if isinstance(raw, bytes) else raw
     if isinstance(row, dict):
         row |= {part: row.get(column) for part, column in shard.columns.items()}
+        told = str(row.get("term")).strip().removesuffix(".0")
+        if "年" in shard.columns.get("term", "") and told.isdecimal():
+            row["term"] = f"{told}年"
     return row
 
 

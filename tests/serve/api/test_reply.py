@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from curt.artifact import load_manifest
+from curt.classifier.model import Prediction
 from curt.dialogue import THINK_END, LeftOut, render_answer
 from curt.engines.protocol import Finish
 from curt.law.statutes import STATUTE_VERSION, tier_of
@@ -83,6 +84,30 @@ def test_without_a_whole_answer_there_is_no_verdict(
 ) -> None:
     reply = reply_to(empty_model, text, finish)
     assert (reply.degraded, reply.degraded_reason, reply.defendants) == (True, reason, [])
+
+
+def test_a_stand_ins_verdict_carries_no_failed_reasoning_and_blames_no_deadline(
+    empty_model: Path,
+) -> None:
+    served = Served(
+        generation(f"窃取8000元{THINK_END}刑期：八百年"), 48, 32, 1.0,
+        fallback=Prediction(VERDICT, {"charge": 0.9, "article": 0.9, "term": 0.5}),
+    )  # fmt: skip
+    reply = build_reply(
+        served,
+        fact=FACTS[0],
+        tasks=ALL_TASKS,
+        include_reasoning=True,
+        identity=Identity.of(empty_model, load_manifest(empty_model)),
+        request_id="abc",
+        deadline_ms=400,
+        total_ms=30.0,
+    )
+    assert (reply.source, reply.degraded_reason) == ("fallback", "unreadable_answer")
+    assert reply.reasoning is None
+    assert reply.thinking.tokens == 3  # they were spent all the same
+    (message,) = (w.message for w in reply.warnings if w.code == "fallback")
+    assert "时限" not in message
 
 
 def test_reasoning_can_be_left_out(empty_model: Path) -> None:

@@ -176,7 +176,10 @@ def test_a_sentence_that_an_appeal_revokes_is_not_the_sentence():
 def test_a_case_on_appeal_says_so():
     (case,) = read_document({"document": document("原审被告人甲某犯盗窃罪，判处拘役四个月。")})
     assert case.traits == (APPEAL,)
-    (case,) = read_document({"document": document("被告人甲某犯盗窃罪，判处拘役四个月。")})
+    ruling = "被告人甲某犯盗窃罪，判处拘役四个月。"
+    (case,) = read_document({"document": document(ruling, found=FOUND.replace("经审理", "原审"))})
+    assert case.traits == (APPEAL,)
+    (case,) = read_document({"document": document(ruling)})
     assert case.traits == ()
 
 
