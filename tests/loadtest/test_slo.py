@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from datetime import date
 from typing import Any
 
 import pytest
@@ -110,7 +111,7 @@ def test_a_reply_of_the_wrong_shape_is_a_miss(reply: Any, flaw: str) -> None:
 
 
 def test_the_reply_the_server_declares_is_the_reply_read_here() -> None:
-    from serve.api.schemas import Defendant, PredictReply, Thinking, Timings
+    from serve.api.schemas import Defendant, Law, PredictReply, Thinking, Timings
     from serve.served import Model
 
     verdict = Defendant(charges=None, articles=None, term=None, fine_yuan=0, ruling="…")
@@ -118,6 +119,7 @@ def test_the_reply_the_server_declares_is_the_reply_read_here() -> None:
         request_id="r-1",
         model=Model(name="micro", manifest="0" * 12, precision="fp32"),
         statute_version="s",
+        law=Law(version="s", day=date(2020, 5, 1), told_by="fact"),
         kind="prosecution",
         prompt_version="p",
         defendants=[verdict],
