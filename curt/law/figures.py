@@ -32,7 +32,7 @@ _OTHER_NAMES: dict[str, tuple[str, float]] = {
     **{"两": ("克", 50), "立方": ("立方米", 1), "棵": ("株", 1)},
 }
 # Alcohol in blood is any mass in any volume, which is told before it or after.
-_VOLUME = "(?P<volume>(?:[1l][0o]{2}|百) ?(?:ml|毫升|㎖|m1)|dl|㎗|分升|ml|毫升|l(?![a-z0-9])|升)"
+_VOLUME = "(?P<volume>(?:[1l][0o]{2}|一?百) ?(?:ml|毫升|㎖|m1)|dl|㎗|分升|ml|毫升|l(?![a-z0-9])|升)"
 _IN_100_ML = {"ml": 100, "毫升": 100, "l": 0.1, "升": 0.1}
 _IN_BLOOD = re.compile(
     rf"(?:每{_VOLUME}[^。；，]{{0,24}}|(?:酒精|乙醇)[^。；，]{{0,14}})$", re.IGNORECASE

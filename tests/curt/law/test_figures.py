@@ -71,6 +71,7 @@ def test_measures_are_told_in_digits_and_one_name(told: str, plain: str) -> None
 
 
 BLOOD = [
+    "每一百毫升血里有{}毫克酒精",
     *("每百毫升血液含酒精{}毫克", "每100毫升血液中酒精含量为{}毫克", "每100ml血液中乙醇含量{}mg"),
     *("血样中酒精含量达每百毫升{}毫克", "血液酒精含量是{}毫克", "酒精含量{}（mg/100ml）"),
     *(

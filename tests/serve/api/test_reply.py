@@ -29,13 +29,15 @@ def reply_to(
     fact: str = FACTS[0], day: date | None = None, **options: bool,
 ) -> PredictReply:  # fmt: skip
     left_out = LeftOut(120, 3) if options.pop("clipped", False) else LeftOut()
+    written = generation(text, finish=finish, left_out=left_out, candidates=candidates)
+    return reply_of(folder, Served(written, 48, 32, 1.234), fact=fact, day=day, **options)
+
+
+def reply_of(
+    folder: Path, served: Served, *, fact: str = FACTS[0], day: date | None = None, **options: bool
+) -> PredictReply:
     return build_reply(
-        Served(
-            generation(text, finish=finish, left_out=left_out, candidates=candidates),
-            48,
-            32,
-            1.234,
-        ),
+        served,
         fact=fact,
         date_given=day,
         tasks=ALL_TASKS,
@@ -93,16 +95,7 @@ def test_a_stand_ins_verdict_carries_no_failed_reasoning_and_blames_no_deadline(
         generation(f"窃取8000元{THINK_END}刑期：八百年"), 48, 32, 1.0,
         fallback=Prediction(VERDICT, {"charge": 0.9, "article": 0.9, "term": 0.5}),
     )  # fmt: skip
-    reply = build_reply(
-        served,
-        fact=FACTS[0],
-        tasks=ALL_TASKS,
-        include_reasoning=True,
-        identity=Identity.of(empty_model, load_manifest(empty_model)),
-        request_id="abc",
-        deadline_ms=400,
-        total_ms=30.0,
-    )
+    reply = reply_of(empty_model, served)
     assert (reply.source, reply.degraded_reason) == ("fallback", "unreadable_answer")
     assert reply.reasoning is None
     assert reply.thinking.tokens == 3  # they were spent all the same
@@ -130,16 +123,7 @@ def test_less_reasoning_than_the_model_usually_takes_is_said(
     empty_model: Path, allowed: int, alone: int, cause: str | None
 ) -> None:
     served = Served(generation(GOOD), allowed, 16, 1.0, usual_thinking=30, allowed_alone=alone)
-    reply = build_reply(
-        served,
-        fact=FACTS[0],
-        tasks=ALL_TASKS,
-        include_reasoning=True,
-        identity=Identity.of(empty_model, load_manifest(empty_model)),
-        request_id="abc",
-        deadline_ms=400,
-        total_ms=30.0,
-    )
+    reply = reply_of(empty_model, served)
     assert [w.code for w in reply.warnings] == (["short_thinking"] if cause else [])
     metrics = Metrics()
     metrics.record_answer(served, total_ms=30.0, deadline_ms=400)
