@@ -5,10 +5,12 @@
 
 Real judgments come without reasoning that a model could learn. Here it reasons about each training
 case several times; the first reasoning that ends in the court's verdict and passes the checks of
-`train.data.verification` becomes the case's own. Trained on these, it can be asked again (STaR,
-arXiv 2203.14465; RAFT, arXiv 2304.06767). The folder holds the corpus with the verbosity "own" in
-place of others; its card says how many cases have such a reasoning. Stop with Ctrl-C at any time;
-the same command goes on where it was.
+`train.data.verification` becomes the case's own. Where none does and the reader had proposed
+another charge, it is asked once more with the court's charge proposed (rationalization): else it
+would learn to reason from those cases alone whose reader was right. Trained on these, it can be
+asked again (STaR, arXiv 2203.14465; RAFT, arXiv 2304.06767). The folder holds the corpus with the
+verbosity "own" in place of others; its card says how many cases have such a reasoning. Stop with
+Ctrl-C at any time; the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from pydantic import Field
 
 from curt.artifact import MANIFEST, load_manifest
 from curt.checkpoint import read_checkpoint
-from curt.classifier.candidates import load_prompts, read_candidates
+from curt.classifier.candidates import Reader, load_prompts, parse_candidates, read_candidates
 from curt.config import Config, run
 from curt.corpus.build.card import render_card
 from curt.corpus.case import OWN, Case
@@ -65,6 +67,8 @@ class StarConfig(Config):
     temperature: float = Field(0.8, gt=0)
     budget: int = Field(128, ge=1)
     """Thinking budget that the prompts state."""
+    rationalize: bool = True
+    """Ask again, with the court's charges as candidates, where the reader proposed others."""
     checks: tuple[CheckName, ...] = (
         *("charge", "article", "term"),
         *("arithmetic", "conclusion", "repetition"),
@@ -141,24 +145,52 @@ def _sample(
     settings = VerificationSettings(checks=config.checks)
     # Together rows of one length, the longest first: the bar's estimate errs to the safe side.
     ordered = sorted(cases, key=lambda case: -len(case.fact))
+
+    def ask(asked: Sequence[Case], lines: Sequence[str | None]) -> list[str]:
+        """The first accepted reasoning of each case after its line of candidates, or nothing."""
+        given = [
+            prompts.encode(case.fact, config.budget, line).ids
+            for case, line in zip(asked, lines, strict=True)
+        ]
+        written = sample_completions(
+            model,
+            [ids for ids in given for _ in range(config.samples)],
+            group=config.samples,
+            max_new_tokens=config.budget + MAX_ANSWER_TOKENS,
+            temperature=config.temperature,
+            eos_ids=checkpoint.eos_ids,
+            pad_id=tokenizer.pad_token_id,
+        )
+        texts = tokenizer.batch_decode([ids[:-1] for ids in written])
+        return [
+            _first_accepted(texts[i * config.samples : (i + 1) * config.samples], case, settings)
+            for i, case in enumerate(asked)
+        ]
+
     with tqdm(total=len(ordered), desc="reasoning", unit="case", dynamic_ncols=True) as bar:
         for start in range(0, len(ordered), config.batch):
             group = ordered[start : start + config.batch]
-            asked = [prompts.encode(c.fact, config.budget, known.get(c.id)).ids for c in group]
-            written = sample_completions(
-                model,
-                [ids for ids in asked for _ in range(config.samples)],
-                group=config.samples,
-                max_new_tokens=config.budget + MAX_ANSWER_TOKENS,
-                temperature=config.temperature,
-                eos_ids=checkpoint.eos_ids,
-                pad_id=tokenizer.pad_token_id,
-            )
-            texts = tokenizer.batch_decode([ids[:-1] for ids in written])
-            for place, case in enumerate(group):
-                own = texts[place * config.samples : (place + 1) * config.samples]
-                yield case.id, _first_accepted(own, case, settings)
+            lines = [known.get(case.id) for case in group]
+            kept = ask(group, lines)
+            again = [
+                i
+                for i, case in enumerate(group)
+                if config.rationalize and not kept[i] and _misled(lines[i], case)
+            ]
+            if again and isinstance(prompts.reader, Reader):
+                asked = [group[i] for i in again]
+                hints = [prompts.reader(case.fact, case.verdict.charges) for case in asked]
+                for i, thinking in zip(again, ask(asked, hints), strict=True):
+                    kept[i] = thinking
+            yield from zip((case.id for case in group), kept, strict=True)
             bar.update(len(group))
+
+
+def _misled(line: str | None, case: Case) -> bool:
+    """Whether a line proposes another charge first than the court's."""
+    if not line:
+        return False
+    return next(iter(parse_candidates(line).charges)) not in case.verdict.charges
 
 
 def _first_accepted(texts: Sequence[str], case: Case, settings: VerificationSettings) -> str:

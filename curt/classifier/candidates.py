@@ -15,7 +15,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +41,7 @@ HEAD, HARM = "参考：", "后果"
 MOST_CHARGES = 3
 MOST_CIRCUMSTANCES = 5
 LEAST_SHARE = 0.05  # half a tenth
+KNOWN_SCORE = 1.0  # of a charge that is given; of every other one its negative
 TERM_SHARE = 0.7
 LONGEST_TOKENS = 120  # of the line, but for charges with very long names
 PROBE = (
@@ -78,8 +79,11 @@ class Reader:
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
 
-    def __call__(self, fact: str) -> str:
-        """The line; empty where the fact has nothing to read or no charge is likely."""
+    def __call__(self, fact: str, known: Sequence[str] = ()) -> str:
+        """The line; empty where the fact has nothing to read or no charge is likely.
+
+        Charges that are `known` stand there in place of those found, where all have a score.
+        """
         from curt.classifier.familiarity import read_fact  # its hashes are not for every stage
 
         classifier, read = self.classifier, read_fact(fact)
@@ -87,6 +91,9 @@ class Reader:
             scores = classifier.score(read)
         except ValueError:  # no letter and no digit
             return ""
+        charges = classifier.decider.labels.charges
+        if known and set(known) <= set(charges):
+            scores[: len(charges)] = [KNOWN_SCORE if c in known else -KNOWN_SCORE for c in charges]
         softness = classifier.assessor.fit.temperature if classifier.assessor else 1.0
         details = classifier.details
         return write_candidates(classifier.decider, scores, softness, details, read.text)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
+from curt.artifact import READER
+from curt.classifier.candidates import load_reader
 from curt.corpus.build.pipeline import CorpusConfig, build_corpus
 from curt.corpus.case import OWN, Case
 from curt.corpus.store import find_cases, read_cases
 from curt.dialogue import render_completion
+from curt.files import write_rows
 from curt.law.verdict import Term, Verdict
+from tests.compress.classifier.test_train import make_fallback
+from tests.compress.onnx.exports import make_untied_model
 from train import star
 from train.data.verification import VerificationSettings
 from train.star import NO_REASONING, StarConfig, collect_reasonings
@@ -97,3 +105,33 @@ def test_a_stopped_run_asks_only_what_is_left(
     assert not rows.exists() or json.loads(rows.read_text().splitlines()[0])
     kept = list(read_cases(find_cases(config.out, "train")))
     assert all(case.reasonings == {OWN: WORKED} for case in kept)
+
+
+def test_a_case_whose_reader_was_wrong_is_asked_with_the_courts_charge(
+    config: StarConfig, micro_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_untied_model(
+        tmp_path / "read", micro_model, reader=make_fallback(tmp_path / "fallback")
+    )
+    cases = list(read_cases(find_cases(config.corpus, "train")))
+    candidates = tmp_path / "candidates.jsonl"
+    wrong = "参考：没有的罪10；1；8个月"
+    write_rows(candidates, [{"id": case.id, "text": wrong} for case in cases[:6]])
+    tokenizer = AutoTokenizer.from_pretrained(model)
+
+    def follow(_: object, prompts: list[list[int]], **__: object) -> list[list[int]]:
+        """What a model writes whose verdict is always the line's first charge."""
+        lines = [re.findall(r"参考：(\D+)\d", tokenizer.decode(ids)) for ids in prompts]
+        answers = [render_completion("想", replace(THEFT, charges=(line[0],))) for line in lines]
+        return [[*tokenizer.encode(answer), 0] for answer in answers]
+
+    monkeypatch.setattr("train.loop.sampler.sample_completions", follow)
+    once = {"model": model, "candidates": candidates, "cases": 6, "checks": ("charge",)}
+    summary = collect_reasonings(config.model_copy(update=once | {"rationalize": False}))
+    assert summary["reasonings"][OWN] == 0
+    summary = collect_reasonings(config.model_copy(update=once | {"out": tmp_path / "again"}))
+    known = load_reader(model / READER).classifier.decider.labels.charges
+    assert summary["reasonings"][OWN] == sum(
+        set(c.verdict.charges) <= set(known) for c in cases[:6]
+    )
+    assert summary["reasonings"][OWN] > 0

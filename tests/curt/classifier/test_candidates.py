@@ -185,3 +185,11 @@ def test_a_file_of_candidates_is_read_or_refused_by_name(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"candidates.jsonl: a row lacks 'text'"):
         read_candidates(path)
     assert read_candidates(None) == {}
+
+
+def test_known_charges_stand_there_in_place_of_those_found(reader: Reader) -> None:
+    others = [c for c in reader.classifier.decider.labels.charges if c != "盗窃"][:2]
+    (first,) = parse_candidates(reader(THEFT, others[:1])).charges
+    assert first == others[0]
+    assert parse_candidates(reader(THEFT, others)).charges == dict.fromkeys(others, 0.5)
+    assert reader(THEFT, ["没有的罪"]) == reader(THEFT)
