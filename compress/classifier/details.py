@@ -65,7 +65,6 @@ def fit_details(cases: Sequence[Case]) -> DetailReader:
     for charge, own in sorted(told.items()):
         if charge not in units and len(own) >= MIN_CASES:
             grades[charge] = _fit_grades(own)
-    tables = (circumstances(), *(offence.circumstances for offence in offences().values()))
     counted = [case for charge in units for case in told[charge]]
     own = {}
     if any(has_circumstances_told(cases)):
@@ -77,7 +76,7 @@ def fit_details(cases: Sequence[Case]) -> DetailReader:
         shared=_fit_signs(cases),
         own=own,
         scales={charge: _read_scale(offences()[charge]) for charge in told if charge in offences()},
-        ratios={one.name: one.ratio for table in tables for one in table.values()} if told else {},
+        ratios={one.name: one.ratio for one in circumstances().values()} if told else {},
     )
 
 
@@ -88,6 +87,8 @@ def _read_scale(offence: Offence) -> Scale:
         brackets=tuple((b.threshold / size, b.months, b.every / size) for b in offence.brackets),
         grades={grade.name: grade.months for grade in offence.grades},
         fine=offence.fine,
+        ceiling=offence.ceiling,
+        ratios={one.name: one.ratio for one in offence.circumstances.values()},
     )
 
 

@@ -50,10 +50,11 @@ from compress.classifier.details import (
 from compress.classifier.familiarity import fit_familiarity, share_unfamiliar
 from curt.artifact import MANIFEST
 from curt.classifier.candidates import write_candidates
-from curt.classifier.details import DetailReader
+from curt.classifier.details import DetailReader, Told
 from curt.classifier.familiarity import read_text
 from curt.classifier.model import (
     CONFIDENCE,
+    DECLARED,
     DETAILS,
     FAMILIARITY,
     MODEL,
@@ -68,6 +69,7 @@ from curt.classifier.model import (
     digest_features,
     extract_features,
     is_right,
+    lean_on_calculus,
     load_classifier,
     pack,
 )
@@ -76,6 +78,7 @@ from curt.corpus.case import Case
 from curt.corpus.store import read_cases
 from curt.files import sha256, whole_folder, write_atomic, write_json, write_rows
 from curt.law.statutes import STATUTE_VERSION
+from curt.law.term_scale import severity
 from curt.law.verdict import Term, TermKind, Verdict
 from curt.scores.metrics import cail_term_score, score_verdicts
 
@@ -89,6 +92,7 @@ Doubles = npt.NDArray[np.float64]
 OPSET, IR_VERSION = 17, 8  # read by every ONNX Runtime from 1.12 on
 MAX_PARITY = 1e-4  # largest difference of a score between ONNX (float32) and scikit-learn
 MIN_DEV_CASES = 20
+CALCULUS_WEIGHTS = (0.0, *map(float, np.geomspace(0.5, 32.0, 13)))
 ALWAYS, EVER = 0.95, 0.03  # shares of a charge's cases that hold an article
 SAME_KIND_BONUS = 0.05  # the CAIL2018 score does not see the kind of a counted term
 
@@ -151,12 +155,14 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
     labels, bins = learn_labels(verdicts, config.term_bin_width)
     features, dev_features = stack(vocabulary, train), stack(vocabulary, dev)
     matrix, dev_scores = fit_columns(features, dev_features, train, labels, bins, config)
-    labels = calibrate(labels, dev_scores, [case.verdict for case in dev])
-    model = build_onnx(matrix)
     truths, width = [case.verdict for case in dev], config.term_bin_width
+    details, dev_texts = fit_details(beside or train), [read_text(case.fact) for case in dev]
+    linear_scores = dev_scores
+    labels, dev_scores, _ = lean(labels, details, dev_scores, dev_texts, truths)
+    labels = calibrate(labels, dev_scores, truths)
+    model = build_onnx(matrix)
     fit = fit_uncertainty(labels, width, dev_scores, truths)
     known = fit_familiarity([case.fact for case in train], [case.fact for case in dev])
-    details = fit_details(beside or train)
     classifier = Classifier(
         labels, vocabulary, model, uncertainty=fit, familiarity=known, details=details
     )
@@ -166,7 +172,7 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
     row = {
         "training_seconds": time.perf_counter() - started,
         "train_cases": float(len(train)),
-        "parity_max_difference": compare_scores(classifier, dev, dev_scores),
+        "parity_max_difference": compare_scores(classifier, dev, linear_scores),
         **{f"dev_{name}": value for name, value in measure(classifier, dev).items()},
         **{f"dev_{name}": v for name, v in measure_circumstances(classifier, dev).items()},
         **{f"test_{name}": v for name, v in measure_circumstances(classifier, test).items()},
@@ -181,8 +187,9 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
         **({"test_unfamiliar": share_unfamiliar(known, [c.fact for c in test])} if test else {}),
     }
     if config.candidates:
-        told = details if beside else None  # apart from the cases that are asked about already
-        lines = cross_fit(config, train, len(asked), features, dev_features, truths, told)
+        apart = details if beside else None  # from the cases that are asked about
+        held_out = dev_features, dev_texts, truths
+        lines = cross_fit(config, train, len(asked), features, held_out, apart)
         write_rows(
             config.candidates,
             [{"id": case.id, "text": line} for case, line in zip(asked, lines, strict=True)],
@@ -199,8 +206,7 @@ def cross_fit(
     train: Sequence[Case],
     asked: int,
     features: csr_matrix,
-    dev_features: csr_matrix,
-    dev_truths: Sequence[Verdict],
+    dev: tuple[csr_matrix, Sequence[str], Sequence[Verdict]],
     details: DetailReader | None = None,
 ) -> list[str]:
     """The lines of the first so many training cases, by classifiers that never saw the case.
@@ -211,6 +217,7 @@ def cross_fit(
     cases; each part has its own reader without.
     """
     assert config.folds
+    dev_features, dev_texts, dev_truths = dev
     origins = [case.id.partition("+")[0] for case in train[:asked]]
     drawn = random.Random(config.seed)
     fold_of = {origin: drawn.randrange(config.folds) for origin in sorted(set(origins))}
@@ -225,15 +232,61 @@ def cross_fit(
         matrix, dev_scores = fit_columns(
             features[others], dev_features, cases, labels, bins, config
         )
+        reader = details or fit_details(cases)
+        labels, dev_scores, _ = lean(labels, reader, dev_scores, dev_texts, dev_truths)
         labels = calibrate(labels, dev_scores, dev_truths)
         fit = fit_uncertainty(labels, config.term_bin_width, dev_scores, dev_truths)
-        decider, reader = Decider(labels), details or fit_details(cases)
-        scores = (features[held] @ matrix[1:] + matrix[0]).astype(np.float32)
-        for place, row in zip(held.tolist(), scores, strict=True):
-            text = read_text(train[place].fact)
-            lines[place] = write_candidates(decider, row, fit.temperature, reader, text)
+        scores = features[held] @ matrix[1:] + matrix[0]
+        _, scores, told = lean(labels, reader, scores, [read_text(train[i].fact) for i in held])
+        decider = Decider(labels)
+        for i, place in enumerate(held.tolist()):
+            row = scores[i].astype(np.float32)
+            lines[place] = write_candidates(decider, row, fit.temperature, reader, told[i])
         log.info("candidates of part %d of %d", fold + 1, config.folds)
     return lines
+
+
+def lean(
+    labels: Labels,
+    details: DetailReader,
+    scores: Doubles,
+    texts: Sequence[str],
+    truths: Sequence[Verdict] | None = None,
+) -> tuple[Labels, Doubles, list[Told]]:
+    """The scores drawn to the terms that the declared law computes, and what each fact tells.
+
+    With `truths` it is fitted how far: cases that mostly get the computed term follow that law, and
+    it is their answer; else the labels come back with the weight at which the true bins are
+    likeliest.
+    """
+    decider = Decider(labels)
+    told = [
+        details.read(text, decider.find_likeliest(row))
+        for text, row in zip(texts, scores, strict=True)
+    ]
+    terms = [one.term for one in told]
+    if truths is not None:
+        true = _nearest_bins(labels, [truth.term for truth in truths])
+
+        def surprise(weight: float) -> float:
+            trial = labels.model_copy(update={"calculus_weight": weight})
+            logits = lean_on_calculus(trial, scores, terms)[:, labels.term_columns]
+            shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+            shares /= shares.sum(axis=1, keepdims=True)
+            return -float(np.log(shares[np.arange(len(true)), true] + 1e-3).mean())
+
+        pairs = zip(terms, truths, strict=True)
+        exact = fmean(t is not None and severity(t) == severity(v.term) for t, v in pairs)
+        weight = DECLARED if exact > 0.5 else min(CALCULUS_WEIGHTS, key=surprise)
+        labels = labels.model_copy(update={"calculus_weight": weight})
+    return labels, lean_on_calculus(labels, scores, terms), told
+
+
+def _nearest_bins(labels: Labels, terms: Sequence[Term]) -> Doubles:
+    bins = np.array([severity(term) for term in labels.terms])
+    places = np.array([severity(term) for term in terms])
+    nearest: Doubles = np.abs(bins - places[:, None]).argmin(axis=1)
+    return nearest
 
 
 def learn_vocabulary(facts: Sequence[str], features: int) -> Vocabulary:
@@ -374,7 +427,7 @@ def build_onnx(matrix: Doubles) -> bytes:
 
 def compare_scores(classifier: Classifier, cases: Sequence[Case], expected: Doubles) -> float:
     """The largest difference of a score from scikit-learn's; ValueError above `MAX_PARITY`."""
-    difference = float(np.abs([classifier.score(c.fact) for c in cases] - expected).max())
+    difference = float(np.abs([classifier.score_features(c.fact) for c in cases] - expected).max())
     if not difference <= MAX_PARITY:
         raise ValueError(
             f"the ONNX model is {difference:.3g} from scikit-learn, more than {MAX_PARITY}: "

@@ -30,7 +30,7 @@ from curt.law.term_scale import severity
 from curt.law.verdict import COUNTED_KINDS, TERM_NAMES, Term
 
 if TYPE_CHECKING:
-    from curt.classifier.details import DetailReader
+    from curt.classifier.details import DetailReader, Told
     from curt.classifier.model import Classifier, Decider
     from curt.dialogue.prompt import ChatTokenizer
 
@@ -41,7 +41,6 @@ HEAD, HARM = "参考：", "后果"
 MOST_CHARGES = 3
 MOST_CIRCUMSTANCES = 5
 LEAST_SHARE = 0.05  # half a tenth
-KNOWN_SCORE = 1.0  # of a charge that is given; of every other one its negative
 TERM_SHARE = 0.7
 LONGEST_TOKENS = 120  # of the line, but for charges with very long names
 PROBE = (
@@ -88,15 +87,11 @@ class Reader:
 
         classifier, read = self.classifier, read_fact(fact)
         try:
-            scores = classifier.score(read)
+            scores, told = classifier.study(read, known)
         except ValueError:  # no letter and no digit
             return ""
-        charges = classifier.decider.labels.charges
-        if known and set(known) <= set(charges):
-            scores[: len(charges)] = [KNOWN_SCORE if c in known else -KNOWN_SCORE for c in charges]
         softness = classifier.assessor.fit.temperature if classifier.assessor else 1.0
-        details = classifier.details
-        return write_candidates(classifier.decider, scores, softness, details, read.text)
+        return write_candidates(classifier.decider, scores, softness, classifier.details, told)
 
 
 def load_prompts(
@@ -129,12 +124,12 @@ def write_candidates(
     scores: Floats,
     term_temperature: float,
     details: DetailReader | None = None,
-    text: str = "",
+    told: Told | None = None,
 ) -> str:
     """The line of candidates that scores stand for; empty where no charge is likely.
 
-    `term_temperature` softens the shares of the bins of terms; `details` reads the rest of the line
-    out of the fact's `text` of `read_text`.
+    `term_temperature` softens the shares of the bins of terms; the rest of the line is what
+    `details` has `told` of the fact.
     """
     labels = decider.labels
     shares = charge_shares(scores[: len(labels.charges)], labels.charge_temperature)
@@ -149,20 +144,19 @@ def write_candidates(
     verdict = decider.decide(scores).verdict
     logits = scores[labels.term_columns].astype(np.float64)
     shares_of_terms = _softmax(logits / term_temperature)
-    told = (
+    ranges = (
         write_range(verdict.term, verdict.term),
         write_range(*term_range(labels.terms, shares_of_terms)),
     )
-    terms = "，".join(dict.fromkeys(told))
+    terms = "，".join(dict.fromkeys(ranges))
     line = f"{HEAD}{charges}；{'、'.join(verdict.articles)}；{terms}"
-    if details:
-        charge = decider.find_likeliest(scores)
-        harm = details.read_harm(text, charge)
-        found = details.find_circumstances(text, charge)[:MOST_CIRCUMSTANCES]
-        scale = details.tell_scale(charge, harm)
-        line += f"；{HARM}{harm}" if harm else ""
+    if details and told:
+        scale = details.tell_scale(told.charge, told.harm)
+        line += f"；{HARM}{told.harm}" if told.harm else ""
         line += f"，{scale}" if scale else ""
-        weighed = [f"{n}{details.ratios[n]:+d}" if n in details.ratios else n for n in found]
+        found = told.circumstances[:MOST_CIRCUMSTANCES]
+        ratios = [details.ratio_of(told.charge, name) for name in found]
+        weighed = [n if r is None else f"{n}{r:+d}" for n, r in zip(found, ratios, strict=True)]
         line += f"；{'、'.join(weighed)}" if weighed else ""
     return line
 

@@ -22,6 +22,9 @@ import numpy.typing as npt
 
 from curt.config import FrozenModel
 from curt.law.figures import Figure, read_figures, write_figure
+from curt.law.term_scale import count_term
+from curt.law.verdict import Term
+from curt.law.weighing import scale_months, sum_ratios
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -82,19 +85,43 @@ class Scale(FrozenModel):
     """Months by grade, where there are no brackets."""
     fine: int = 0
     """Yuan a month."""
+    ceiling: int = 180
+    """The most months."""
+    ratios: dict[str, int] = {}
+    """Percent by which a circumstance that only this charge has moves a term."""
 
     def tell(self, harm: str) -> str:
         """20000元一档7+6，罚1500 for 60975元; empty for a harm that it does not know."""
-        told = ""
         if harm in self.grades:
             told = self._name(self.grades[harm])
-        elif quantity := split_sum(harm, self.unit):
-            reached = [bracket for bracket in self.brackets if quantity[1] >= bracket[0]]
-            if reached:
-                threshold, months, every = reached[-1]
-                told = f"{write_figure(threshold)}{self.unit}一档{self._name(months)}"
-                told += f"+{int(quantity[1] / every + 1e-9)}" if months >= 0 else ""
-        return f"{told}，罚{self.fine}" if told and self.fine else told
+        elif reached := self._reach(harm):
+            threshold, months, added = reached
+            told = f"{write_figure(threshold)}{self.unit}一档{self._name(months)}"
+            told += f"+{added}" if months >= 0 else ""
+        else:
+            return ""
+        return f"{told}，罚{self.fine}" if self.fine else told
+
+    def compute(self, harm: str, ratio: int) -> Term | None:
+        """The term of a harm that circumstances move by `ratio` percent; None as in `tell`."""
+        if harm in self.grades:
+            base = self.grades[harm]
+        elif reached := self._reach(harm):
+            base = reached[1] + reached[2] if reached[1] >= 0 else reached[1]
+        else:
+            return None
+        return (
+            Term("life") if base < 0 else count_term(min(scale_months(base, ratio), self.ceiling))
+        )
+
+    def _reach(self, harm: str) -> tuple[float, int, int] | None:
+        """The threshold of the bracket that a quantity reaches, its months, and those added."""
+        quantity = split_sum(harm, self.unit)
+        reached = [bracket for bracket in self.brackets if quantity and quantity[1] >= bracket[0]]
+        if not quantity or not reached:
+            return None
+        threshold, months, every = reached[-1]
+        return threshold, months, int(quantity[1] / every + 1e-9)
 
     def _name(self, months: int) -> str:
         return f"{months}" if months >= 0 else "无期"
@@ -150,6 +177,17 @@ class Signs:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """What a fact tells of that a charge's term turns on, and the term that follows."""
+
+    charge: str
+    harm: str
+    circumstances: tuple[str, ...]
+    term: Term | None
+    """None where the declared law has no scale for such a harm."""
+
+
+@dataclass(frozen=True, slots=True)
 class DetailReader:
     """Reads harm and circumstances; charges of neither `units` nor `grades` have no harm here.
 
@@ -165,7 +203,21 @@ class DetailReader:
     """Those that only a charge has, by charge."""
     scales: Mapping[str, Scale] = field(default_factory=dict)
     ratios: Mapping[str, int] = field(default_factory=dict)
-    """Percent by which a circumstance moves a term, where the declared law says."""
+    """Percent by which a shared circumstance moves a term, where the declared law says."""
+
+    def read(self, text: str, charge: str) -> Told:
+        """What a text of `familiarity.read_text` tells, and what the declared law makes of it."""
+        harm, found = self.read_harm(text, charge), self.find_circumstances(text, charge)
+        term = None
+        if scale := self.scales.get(charge):
+            term = scale.compute(harm, sum_ratios(self.ratio_of(charge, n) or 0 for n in found))
+        return Told(charge, harm, tuple(found), term)
+
+    def ratio_of(self, charge: str, name: str) -> int | None:
+        """Percent by which a circumstance moves a term under this charge."""
+        scale = self.scales.get(charge)
+        own = scale.ratios if scale else {}
+        return own.get(name, self.ratios.get(name))
 
     def read_harm(self, text: str, charge: str) -> str:
         """The harm as `Case.harm` tells it, of a text of `familiarity.read_text`; may be empty."""

@@ -15,7 +15,7 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
@@ -29,12 +29,13 @@ from pydantic import Field, ValidationError
 
 from curt.artifact import MANIFEST, ArtifactError
 from curt.classifier.confidence import Agreement, Assessor, Calibration, Uncertainty
-from curt.classifier.details import DetailReader
+from curt.classifier.details import DetailReader, Told
 from curt.classifier.familiarity import Familiarity, ReadFact, read_fact
 from curt.config import FrozenModel
 from curt.corpus.build.fingerprint import Hashes
 from curt.law.numerals import article_order
 from curt.law.statutes import charge_articles, law_day, term_in_range
+from curt.law.term_scale import LIFE, count_term, severity
 from curt.law.verdict import Term, Verdict
 from curt.scores.metrics import cail_term_score
 
@@ -54,6 +55,10 @@ OPTIONAL: Mapping[str, tuple[str, Callable[[bytes], Any]]] = {
     DETAILS: ("details", DetailReader.unpack),
 }
 """Files that a folder may do without: what each is to a `Classifier`, and how it is read."""
+KNOWN_SCORE = 1.0  # of a charge that is given; of every other one its negative
+UNCOMPUTED = -1.0  # in place of the severity of a computed term
+DECLARED = 64.0  # weight of the computed term among cases that follow the declared law
+REACH = 1.0  # in severity: what is further from the computed term loses no more
 NO_RIVAL = 2.0  # margin where no other answer was possible, in the scores' own unit
 
 _QUANTITY = re.compile(
@@ -92,6 +97,9 @@ class Labels(FrozenModel):
     terms: tuple[Term, ...] = Field(min_length=1)
     payoff: tuple[tuple[float, ...], ...]
     charge_temperature: float = Field(default=1.0, gt=0)
+    calculus_weight: float = Field(default=0.0, ge=0)
+    """How fast a bin's logit falls with its distance in severity from the computed term; from
+    `DECLARED` on that term is the answer."""
     calibration: dict[Part, Calibration] = Field(default_factory=dict)
 
     @property
@@ -236,12 +244,13 @@ class Decider:
         self._payoff = np.array(labels.payoff, np.float64)  # (answers, bins)
         if self._payoff.shape != (len(labels.terms),) * 2:
             raise ValueError(f"a payoff of shape {self._payoff.shape} for {len(labels.terms)} bins")
+        self._severities = np.array([severity(term) for term in labels.terms])
         self._lawful = np.array(
             [[term_in_range(c, term, on) for term in labels.terms] for c in labels.charges]
         )
 
     def decide(self, scores: Floats) -> Decision:
-        """The verdict for scores of shape (charges + articles + bins,)."""
+        """The verdict for scores of `Classifier.study`, or without its last column."""
         chosen, charge_evidence = self._choose_charges(scores)
         charges = tuple(self.labels.charges[i] for i in chosen)
         articles, article_margin = self._choose_articles(charges, scores)
@@ -289,13 +298,29 @@ class Decider:
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
         payoffs = self._payoff @ shares
-        lawful = self._lawful[chosen].any(axis=0)
+        lawful = np.asarray(self._lawful[chosen].any(axis=0))
+        computed, nearest = self._find_computed(scores)
+        if nearest is not None:  # mitigation goes below a minimum (article 63)
+            lawful[nearest] = True
         if len(chosen) == 1 and lawful.any():  # sums of several offences go over each one's bounds
             payoffs = np.where(lawful, payoffs, -1.0)
+        if nearest is not None and self.labels.calculus_weight >= DECLARED:
+            payoffs[nearest] += 1.0
         order = np.argsort(-payoffs, kind="stable")
         best = float(payoffs[order[0]])
         margin = best - float(payoffs[order[1]]) if len(order) > 1 else 1.0
-        return self.labels.terms[int(order[0])], (best, margin, float(shares.max()))
+        place = int(order[0])
+        term = self.labels.terms[place]
+        if place == nearest:  # a bin stands for many terms, the computed one is one of them
+            term = Term("life") if computed >= LIFE else count_term(round(math.expm1(computed)))
+        return term, (best, margin, float(shares.max()))
+
+    def _find_computed(self, scores: Floats) -> tuple[float, int | None]:
+        """The severity of the computed term and the bin it lies in, None without either."""
+        computed = float(scores[self.width]) if len(scores) > self.width else UNCOMPUTED
+        if not self.labels.calculus_weight or computed == UNCOMPUTED:
+            return computed, None
+        return computed, int(np.abs(self._severities - computed).argmin())
 
 
 class Classifier:
@@ -333,10 +358,29 @@ class Classifier:
         )
 
     def score(self, fact: str | ReadFact) -> Floats:
-        """What `Decider` reads, a score for each column. Raises ValueError on an empty fact."""
+        """What `Decider` reads, as `study` has it. Raises ValueError on an empty fact."""
+        return self.study(fact)[0]
+
+    def study(self, fact: str | ReadFact, known: Sequence[str] = ()) -> tuple[Floats, Told | None]:
+        """The scores of all columns, drawn to the computed term, and what the fact tells.
+
+        Charges that are `known` are those found, where all of them have a score. Raises ValueError
+        on a fact that holds no letter and no digit.
+        """
+        read, charges = read_fact(fact), self.labels.charges
+        scores = self.score_features(read)
+        if known and set(known) <= set(charges):
+            scores[: len(charges)] = [KNOWN_SCORE if c in known else -KNOWN_SCORE for c in charges]
+        if self.details is None:
+            return scores, None
+        told = self.details.read(read.text, self.decider.find_likeliest(scores))
+        return lean_on_calculus(self.labels, scores[None], [told.term])[0], told
+
+    def score_features(self, fact: str | ReadFact) -> Floats:
+        """The linear model's own scores, of shape (charges + articles + bins,)."""
         rows, weights = self.vocabulary.weigh(fact)
         (scores,) = self._session.run(None, {"rows": rows, "weights": weights[None, :]})
-        return np.asarray(scores[0], np.float32)
+        return np.array(scores[0], np.float32)
 
     def is_unfamiliar(self, fact: str | ReadFact) -> bool:
         """Whether a fact is unlike those trained on, so that no probability here holds for it."""
@@ -358,6 +402,18 @@ class Classifier:
             for part in PARTS
         }
         return Prediction(decision.verdict, confidences)
+
+
+def lean_on_calculus(labels: Labels, scores: Floats, terms: Sequence[Term | None]) -> Floats:
+    """Scores whose bins are drawn to the computed terms: a product of both opinions.
+
+    `scores` are (cases, columns); the severities of `terms` come as one column more.
+    """
+    computed = np.array([[UNCOMPUTED if t is None else severity(t)] for t in terms])
+    far = np.minimum(np.abs(computed - [severity(term) for term in labels.terms]), REACH)
+    drawn = scores.copy()
+    drawn[:, labels.term_columns] -= labels.calculus_weight * np.where(computed < 0, 0.0, far)
+    return np.hstack([drawn, computed]).astype(scores.dtype)
 
 
 def load_classifier(folder: Path | str) -> Classifier:

@@ -97,6 +97,11 @@ def _term_at(place: float, months: int, detention: bool) -> Term:
         return Term("reprieve")
     if place >= LIFE - _TOLERANCE:
         return Term("life")
+    return count_term(months, detention=detention)
+
+
+def count_term(months: int, *, detention: bool = True) -> Term:
+    """So many months: exempt below one, 拘役 under six if `detention`, else 有期徒刑."""
     if months <= 0:
         return Term("exempt")
     return Term("detention" if detention and months < MIN_FIXED_MONTHS else "fixed", months)

@@ -14,8 +14,8 @@ from decimal import Decimal
 from curt.dialogue import parse_term
 from curt.law.statutes import canonical_charge, is_charge
 from curt.law.verdict import COUNTED_KINDS, REPRIEVE, Verdict
+from curt.law.weighing import sum_ratios
 
-RATIO_FLOOR = -60  # percent; what circumstances may take from a term at most
 LEAST_STEPS = 3  # of reasoning that is fit to train on
 MOST_REPETITION = 0.7  # likewise
 _GRAM = 8  # characters
@@ -53,7 +53,7 @@ def check_arithmetic(thinking: str) -> Iterator[bool]:
     """Outcome of every sum and product, each also against the values it takes from earlier ones."""
     for match in _TENTHS.finditer(thinking):
         moved = sum(10 * int(n) if plus else -10 * int(n) for plus, n in _TENTH.findall(match[1]))
-        yield int(match[2]) == 100 + max(RATIO_FLOOR, moved)
+        yield int(match[2]) == 100 + sum_ratios([moved])
     base: Decimal | None = None
     ratio: Decimal | None = None
     for match in sorted((*_SUM.finditer(thinking), *_PRODUCT.finditer(thinking)), key=_start):

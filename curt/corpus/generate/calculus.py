@@ -31,7 +31,7 @@ from curt.corpus.generate.grammar import Lists
 from curt.law.numerals import article_order
 from curt.law.statutes import MIN_FIXED_MONTHS
 from curt.law.verdict import Term
-from curt.scores.reasoning import RATIO_FLOOR
+from curt.law.weighing import scale_months, sum_ratios
 
 LIFE = -1  # months of a bracket that means 无期徒刑, whatever the circumstances
 _HERE = Path(__file__).parent
@@ -228,11 +228,11 @@ def sentence(offence: Offence, harm: int | Grade, held: tuple[Circumstance, ...]
             )
         bracket = reached[-1]
         start, extra = bracket.months, harm // bracket.every
-    ratio = max(RATIO_FLOOR, sum(circumstance.ratio for circumstance in held))
+    ratio = sum_ratios(circumstance.ratio for circumstance in held)
     if start == LIFE:
         return Sentence(LIFE, 0, LIFE, ratio, 0, Term("life"), 50_000, bracket)
     base = start + extra
-    months = (base * (100 + ratio) + 50) // 100
+    months = scale_months(base, ratio)
     if months < 1:
         return Sentence(start, extra, base, ratio, 0, Term("exempt"), 0, bracket)
     months = min(months, offence.ceiling)

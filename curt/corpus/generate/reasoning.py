@@ -12,6 +12,7 @@ from dataclasses import replace
 from curt.corpus.generate.calculus import LIFE, Circumstance, Grade, Offence, Sentence
 from curt.corpus.generate.draw import Drawn
 from curt.dialogue import render_term
+from curt.law.weighing import scale_months
 
 _SHORT = (("万", 10_000), ("千", 1000))
 _MINI_NAMES = 8  # characters of circumstances in "mini" reasoning, three short ones
@@ -159,7 +160,7 @@ def _tell_tenths(held: tuple[Circumstance, ...]) -> str:
 def _scale(outcome: Sentence) -> str:
     """The product that gives the months; before a ceiling that cuts it, its own value."""
     product = f"{outcome.base}×{100 + outcome.ratio}%"
-    uncapped = (outcome.base * (100 + outcome.ratio) + 50) // 100
+    uncapped = scale_months(outcome.base, outcome.ratio)
     return product if uncapped == outcome.months else f"{product}={uncapped}，上限"
 
 

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from curt.corpus.generate.calculus import (
     LIFE,
-    RATIO_FLOOR,
     Bracket,
     Circumstance,
     Grade,
@@ -20,6 +19,7 @@ from curt.corpus.generate.calculus import (
 )
 from curt.law.statutes import CHARGES, article_carries, term_in_range
 from curt.law.verdict import Term
+from curt.law.weighing import RATIO_FLOOR
 
 OFFENCES = tuple(offences().values())
 SHARED = circumstances()
