@@ -121,10 +121,10 @@ def test_the_readers_own_line_can_be_read(reader: Reader) -> None:
 
 def test_harm_and_circumstances_end_the_line(reader: Reader) -> None:
     decider, details = reader.classifier.decider, reader.classifier.details
-    scores, text = reader.classifier.score(THEFT), read_text(THEFT)
+    text, (scores, told) = read_text(THEFT), reader.classifier.study(THEFT)
     bare = write_candidates(decider, scores, 1.0)
     assert bare.count("；") == 2
-    line = write_candidates(decider, scores, 1.0, details, text)
+    line = write_candidates(decider, scores, 1.0, details, told)
     assert line.startswith(bare)
     read = parse_candidates(line)
     assert details

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from curt.classifier.details import (
     HASHES,
     DetailReader,
     Hints,
+    Scale,
     SentenceReader,
     hash_sentences,
     name_roles,
@@ -24,6 +26,7 @@ from curt.classifier.familiarity import read_text
 from curt.corpus.case import Case
 from curt.corpus.generate.calculus import circumstances
 from curt.law.verdict import Term, Verdict
+from curt.law.weighing import sum_ratios
 from tests.cases import common_cases
 
 THEFT, INJURY = "盗窃", "故意伤害"
@@ -143,6 +146,27 @@ def test_a_scale_tells_what_the_declared_law_makes_of_a_harm(reader: DetailReade
     assert reader.tell_scale(THEFT, "轻伤二级") == ""
     assert reader.tell_scale("一个没有的罪名", "60975元") == ""
     assert reader.ratios["累犯"] > 0 > reader.ratios["自首"]
+
+
+def test_what_cases_tell_computes_their_term(reader: DetailReader) -> None:
+    for case in common_cases(300, "computed"):
+        (charge,), told = case.verdict.charges, told_circumstances(case)
+        ratio = sum_ratios(reader.ratio_of(charge, name) or 0 for name in told)
+        term = reader.scales[charge].compute(case.harm, ratio)
+        assert term == replace(case.verdict.term, probation_months=0)
+    assert reader.scales[THEFT].compute("轻伤二级", 0) is None
+
+
+def test_a_ratio_is_the_charges_own() -> None:
+    scales = {
+        "危险驾驶": Scale(ratios={"无证驾驶": 20}),
+        "交通肇事": Scale(ratios={"无证驾驶": 10}),
+    }
+    reader = DetailReader(scales=scales, ratios={"自首": -20})
+    assert [reader.ratio_of(charge, "无证驾驶") for charge in (*scales, THEFT)] == [20, 10, None]
+    assert reader.ratio_of("危险驾驶", "自首") == -20
+    restored = DetailReader.unpack(reader.pack())
+    assert restored.ratio_of("危险驾驶", "无证驾驶") == 20
 
 
 def test_sums_are_written_as_cases_tell_them() -> None:

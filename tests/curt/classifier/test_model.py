@@ -17,6 +17,7 @@ from curt.classifier.confidence import Calibration
 from curt.classifier.familiarity import MAX_CHARACTERS
 from curt.classifier.model import (
     CONFIDENCE,
+    DECLARED,
     LABELS,
     MODEL,
     PARTS,
@@ -28,6 +29,7 @@ from curt.classifier.model import (
     Vocabulary,
     digest_features,
     extract_features,
+    lean_on_calculus,
     load_classifier,
 )
 from curt.files import sha256
@@ -101,6 +103,26 @@ def test_a_term_the_law_does_not_know_for_the_charge_is_not_answered():
     assert decide(1, -1, -1, 0, 1, 9).verdict.term == Term("fixed", 12)  # no death for theft
     older = Decider(labels(), date(2011, 4, 30))  # the day before Amendment VIII took it away
     assert older.decide(np.array((1, -1, -1, 0, 1, 9))).verdict.term == Term("death")
+
+
+@pytest.mark.parametrize(
+    ("weight", "computed", "term"),
+    [
+        (0, Term("fixed", 15), Term("fixed", 12)),  # not looked at
+        (1, None, Term("fixed", 12)),
+        (1, Term("fixed", 15), Term("fixed", 15)),  # in the likeliest bin
+        (1, Term("detention", 3), Term("fixed", 12)),  # the bins are surer
+        (8, Term("detention", 3), Term("detention", 3)),
+        (DECLARED, Term("exempt"), Term("exempt")),
+        (DECLARED, Term("life"), Term("life")),  # which the theft's tiers hold
+    ],
+)
+def test_bins_and_the_computed_term_are_weighed(weight, computed, term):
+    held = labels(calculus_weight=weight)
+    scores = np.array([[1, -1, -1, 0, 1.5, -9]], np.float32)
+    (drawn,) = lean_on_calculus(held, scores, [computed])
+    assert Decider(held).decide(drawn).verdict.term == term
+    assert drawn[:3].tolist() == scores[0, :3].tolist()
 
 
 def test_the_law_bounds_nothing_where_no_term_would_be_left():
