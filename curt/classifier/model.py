@@ -1,10 +1,12 @@
-"""A linear classifier of facts: charges, articles and term in about half a millisecond.
+"""A linear classifier of facts: charges, articles and term in a millisecond or two.
 
 A fact becomes hashed runs of characters and rounded quantities, weighed by tf-idf; one ONNX product
-scores charges, articles and bins of terms, and `Decider` turns the scores into a verdict. The
-server reads every fact with it, to say how probable a verdict is, and gives its verdict where the
-language model has no time left. `python -m compress.classifier.train` makes the folder read here
-and measures it through this same code.
+scores charges, articles and bins of terms. `curt.classifier.details` reads harm and circumstances,
+the declared law computes a term from them, and the bins are drawn to it as far as that made
+development cases likelier. `Decider` turns the scores into a verdict. The server reads every fact
+with it, to say how probable a verdict is, and gives its verdict where the language model has no
+time left. `python -m compress.classifier.train` makes the folder read here and measures it through
+this same code.
 
 Fine and probation are not predicted: a verdict from here has neither.
 """
