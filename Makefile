@@ -205,8 +205,8 @@ bench-penalties: $(RUN)/warm-start/manifest.json ## Length penalties side by sid
 SERVED = --model $(ORT) --fallback $(RUN)/fallback --cases $(RUN)/corpus/test.jsonl
 
 .PHONY: bench-serving
-bench-serving: $(RUN)/fallback/agreement.json ## Rates, deadlines, front, kills and stops (35 minutes)
-	for what in rates deadlines front survival; do \
+bench-serving: $(RUN)/fallback/agreement.json ## Rates, deadlines, kills and stops (25 minutes)
+	for what in rates survival; do \
 	    $(PY) -m benchmarks.load.$$what $(SERVED) || exit 1; done
 
 .PHONY: bench-soak
@@ -219,7 +219,7 @@ bench-flood: $(RUN)/fallback/agreement.json ## Ten minutes of one key that flood
 
 .PHONY: bench-overload
 bench-overload: $(RUN)/fallback/agreement.json ## Two minutes at 800 a second, five times the capacity
-	$(PY) -m benchmarks.load.rates $(SERVED) --rates '[800]' --report benchmarks/results/overload.json
+	$(PY) -m benchmarks.load.rates $(SERVED) --rates '[800]' --deadlines '[]' --report benchmarks/results/overload.json
 
 .PHONY: bench-hostile
 bench-hostile: start ## 10,000 hostile requests to the running server

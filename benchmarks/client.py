@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, takewhile
+from itertools import takewhile
 from statistics import fmean
 from typing import Any
 
@@ -186,12 +186,6 @@ def exact_share(exchanges: Sequence[Exchange], verdicts: Sequence[Verdict]) -> f
 def new_run() -> int:
     """A number that no earlier run had, for `number_fact`."""
     return time.time_ns() // 1_000_000
-
-
-def endless(facts: Sequence[str]) -> Iterator[str]:
-    """The facts again and again, each time under a number of its own: no cache can answer."""
-    run = new_run()
-    return (number_fact(facts[index % len(facts)], run, index) for index in count())
 
 
 def thinking_of(exchanges: Sequence[Exchange]) -> dict[str, Any]:

@@ -15,12 +15,6 @@ Row = Mapping[str, Any]
 METHODS = {"warm_start": "warm start", "truncation": "warm start, cut off"}
 MODELS = {"warm_start": "before: long reasoning", "penalised": "after: length-penalised"}
 COLOURS = {"warm_start": "C1", "penalised": "C0"}
-SCORES = {
-    "exact": "all exact",
-    "charge_accuracy": "charge",
-    "article_accuracy": "article",
-    "term_accuracy": "term",
-}
 
 
 def draw_penalties(summary: Mapping[str, Row]) -> bytes:
@@ -109,32 +103,30 @@ def draw_before_after(result: Row, runs: Mapping[str, Any]) -> bytes:
     return to_png(figure)
 
 
-def draw_deadlines(results: Row) -> bytes:
-    """Latency and accuracy against the deadline, and both under load at one deadline."""
+def draw_rates(results: Row) -> bytes:
+    """Latency and accuracy under load, and both against the deadline."""
     figure, panels = _grid(11, 8.4, panels=4)
     for (left, right), key, x, label in (
-        (panels[:2], "deadlines", "deadline_ms", f"deadline (ms), {results['rate_per_s']:g}/s"),
-        (panels[2:], "rates", "rate_per_s", f"arrivals/s, deadline {results['deadline_ms']} ms"),
+        (panels[:2], "rates", "rate_per_s", f"arrivals/s, deadline {results['deadline_ms']} ms"),
+        (panels[2:], "deadlines", "deadline_ms", "deadline (ms) at the first rate"),
     ):
-        rows = [row for row in results[key] if row["latency_ms"]]
+        rows = [row for row in results[key] if row["answer_ms"]]
         if not rows:
             left.set_visible(False)
             right.set_visible(False)
             continue
         xs = [row[x] for row in rows]
-        _draw_latencies(left, xs, rows, ("p50", "p99", "p999"))
+        for name in ("p50", "p99", "p999"):
+            latencies_ms = [row["answer_ms"][name] for row in rows]
+            left.plot(xs, latencies_ms, marker="o", label=name.replace("p999", "p99.9"))
         left.plot(xs, [row["deadline_ms"] for row in rows], "k:", label="deadline")
         left.set_ylabel("latency of an answer (ms)")
         scale_by_log(left)
         left.legend(fontsize=8)
-        for score, name in SCORES.items():
-            found = [row["of_requests"][score] for row in rows]
-            shares = [each["share"] for each in found]
-            reach = _reach(shares, [(each["low"], each["high"]) for each in found])
-            # "all exact" often lies right under "term": wider and paler, it is seen all the same.
-            style: dict[str, Any] = {"linewidth": 5, "alpha": 0.4} if score == "exact" else {}
-            right.errorbar(xs, shares, yerr=reach, marker="o", capsize=3, label=name, **style)
-        right.set(ylabel="accuracy over all requests (95% interval)", ylim=(0, 1.02))
+        in_time = [1 - row["miss_share"] for row in rows]
+        right.plot(xs, in_time, marker="o", label="full verdict in time")
+        right.plot(xs, [row["exact_share"] for row in rows], marker="o", label="exact verdict")
+        right.set(ylabel="share of all requests", ylim=(0, 1.02))
         right.legend(fontsize=8, loc="lower right")
         _draw_thinking(right, xs, rows)
         for axes in (left, right):
@@ -195,14 +187,6 @@ def _mark(axes: Axes, values: Sequence[float]) -> None:
     """Ticks at exactly these places, on a log scale too."""
     axes.set_xticks(values, [f"{value:g}" for value in values])
     axes.xaxis.minorticks_off()
-
-
-def _draw_latencies(
-    axes: Axes, xs: Sequence[float], rows: Sequence[Row], names: Sequence[str]
-) -> None:
-    for name in names:
-        latencies_ms = [row["latency_ms"][name] for row in rows]
-        axes.plot(xs, latencies_ms, marker="o", label=name.replace("p999", "p99.9"))
 
 
 def _draw_thinking(axes: Axes, xs: Sequence[float], rows: Sequence[Row]) -> None:

@@ -1,1 +1,1 @@
-"""The server under load: rates, deadlines, survival, front, soak."""
+"""The server under load: rates and deadlines, survival, a flood, a soak."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from itertools import islice
 from typing import Any, TypeVar
 
 import pytest
 
 from benchmarks.client import (
     arrivals_for,
-    endless,
     read_verdict,
     send_in_turn,
     send_on_time,
@@ -84,10 +82,6 @@ def test_every_request_gets_its_own_reply_or_the_run_ends_early() -> None:
             assert 3 < len(few) < 60
 
     run(scenario())
-
-
-def test_facts_without_end_are_all_different() -> None:
-    assert len(set(islice(endless(["甲", "乙"]), 20))) == 20
 
 
 def test_a_verdict_is_read_back_from_its_reply() -> None:

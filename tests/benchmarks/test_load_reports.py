@@ -1,4 +1,4 @@
-"""What rates, deadlines, front and survival make of exchanges."""
+"""What rates and survival make of exchanges."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 
 from benchmarks.client import Exchange, exact_share
-from benchmarks.load import deadlines, front, rates, survival
-from benchmarks.load.deadlines import AskedCase
-from benchmarks.pictures import draw_deadlines
+from benchmarks.load import rates, survival
+from benchmarks.pictures import draw_rates
 from curt.artifact import Manifest
-from curt.corpus.case import Case
 from curt.engines.protocol import Generation, Request
 from curt.law.verdict import Term, Verdict
 from loadtest._http import Failure, Got
@@ -76,47 +74,12 @@ def test_each_request_is_held_against_the_case_it_asked() -> None:
     assert exact_share([], [THEFT]) is None
 
 
-def test_a_picture_of_deadlines_is_drawn() -> None:
-    drawn = deadlines.summarise([asked(exchange())], 8.0, 400)
-    results = {"rate_per_s": 8.0, "deadline_ms": 400, "deadlines": [drawn], "rates": []}
-    assert draw_deadlines(results).startswith(b"\x89PNG")
-
-
-def asked(got: Exchange, verdict: Verdict = THEFT, name: str = "a") -> AskedCase:
-    return AskedCase(Case(name, "", verdict, "test"), got)
-
-
-def test_requests_without_a_verdict_are_wrong() -> None:
-    rows = [
-        asked(exchange()),
-        asked(exchange(), Verdict(("盗窃",), ("264",), Term("fixed", 9)), "b"),
-        asked(exchange(status=503), name="c"),
-        asked(exchange(answer(**DEGRADED)), name="d"),
-    ]
-    row = deadlines.summarise(rows, 8.0, 400)
-    assert row["of_requests"]["exact"]["share"] == 0.25
-    assert row["of_requests"]["charge_accuracy"]["share"] == 0.5
-    assert row["full_in_time_share"] == 0.5
-    assert row["degraded"] == {"deadline": 1}
-
-
-def test_repetitions_of_a_case_do_not_narrow_an_interval() -> None:
-    once = deadlines.score([asked(exchange()), asked(exchange(), name="b")])
-    often = deadlines.score([asked(exchange()), asked(exchange(), name="b")] * 50)
-    assert once == often
-
-
-def test_lateness_counts_answers_from_their_sending() -> None:
-    rows = [asked(exchange(ms=412)), asked(exchange(ms=50)), asked(exchange(status=503))]
-    assert deadlines.lateness(rows, 400) == pytest.approx([12, -350])
-
-
-def test_parts_of_a_request_add_up_to_its_overhead() -> None:
-    timings = {"queue": 1.0, "prefill": 6.0, "decode": 12.0, "total": 20.5}
-    parts = front.split({"client_ms": 22.5, "log_ms": 21.5, "timings_ms": timings})
-    assert parts.pop("overhead") == pytest.approx(4.5)
-    assert parts == pytest.approx({"wire": 1, "parse_and_queue": 1, "pipe": 1.5, "reply": 1})
-    assert set(parts) == set(front.PARTS)
+def test_a_picture_of_rates_and_deadlines_is_drawn() -> None:
+    row = rates.summarise(list(MISSES.values()), [THEFT], 400, 2.0)
+    row |= {"rate_per_s": 8.0, "deadline_ms": 400}
+    silent = row | {"answer_ms": {}}  # nobody was answered
+    results = {"deadline_ms": 400, "rates": [row, silent], "deadlines": []}
+    assert draw_rates(results).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -72,11 +72,15 @@ def test_capacity_and_goodput_of_a_server_that_refuses_the_rest(tmp_path: Path) 
         async with server_of(50) as url:
             capacity, _ = await find_capacity(ramp, url, CASES)
             rates = [5 * capacity]
-            config = RatesConfig(cases=cases, rates=rates, seconds=1.5, settle_seconds=0)
+            config = RatesConfig(
+                cases=cases, rates=rates, deadlines=[50], seconds=1.5, settle_seconds=0
+            )
             return capacity, await measure(config, RunningServer(this, url, tmp_path))
 
     capacity, (results, _) = asyncio.run(scenario())
-    (row,) = results["rates"]
+    (row,), (short,) = results["rates"], results["deadlines"]
+    assert (row["deadline_ms"], short["deadline_ms"]) == (400, 50)
+    assert short["misses"]["all"] > row["misses"]["all"]
     assert 20 <= capacity <= 64
     assert row["arrived"] == pytest.approx(5 * capacity * 1.5, rel=0.4)
     assert row["misses"]["refused"] > 0
