@@ -233,7 +233,7 @@ bench-before-after: $(ORT)/manifest.json $(ORT)-warm-start/manifest.json ## Long
 
 PEERS ?= .venv-peers
 .PHONY: peers-env
-peers-env: $(STAMP) ## llama.cpp and OpenVINO, in an environment of their own
+peers-env: $(STAMP) ## llama.cpp, in an environment of its own
 	benchmarks/peers/install.sh $(PEERS)
 
 .PHONY: bench

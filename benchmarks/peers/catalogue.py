@@ -35,11 +35,6 @@ PROCESSES: Mapping[str, Options] = {
 }
 GENAI: Mapping[str, Options] = {
     "generator in a pool of 2 threads": {"arrangement": "threads", "slots": 2},
-    "2 uvicorn workers, 1 thread each": {"arrangement": "uvicorn", "slots": 2},
-    **PROCESSES,
-}
-TRANSFORMERS: Mapping[str, Options] = {
-    "one process, 2 threads": {"arrangement": "threads", "slots": 1, "threads": 2},
     **PROCESSES,
 }
 BATCHING: Mapping[str, Options] = {
@@ -77,7 +72,7 @@ class PeersConfig(Config):
     work: Path = Path("artifacts/bench/peers")
     """Folder that keeps converted models for the next run."""
     peers_python: Path = Path(".venv-peers/bin/python")
-    """Python of the environment with llama.cpp and OpenVINO."""
+    """Python of the environment with llama.cpp."""
     slo_ms: int = Field(400, ge=20)
     """Limit of the 99th percentile, and the deadline of this project's requests."""
     step_requests: int = Field(150, ge=20)
@@ -155,18 +150,11 @@ def peer_settings(config: PeersConfig) -> dict[str, list[Setting]]:
     for folder in config.plain_ort:
         told = folder.name.removeprefix("ort-").removesuffix("-plain")
         add("onnxruntime-genai + FastAPI", "onnxruntime-genai", folder, told, GENAI)
-    for dtype in ("float32", "bfloat16"):
-        more = {"dtype": dtype, "batch": 8}
-        tried = {label: {**options, **more} for label, options in TRANSFORMERS.items()}
-        told = f"{dtype}, batches of up to 8"
-        add("transformers + FastAPI", "transformers", config.model, told, tried)
     if config.peers_python.is_file():
         python = str(config.peers_python)
         for kind in ("q4_0", "q8_0"):
             file = _converted(config, kind) / GGUF_FILE
             add("llama.cpp", "llama.cpp", file, kind, {**BATCHING, **PROCESSES}, python)
-        folder = _converted(config, "ov-int8")
-        add("OpenVINO GenAI", "openvino", folder, "int8", BATCHING, python)
     if (config.vllm / "bin" / "vllm").is_file():
         found["vLLM"] = [_vllm(config, dtype) for dtype in ("float32", "bfloat16")]
     return found

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,15 +29,13 @@ class EngineConfig(Config):
     """Completions at once."""
     threads: int = 1
     """Of one engine."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of transformers' weights."""
 
 
 class PeerEngine(Protocol):
     """A loaded model."""
 
-    def complete(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-        """Greedy completions without the stop token."""
+    def complete(self, prompt: list[int], max_tokens: int) -> list[int]:
+        """A greedy completion without the stop token."""
         ...
 
 
@@ -56,13 +54,11 @@ class OnnxRuntimeGenai:
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         self._model = og.Model(config)
         settings = json.loads((own.model / "genai_config.json").read_bytes())["model"]
-        self._stops = _as_set(settings["eos_token_id"])
+        stops = settings["eos_token_id"]
+        self._stops = set(stops if isinstance(stops, list) else [stops])
 
-    def complete(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-        """Greedy completions without the stop token."""
-        return [self._complete(prompt, max_tokens) for prompt in prompts]
-
-    def _complete(self, prompt: list[int], max_tokens: int) -> list[int]:
+    def complete(self, prompt: list[int], max_tokens: int) -> list[int]:
+        """A greedy completion without the stop token."""
         params = self._og.GeneratorParams(self._model)
         params.set_search_options(max_length=len(prompt) + max_tokens, do_sample=False)
         generator = self._og.Generator(self._model, params)
@@ -71,37 +67,6 @@ class OnnxRuntimeGenai:
             generator.generate_next_token()
         tokens = [int(token) for token in generator.get_sequence(0)[len(prompt) :]]
         return [token for token in tokens if token not in self._stops]
-
-
-class Transformers:
-    """transformers' `generate`, all prompts in one batch padded on the left."""
-
-    def __init__(self, own: EngineConfig) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        torch.set_num_threads(own.threads)
-        self._torch = torch
-        loader: Any = AutoModelForCausalLM
-        self._model = loader.from_pretrained(own.model, dtype=getattr(torch, own.dtype))
-        self._model.eval()
-        self._stops = _as_set(self._model.generation_config.eos_token_id)
-
-    def complete(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-        """Greedy completions without the stop token."""
-        torch = self._torch
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-        with torch.inference_mode():
-            whole = self._model.generate(
-                ids,
-                attention_mask=mask,
-                do_sample=False,
-                max_new_tokens=max_tokens,
-                pad_token_id=0,
-            )
-        return [_until_stop(row[longest:].tolist(), self._stops) for row in whole]
 
 
 @dataclass(slots=True, eq=False)
@@ -136,16 +101,14 @@ class Continuous:
         """One forward pass over all that run; those that ended with it."""
         raise NotImplementedError
 
-    def complete(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-        """Greedy completions without the stop token."""
-        sequences = [PromptRun(prompt, max_tokens) for prompt in prompts]
-        for sequence in sequences:
-            self._arriving.put(sequence)
-        for sequence in sequences:
-            sequence.done.wait()
-            if sequence.error is not None:
-                raise sequence.error
-        return [sequence.written for sequence in sequences]
+    def complete(self, prompt: list[int], max_tokens: int) -> list[int]:
+        """A greedy completion without the stop token."""
+        sequence = PromptRun(prompt, max_tokens)
+        self._arriving.put(sequence)
+        sequence.done.wait()
+        if sequence.error is not None:
+            raise sequence.error
+        return sequence.written
 
     def _run(self) -> None:
         running: list[PromptRun] = []
@@ -163,52 +126,6 @@ class Continuous:
             for sequence in ended:
                 sequence.error = self._failure
                 sequence.done.set()
-
-
-class OpenVino(Continuous):
-    """OpenVINO GenAI's own continuous batching."""
-
-    def __init__(self, own: EngineConfig) -> None:
-        import openvino
-        import openvino_genai
-
-        self._openvino, self._genai = openvino, openvino_genai
-        settings = openvino_genai.GenerationConfig()
-        told = json.loads((own.model / "generation_config.json").read_bytes())
-        settings.stop_token_ids = _as_set(told["eos_token_id"])
-        settings.do_sample = False
-        self._settings = settings
-        scheduler = openvino_genai.SchedulerConfig()
-        scheduler.cache_size = 1  # GiB
-        scheduler.max_num_seqs = own.slots
-        scheduler.enable_prefix_caching = True  # the system message is the same in all
-        self._pipeline = openvino_genai.ContinuousBatchingPipeline(
-            str(own.model), scheduler, "CPU", {"INFERENCE_NUM_THREADS": own.threads}
-        )
-        self._running: list[PromptRun] = []
-        self._count = 0
-        super().__init__(own.slots)
-
-    def begin(self, sequence: PromptRun) -> None:
-        """Hand the sequence to the pipeline."""
-        self._count += 1
-        self._settings.max_new_tokens = sequence.max_tokens  # the pipeline takes a copy
-        sequence.handle = self._pipeline.add_request(
-            self._count,
-            self._openvino.Tensor(np.asarray([sequence.prompt], dtype=np.int64)),
-            self._settings,
-        )
-        self._running.append(sequence)
-
-    def step(self) -> list[PromptRun]:
-        """One step of the pipeline; those that ended with it."""
-        self._pipeline.step()
-        running = self._genai.GenerationStatus.RUNNING
-        ended = [s for s in self._running if s.handle.get_status() != running]
-        for sequence in ended:
-            self._running.remove(sequence)
-            sequence.written = [int(token) for token in sequence.handle.read_all()[0].generated_ids]
-        return ended
 
 
 class LlamaCpp(Continuous):
@@ -284,18 +201,7 @@ class LlamaCpp(Continuous):
         return int(np.ctypeslib.as_array(address, (self._vocab_size,)).argmax())
 
 
-def _as_set(stops: int | list[int]) -> set[int]:
-    return set(stops if isinstance(stops, list) else [stops])
-
-
-def _until_stop(tokens: list[int], stops: set[int]) -> list[int]:
-    end = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
-    return tokens[:end]
-
-
 ENGINES: dict[str, Callable[[EngineConfig], PeerEngine]] = {
     "onnxruntime-genai": OnnxRuntimeGenai,
-    "transformers": Transformers,
-    "openvino": OpenVino,
     "llama.cpp": LlamaCpp,
 }

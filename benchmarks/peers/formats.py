@@ -1,10 +1,10 @@
-"""A Hugging Face folder in the formats of llama.cpp and OpenVINO; runs in the peers' environment.
+"""A Hugging Face folder as a GGUF file of llama.cpp; runs in the peers' environment.
 
     python -m benchmarks.peers.formats --kind q4_0 --source MODEL_FOLDER --target NEW_FOLDER
 
 `benchmarks.peers.catalogue` calls it. GGUF files are written at float32 by the `gguf` package and
-quantised by llama.cpp's own routine; OpenVINO's come from optimum-intel, weights compressed by
-NNCF. Imports nothing of this project that takes more than that environment has.
+quantised by llama.cpp's own routine. Imports nothing of this project that takes more than that
+environment has.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ GGUF_FILE = "model.gguf"
 class FormatConfig(Config):
     """What to write of what."""
 
-    kind: Literal["q4_0", "q8_0", "ov-int8"]
-    """The first two are llama.cpp's, the last is OpenVINO's."""
+    kind: Literal["q4_0", "q8_0"]
+    """llama.cpp's name of the format."""
     source: Path
     """Hugging Face model folder."""
     target: Path
@@ -35,10 +35,7 @@ class FormatConfig(Config):
 def work(config: FormatConfig) -> None:
     """Convert."""
     with whole_folder(config.target) as folder:
-        if config.kind == "ov-int8":
-            write_openvino(config.source, folder)
-        else:
-            write_gguf(config.source, folder / GGUF_FILE, config.kind)
+        write_gguf(config.source, folder / GGUF_FILE, config.kind)
 
 
 def write_gguf(source: Path, file: Path, kind: str) -> None:
@@ -123,23 +120,6 @@ def _add_vocabulary(writer: Any, source: Path, config: dict[str, Any]) -> None:
     writer.add_eos_token_id(config["eos_token_id"])
     writer.add_pad_token_id(config["pad_token_id"])
     writer.add_add_bos_token(False)
-
-
-def write_openvino(source: Path, target: Path) -> None:
-    """Write the model with weights of eight bits, and its tokenizer."""
-    import openvino
-    from openvino_tokenizers import convert_tokenizer
-    from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
-    from transformers import AutoTokenizer
-
-    quantization = OVWeightQuantizationConfig(bits=8)
-    model = OVModelForCausalLM.from_pretrained(
-        source, export=True, compile=False, quantization_config=quantization
-    )
-    model.save_pretrained(target)
-    parts = convert_tokenizer(AutoTokenizer.from_pretrained(source), with_detokenizer=True)
-    for name, part in zip(("tokenizer", "detokenizer"), parts, strict=True):
-        openvino.save_model(part, target / f"openvino_{name}.xml")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The environment of llama.cpp and OpenVINO, for `python -m benchmarks.peers`.
+# The environment of llama.cpp, for `python -m benchmarks.peers`.
 #
 #   benchmarks/peers/install.sh [ENV_DIR]     # .venv-peers
 #
@@ -12,11 +12,8 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 python3 -m venv "$ENV_DIR"
 pip() { "$ENV_DIR/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
-pip install --constraint "$HERE/constraints.txt" torch
 pip install --constraint "$HERE/constraints.txt" \
-    fastapi "uvicorn[standard]" tokenizers numpy \
-    openvino openvino-genai openvino-tokenizers nncf optimum-intel gguf safetensors \
+    fastapi "uvicorn[standard]" tokenizers numpy gguf safetensors \
     llama-cpp-python sse-starlette starlette-context pydantic-settings
-pip uninstall --yes torchvision
-"$ENV_DIR/bin/python" -c "import fastapi, llama_cpp, openvino_genai, optimum.intel"
+"$ENV_DIR/bin/python" -c "import fastapi, llama_cpp"
 echo "$ENV_DIR is ready"

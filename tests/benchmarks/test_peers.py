@@ -6,13 +6,13 @@ import asyncio
 import json
 import os
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
 from benchmarks.client import Exchange
 from benchmarks.peers import server
@@ -142,8 +142,8 @@ def nobody() -> Any:
 
 def test_a_peer_that_is_not_installed_has_no_setting(tmp_path: Path) -> None:
     found = peer_settings(configured(tmp_path))
-    assert list(found) == ["onnxruntime-genai + FastAPI", "transformers + FastAPI"]
-    assert len({s.label for settings in found.values() for s in settings}) == 7
+    assert list(found) == ["onnxruntime-genai + FastAPI"]
+    assert len({s.label for settings in found.values() for s in settings}) == 2
 
 
 def server_row(rate: float, equal: float | None = None) -> dict[str, Any]:
@@ -237,39 +237,34 @@ class Counting(Continuous):
 def test_requests_join_those_under_way_and_an_engine_that_fails_tells_everybody() -> None:
     engine = Counting()
     with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda n: engine.complete([[n]], n + 5), range(8)))
-    assert results == [[list(range(1, n + 6))] for n in range(8)]
+        results = list(pool.map(lambda n: engine.complete([n], n + 5), range(8)))
+    assert results == [list(range(1, n + 6)) for n in range(8)]
     assert 1 < engine.most <= 4
     for _ in range(2):  # the one that broke it, and who comes later
         with pytest.raises(RuntimeError, match="a bad token"):
-            engine.complete([[-1]], 3)
+            engine.complete([-1], 3)
 
 
-def test_waiting_requests_are_completed_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    gate = threading.Event()
+class Echo:
+    """Says its prompt again."""
 
-    class Slow:
-        def complete(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-            gate.wait(5)
-            sizes.append(len(prompts))
-            return [prompt * max_tokens for prompt in prompts]
+    def __init__(self, config: server.ServerConfig) -> None:
+        self.slots = config.slots
 
-    monkeypatch.setattr(server, "_engine", Slow())
+    def complete(self, prompt: list[int], max_tokens: int) -> list[int]:
+        return prompt[:max_tokens]
 
-    async def go() -> list[list[int]]:
-        queue: asyncio.Queue[server.Waiting] = asyncio.Queue()
-        futures = [asyncio.get_running_loop().create_future() for _ in range(6)]
-        with ThreadPoolExecutor(1) as pool:
-            task = asyncio.create_task(server.serve_queue(queue, pool, 4))
-            queue.put_nowait(([0], 2, futures[0]))
-            await asyncio.sleep(0.05)
-            for number, future in enumerate(futures[1:], start=1):
-                queue.put_nowait(([number], 2, future))
-            gate.set()
-            done = await asyncio.gather(*futures)
-            task.cancel()
-        return done
 
-    assert asyncio.run(go()) == [[number] * 2 for number in range(6)]
-    assert sizes == [1, 4, 1]
+def test_a_peer_answers_as_openai_servers_do(
+    micro_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(server.ENGINES, "llama.cpp", Echo)
+    config = server.ServerConfig(
+        model=micro_model, slots=2, library="llama.cpp", port=0, arrangement="threads",
+        tokenizer=micro_model / "tokenizer.json",
+    )  # fmt: skip
+    with TestClient(server.make_app(config)) as client:
+        assert client.get("/health").status_code == 200
+        told = client.post("/v1/completions", json={"prompt": "盗窃现金", "max_tokens": 99}).json()
+    assert told["choices"][0]["text"] == "盗窃现金"
+    assert told["usage"]["completion_tokens"] == told["usage"]["prompt_tokens"]
