@@ -22,17 +22,18 @@ from typing import Any
 
 from pydantic import Field
 
-from benchmarks.client import Exchange, ask, load, quantiles, read_verdict, write_body
+from benchmarks.client import Exchange, ask, new_run, quantiles, read_verdict, write_body
 from benchmarks.run import EXPECTED, ServedConfig, describe_machine, serve, write_results
 from curt.artifact import load_manifest
 from curt.config import run
 from curt.corpus.case import Case
-from curt.corpus.store import read_cases
 from curt.law.verdict import Verdict
 from curt.scores.metrics import is_exact
 from curt.scores.statistics import bootstrap_mean
+from loadtest._arrivals import number_fact
 from loadtest._http import HttpClient
-from loadtest.capacity._rates import SearchPlan, find_highest
+from loadtest.capacity._search import search
+from loadtest.capacity._step import AskResult, StepPlan
 
 log = logging.getLogger(__name__)
 
@@ -104,9 +105,7 @@ async def measure(config: BeforeAfterConfig) -> tuple[dict[str, Any], Runs]:
     """
     folders = {BEFORE: config.warm_start, AFTER: config.model}
     check_same_recipe(config.warm_start, config.model)
-    cases = list(read_cases(config.cases))
-    if not cases:
-        raise ValueError(f"{config.cases} holds no case")
+    cases = config.read_cases()
     with ExitStack() as stack:
         urls = {
             name: stack.enter_context(
@@ -118,15 +117,15 @@ async def measure(config: BeforeAfterConfig) -> tuple[dict[str, Any], Runs]:
             mode: await answer_all(urls, cases, deadline_ms)
             for mode, deadline_ms in (("off", OFF_MS), ("deadline", config.deadline_ms))
         }
-        searches: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in urls}
+        searches: dict[str, list[dict[str, Any]]] = {name: [] for name in urls}
         for turn in range(config.rounds):
             for name in (BEFORE, AFTER) if turn % 2 == 0 else (AFTER, BEFORE):
-                trials = await search_rate(config, urls[name], [case.fact for case in cases])
-                searches[name].append(trials)
-                log.info("round %d, %s: %.1f/s", turn + 1, name, highest(trials))
+                found = await search_rate(config, urls[name], [case.fact for case in cases])
+                searches[name].append(found)
+                log.info("round %d, %s: %.1f/s", turn + 1, name, found["rate_per_s"])
     models = {
         name: {mode: summarise(runs[mode][name]) for mode in runs}
-        | {"max_rate_per_s": _spread([highest(trials) for trials in searches[name]])}
+        | {"max_rate_per_s": _spread([found["rate_per_s"] for found in searches[name]])}
         for name in folders
     }
     return {
@@ -179,50 +178,29 @@ def take(exchange: Exchange, reference: Verdict) -> Taken:
     )
 
 
-async def search_rate(
-    config: BeforeAfterConfig, url: str, facts: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Trials at one rate after another, for the highest that is kept."""
-    trials: list[dict[str, Any]] = []
+async def search_rate(config: BeforeAfterConfig, url: str, facts: Sequence[str]) -> dict[str, Any]:
+    """The highest rate at which p99 keeps the deadline while reasoning is uncut, and its steps."""
+    run, client = new_run(), HttpClient(url)
 
-    async def keeps(rate: float) -> bool:
-        trials.append(await try_rate(config, url, facts, rate))
-        return bool(trials[-1]["kept"])
+    async def ask_one(index: int) -> AskResult:
+        fact = number_fact(facts[index % len(facts)], run, index)
+        got = await client.exchange(write_body(fact, OFF_MS))
+        return AskResult(None if got.status == 200 else f"status {got.status}")
 
-    plan = SearchPlan(
+    plan = StepPlan(
+        slo_ms=config.deadline_ms,
         start_per_s=config.start_rate,
         factor=1.5,
         precision=config.precision,
         min_per_s=config.start_rate / 64,
+        min_requests=1,
+        min_s=config.seconds,
+        settle_s=config.pause_seconds,
+        seed=config.seed,
     )
-    await find_highest(keeps, plan)
-    return trials
-
-
-async def try_rate(
-    config: BeforeAfterConfig, url: str, facts: Sequence[str], rate: float
-) -> dict[str, Any]:
-    """Arrivals at a rate with the deadline off: whether the server answered all of them, their
-    99th percentile under the deadline."""
-    exchanges = await load(url, facts, rate, config.seconds, OFF_MS, config.seed)
-    await asyncio.sleep(config.pause_seconds)
-    answered = [each for each in exchanges if each.got.status == 200]
-    latency_ms = quantiles([each.latency_ms for each in answered])
-    return {
-        "rate_per_s": rate,
-        "requests": len(exchanges),
-        "unanswered": len(exchanges) - len(answered),
-        "latency_ms": latency_ms,
-        "lag_ms": quantiles([each.lag_ms for each in exchanges]),
-        "kept": bool(answered)
-        and len(answered) == len(exchanges)
-        and latency_ms["p99"] < config.deadline_ms,
-    }
-
-
-def highest(trials: Sequence[Mapping[str, Any]]) -> float:
-    """The highest rate that was kept, 0 for none."""
-    return max((float(one["rate_per_s"]) for one in trials if one["kept"]), default=0.0)
+    found = await search(ask_one, plan)
+    client.close()
+    return found.to_json()
 
 
 def summarise(taken: Sequence[Taken]) -> dict[str, Any]:

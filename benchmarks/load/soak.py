@@ -2,12 +2,11 @@
 
     python -m benchmarks.load.soak --minutes 10
 
-Starts a server and measures its capacity: Poisson arrivals at rising rates, until fewer than nine
-in ten get a good answer (a full verdict of the model within the deadline) at a rate twice; the most
-good answers a second at any rate are the capacity. Loads it at a share of that with unique cases,
-and writes down for every minute the 99th percentile of the latency (from the scheduled instant),
-the share of misses (whatever is no good answer), and from every second the memory of the front and
-of each of its processes.
+Starts a server and measures its capacity as `python -m loadtest.capacity` does, in shorter steps:
+the highest rate at which p99 and misses keep the promise. Loads it at a share of that with unique
+cases, and writes down for every minute the 99th percentile of the latency (from the scheduled
+instant), the share of misses (whatever is no good answer), and from every second the memory of the
+front and of each of its processes.
 
 Flat is judged by the slope of a straight line, Theil and Sen's: the median over all pairs of
 points, which single spikes do not move, with Sen's interval (95%). A series is flat when the
@@ -36,13 +35,16 @@ from benchmarks.load.rates import summarise
 from benchmarks.load.trend import Trend, fit_trend
 from benchmarks.run import EXPECTED, ServedConfig, describe_machine, write_results
 from curt.config import run
-from curt.corpus.case import Case
-from loadtest.capacity._rates import SearchPlan, find_highest
+from loadtest._cases import mix_cases
+from loadtest._http import HttpClient
+from loadtest.capacity._curt import ask_curt
+from loadtest.capacity._search import search
+from loadtest.capacity._step import StepPlan
 
 log = logging.getLogger(__name__)
 
 MEBIBYTE = 1 << 20
-KEPT_UP = 0.9  # of the arrivals answered well; below it the rate is beyond the capacity
+START_PER_S = 8.0  # the lowest capacity that is looked for
 # Growth over the run that counts.
 GROWTH_MIB = 16.0  # of one process's memory
 GROWTH_P99 = 0.25  # of its median
@@ -56,15 +58,9 @@ class SoakConfig(ServedConfig):
     """How long and how hard."""
 
     capacity: float | None = None
-    """Good answers a second the server can give; measured first when left out."""
-    ramp_start: float = 8.0
-    """First rate of the measurement of the capacity."""
-    ramp_factor: float = 1.5
-    """Each rate to the one before."""
-    ramp_seconds: float = 6.0
-    """How long each rate lasts."""
-    settle_seconds: float = 3.0
-    """Between two rates, so that one's queue is not the other's."""
+    """Requests a second with which the server keeps its promise; measured first when left out."""
+    step_seconds: float = Field(15.0, gt=0)
+    """How long each rate of that measurement lasts."""
     minutes: float = Field(10.0, gt=0)
     """Length of the soak."""
     parts: int = Field(10, ge=3)
@@ -111,7 +107,7 @@ async def soak(
     """Load the server at `url`, whose front is the process `pid`, and judge what is seen."""
     cases = config.read_cases()
     facts, verdicts = [case.fact for case in cases], [case.verdict for case in cases]
-    capacity, ramp = await find_capacity(config, url, cases)
+    capacity, steps = await find_capacity(config, url, facts)
     rate, seconds = capacity * config.share, config.minutes * 60
     log.info("capacity %.1f/s; %.1f/s for %.1f minutes", capacity, rate, config.minutes)
     watching = asyncio.create_task(watch_memory(pid, workers, min(1.0, seconds / 20)))
@@ -132,7 +128,7 @@ async def soak(
     return {
         "machine": describe_machine(),
         "settings": config.model_dump(mode="json", exclude={"report"}),
-        "ramp": ramp,
+        "capacity_steps": steps,
         "capacity_per_s": capacity,
         "rate_per_s": rate,
         "requests": len(latencies_ms),
@@ -146,40 +142,28 @@ async def soak(
 
 
 async def find_capacity(
-    config: SoakConfig, url: str, cases: Sequence[Case]
+    config: SoakConfig, url: str, facts: Sequence[str]
 ) -> tuple[float, list[dict[str, Any]]]:
-    """The most good answers a second, and the summary of every rate that was tried.
+    """The highest rate that keeps the promise, and the summary of every rate that was tried.
 
-    Raises ValueError when the server falls behind at the first rate: then nothing was measured.
+    Raises ValueError when not even the first one does: then nothing was measured.
     """
     if config.capacity is not None:
         return config.capacity, []
-    rows: list[dict[str, Any]] = []
-    facts, verdicts = [case.fact for case in cases], [case.verdict for case in cases]
-
-    async def keeps_up(rate: float) -> bool:
-        seconds = config.ramp_seconds
-        exchanges = await load(url, facts, rate, seconds, config.deadline_ms, config.seed)
-        row = summarise(exchanges, verdicts, config.deadline_ms, seconds)
-        rows.append({"rate_per_s": rate, **row})
-        log.info("%.1f/s: %.1f good answers a second", rate, row["goodput_per_s"])
-        await asyncio.sleep(config.settle_seconds)
-        return 1 - float(row["miss_share"] or 0) >= KEPT_UP
-
-    plan = SearchPlan(
-        start_per_s=config.ramp_start,
-        min_per_s=config.ramp_start,
-        factor=config.ramp_factor,
-        precision=config.ramp_factor,  # the ramp alone, without a bisection after it
-        attempts=2,
+    client = HttpClient(url)
+    ask = ask_curt(client, mix_cases(facts, config.seed), int(time.time()), config.deadline_ms)
+    plan = StepPlan(
+        slo_ms=config.deadline_ms,
+        start_per_s=START_PER_S,
+        min_per_s=START_PER_S,
+        max_s=config.step_seconds,
+        warmup_requests=0,
     )
-    if not await find_highest(keeps_up, plan):
-        raise ValueError(
-            f"{rows[-1]['goodput_per_s']:.1f} good answers a second at {config.ramp_start:.1f}/s: "
-            "the server falls behind at the first rate; is it ready, is the machine busy with "
-            "other work? Else give a lower --ramp_start"
-        )
-    return max(row["goodput_per_s"] for row in rows), rows
+    found = await search(ask, plan)
+    client.close()
+    if not found.rate_per_s:
+        raise ValueError(f"{found.note}: is the server ready, is the machine busy with other work?")
+    return found.rate_per_s, found.to_json()["steps"]
 
 
 async def watch_memory(

@@ -12,7 +12,6 @@ from benchmarks.before_after import (
     Taken,
     check_same_recipe,
     compare,
-    highest,
     measure,
     search_rate,
     summarise,
@@ -49,13 +48,13 @@ def test_a_degraded_reply_is_wrong_and_none_at_all_stops_the_run():
 def test_a_server_that_refuses_everything_keeps_no_rate():
     config = BeforeAfterConfig(start_rate=40, seconds=0.2, pause_seconds=0)
 
-    async def search() -> list:
+    async def search() -> dict:
         async with serving(lambda _: http({}, "503 Busy")) as url:
             return await search_rate(config, url, ["甲", "乙"])
 
-    trials = asyncio.run(search())
-    assert highest(trials) == 0.0
-    assert trials[0]["unanswered"] == trials[0]["requests"] > 0
+    found = asyncio.run(search())
+    assert found["rate_per_s"] == 0.0
+    assert found["steps"][0]["misses"] == found["steps"][0]["requests"] > 0
 
 
 def taken(count: int, ms: float, tokens: int, right: int) -> list[Taken]:
