@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from collections.abc import Mapping
 from datetime import date
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel
@@ -14,47 +17,15 @@ from curt.dialogue import normalise_fact
 from curt.law.figures import foreign_money
 from curt.law.statutes import is_charge, other_tiers, term_in_range
 from curt.law.verdict import CAPITAL_KINDS, Verdict
-from serve.answering.confidence import LOW_CONFIDENCE_MESSAGE, UNFAMILIAR_MESSAGE
 from serve.errors import UnusableFactError
 
 OnUnusable = Literal["warn", "refuse"]
 MIXED_CHINESE_SHARE = 0.6  # of the letters; below it the reader is warned
 SHORT_FACT_CHARS = 20
 
-MESSAGES = {
-    "multi_defendant": "事实中似有多名被告人，此处只给出一名被告人的结果。",
-    "too_short": "事实过短，结果可靠性低。",
-    "not_chinese": "事实中非中文内容较多，模型只学过中文裁判事实。",
-    "not_criminal": "文中似无犯罪事实。",
-    "appeal": "文中似为二审或上诉案件，模型只学过一审公诉案件。",
-    "retrial": "文中似为再审案件，模型只学过一审公诉案件。",
-    "commutation": "文中似为减刑或假释案件，并非定罪量刑。",
-    "private_prosecution": "文中似为自诉案件，模型只学过公诉案件。",
-    "civil": "文中似为民事诉讼，并非刑事指控。",
-    "incidental_civil": "文中似只有附带民事诉讼请求，未叙述犯罪事实。",
-    "administrative": "文中似为行政处罚或行政案件，并非刑事指控。",
-    "taiwan": "文中似适用台湾地区法律，模型只学过大陆案件。",
-    "child": "行为人似未达刑事责任年龄（一般为十四周岁，极少数重罪为十二周岁）。",
-    "press": "文中似为新闻报道，并非法院认定的事实。",
-    "question": "文中似为法律咨询，请填写案件事实。",
-    "jurisdiction": "文中似为管辖决定，并非定罪量刑。",
-    "withdrawn": "文中似有撤回起诉，未必有判决。",
-    "compulsory_treatment": "文中似为强制医疗程序，并非定罪量刑。",
-    "state_compensation": "文中似为国家赔偿案件，并非刑事指控。",
-    "foreign_currency": "文中有以{}计的金额，未按任何汇率折算，也未计入数额。",
-    "figure_out_of_range": "{}超出训练案件中数额的范围，结果可靠性低。",
-    "markup_neutralised": "事实中的尖括号已替换为全角字符，按普通文字处理。",
-    "fact_clipped": "事实超过模型可读长度，较次要的句子已略去。",
-    "short_thinking": "推理用量少于模型通常所需，结果的准确率会降低。",
-    "term_outside_statute": "刑期不在该罪名任何法定量刑幅度之内，请核对有无减轻情节。",
-    "charge_not_in_force": "行为日（{}）的刑法中没有该罪名。",
-    "other_tiers": "该罪名在行为日（{}）的法定刑与模型所学的不同，请按从旧兼从轻核对。",
-    "life_or_death": "结果涉及无期徒刑或死刑，务必由人复核。",
-    "unknown_charge": "罪名不在已知罪名表中。",
-    "low_confidence": LOW_CONFIDENCE_MESSAGE,
-    "unfamiliar_text": UNFAMILIAR_MESSAGE,
-    "fallback": "模型未能给出完整可读的结果，以下为分类器的估计。",
-}
+MESSAGES: Mapping[str, str] = tomllib.loads(
+    Path(__file__).with_name("warnings.toml").read_text(encoding="utf-8")
+)
 
 # Half a character, which JSON can express and no tokenizer can read.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")

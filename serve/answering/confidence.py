@@ -38,9 +38,7 @@ from curt.law.verdict import TERM_NAMES, Term, TermKind, Verdict
 logger = logging.getLogger(__name__)
 
 LOW_CONFIDENCE = "low_confidence"  # code of the warning where `Confidence.abstain` is set
-LOW_CONFIDENCE_MESSAGE = "结果正确的把握较低，请以刑期区间为参考，并由人复核。"
 UNFAMILIAR = "unfamiliar_text"  # code of the warning where probabilities don't hold
-UNFAMILIAR_MESSAGE = "事实的文字与统计所依据的案件差别较大，概率与刑期区间不适用，故不给出。"
 DEFAULT_TOP_K, MAX_TOP_K = 3, 20
 DEFAULT_ABSTAIN_BELOW = 0.5
 # Parts of a defendant to leave out where confidence is low and the client asked for intervals.

@@ -26,7 +26,9 @@ the court later rejects is beyond such rules.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from curt.law.numerals import parse_number
 
@@ -46,39 +48,14 @@ _CLAUSE = re.compile(r"[^，,。；;：:]+")
 _SENTENCE = re.compile(r"[^。；;]+")
 _NEGATION = re.compile(r"[不未没无非否]")
 
-_DRUGS = (
-    ("海洛因", r"海洛因"),
-    ("冰毒", r"冰毒|甲基苯丙胺|麻古|麻果"),
-    ("氯胺酮", r"氯胺酮|K粉|Ｋ粉"),
-    ("大麻", r"大麻"),
-    ("鸦片", r"鸦片|罂粟"),
-    ("毒品", r"毒品|摇头丸|咖啡因|可待因"),
+_TABLES: Mapping[str, Mapping[str, str]] = tomllib.loads(
+    Path(__file__).with_name("evidence.toml").read_text(encoding="utf-8")
 )
+_DRUGS, _CIRCUMSTANCES = (tuple(_TABLES[name].items()) for name in ("drugs", "circumstances"))
 _GRADES = ("重伤一级", "重伤二级", "重伤", "轻伤一级", "轻伤二级", "轻伤")
 _PEOPLE = r"([0-9]{1,3}|[一二两三四五六七八九十]{1,3})(?:人|名)"
 _THOUSANDS = re.compile(r"(?<=[0-9])[,，](?=[0-9]{3}(?![0-9]))")
 
-# Order is the order in the line. A later item is left out when an earlier one includes it.
-_CIRCUMSTANCES: tuple[tuple[str, str], ...] = (
-    ("入户", r"入户|入室|翻窗|撬门|溜门|爬窗"),
-    ("扒窃", r"扒窃"),
-    ("持械", r"持(?:[^，。；]{0,8})(?:刀|斧|棍|枪|械|铁管|钢管|剪)"),
-    ("轮奸", r"轮奸|轮流(?:对[^，。；]{0,12})?(?:实施)?(?:奸淫|强奸)"),
-    ("幼女", r"幼女|(?:未满|不满)十四周?岁|(?:未满|不满)14周?岁"),
-    ("无证", r"无证驾驶|未取得(?:机动车)?驾驶证|无(?:机动车)?驾驶资格"),
-    ("累犯", r"累犯"),
-    ("前科", r"因[^，。；]{0,30}判处|前科|刑满释放"),
-    ("未成年犯", r"(?:犯罪|作案)时[^，。；]{0,14}(?:未满|不满|未成年)|系未成年人犯罪"),
-    ("未遂", r"未遂|未得逞"),
-    ("中止", r"犯罪中止"),
-    ("从犯", r"从犯|(?:起|作)(?:了)?(?:次要|辅助)"),
-    ("自首", r"自首|主动[^，。；]{0,12}(?:投案|到案)|投案"),
-    ("立功", r"立功"),
-    ("坦白", r"如实供述|如实供认|坦白"),
-    ("认罪认罚", r"认罪认罚"),
-    ("谅解", r"谅解"),
-    ("退赃", r"退赃|退赔|退缴|退出[^，。；]{0,6}赃|(?:返还|退还|发还)[^，。；]{0,8}被害"),
-)
 _INCLUDES = {"前科": "累犯", "坦白": "自首"}
 _NEGATIVE_TERMS = frozenset({"未遂", "未成年犯", "幼女", "无证"})
 
