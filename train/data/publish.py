@@ -1,10 +1,9 @@
-"""Publish a view of trajectories as a dataset: redacted, with a card, on the hub or in a folder.
+"""Make a view of trajectories fit to publish: redacted, with a card, in a folder.
 
     python -m train.data.publish --view_file artifacts/views/long.parquet --out artifacts/published
-    python -m train.data.publish --view_file artifacts/views/long.parquet \
-        --out artifacts/published --repo_id owner/name --private true
+    hf upload owner/name artifacts/published --repo-type dataset --private
 
-The token is read where the hub's client finds it (`HF_TOKEN`); it is never logged.
+Look at the folder before it leaves the house: masking by rule misses names.
 """
 
 from __future__ import annotations
@@ -46,26 +45,13 @@ class PublishConfig(Config):
     """Parquet file of `train.data.views`."""
     out: Path
     """Folder to make: the card and data/train.parquet."""
-    repo_id: str | None = None
-    """owner/name on the hub; without it only the folder is made."""
-    private: bool = True
-    """Whether a new repository is private."""
-    endpoint: str | None = None
-    """Another hub's address."""
     title: str = "Length-penalised reasoning on Chinese criminal cases"
     """First line of the card."""
     license: str = "apache-2.0"
     """For the card; generated cases carry no other rights, real ones may."""
 
 
-def publish(config: PublishConfig) -> None:
-    """Make the folder, and push it where a repository is named."""
-    prepare(config)
-    if config.repo_id:
-        logger.info("published as %s", push(config))
-
-
-def prepare(config: PublishConfig) -> Path:
+def prepare(config: PublishConfig) -> None:
     """Write the redacted table and its card to `out`, whole or not at all.
 
     Raises ValueError when the view can't be read or has no rows.
@@ -86,7 +72,6 @@ def prepare(config: PublishConfig) -> Path:
             encoding="utf-8",
         )
     logger.info("%d rows in %s, redacted: %s", table.num_rows, config.out, dict(redactions))
-    return config.out
 
 
 def redact_table(table: pa.Table) -> tuple[pa.Table, Counter[str]]:
@@ -190,42 +175,5 @@ def _weights(table: pa.Table, reward: str) -> list[str]:
     return [f"{weight:.3g}" for weight in weights]
 
 
-def push(config: PublishConfig) -> str:
-    """Create the repository where it does not exist, upload the folder as one commit, return its
-    address.
-
-    Raises ValueError when the hub refuses or can't be reached; the folder stays as it is.
-    """
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    assert config.repo_id
-    hub = HfApi(endpoint=config.endpoint)
-    try:
-        hub.create_repo(config.repo_id, repo_type="dataset", private=config.private, exist_ok=True)
-        commit = hub.upload_folder(
-            repo_id=config.repo_id,
-            repo_type="dataset",
-            folder_path=config.out,
-            commit_message="Redacted trajectories and their card",
-        )
-    except HfHubHTTPError as error:
-        raise ValueError(
-            f"the hub answered {error.response.status_code} for {config.repo_id}: check HF_TOKEN "
-            "and the name, then run the same command again"
-        ) from error
-    except httpx.HTTPError as error:
-        raise ValueError(
-            f"the hub can't be reached ({type(error).__name__}): run the same command again"
-        ) from error
-    except RuntimeError as error:  # of large files; its text may hold a signed address
-        raise ValueError(
-            f"the upload to {config.repo_id} broke off ({type(error.__cause__ or error).__name__}):"
-            " run the same command again"
-        ) from error
-    return str(commit.repo_url)
-
-
 if __name__ == "__main__":
-    run(PublishConfig, publish)
+    run(PublishConfig, prepare)

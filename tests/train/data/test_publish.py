@@ -1,10 +1,5 @@
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-from typing import Any
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,12 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curt.corpus.redaction import redact
-from tests.train.data.hub_server import Hub, hub_server, running
-from train.data.publish import PublishConfig, prepare, push, redact_table, render_card
+from train.data.publish import PublishConfig, prepare, redact_table, render_card
 
 SHA = "1" * 64
-# The hub's client hands large files to httpx in a way that httpx calls old.
-RAW_BYTES = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 ID_CARD, PHONE, ACCOUNT = "11010519491231002X", "13812345678", "6222020200112233445"
 
 
@@ -77,7 +69,8 @@ def test_nothing_identifying_is_left(text):
 
 
 def test_what_is_published_is_redacted_and_says_so(tmp_path, view_file):
-    folder = prepare(PublishConfig(view_file=view_file, out=tmp_path / "out"))
+    folder = tmp_path / "out"
+    prepare(PublishConfig(view_file=view_file, out=folder))
     everything = (folder / "data" / "train.parquet").read_bytes() + (
         folder / "README.md"
     ).read_bytes()
@@ -164,122 +157,3 @@ def test_a_broken_view_makes_no_folder(tmp_path, content):
     with pytest.raises(ValueError, match=r"can't be read.*train\.data\.views"):
         prepare(PublishConfig(view_file=path, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-
-
-def test_the_hub_gets_the_folder_byte_for_byte(tmp_path, view_file, monkeypatch, caplog):
-    monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
-    caplog.set_level(logging.DEBUG)
-    with hub_server() as hub:
-        config = PublishConfig(
-            view_file=view_file, out=tmp_path / "out", repo_id="owner/name", endpoint=hub.url
-        )
-        folder = prepare(config)
-        address = push(config)
-    assert address.endswith("/datasets/owner/name")
-    assert hub.files == {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-    assert hub.created[0]["visibility"] == "private"
-    assert hub.tokens == {"Bearer hf_very_secret"}
-    assert "very_secret" not in caplog.text
-
-
-class LargeFileHub(Hub):
-    """A hub that takes Parquet as large files, as the public one does, if it takes them at all."""
-
-    def __init__(self, put_status: int = 200) -> None:
-        super().__init__()
-        self.stored: dict[str, bytes] = {}
-        hub = self
-
-        class Handler(self.http.RequestHandlerClass):  # type: ignore[name-defined,misc]
-            def do_PUT(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                hub.stored[self.path.rpartition("/")[2]] = body
-                self.send_response(put_status)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-        self.http.RequestHandlerClass = Handler
-
-    def answer(self, path: str, body: bytes) -> tuple[int, Any]:
-        status, reply = super().answer(path, body) if "/commit/" not in path else (200, None)
-        if "/preupload/" in path:
-            for file in reply["files"]:
-                file["uploadMode"] = "lfs" if file["path"].endswith(".parquet") else "regular"
-        elif path.endswith("/objects/batch"):
-            wanted = json.loads(body)["objects"]
-            objects = [
-                {**o, "actions": {"upload": {"href": f"{self.url}/store/{o['oid']}"}}}
-                for o in wanted
-            ]
-            return 200, {"transfer": "basic", "objects": objects}
-        elif "/commit/" in path:
-            items = [json.loads(line) for line in body.splitlines()]
-            for value in (item["value"] for item in items if item["key"] == "lfsFile"):
-                self.files[value["path"]] = self.stored[value["oid"]]
-            plain = [json.dumps(item).encode() for item in items if item["key"] != "lfsFile"]
-            return super().answer(path, b"\n".join(plain))
-        return status, reply
-
-
-@pytest.fixture
-def without_xet(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-
-
-@RAW_BYTES
-def test_large_files_get_there_byte_for_byte(tmp_path, view_file, without_xet):
-    with running(LargeFileHub()) as hub:
-        config = PublishConfig(
-            view_file=view_file, out=tmp_path / "out", repo_id="owner/name", endpoint=hub.url
-        )
-        folder = prepare(config)
-        push(config)
-    data = (folder / "data" / "train.parquet").read_bytes()
-    assert hub.stored == {hashlib.sha256(data).hexdigest(): data}
-    assert hub.files == {
-        "data/train.parquet": data,
-        "README.md": (folder / "README.md").read_bytes(),
-    }
-
-
-@RAW_BYTES
-def test_a_large_file_that_is_refused_leaves_no_commit(tmp_path, view_file, without_xet):
-    with running(LargeFileHub(put_status=403)) as hub:
-        config = PublishConfig(
-            view_file=view_file, out=tmp_path / "out", repo_id="owner/name", endpoint=hub.url
-        )
-        folder = prepare(config)
-        with pytest.raises(ValueError, match=r"broke off \(HfHubHTTPError\).*same command again"):
-            push(config)
-    assert (folder / "README.md").is_file()
-    assert hub.files == {}
-
-
-@pytest.mark.parametrize(
-    "refuse", [{"/repos/create": 401}, {"/repos/create": 500}, {"/commit/": 403}], ids=str
-)
-def test_a_refusal_is_told_and_leaves_the_folder(tmp_path, view_file, refuse):
-    with hub_server(refuse) as hub:
-        config = PublishConfig(
-            view_file=view_file, out=tmp_path / "out", repo_id="owner/name", endpoint=hub.url
-        )
-        folder = prepare(config)
-        with pytest.raises(
-            ValueError, match=r"answered (401|403|500).*HF_TOKEN.*same command again"
-        ):
-            push(config)
-    assert (folder / "README.md").is_file()
-    assert hub.files == {}
-
-
-def test_a_hub_that_is_not_there(tmp_path, view_file):
-    config = PublishConfig(
-        view_file=view_file, out=tmp_path / "out", repo_id="a/b", endpoint="http://127.0.0.1:9"
-    )
-    prepare(config)
-    with pytest.raises(ValueError, match="can't be reached"):
-        push(config)
