@@ -173,7 +173,7 @@ def save(path: Path, settings: dict[str, Any], capacity: Capacity) -> None:
 def draw(path: Path, settings: dict[str, Any], capacity: Capacity) -> None:
     """Write the plot and the page."""
     slo_ms = settings["plan"]["slo_ms"]
-    write_atomic(path.with_suffix(".png"), draw_capacity({settings["host"]: capacity}, slo_ms))
+    write_atomic(path.with_suffix(".png"), draw_capacity(capacity, slo_ms))
     write_atomic(path.with_suffix(".html"), render_page(settings, capacity))
 
 

@@ -228,7 +228,7 @@ def test_the_pictures_and_the_page_take_any_search() -> None:
     silent = Outcome(1.0, "timeout")
     broken = RateStep(2, 200.0, QUICK.slo, (silent,), stopped_early=True)
     found = Capacity((step_at(50, kept=True), step_at(100, kept=True), broken), finished=True)
-    assert draw_capacity({"one <b>": found, "other": found}, 400).startswith(b"\x89PNG")
+    assert draw_capacity(found, 400).startswith(b"\x89PNG")
     settings = {"host": "http://here", "plan": {"slo_ms": 400.0}}
     page = render_page(settings, found)
     assert "100.0/s" in page
