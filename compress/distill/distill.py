@@ -12,18 +12,14 @@ for bit on one machine. With other settings it sets the unfinished run aside and
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import logging
 import math
 import random
 import shutil
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,16 +183,13 @@ def distill(config: DistillConfig) -> None:
 
     order = batch_order([len(e) for e in training], config.batch, config.seed)
     batches = itertools.islice(order, first, None)
-    with (
-        stop_between_steps() as stop,
-        tqdm(total=config.steps, initial=first, desc=STAGE, unit="step", mininterval=1) as bar,
-    ):
+    with tqdm(total=config.steps, initial=first, desc=STAGE, unit="step", mininterval=1) as bar:
         for step in range(first + 1, config.steps + 1):
             row = learn(models, [training[i] for i in next(batches)], optimizer, step, config)
             history.append(row)
             bar.update()
             bar.set_postfix({name: f"{row[name]:.3g}" for name in TERMS})
-            if step % config.checkpoint_steps == 0 or stop.is_set() or step == config.steps:
+            if step % config.checkpoint_steps == 0 or step == config.steps:
                 write_checkpoint(
                     run,
                     {
@@ -207,8 +200,6 @@ def distill(config: DistillConfig) -> None:
                         "before": before,
                     },
                 )
-            if stop.is_set() and step < config.steps:
-                sys.exit(f"stopped after step {step}; the same command goes on from here")
 
     last = history[-LAST_STEPS:]
     evaluation = {f"train_{n}": sum(row[n] for row in last) / len(last) for n in TERMS}
@@ -354,21 +345,3 @@ def read_checkpoint(run: Path, device: torch.device) -> dict[str, Any] | None:
         )
     state: dict[str, Any] = torch.load(folder / STATE, map_location=device, weights_only=True)
     return state
-
-
-@contextlib.contextmanager
-def stop_between_steps() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; a second one interrupts at once."""
-    asked = threading.Event()
-
-    def ask(number: int, frame: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    previous = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
