@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Field
 
@@ -50,7 +50,14 @@ from train.data.verification import (
     conclude,
     verify,
 )
-from train.judge import Judge, JudgeQuestion, JudgeSettings, JudgeUnavailableError, make_judge
+from train.judge import (
+    Judge,
+    JudgeQuestion,
+    JudgeSettings,
+    JudgeUnavailableError,
+    Task,
+    make_judge,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +92,7 @@ def main(config: VerifyConfig) -> None:
 class References:
     """Reference verdicts of completions: stored beside them, or those of a case file."""
 
-    def __init__(self, cases: Iterable[Case] = ()) -> None:
+    def __init__(self, cases: Iterable[Case]) -> None:
         self._by_id: dict[str, Verdict] = {}
         self._by_head: dict[str, list[tuple[str, Verdict]]] = {}
         for case in cases:
@@ -247,53 +254,32 @@ def add_checks(
 
 
 def keep_verified(
-    groups: Iterable[CandidateGroup],
-    checks: Sequence[str],
-    settings: VerificationSettings,
-    references: References,
+    groups: Iterable[CandidateGroup], checks: Sequence[str]
 ) -> Iterator[list[Candidate]]:
     """Groups with the candidates that are verified; emptied groups are left out.
 
-    With `checks`, those must not fail, whatever else does; without, `verified` decides. Candidates
-    that carry no such columns are verified now. Raises ValueError, once all groups are through,
-    when no candidate carries them or has a reference, and on an unknown check.
+    With `checks`, those must not fail, whatever else does; without, `verified` decides. Raises
+    ValueError, once all groups are through, when no candidate was verified, and on an unknown
+    check.
     """
-    known = {*CHECKS, *(f"{JUDGE_PREFIX}{task}" for task in settings.judge_tasks)}
+    known = {*CHECKS, *(f"{JUDGE_PREFIX}{task}" for task in get_args(Task))}
     if unknown := sorted(set(checks) - known):
         raise ValueError(f"unknown checks {unknown}: use some of {sorted(known)}")
     seen = unchecked = 0
     for group in groups:
-        kept = []
-        for candidate in group:
-            seen += 1
-            held = _holds(candidate, checks, settings, references)
-            unchecked += held is None
-            if held:
-                kept.append(candidate)
-        if kept:
+        told = [c for c in group if c.columns.get("verdict_reason", NO_REFERENCE) != NO_REFERENCE]
+        seen, unchecked = seen + len(group), unchecked + len(group) - len(told)
+        if kept := [candidate for candidate in told if _holds(candidate.columns, checks)]:
             yield kept
     if unchecked and unchecked == seen:
         raise ValueError(
-            f"none of {seen} completions is verified or has a reference: give --corpus, or a file "
-            "made by `python -m train.data.verify`"
+            f"none of {seen} completions was verified: run `python -m train.data.verify` on them"
         )
     if unchecked:
         logger.warning("%d completions without checks or a reference are left out", unchecked)
 
 
-def _holds(
-    candidate: Candidate,
-    checks: Sequence[str],
-    settings: VerificationSettings,
-    references: References,
-) -> bool | None:
-    columns: Mapping[str, Any] = candidate.columns
-    if columns.get("verified") is None or columns.get("verdict_reason") == NO_REFERENCE:
-        reference = references.find(candidate)
-        (outcome,) = verify_batch([candidate], [reference], settings)
-        if outcome is None:
-            return None
-        columns = add_checks(candidate, reference, outcome).columns
+def _holds(columns: Mapping[str, Any], checks: Sequence[str]) -> bool:
     if not checks:
         return bool(columns["verified"])
     stored = {name: columns.get(f"{CHECK_PREFIX}{name}") for name in CHECKS}

@@ -21,18 +21,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from curt.config import run
-from curt.corpus.store import read_cases
 from curt.files import write_rows
 from train.data.candidates import Candidate, CandidateGroup, Range, select
 from train.data.sources import TableConfig, read_source
-from train.data.verification import VerificationSettings
-from train.data.verify import References, keep_verified
+from train.data.verify import keep_verified
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +49,6 @@ class ViewConfig(TableConfig):
     """Keep only completions that are verified, before the view is made; see `train.data.verify`."""
     checks: list[str] = []
     """Keep only completions that fail none of these checks, whatever else they fail."""
-    corpus: Path | None = None
-    """Case file with reference verdicts, to verify completions that carry no checks."""
-    verification: VerificationSettings = VerificationSettings()
-    """What to accept of completions that carry no checks."""
     pairing: Pairing = "reward"
     """Pairs: the best against the worst, or the shortest right against the longest right."""
     min_margin: float = Field(0.0, ge=0)
@@ -79,22 +72,16 @@ def write_view(config: ViewConfig) -> int:
 
     Raises ValueError when the source can't be read or nothing is left of it.
     """
-    rows = list(make_view(config, select(verified_groups(config), config.filters)))
+    groups = read_source(config)
+    if config.verified_only or config.checks:
+        groups = keep_verified(groups, config.checks)
+    rows = list(make_view(config, select(groups, config.filters)))
     if config.dedup:
         rows = drop_repeats(rows, by_length=config.by_length)
     if not rows:
         raise ValueError(f"no row is left for the view {config.view}: widen the filters")
     write_rows(config.out, rows)
     return len(rows)
-
-
-def verified_groups(config: ViewConfig) -> Iterator[list[Candidate]]:
-    """The configured source without what is not verified, where that is asked for."""
-    groups = read_source(config)
-    if not (config.verified_only or config.checks):
-        return groups
-    references = References(read_cases(config.corpus) if config.corpus else ())
-    return keep_verified(groups, config.checks, config.verification, references)
 
 
 def make_view(config: ViewConfig, groups: Iterable[CandidateGroup]) -> Iterator[dict[str, Any]]:
