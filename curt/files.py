@@ -15,19 +15,28 @@ from typing import Any
 ROWS_AT_ONCE = 1000  # of a Parquet table that is read as a stream
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replace `path` in one step; a reader or a crash sees the old file or the new, never half."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; the file written there takes the place of `path` in one step.
+
+    A reader, an error or a crash sees the old file or the new, never half.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     fsync_folder(path.parent)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file as `whole_file` does."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from curt.corpus.case import Case
+from curt.files import whole_file
 
 CaseFormat = Literal["jsonl", "parquet"]
 ROWS_AT_ONCE = 1000
@@ -36,17 +36,9 @@ def open_case_file(path: Path) -> Iterator[Callable[[str], int]]:
     """
     if path.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"{path}: case files end in .jsonl or .parquet")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        writer = _write_lines if path.suffix == ".jsonl" else _write_parquet
-        with writer(temporary) as write:
-            yield write
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    writer = _write_lines if path.suffix == ".jsonl" else _write_parquet
+    with whole_file(path) as temporary, writer(temporary) as write:
+        yield write
 
 
 def read_cases(path: Path, limit: int | None = None) -> Iterator[Case]:

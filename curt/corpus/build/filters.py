@@ -7,7 +7,6 @@ can do apart runs on the build's backend.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from curt.corpus.build.embeddings import (
 from curt.corpus.build.fingerprint import PERMUTATIONS, compare_figures, normalise_for_comparison
 from curt.corpus.build.parallel import Backend, map_shards
 from curt.corpus.build.record_table import KEPT, SPLITS, RecordTable, Removal
+from curt.files import whole_file, write_atomic
 
 LEAST_SHARED_FIGURES = 4
 LEAST_SHARE_OF_FIGURES = 0.5
@@ -128,7 +128,7 @@ def match_contaminated(task: ContaminationTask) -> Path:
             match = held_out.match(json.loads(row["case"])["fact"], task.threshold)
             if match is not None:
                 found.append([number, int(match[0]), match[1]])
-        _replace(task.out, json.dumps(found).encode())
+        write_atomic(task.out, json.dumps(found))
     return task.out
 
 
@@ -178,9 +178,8 @@ def embed_shard(task: EmbeddingTask) -> Path:
         vectors = embedder.embed([_plain(rows[number]) for number in kept])
         whole = np.zeros((len(rows), vectors.shape[1]), np.float32)
         whole[kept] = vectors
-        temporary = task.out.with_name(f".{task.out.name}.{os.getpid()}.npy")
-        np.save(temporary, whole)
-        os.replace(temporary, task.out)
+        with whole_file(task.out) as temporary, open(temporary, "wb") as file:
+            np.save(file, whole)
     return task.out
 
 
@@ -250,9 +249,3 @@ def _sample(places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def _plain(row: dict[str, Any]) -> str:
     return normalise_for_comparison(json.loads(row["case"])["fact"])
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

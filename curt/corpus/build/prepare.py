@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from curt.corpus.build.fingerprint import (
 )
 from curt.corpus.read.records import READING_RULES
 from curt.corpus.read.sources import ReadRecord, Shard, read_shard
+from curt.files import write_parquet
 
 COLUMNS = (
     "source", "line", "part", "kind", "split", "status", "reason", "record", "id", "case",
@@ -45,7 +45,6 @@ def prepare_shard(task: Preparation) -> Path:
     if task.out.is_file():
         return task.out
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     rows = [_judge(outcome, task.rules) for outcome in read_shard(task.shard)]
     bad = next((row for row in rows if row["status"] == "quarantined"), None)
@@ -56,10 +55,7 @@ def prepare_shard(task: Preparation) -> Path:
         )
     if task.sign:
         _sign([row for row in rows if row["status"] == "kept"])
-    table = pa.Table.from_pylist(rows, _schema())
-    temporary = task.out.with_name(f".{task.out.name}.{os.getpid()}.tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, task.out)
+    write_parquet(task.out, pa.Table.from_pylist(rows, _schema()), compression="zstd")
     return task.out
 
 
