@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from curt.artifact import READER, ArtifactError, Manifest, load_manifest, refusal_of
@@ -58,10 +58,6 @@ class Settings(BaseSettings):
     workers: int = Field(default_factory=_cpu_count, ge=1, le=256)
     """Worker processes, one thread each; by default one per usable core. With a remote engine the
     requests in flight there."""
-
-    fronts: int = Field(1, ge=1)
-    """Processes that read requests and write replies. More than one is refused: for more, several
-    servers stand behind nginx (docs/operations.md)."""
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 inside a container."""
@@ -242,16 +238,6 @@ class Settings(BaseSettings):
         if (refusal := refusal_of(self.model)) and not self.allow_refused:
             raise ArtifactError(f"{self.model} is {refusal}: CURT_ALLOW_REFUSED=1 serves it anyway")
         return manifest
-
-    @field_validator("fronts")
-    @classmethod
-    def _front_is_one(cls, fronts: int) -> int:
-        if fronts > 1:
-            raise ValueError(
-                f"{fronts} fronts: a server has one, which queue, limits and figures hold for; "
-                f"start {fronts} servers behind nginx as docs/operations.md says"
-            )
-        return fronts
 
     @model_validator(mode="after")
     def _redis_has_a_secret(self) -> Settings:

@@ -109,70 +109,10 @@ def say_sample(evaluation: Evaluation) -> str:
     return text
 
 
-def say_training(name: str, rows: Sequence[TrainingStep]) -> str:
-    """First tenth of a run against its last tenth, for what it logged."""
-    window = max(1, len(rows) // 10)
-    parts = []
-    for label, column, digits in (
-        ("reward", "reward", 2),
-        ("exact", "exact", 3),
-        ("thinking tokens", "thinking_tokens", 1),
-    ):
-        values = column_of(rows, column)
-        if len(values) >= 2:
-            first = sum(value for _, value in values[:window]) / len(values[:window])
-            last = sum(value for _, value in values[-window:]) / len(values[-window:])
-            way = direction(first, last, 0.5 * 10**-digits)
-            moved = f"stayed at {last:.{digits}f}"
-            if way != "stayed":
-                moved = f"{way} from {first:.{digits}f} to {last:.{digits}f}"
-            parts.append(f"{label} {moved}")
-    steps = f"{name}, {len(rows)} logged rows to step {rows[-1].step:g}"
-    if not parts:
-        return f"{steps}: neither reward nor lengths were logged."
-    return f"{steps} (first tenth against last): {', '.join(parts)}."
-
-
 def column_of(rows: Sequence[TrainingStep], column: str) -> list[tuple[float, float]]:
     """(step, value) of the rows that logged a column."""
     pairs = [(row.step, getattr(row, column)) for row in rows]
     return [(step, value) for step, value in pairs if value is not None]
-
-
-def say_loss(rows: Sequence[TrainingStep]) -> str:
-    """Where the warm start's loss went."""
-    values = column_of(rows, "loss")
-    if len(values) < 2:
-        return "Too few losses were logged to say how they moved."
-    first, last = values[0][1], values[-1][1]
-    way = direction(first, last, 5e-4)
-    moved = f"stayed at {last:.3f}" if way == "stayed" else f"{way} from {first:.3f} to {last:.3f}"
-    return f"Training loss {moved} over {values[-1][0]:g} steps."
-
-
-def say_budgets(named: Sequence[tuple[str, Evaluation]]) -> str:
-    """The best budget of each model, and who leads at the smallest budget they share."""
-    sentences = []
-    for name, evaluation in named:
-        best = max(evaluation.by_budget, key=lambda row: (row.exact, -row.budget))
-        sentences.append(f"{name} is most often exact ({best.exact:.1%}) at {best.budget} tokens")
-    text = "; ".join(sentences) + "."
-    shared = set.intersection(*({row.budget for row in e.by_budget} for _, e in named))
-    if len(named) > 1 and shared:
-        budget = min(shared)
-        at = [
-            (row.exact, name)
-            for name, evaluation in named
-            for row in evaluation.by_budget
-            if row.budget == budget
-        ]
-        top = max(exact for exact, _ in at)
-        leaders = [name for exact, name in at if exact == top]
-        if len(leaders) == len(at):
-            text += f" At {budget} tokens all are equal ({top:.1%})."
-        else:
-            text += f" At {budget} tokens {' and '.join(leaders)} leads with {top:.1%}."
-    return text
 
 
 def say_load(load: LoadTest) -> str:

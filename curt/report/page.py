@@ -48,7 +48,6 @@ def render_page(run: RunParts) -> str:
         training=_training(run),
         budgets=[(name, e) for name, e in named if e.by_budget][: len(SERIES)],
         sizes=[(a.name, a.weights_bytes / 1e6, _speed(a)) for a in run.artifacts],
-        say_sizes=say_sizes,
         warm_start=run.histories.get(WARM_START_HISTORY, []),
         named=named,
         metrics=list(dict.fromkeys(metric for e in evaluations for metric in e.scores)),
@@ -78,21 +77,6 @@ def _training(run: RunParts) -> list[tuple[str, list[TrainingStep]]]:
         if name.startswith("grpo")
         and any(claims.column_of(rows, c) for c in ("reward", "exact", "thinking_tokens"))
     ]
-
-
-def say_sizes(rows: Sequence[tuple[str, float, float | None]]) -> str:
-    """The extremes of (name, MB of weights, decode tokens a second)."""
-    small, large = (f(rows, key=lambda row: row[1]) for f in (min, max))
-    sentence = (
-        f"The smallest weights are {small[0]}'s ({small[1]:.1f} MB), the largest {large[0]}'s "
-        f"({large[1]:.1f} MB)."
-    )
-    timed = [(speed, name) for name, _, speed in rows if speed is not None]
-    if timed:
-        speed, name = max(timed)
-        lead = "decodes" if len(timed) == 1 else f"decodes fastest of {len(timed)} measured,"
-        sentence += f" {name} {lead} at {speed:,.0f} tokens/s on one CPU thread."
-    return sentence
 
 
 def pair_examples(evaluations: Mapping[str, Evaluation]) -> list[Pair]:

@@ -26,16 +26,6 @@ def test_values_out_of_range_are_refused(change: dict[str, int]) -> None:
         Settings(model=Path("m"), **change)  # type: ignore[arg-type]
 
 
-def test_a_second_front_is_refused_with_the_way_to_have_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("CURT_FRONTS", "4")
-    with pytest.raises(ValidationError, match="start 4 servers behind nginx"):
-        Settings(model=Path("m"))
-    monkeypatch.setenv("CURT_FRONTS", "1")
-    assert Settings(model=Path("m")).fronts == 1
-
-
 def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ENGINE_URL", "RATE_PER_S", "REDIS_URL", "CACHE_SECRET", "KEYS_FILE", "WORKERS"):
         monkeypatch.setenv(f"CURT_{name}", "")

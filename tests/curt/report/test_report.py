@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from curt.artifact import write_artifact
-from curt.report import claims
-from curt.report.inputs import Evaluation, LoadTest, TrainingStep, read_run
+from curt.report.inputs import LoadTest, read_run
 from curt.report.page import render_page
 
 HOSTILE = '<script>alert("x")</script><img src="http://evil.test/x.png" onerror=y>{{ 7*7 }}&'
@@ -359,24 +358,6 @@ def test_the_command_writes_the_page(tmp_path: Path) -> None:
         check=True, capture_output=True, cwd=Path(__file__).parents[3],
     )  # fmt: skip
     assert (run / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-
-
-def test_training_sentences_follow_the_rows() -> None:
-    rows = [TrainingStep(**row) for row in history(80, 30)]
-    sentence = claims.say_training("GRPO", rows)
-    assert "thinking tokens fell from 77.9 to 32.1" in sentence
-    assert "reward rose" in sentence
-    flat = [TrainingStep(step=i, thinking_tokens=50.0) for i in range(10)]
-    assert "thinking tokens stayed at 50.0" in claims.say_training("GRPO", flat)
-    assert "exact" not in claims.say_training("GRPO", flat)
-
-
-def test_budget_sentences_name_the_leader_or_a_tie() -> None:
-    one = Evaluation(**evaluation("one", 0.6, 30))
-    two = Evaluation(**evaluation("two", 0.8, 30))
-    assert "At 16 tokens two leads with 40.0%" in claims.say_budgets([("one", one), ("two", two)])
-    assert "At 16 tokens all are equal" in claims.say_budgets([("one", one), ("also", one)])
-    assert claims.say_budgets([("one", one)]) == "one is most often exact (60.0%) at 64 tokens."
 
 
 def test_a_classifier_folder_is_the_rival_and_no_broken_model(tmp_path: Path) -> None:
