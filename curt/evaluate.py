@@ -22,7 +22,6 @@ from curt.config import Config, run
 from curt.corpus.augment.counterfactuals import MOVES, STAYS, Pair, draw_pairs, invariant_pairs
 from curt.corpus.case import AUGMENTATIONS, Case
 from curt.corpus.generate.generator import SOURCE
-from curt.corpus.official import write_predictions
 from curt.corpus.store import read_cases
 from curt.dialogue import ParseFailure, parse_completion, render_answer, state_budget
 from curt.engines import Engine, Generation, Request
@@ -66,8 +65,6 @@ class EvaluateConfig(Config):
     `compress.classifier.train`; the reader's own for cases without."""
     counterfactuals: int = Field(0, ge=0)
     """Cases to ask again with one thing changed: the corpus' own where real, else drawn anew."""
-    predictions: Path | None = None
-    """File for the headline verdicts in the format of CAIL2018's official scorer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +110,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         else:
             outcomes = run_budget(engine, cases[: config.budget_limit], budget, config)
         by_budget.append({"budget": budget, "n": len(outcomes), **summarise(outcomes, budget)})
-    if config.predictions is not None:
-        verdicts = [parse_completion(o.generation.text).verdict for o in headline]
-        counts = write_predictions(config.predictions, verdicts)
-        logger.info("official predictions in %s: %s", config.predictions, counts)
     lengths = [o.generation.thinking_tokens for o in headline]
     return {
         "name": config.out.stem,
