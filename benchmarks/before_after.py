@@ -195,6 +195,7 @@ async def search_rate(config: BeforeAfterConfig, url: str, facts: Sequence[str])
         min_per_s=config.start_rate / 64,
         min_requests=1,
         min_s=config.seconds,
+        warmup_requests=0,
         settle_s=config.pause_seconds,
         seed=config.seed,
     )
