@@ -51,7 +51,8 @@ def test_no_module_imports_itself_through_others():
 
 
 @pytest.mark.parametrize(
-    "module", ["train.grpo", "train.sft", "curt.evaluate", "curt.corpus build"]
+    "module",
+    ["train.grpo", "train.sft", "train.raft", "train.dpo", "curt.evaluate", "curt.corpus build"],
 )
 def test_help_is_shown_without_loading_a_framework(module):
     module, *command = module.split()

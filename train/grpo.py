@@ -58,9 +58,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TRL_DEFAULTS = {
+    # The last, small steps average out the noise of small batches.
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 5,
+    "gradient_checkpointing": False,
+    "ddp_find_unused_parameters": False,  # every pass uses all weights
+    "save_total_limit": 2,
+    "logging_steps": 1,
+    "disable_tqdm": True,
+}
 
-class GRPOSettings(Config):
-    """GRPO settings."""
+
+class RolloutSettings(Config):
+    """Settings of what learns from its own completions: where it starts, and what it samples."""
 
     model: str = "artifacts/demo/warm-start"
     """Model folder to start from, or any other checkpoint: hub id, folder or GGUF file."""
@@ -78,6 +89,39 @@ class GRPOSettings(Config):
     """Share of the prompts that have a line of candidates, where the model has a reader."""
     out: Path = Path("artifacts/demo/grpo-default")
     """Model folder to write."""
+    budgets: Levels = [16, 32, 64, 128]
+    """Thinking budgets to state in prompts, drawn uniformly."""
+    curriculum: Curriculum | None = None
+    """Budgets that change over the run, in place of `budgets`: {"type": "shift" | "range", ...}."""
+    steps: int = 100
+    prompts: int = 8
+    """Prompts a step, over all processes."""
+    oversample: int = Field(0, ge=0)
+    """Prompts sampled on top of `prompts` every step; GRPO trains on `prompts` that have a spread
+    (dynamic sampling)."""
+    generations: int = 8
+    """Completions a prompt: the group."""
+    max_thinking_tokens: int = 128
+    learning_rate: float = 2e-4
+    """Peak rate; falls to 0 over the run."""
+    temperature: float = 1.0
+    lora: Lora | None = None
+    """Train low-rank adapters in place of all weights: {} for the defaults of `train.runs.lora`."""
+    bf16: bool = False
+    """bf16 autocast in training."""
+    checkpoint_steps: int = 25
+    seed: int = 7
+
+    def draw_budget(self, rng: random.Random, step: int) -> int:
+        """The thinking budget that one prompt of a step, counted from 0, states."""
+        if self.curriculum is None:
+            return rng.choice(self.budgets)
+        return draw_budget(rng, step, self.steps, self.curriculum)
+
+
+class GRPOSettings(RolloutSettings):
+    """GRPO settings."""
+
     penalty: Penalty = KimiPenalty()
     """Length penalty: {"type": "none" | "kimi" | "gr3" | ..., ...its constants}."""
     reward_weights: dict[str, Annotated[float, Field(ge=0)]] = {
@@ -98,50 +142,30 @@ class GRPOSettings(Config):
     """Judges by a name of your choice: {"qwen": {"type": "endpoint", ...}}; see `train.judge`."""
     partial_share: float = Field(0.4, ge=0, le=1)
     """Share of the total that partial rewards make up; the rest is penalised exact correctness."""
-    budgets: Levels = [16, 32, 64, 128]
-    """Thinking budgets to state in prompts, drawn uniformly."""
-    curriculum: Curriculum | None = None
-    """Budgets that change over the run, in place of `budgets`: {"type": "shift" | "range", ...}."""
     advantages: Estimator | Literal["gdpo"] = "batch"
     """From rewards to advantages; see `train.loop.advantages`."""
     spread_floor: float = Field(0.0, ge=0)
     """A group whose rewards range over less teaches nothing."""
     right_boost: float = Field(0.0, ge=0)
     """Added to the advantages of right completions once they are scaled (DLER's code: 0.1)."""
-    oversample: int = Field(0, ge=0)
-    """Prompts sampled on top of `prompts` every step, to train on `prompts` that have a spread
-    (dynamic sampling)."""
     guard: AccuracyGuard | None = None
     """Ease the length penalty while accuracy is down: {} for the guard's defaults."""
-    steps: int = 100
-    prompts: int = 8
-    """Prompts a step, over all processes."""
-    generations: int = 8
-    """Completions a prompt: the group."""
     micro_batch: int | None = Field(None, ge=1)
     """Completions a process puts through one pass of the update, at most; all at once without.
     More than memory holds must be cut up; the step stays the same."""
-    max_thinking_tokens: int = 128
     enforce_budgets: bool = False
     """End thinking where the stated budget is used up, as serving does, and have the answer written
     from there. Models whose own reasoning is longer would else be cut off without one."""
-    learning_rate: float = 2e-4
-    """Peak rate; falls to 0 over the run."""
-    temperature: float = 1.0
     compact: bool = False
     """Sample with `train.loop.sampler`, which drops finished rows: faster for small models whose
     whole weights sit on one device. Off: TRL's own generation."""
     seed_rollouts: bool = False
     """Every completion draws from a random stream of its own, set by the seed, the step and its
     place in the batch: the same run on any number of processes. Needs `compact`."""
-    lora: Lora | None = None
-    """Train low-rank adapters in place of all weights: {} for the defaults of `train.runs.lora`."""
     epsilon_high: float = 0.28
     """Upper clip of the policy ratio (DAPO); the lower one is 0.2."""
     kl: float = 0.0
     """Weight of the KL divergence to the starting model."""
-    bf16: bool = False
-    """bf16 autocast in the update."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]
     """Where else to send the metrics (TensorBoard: `{out}.run/runs`); the others need their
     package installed. The history is kept anyway."""
@@ -149,8 +173,6 @@ class GRPOSettings(Config):
     """Further settings of TRL's GRPOConfig, by its names: {"use_vllm": true, ...}."""
     stop_on_collapse: bool = False
     """End the run when `train.loop.watch` sees the policy collapse; otherwise it only warns."""
-    checkpoint_steps: int = 25
-    seed: int = 7
 
     @model_validator(mode="after")
     def _known_rewards(self) -> GRPOSettings:
@@ -166,12 +188,6 @@ class GRPOSettings(Config):
         if self.oversample and self.micro_batch:
             raise ValueError("oversample chooses among whole batches: leave micro_batch out")
         return self
-
-    def draw_budget(self, rng: random.Random, step: int) -> int:
-        """The thinking budget that one prompt of a step, counted from 0, states."""
-        if self.curriculum is None:
-            return rng.choice(self.budgets)
-        return draw_budget(rng, step, self.steps, self.curriculum)
 
     def cut_step(self, processes: int) -> tuple[int, int]:
         """Completions of one pass and passes of one step, for each process; see `cut_batch`."""
@@ -206,19 +222,8 @@ def train_grpo(config: GRPOSettings) -> None:
     checkpoint = read_checkpoint(config.model)
     if config.trl.get("use_vllm"):
         check_vllm(checkpoint)
-    start = describe_start(config, checkpoint.manifest)
-    check_quantised(config.lora)
-    check_rate(checkpoint, config.learning_rate, adapters=config.lora is not None)
-    checkpoint.check_servable(
-        start["max_fact_tokens"], config.max_thinking_tokens, start["prompt_version"]
-    )
-    checkpoint.say_changes()
-    settings = config.model_dump(mode="json")
-    inputs = {"train": find_cases(config.corpus, "train")}
-    if "parent" in start:
-        inputs["model"] = Path(config.model) / MANIFEST
     options = trl_options(config, run_folder(config.out), processes.num_processes)
-    run_dir = ask_main(lambda: open_run(config.out, settings, inputs))
+    start, run_dir = open_learner(config, checkpoint)
     # Before the model: under ZeRO-3 and FSDP it is loaded in parts.
     arguments = GRPOConfig(**options, use_cpu=not torch.cuda.is_available())
     tokenizer, model = checkpoint.tokenizer, load_base(checkpoint, config.lora)
@@ -239,7 +244,9 @@ def train_grpo(config: GRPOSettings) -> None:
         num_generations=config.generations,
         end_id=encode(tokenizer, THINK_END)[0],
         eos_ids=checkpoint.eos_ids,
-        config_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        config_sha256=hashlib.sha256(
+            json.dumps(start["config"], sort_keys=True).encode()
+        ).hexdigest(),
         checkpoint_sha256=start["parent"].manifest_sha256 if "parent" in start else "",
         guard=config.guard,
         history=ask_main(lambda: resume_history(trajectories, step)),
@@ -285,13 +292,7 @@ def train_grpo(config: GRPOSettings) -> None:
         leave(f"stopped: {', '.join(watch.counts)}; the last checkpoint is in {run_dir}")
     if stop.stopped:
         leave("stopped; the same command goes on from here")
-    describe = {
-        **start,
-        "format": "hf",
-        "stage": f"grpo-{config.penalty.type}",
-        "max_thinking_tokens": config.max_thinking_tokens,
-        "config": settings,
-    }
+    describe = start | {"stage": f"grpo-{config.penalty.type}"}
     history = history_rows(trainer.state.log_history)
     write_model(
         trainer, tokenizer, config.out, describe,
@@ -315,7 +316,35 @@ def check_vllm(checkpoint: Checkpoint) -> None:
         )
 
 
-def describe_start(config: GRPOSettings, manifest: Manifest | None) -> dict[str, Any]:
+def open_learner(
+    config: RolloutSettings, checkpoint: Checkpoint, *, samples: bool = True
+) -> tuple[dict[str, Any], Path]:
+    """Manifest fields that follow from the settings and the start, and the run's folder.
+
+    Without `samples` the run doesn't depend on the corpus. Raises ValueError or ArtifactError when
+    training so would ruin the model or make one that can't be served, before there is a folder.
+    """
+    from train.runs.processes import ask_main
+
+    start = describe_start(config, checkpoint.manifest)
+    check_quantised(config.lora)
+    check_rate(checkpoint, config.learning_rate, adapters=config.lora is not None)
+    thinking_tokens = config.max_thinking_tokens
+    checkpoint.check_servable(start["max_fact_tokens"], thinking_tokens, start["prompt_version"])
+    checkpoint.say_changes()
+    inputs = {"train": find_cases(config.corpus, "train")} if samples else {}
+    if "parent" in start:
+        inputs["model"] = Path(config.model) / MANIFEST
+    settings = config.model_dump(mode="json")
+    run_dir = ask_main(lambda: open_run(config.out, settings, inputs))
+    return start | {
+        "format": "hf",
+        "max_thinking_tokens": thinking_tokens,
+        "config": settings,
+    }, run_dir
+
+
+def describe_start(config: RolloutSettings, manifest: Manifest | None) -> dict[str, Any]:
     """Manifest fields that follow from the model training starts from, a folder made here or not.
 
     Raises ValueError when another checkpoint comes without `max_fact_tokens`.
@@ -371,21 +400,10 @@ def trl_options(config: GRPOSettings, run: Path, processes: int = 1) -> dict[str
     sizes = {"steps_per_generation", "generation_batch_size"}
     if taken := sorted(config.trl.keys() & (ours.keys() | sizes)):
         raise ValueError(f"trl names {taken}: set these by their own fields of the configuration")
-    defaults = {
-        # The last, small steps average out the noise of small batches.
-        "lr_scheduler_type": "linear",
-        "warmup_steps": 5,
-        "loss_type": "dapo",
-        "gradient_checkpointing": False,
-        "ddp_find_unused_parameters": False,  # every pass uses all weights
-        "save_total_limit": 2,
-        "logging_steps": 1,
-        "disable_tqdm": True,
-    }
-    return {**defaults, **config.trl, **ours}
+    return {**TRL_DEFAULTS, "loss_type": "dapo", **config.trl, **ours}
 
 
-def build_prompts(config: GRPOSettings, prompts: Prompts) -> Dataset:
+def build_prompts(config: RolloutSettings, prompts: Prompts) -> Dataset:
     """One row a prompt, as many as the run needs, each with a stated budget drawn at random."""
     from datasets import Dataset
 

@@ -4,8 +4,9 @@
     python -m train.sft @configs/real/sft.toml --model path/or/hub-id
     accelerate launch --config_file configs/accelerate/ddp.yaml -m train.sft @configs/x/sft.toml
 
-Without `--model` a tokenizer and a small Qwen3-architecture model are made from scratch. Stop with
-Ctrl-C at any time; the same command goes on from the last checkpoint.
+Without `--model` a tokenizer and a small Qwen3-architecture model are made from scratch. With
+`--dataset` it learns completions as they are, of a view or of feedback. Stop with Ctrl-C at any
+time; the same command goes on from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,9 @@ class SFTConfig(Config):
 
     corpus: Path = Path("artifacts/demo/corpus")
     """Folder with the training cases, train.jsonl or train.parquet."""
+    dataset: Path | None = None
+    """Rows of `prompt` and `completion` to learn as they are, in place of the cases: a view `best`
+    or `shortest` of `train.data.views`, or sft.jsonl of `train.data.feedback`."""
     out: Path = Path("artifacts/demo/warm-start")
     """Model folder to write."""
     model: str | None = None
@@ -109,10 +114,12 @@ class SFTConfig(Config):
         return weights
 
     @model_validator(mode="after")
-    def _adapters_have_a_base(self) -> SFTConfig:
+    def _have_a_base(self) -> SFTConfig:
         if self.lora and (self.model is None or self.muon_rate):
             raise ValueError("lora trains adapters of a given model with AdamW: "
                              "set model, and leave muon_rate out")  # fmt: skip
+        if self.dataset and self.model is None:
+            raise ValueError("dataset holds a model's prompts: set model to the one they are for")
         return self
 
     def choose_rate(self, checkpoint: Checkpoint | None) -> float:
@@ -138,8 +145,13 @@ class SFTConfig(Config):
         )
 
 
-def train_warm_start(config: SFTConfig) -> None:
-    """Train as configured and write the model folder. Resumes an interrupted run."""
+def train_warm_start(
+    config: SFTConfig, manifest: Mapping[str, Any] | None = None, run: Path | None = None
+) -> None:
+    """Train as configured and write the model folder. Resumes an interrupted run.
+
+    A round of `train.raft` has some fields of its own in `manifest`, and its run lies beside `run`.
+    """
     import torch
     from transformers import PrinterCallback, TrainingArguments, set_seed
 
@@ -148,7 +160,7 @@ def train_warm_start(config: SFTConfig) -> None:
     from train.runs.progress import ProgressBar, StopCleanly
     from train.runs.weights import write_model
     from train.warm_start.cpu import keep_freed_memory
-    from train.warm_start.examples import build_examples
+    from train.warm_start.examples import build_examples, read_examples
     from train.warm_start.loss import BranchCollator, BranchTrainer, ExampleDataset, history_rows
     from train.warm_start.optimizer import MuonWithAdamW
     from train.warm_start.scratch import build_model
@@ -157,9 +169,10 @@ def train_warm_start(config: SFTConfig) -> None:
     started = time.monotonic()
     processes = join_processes()
     settings = config.model_dump(mode="json")
-    inputs = {"train": find_cases(config.corpus, "train")}
-    cases = list(read_cases(find_cases(config.corpus, "train"), config.cases))
-    if not cases:
+    source = config.dataset or find_cases(config.corpus, "train")
+    inputs = {"train": source}
+    cases = [] if config.dataset else list(read_cases(source, config.cases))
+    if not cases and not config.dataset:
         raise ValueError(f"{config.corpus} holds no training case: build the corpus again")
     if config.reader:
         inputs["reader"] = config.reader / MANIFEST
@@ -171,7 +184,7 @@ def train_warm_start(config: SFTConfig) -> None:
         check_quantised(config.lora)
         checkpoint.check_servable(config.max_fact_tokens, config.max_thinking_tokens, version)
         checkpoint.say_changes()
-    run_dir = ask_main(lambda: open_run(config.out, settings, inputs))
+    run_dir = ask_main(lambda: open_run(run or config.out, settings, inputs))
     arguments = TrainingArguments(
         output_dir=str(run_dir),
         num_train_epochs=config.epochs,
@@ -223,19 +236,22 @@ def train_warm_start(config: SFTConfig) -> None:
         prompts = Prompts(tokenizer, config.max_fact_tokens, reader, version)
     else:
         prompts = load_prompts(config.model or "", tokenizer, config.max_fact_tokens, version)
-    examples = build_examples(
-        cases,
-        tokenizer,
-        prompts,
-        verbosity_weights=config.verbosity_weights,
-        per_case=config.per_case,
-        max_thinking_tokens=config.max_thinking_tokens,
-        seed=config.seed,
-        drills=config.drills,
-        clipped_share=config.clipped_share,
-        candidates=read_candidates(config.candidates),
-        candidates_share=config.candidates_share,
-    )
+    if config.dataset:
+        examples = read_examples(config.dataset, tokenizer)
+    else:
+        examples = build_examples(
+            cases,
+            tokenizer,
+            prompts,
+            verbosity_weights=config.verbosity_weights,
+            per_case=config.per_case,
+            max_thinking_tokens=config.max_thinking_tokens,
+            seed=config.seed,
+            drills=config.drills,
+            clipped_share=config.clipped_share,
+            candidates=read_candidates(config.candidates),
+            candidates_share=config.candidates_share,
+        )
     logger.info("%d cases, %.1f M parameters", len(examples), model.num_parameters() / 1e6)
     steps = math.ceil(math.ceil(len(examples) / config.batch) * config.epochs)
     stop = StopCleanly()
@@ -281,6 +297,7 @@ def train_warm_start(config: SFTConfig) -> None:
     if config.model and checkpoint and checkpoint.manifest:
         describe["base"] = checkpoint.manifest.base
         describe["parent"] = parent_of(Path(config.model))
+    describe |= manifest or {}
     history = history_rows(trainer.state.log_history)
     write_model(
         trainer, tokenizer, config.out, describe,

@@ -9,8 +9,8 @@ case several times; the first reasoning that ends in the court's verdict and pas
 another charge, it is asked once more with the court's charge proposed (rationalization): else it
 would learn to reason from those cases alone whose reader was right. Trained on these, it can be
 asked again (STaR, arXiv 2203.14465; RAFT, arXiv 2304.06767). The folder holds the corpus with the
-verbosity "own" in place of others; its card says how many cases have such a reasoning. Stop with
-Ctrl-C at any time; the same command goes on where it was.
+verbosity "own" in place of others; its card says how many cases have such a reasoning. All samples
+stay under `{out}.run/trajectories`. Stop with Ctrl-C at any time; the same command goes on.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,16 @@ from typing import Any
 from pydantic import Field
 
 from curt.artifact import MANIFEST, load_manifest
-from curt.checkpoint import read_checkpoint
+from curt.checkpoint import Checkpoint, read_checkpoint
 from curt.classifier.candidates import Reader, load_prompts, parse_candidates, read_candidates
 from curt.config import Config, run
 from curt.corpus.build.card import render_card
 from curt.corpus.case import OWN, Case
 from curt.corpus.store import find_cases, read_cases, write_cases
-from curt.dialogue import MAX_ANSWER_TOKENS, parse_completion
+from curt.dialogue import Prompts, parse_completion
 from curt.files import close_run, sha256, whole_folder, write_atomic, write_json
+from train.data.sampling import sample_log
+from train.data.trajectories import iterate_groups
 from train.data.verification import CheckName, VerificationSettings, verify
 from train.runs.checkpoints import open_run
 
@@ -92,17 +95,17 @@ def collect_reasonings(config: StarConfig) -> dict[str, Any]:
     if config.generated:
         inputs["generated"] = config.generated
     run_dir = open_run(config.out, config.model_dump(mode="json"), inputs)
-    rows = run_dir / "reasonings.jsonl"
-    found = _read_rows(rows)
     beside = list(read_cases(config.generated, config.most_generated)) if config.generated else []
     asked = cases[: config.cases]
-    waiting = [case for case in asked if case.id not in found]
-    if waiting:
-        with open(rows, "a", encoding="utf-8") as file:
-            for case_id, thinking in _sample(config, waiting, manifest.max_fact_tokens):
-                file.write(json.dumps({"id": case_id, "thinking": thinking}) + "\n")
-                file.flush()
-        found = _read_rows(rows)
+    known = read_candidates(config.candidates)
+    checkpoint = read_checkpoint(config.model)
+    prompts = load_prompts(config.model, checkpoint.tokenizer, manifest.max_fact_tokens)
+    ask = partial(_ask, config, checkpoint, prompts, run_dir / "trajectories")
+    found = ask(asked, known, first_step=1)
+    misled = [case for case in asked if not found[case.id] and _misled(known.get(case.id), case)]
+    if config.rationalize and misled and isinstance(prompts.reader, Reader):
+        hints = {case.id: prompts.reader(case.fact, case.verdict.charges) for case in misled}
+        found |= ask(misled, hints, first_step=len(asked) + 1)
     found |= dict.fromkeys((case.id for case in cases[len(asked) :]), "")
     counts = Counter(OWN if found[case.id] else NO_REASONING for case in cases)
     summary = json.loads((config.corpus / "corpus.json").read_text(encoding="utf-8"))
@@ -125,65 +128,43 @@ def collect_reasonings(config: StarConfig) -> dict[str, Any]:
     return summary
 
 
-def _sample(
-    config: StarConfig, cases: Sequence[Case], max_fact_tokens: int | None
-) -> Iterator[tuple[str, str]]:
-    """Each case's id and the reasoning to keep, empty where no sample was accepted."""
-    import torch
-    from tqdm import tqdm
+def _ask(
+    config: StarConfig,
+    checkpoint: Checkpoint,
+    prompts: Prompts,
+    log: Path,
+    cases: Sequence[Case],
+    lines: Mapping[str, str],
+    first_step: int,
+) -> dict[str, str]:
+    """The first accepted reasoning of each case after its line of candidates, or nothing.
 
-    from train.loop.sampler import sample_completions
-
-    torch.manual_seed(config.seed)
-    checkpoint = read_checkpoint(config.model)
-    tokenizer = checkpoint.tokenizer
-    gpu = torch.cuda.is_available()
-    model = checkpoint.load_model(dtype=torch.bfloat16 if gpu else torch.float32).eval()
-    model.to("cuda" if gpu else "cpu")
-    prompts = load_prompts(config.model, tokenizer, max_fact_tokens)
-    known = read_candidates(config.candidates)
+    Samples are logged as steps from `first_step` on.
+    """
+    # Together prompts of one length, the longest first: the bar's estimate errs to the safe side.
+    cases = sorted(cases, key=lambda case: -len(case.fact))
+    questions = [
+        {
+            "prompt": prompts.text(case.fact, config.budget, lines.get(case.id)),
+            "reference": json.dumps(case.verdict.to_json(), ensure_ascii=False),
+            "budget": config.budget,
+            "case_id": case.id,
+        }
+        for case in cases
+    ]
+    starts = range(0, len(questions), config.batch)
+    parts = {n: questions[k : k + config.batch] for n, k in enumerate(starts, first_step)}
+    sample_log(log, checkpoint, parts, config.samples, config.temperature, config.budget,
+               config.seed)  # fmt: skip
     settings = VerificationSettings(checks=config.checks)
-    # Together rows of one length, the longest first: the bar's estimate errs to the safe side.
-    ordered = sorted(cases, key=lambda case: -len(case.fact))
-
-    def ask(asked: Sequence[Case], lines: Sequence[str | None]) -> list[str]:
-        """The first accepted reasoning of each case after its line of candidates, or nothing."""
-        given = [
-            prompts.encode(case.fact, config.budget, line).ids
-            for case, line in zip(asked, lines, strict=True)
-        ]
-        written = sample_completions(
-            model,
-            [ids for ids in given for _ in range(config.samples)],
-            group=config.samples,
-            max_new_tokens=config.budget + MAX_ANSWER_TOKENS,
-            temperature=config.temperature,
-            eos_ids=checkpoint.eos_ids,
-            pad_id=tokenizer.pad_token_id,
+    by_id = {case.id: case for case in cases}
+    groups = (group for group in iterate_groups(log) if group[0].step in parts)
+    return {
+        group[0].case_id: _first_accepted(
+            [rollout.completion for rollout in group], by_id[group[0].case_id], settings
         )
-        texts = tokenizer.batch_decode([ids[:-1] for ids in written])
-        return [
-            _first_accepted(texts[i * config.samples : (i + 1) * config.samples], case, settings)
-            for i, case in enumerate(asked)
-        ]
-
-    with tqdm(total=len(ordered), desc="reasoning", unit="case", dynamic_ncols=True) as bar:
-        for start in range(0, len(ordered), config.batch):
-            group = ordered[start : start + config.batch]
-            lines = [known.get(case.id) for case in group]
-            kept = ask(group, lines)
-            again = [
-                i
-                for i, case in enumerate(group)
-                if config.rationalize and not kept[i] and _misled(lines[i], case)
-            ]
-            if again and isinstance(prompts.reader, Reader):
-                asked = [group[i] for i in again]
-                hints = [prompts.reader(case.fact, case.verdict.charges) for case in asked]
-                for i, thinking in zip(again, ask(asked, hints), strict=True):
-                    kept[i] = thinking
-            yield from zip((case.id for case in group), kept, strict=True)
-            bar.update(len(group))
+        for group in groups
+    }
 
 
 def _misled(line: str | None, case: Case) -> bool:
@@ -199,15 +180,6 @@ def _first_accepted(texts: Sequence[str], case: Case, settings: VerificationSett
         if completion.thinking and verify(completion, case.verdict, settings).accepted:
             return completion.thinking
     return ""
-
-
-def _read_rows(path: Path) -> dict[str, str]:
-    """What a run has so far; a last line that was cut short is written anew."""
-    if not path.is_file():
-        return {}
-    whole, end, _ = path.read_bytes().rpartition(b"\n")
-    write_atomic(path, whole + end)
-    return {row["id"]: row["thinking"] for row in map(json.loads, whole.splitlines())}
 
 
 def work(config: StarConfig) -> None:

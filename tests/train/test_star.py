@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
@@ -21,7 +21,9 @@ from curt.law.verdict import Term, Verdict
 from tests.compress.classifier.test_train import make_fallback
 from tests.compress.onnx.exports import make_untied_model
 from train import star
+from train.data.trajectories import read_rollouts
 from train.data.verification import VerificationSettings
+from train.loop.sampler import sample_completions
 from train.star import NO_REASONING, StarConfig, collect_reasonings
 
 THEFT = Verdict(("盗窃",), ("264",), Term("fixed", 9))
@@ -81,30 +83,43 @@ def test_generated_cases_join_with_their_own_reasoning(config: StarConfig) -> No
 
 
 def test_a_stopped_run_asks_only_what_is_left(
-    config: StarConfig, monkeypatch: pytest.MonkeyPatch
+    config: StarConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = [case.id for case in read_cases(find_cases(config.corpus, "train"))]
-    asked: list[str] = []
+    config = config.model_copy(update={"batch": 4})
+    asked: list[int] = []
 
-    def sample(_: StarConfig, cases: list[Case], __: int | None):
-        for case in cases:
-            asked.append(case.id)
-            if len(asked) == 5:
-                raise KeyboardInterrupt
-            yield case.id, WORKED
+    def sample(model: Any, prompts: list[list[int]], **options: Any) -> list[list[int]]:
+        asked.append(len(prompts))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return sample_completions(model, prompts, **options)
 
-    monkeypatch.setattr(star, "_sample", sample)
+    monkeypatch.setattr("train.loop.sampler.sample_completions", sample)
     with pytest.raises(KeyboardInterrupt):
         collect_reasonings(config)
-    rows = config.out.with_name("own.run") / "reasonings.jsonl"
-    with open(rows, "a", encoding="utf-8") as file:
-        file.write('{"id": "cut sh')  # as a killed process leaves it
-    summary = collect_reasonings(config)
-    assert sorted(asked) == sorted([*ids, ids[4]])
-    assert summary["reasonings"][OWN] == len(ids)
-    assert not rows.exists() or json.loads(rows.read_text().splitlines()[0])
+    with pytest.raises(ValueError, match="unfinished run with other temperature"):
+        collect_reasonings(config.model_copy(update={"temperature": 0.5}))
+    collect_reasonings(config)
+    assert asked == [8] * 4  # twelve cases, four at a time, the second four twice
+
+    unbroken = config.model_copy(update={"out": tmp_path / "unbroken"})
+    collect_reasonings(unbroken)
+    rows, others = (
+        read_rollouts(c.out.with_name(f"{c.out.name}.run") / "trajectories").to_pylist()
+        for c in (config, unbroken)
+    )
+    assert [row["token_ids"] for row in rows] == [row["token_ids"] for row in others]
+    assert len({row["case_id"] for row in rows}) == 12
+
+
+def test_accepted_reasoning_goes_into_the_corpus(
+    config: StarConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(star, "_first_accepted", lambda texts, case, settings: WORKED)
+    summary = collect_reasonings(config.model_copy(update={"cases": 5}))
+    assert summary["reasonings"][OWN] == 5
     kept = list(read_cases(find_cases(config.out, "train")))
-    assert all(case.reasonings == {OWN: WORKED} for case in kept)
+    assert [case.reasonings for case in kept] == [{OWN: WORKED}] * 5 + [{}] * 7
 
 
 def test_a_case_whose_reader_was_wrong_is_asked_with_the_courts_charge(

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
-from curt.config import FrozenModel
+from curt.config import Config, FrozenModel
+
+
+class SourceConfig(Config):
+    """Base of the commands that read logged or public completions."""
+
+    trajectories: list[Path] = []
+    """Folders of GRPO runs."""
+    dataset: str | None = None
+    """A dataset in their place: a file of `train.data.views` or `train.data.verify`, a public file,
+    or a hub id."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,9 @@ from typing import Any, Self
 import pyarrow as pa
 from pydantic import model_validator
 
-from curt.config import Config
 from curt.corpus.read.files import read_head
 from curt.files import read_rows
-from train.data.candidates import FIELDS, Candidate
+from train.data.candidates import FIELDS, Candidate, SourceConfig
 from train.data.trajectories import Rollout, iterate_groups
 
 PROMPTS = ("prompt", "instruction", "question", "query", "problem", "conversations")
@@ -41,14 +40,9 @@ _OWN = ("prompt", "completion", "reward", "exact", "thinking_tokens", "checkpoin
 _REWARDS = {"reward_raw": "raw", "reward_weighted": "weighted"}
 
 
-class TableConfig(Config):
+class TableConfig(SourceConfig):
     """Base of the commands that make a file of rows from logged or public completions."""
 
-    trajectories: list[Path] = []
-    """Folders of GRPO runs."""
-    dataset: str | None = None
-    """A dataset in their place: a file of `train.data.views` or `train.data.verify`, a public file,
-    or a hub id."""
     out: Path
     """File to write: .parquet or .jsonl."""
 
@@ -61,7 +55,7 @@ class TableConfig(Config):
         return self
 
 
-def read_source(config: TableConfig) -> Iterator[list[Candidate]]:
+def read_source(config: SourceConfig) -> Iterator[list[Candidate]]:
     """Groups of the configured dataset or runs.
 
     A file of rows that `curt.files.write_rows` wrote keeps all of its columns.

@@ -78,10 +78,14 @@ class TrajectoryWriter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def path_of(self, step: int) -> Path:
+        """The file of a step, which is there once it is whole."""
+        return self.folder / f"step-{step:06d}.parquet"
+
     def write(self, step: int, rollouts: Sequence[Rollout]) -> Path:
         """Write the step's file in one go; replaces an earlier file of the same step."""
         table = _table([asdict(rollout) for rollout in rollouts])
-        path = self.folder / f"step-{step:06d}.parquet"
+        path = self.path_of(step)
         # checksums: without them a damaged file is read as other rewards
         write_parquet(path, table, write_page_checksum=True)
         return path

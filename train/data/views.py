@@ -34,7 +34,7 @@ from train.data.verify import keep_verified
 logger = logging.getLogger(__name__)
 
 View = Literal["long", "wide", "best", "shortest", "pairs", "negatives"]
-Pairing = Literal["reward", "length"]
+Pairing = Literal["reward", "length", "rest"]
 _SHARED = ("case_id", "budget", "penalty", "config_sha256")  # by a whole group
 
 
@@ -50,7 +50,8 @@ class ViewConfig(TableConfig):
     checks: list[str] = []
     """Keep only completions that fail none of these checks, whatever else they fail."""
     pairing: Pairing = "reward"
-    """Pairs: the best against the worst, or the shortest right against the longest right."""
+    """Pairs: the best against the worst, the shortest right against the longest right, or the
+    shortest right against each that is wrong or longer."""
     min_margin: float = Field(0.0, ge=0)
     """Pairs: by how much the chosen reward must be above the rejected one."""
     dedup: bool = False
@@ -59,7 +60,7 @@ class ViewConfig(TableConfig):
     @property
     def by_length(self) -> bool:
         """Whether the view looks for short thinking, not for reward."""
-        return self.view == "shortest" or (self.view == "pairs" and self.pairing == "length")
+        return self.view == "shortest" or (self.view == "pairs" and self.pairing != "reward")
 
 
 def main(config: ViewConfig) -> None:
@@ -134,14 +135,18 @@ def negatives(group: CandidateGroup) -> list[dict[str, Any]]:
 
 
 def pairs(group: CandidateGroup, pairing: Pairing, min_margin: float) -> list[dict[str, Any]]:
-    """At most one pair: best and worst by reward, or shortest and longest of the right ones.
+    """Best and worst by reward, shortest and longest of the right ones, or shortest and each other.
 
-    Under "length" the margin is in tokens, and a pair that the rewards contradict is left out.
+    But under "reward" the margin is in tokens, and counts between right ones; a pair under "length"
+    that the rewards contradict is left out.
     """
-    if pairing == "length":
-        ranked = _right(group)
-    else:
-        ranked = [c for c in _ranked(group) if c.reward is not None]
+    right = _right(group)
+    if pairing == "rest":
+        longer = [c for c in right if _length(c) > _length(right[0]) + min_margin]
+        wrong = [c for c in group if c.exact is False]
+        return [_pair(right[0], c) for c in longer + wrong] if right else []
+    rewarded = [c for c in _ranked(group) if c.reward is not None]
+    ranked = right if pairing == "length" else rewarded
     if len(ranked) < 2:
         return []
     chosen, rejected = ranked[0], ranked[-1]
@@ -150,13 +155,17 @@ def pairs(group: CandidateGroup, pairing: Pairing, min_margin: float) -> list[di
     contradicted = gain < 0 and None not in (chosen.reward, rejected.reward)
     if margin <= 0 or margin < min_margin or contradicted:
         return []
+    return [_pair(chosen, rejected)]
+
+
+def _pair(chosen: Candidate, rejected: Candidate) -> dict[str, Any]:
     row: dict[str, Any] = {"prompt": chosen.prompt, **_shared(chosen)}
     row |= {"chosen": chosen.completion, "rejected": rejected.completion}
     for role, candidate in (("chosen", chosen), ("rejected", rejected)):
         row[f"{role}_reward"] = candidate.reward
         row[f"{role}_thinking_tokens"] = candidate.thinking_tokens
         row[f"{role}_model"] = candidate.source
-    return [row]
+    return row
 
 
 VIEWS = {"long": long, "wide": wide, "best": best, "shortest": shortest, "negatives": negatives}

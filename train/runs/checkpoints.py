@@ -9,6 +9,9 @@ from typing import Any
 
 from curt.files import sha256, write_json
 
+MADE = ("checkpoint-*", "trajectories/*", "round-*")
+"""What steps of a run leave in its folder."""
+
 
 def run_folder(out: Path) -> Path:
     """Where the run that will produce `out` keeps what it needs."""
@@ -25,7 +28,7 @@ def open_run(out: Path, settings: dict[str, Any], inputs: dict[str, Path]) -> Pa
     run = run_folder(out)
     recorded = run / "config.json"
     config = {**settings, "inputs": {name: sha256(path) for name, path in inputs.items()}}
-    if recorded.is_file() and any((*run.glob("checkpoint-*"), *run.glob("trajectories/*"))):
+    if recorded.is_file() and any(next(run.glob(name), None) for name in MADE):
         previous = json.loads(recorded.read_bytes())
         changed = sorted(
             k for k in config.keys() | previous.keys() if config.get(k) != previous.get(k)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,6 +23,7 @@ from curt.dialogue import (
     encode,
     render_completion,
 )
+from curt.files import read_rows
 
 CLIPPED = (20, 60)  # characters that a clipped fact keeps
 
@@ -103,6 +106,26 @@ def build_examples(
                 ),
             )
         )
+    return examples
+
+
+def read_examples(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    """Examples of rows with `prompt` and `completion`; neighbours of one `case_id` share one.
+
+    Raises ValueError when the file can't be read, or has no row, or one without the two.
+    """
+    examples = []
+    for _, neighbours in groupby(read_rows(path), lambda row: row.get("case_id") or row):
+        rows = list(neighbours)
+        if not all(row.get("prompt") and row.get("completion") for row in rows):
+            raise ValueError(f"{path}: a row lacks prompt or completion: give a view of them")
+        asked = [encode(tokenizer, row["prompt"]) for row in rows]
+        answers = [encode(tokenizer, row["completion"] + tokenizer.eos_token) for row in rows]
+        shared = _common_prefix(asked)
+        branches = (Branch(ids[shared:], own) for ids, own in zip(asked, answers, strict=True))
+        examples.append(Example(asked[0][:shared], tuple(branches)))
+    if not examples:
+        raise ValueError(f"{path} holds no row: give a view of completions")
     return examples
 
 

@@ -62,6 +62,17 @@ def test_the_chosen_is_always_better_by_the_margin(group, margin, pairing):
 
 
 @given(group=GROUPS)
+def test_the_shortest_right_is_paired_with_each_that_is_wrong_or_longer(group):
+    right = [c for c in group if c.exact and c.thinking_tokens is not None]
+    shortest = min((c.thinking_tokens for c in right), default=0)
+    worse = [c for c in right if c.thinking_tokens > shortest]
+    worse += [c for c in group if c.exact is False]
+    found = views.pairs(group, "rest", 0)
+    assert sorted(p["rejected"] for p in found) == sorted(c.completion for c in worse if right)
+    assert all(p["chosen_thinking_tokens"] == shortest for p in found)
+
+
+@given(group=GROUPS)
 def test_a_wide_row_read_again_is_the_same_group(group):
     (again,) = group_rows(views.wide(group))
     told = [[(c.prompt, c.completion, c.reward) for c in side] for side in (group, again)]

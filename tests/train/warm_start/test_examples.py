@@ -5,8 +5,9 @@ import pytest
 from curt.corpus.case import Case
 from curt.corpus.generate.generator import generate_cases
 from curt.dialogue import BUDGET_LEVELS, THINK_END, THINK_START, Prompts, parse_completion
+from curt.files import write_rows
 from curt.law.verdict import Term, Verdict
-from train.warm_start.examples import build_examples
+from train.warm_start.examples import build_examples, read_examples
 from train.warm_start.tokenizer import corpus_texts, train_tokenizer
 
 WEIGHTS = {"full": 0.4, "medium": 0.2, "terse": 0.1, "mini": 0.1, "none": 0.1, "cut": 0.1}
@@ -187,3 +188,27 @@ def test_clipped_facts_keep_their_line_and_verdict(cases, tokenizer):
             completion = parse_completion(text.removesuffix(tokenizer.eos_token))
             assert completion.verdict == case.verdict
     assert 0.2 * len(cases) < clipped < 0.6 * len(cases)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_rows_of_one_case_share_their_prompts_beginning(tokenizer, tmp_path, name):
+    prompts = Prompts(tokenizer, 200)
+    asked = [("a", prompts.text(BARE.fact, budget)) for budget in (16, 64)]
+    asked.append(("b", prompts.text("被告人李某醉酒驾驶。", 16)))
+    rows = [{"case_id": c, "prompt": p, "completion": f"想{THINK_END}答{c}"} for c, p in asked]
+    write_rows(tmp_path / name, rows)
+    two, one = read_examples(tmp_path / name, tokenizer)
+    assert (len(two.branches), len(one.branches)) == (2, 1)
+    told = [(prompt, row["completion"]) for (_, prompt), row in zip(asked, rows, strict=True)]
+    for example, expected in ((two, told[:2]), (one, told[2:])):
+        for branch, (prompt, completion) in zip(example.branches, expected, strict=True):
+            assert branch.prompt_ids
+            assert tokenizer.decode(example.shared_ids + branch.prompt_ids) == prompt
+            assert tokenizer.decode(branch.completion_ids) == completion + tokenizer.eos_token
+
+
+@pytest.mark.parametrize(("rows", "said"), [([], "holds no row"), ([{"prompt": "问"}], "lacks")])
+def test_rows_that_are_no_completions_are_refused(tokenizer, tmp_path, rows, said):
+    write_rows(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(ValueError, match=said):
+        read_examples(tmp_path / "rows.jsonl", tokenizer)
