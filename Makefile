@@ -198,7 +198,7 @@ gpu-check: $(STAMP) ## Eight minutes on one GPU: a GRPO step, packed and plain, 
 ablation: $(RUN)/eval/grpo-none.json $(RUN)/eval/grpo-default.json report ## GRPO without penalty beside it
 
 .PHONY: bench-penalties
-bench-penalties: $(RUN)/warm-start/manifest.json ## Length penalties side by side (40 minutes)
+bench-penalties: $(RUN)/warm-start/manifest.json ## Length penalties and cheaper rivals side by side (three hours)
 	$(PY) -m benchmarks.penalties @configs/demo/bench-penalties.toml
 
 # --- the served model, measured; on a machine that does nothing else --------------------------

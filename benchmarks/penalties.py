@@ -1,10 +1,11 @@
-"""Length penalties side by side: same warm start, same steps, same seeds.
+"""Length penalties side by side, and what is cheaper: same warm start, same seeds, same compute.
 
     python -m benchmarks.penalties @configs/demo/bench-penalties.toml
 
 Trains and evaluates every method with every seed, then writes `benchmarks/results/penalties.json`,
-raw rows and a plot beside it. What is already made is kept: stop with Ctrl-C at any time and run
-it again.
+raw rows and a plot beside it. Settings are chosen with the first seed on the dev cases, and so is
+the winner, over all seeds; test cases are read once, by what was chosen. What is already made is
+kept: stop with Ctrl-C at any time and run it again.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -32,7 +34,7 @@ from curt.scores.statistics import bootstrap_mean
 logger = logging.getLogger(__name__)
 
 BUDGETS = [8, 16, 32, 64, 128]
-STATED = [16, 32, 64, 128]
+UNTRAINED = ("warm_start", "truncation", "smaller_budget")
 
 
 class PenaltyBenchConfig(Config):
@@ -41,26 +43,28 @@ class PenaltyBenchConfig(Config):
     model: Path
     """Warm start that every run begins from."""
     corpus: Path
-    """Folder with train.jsonl and test.jsonl."""
+    """Folder with train.jsonl, dev.jsonl and test.jsonl."""
     candidates: Path | None = None
     """Cross-fitted candidates of the training cases."""
     grpo: Path
-    """GRPO settings shared by all methods."""
+    """GRPO settings shared by all penalties."""
     methods: dict[str, dict[str, Any]]
-    """Method name to the GRPO settings that it changes."""
+    """Name of a penalty to the GRPO settings that it changes."""
+    baselines: dict[str, list[dict[str, Any]]] = {}
+    """Name of another method to its settings and their `module`, once or oftener to choose from."""
     default: str
     """The method that `grpo` has; it gets a row of its own in the summary."""
     steps: int
     learning_rate: float
+    tolerance: float = 0.01
+    """The budget stated in place of the widest is the smallest that costs no more accuracy."""
     seeds: list[int] = [7, 8, 9]
     jobs: int = 2
     """Runs at once, one thread each: on small models that beats one run with all threads."""
     cases: int = 500
-    """Test cases under the widest budget."""
+    """Cases under the widest budget."""
     budget_cases: int = 250
-    """Test cases under each smaller budget."""
-    obedience_cases: int = 200
-    """Test cases for the budget that is stated and not enforced."""
+    """Cases under each smaller budget, and of the area under the curve."""
     folder: Path = Path("artifacts/bench/penalties")
     """Where runs and evaluations are kept."""
     report: Path = Path("benchmarks/results/penalties.json")
@@ -76,36 +80,83 @@ def work(config: PenaltyBenchConfig) -> None:
 
     config.folder.mkdir(parents=True, exist_ok=True)
     load_manifest(config.model, expect="hf")
-    names = [(method, seed) for seed in config.seeds for method in config.methods]
+    methods = [*config.methods, *config.baselines]
+    first = config.seeds[0]
+    jobs = [partial(evaluate_untrained, config)]
+    for method in methods:
+        numbers = range(len(alternatives(config, method)))
+        jobs += [partial(train_and_evaluate, config, method, n, first, "dev") for n in numbers]
+    _run_all(jobs, config.jobs, "choosing on dev")
+    chosen = {method: choose(config, method) for method in methods}
+    _run_all(
+        [
+            partial(train_and_evaluate, config, method, chosen[method], seed, "dev", "test")
+            for seed in config.seeds
+            for method in methods
+        ],
+        config.jobs,
+        "all seeds",
+    )
+    results, rows = collect(config, chosen)
+    picture = draw_penalties(results["summary"])
+    write_results(config.report, results, rows=rows, picture=picture)
+    logger.info("winner: %s; results in %s", results["summary"]["winner"]["method"], config.report)
+
+
+def _run_all(jobs: Sequence[Callable[[], None]], at_once: int, description: str) -> None:
     with (
-        tqdm(total=len(names) + 1, desc="penalties", unit="run") as bar,
-        ThreadPoolExecutor(config.jobs) as pool,
+        tqdm(total=len(jobs), desc=description, unit="run") as bar,
+        ThreadPoolExecutor(at_once) as pool,
     ):
-        jobs = [pool.submit(evaluate_warm_start, config)]
-        jobs += [pool.submit(train_and_evaluate, config, *name) for name in names]
+        waiting = [pool.submit(job) for job in jobs]
         try:
-            for job in jobs:
+            for job in waiting:
                 job.result()
                 bar.update()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    results, rows = collect(config)
-    picture = draw_penalties(results["summary"])
-    write_results(config.report, results, rows=rows, picture=picture)
-    logger.info("results in %s", config.report)
 
 
-def evaluate_warm_start(config: PenaltyBenchConfig) -> None:
-    """The model before GRPO, and the same model with its thinking cut off."""
-    _evaluate(config, config.model, "warm_start")
-    cut = {"stated_budget": max(BUDGETS), "budgets": BUDGETS}
-    _run_evaluation(config, config.model, "truncation", cut | _sizes(config))
+def evaluate_untrained(config: PenaltyBenchConfig) -> None:
+    """The warm start, the same with its thinking cut off, and told a smaller budget than it has."""
+    for split in ("dev", "test"):
+        _evaluate(config, config.model, "warm_start", split)
+        _evaluate(config, config.model, "truncation", split, stated_budget=max(BUDGETS))
+        budgets = [b for b in BUDGETS if b <= smaller_budget(config)]
+        _evaluate(config, config.model, "smaller_budget", split, budgets=budgets)
 
 
-def train_and_evaluate(config: PenaltyBenchConfig, method: str, seed: int) -> None:
-    """One run, unless its results are there already."""
-    name = f"{method}-{seed}"
+def smaller_budget(config: PenaltyBenchConfig) -> int:
+    """The smallest budget under which the warm start loses no more than `tolerance` on dev."""
+    rows = _read(config, "warm_start", "dev")["by_budget"]
+    least = max(row["exact"] for row in rows) - config.tolerance
+    return int(min(row["budget"] for row in rows if row["exact"] >= least))
+
+
+def alternatives(config: PenaltyBenchConfig, method: str) -> list[dict[str, Any]]:
+    """The settings of a method to choose from; a penalty has one."""
+    shared = {"steps": config.steps, "learning_rate": config.learning_rate}
+    return config.baselines.get(method) or [shared | config.methods[method]]
+
+
+def choose(config: PenaltyBenchConfig, method: str) -> int:
+    """Which of a method's settings have the largest area under the curve on dev."""
+    names = [run_name(method, n, config.seeds[0]) for n in range(len(alternatives(config, method)))]
+    areas = [mean_area([_read(config, name, "dev")]) for name in names]
+    return areas.index(max(areas))
+
+
+def run_name(method: str, number: int, seed: int) -> str:
+    """Name of the run of a method's settings with a seed."""
+    return f"{method}-{seed}" if number == 0 else f"{method}.{number}-{seed}"
+
+
+def train_and_evaluate(
+    config: PenaltyBenchConfig, method: str, number: int, seed: int, *splits: str
+) -> None:
+    """One run and its evaluations, unless they are there already."""
+    name = run_name(method, number, seed)
     model = config.folder / name
     if not (model / MANIFEST).is_file():
         settings: dict[str, Any] = {
@@ -113,32 +164,32 @@ def train_and_evaluate(config: PenaltyBenchConfig, method: str, seed: int) -> No
             "corpus": config.corpus,
             **({"candidates": config.candidates} if config.candidates else {}),
             "out": model,
-            "steps": config.steps,
-            "learning_rate": config.learning_rate,
-            **config.methods[method],
             "seed": seed,
+            **alternatives(config, method)[number],
         }
-        _run(["train.grpo", f"@{config.grpo}"], settings, config.folder / f"{name}.log")
-    _evaluate(config, model, name)
+        module = settings.pop("module", None)
+        command = [module] if module else ["train.grpo", f"@{config.grpo}"]
+        _run(command, settings, config.folder / f"{name}.log")
+    for split in splits:
+        _evaluate(config, model, name, split)
 
 
-def _evaluate(config: PenaltyBenchConfig, model: Path, name: str) -> None:
-    _run_evaluation(config, model, name, {"budgets": BUDGETS} | _sizes(config))
-    stated = {"budgets": STATED, "thinking_limit": 192, "limit": config.obedience_cases}
-    _run_evaluation(config, model, f"{name}.stated", stated)
-
-
-def _sizes(config: PenaltyBenchConfig) -> dict[str, Any]:
-    return {"limit": config.cases, "budget_limit": config.budget_cases}
-
-
-def _run_evaluation(
-    config: PenaltyBenchConfig, model: Path, name: str, settings: dict[str, Any]
+def _evaluate(
+    config: PenaltyBenchConfig, model: Path, name: str, split: str, **changes: Any
 ) -> None:
-    out = config.folder / f"{name}.json"
+    out = config.folder / f"{name}.{split}.json"
     if not out.is_file():
-        common = {"model": model, "corpus": config.corpus / "test.jsonl", "out": out, "examples": 0}
-        _run(["curt.evaluate"], common | settings, config.folder / f"{name}.eval.log")
+        settings = {
+            "model": model,
+            "corpus": config.corpus / f"{split}.jsonl",
+            "out": out,
+            "examples": 0,
+            "budgets": BUDGETS,
+            "limit": config.cases,
+            "budget_limit": config.budget_cases,
+            **changes,
+        }
+        _run(["curt.evaluate"], settings, config.folder / f"{name}.eval.log")
 
 
 def _run(module: Sequence[str], settings: dict[str, Any], log: Path) -> None:
@@ -154,53 +205,50 @@ def _run(module: Sequence[str], settings: dict[str, Any], log: Path) -> None:
         raise RuntimeError(f"{' '.join(module)} failed: see {log}")
 
 
-def collect(config: PenaltyBenchConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """All figures of finished runs, and a row for every case of every run."""
-    warm = _read(config.folder / "warm_start.json")
-    cut = _read(config.folder / "truncation.json")
-    summary = {
-        "warm_start": {
-            **summarise_method([warm], None),
-            "obedience": obedience_rows([_read(config.folder / "warm_start.stated.json")]),
-        },
-        "truncation": summarise_method([cut], warm),
+def collect(
+    config: PenaltyBenchConfig, chosen: Mapping[str, int]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """All figures of finished runs, and a row for every test case of every run."""
+    names = {name: [name] for name in UNTRAINED} | {
+        method: [run_name(method, number, seed) for seed in config.seeds]
+        for method, number in chosen.items()
     }
-    runs = {"warm_start": warm, "truncation": cut}
-    for method in config.methods:
-        names = [f"{method}-{seed}" for seed in config.seeds]
-        evaluations = [_read(config.folder / f"{name}.json") for name in names]
-        stated = [_read(config.folder / f"{name}.stated.json") for name in names]
-        summary[method] = {
-            **summarise_method(evaluations, warm),
-            "obedience": obedience_rows(stated),
+    dev, test = (
+        {method: [_read(config, name, split) for name in own] for method, own in names.items()}
+        for split in ("dev", "test")
+    )
+    told = {m: alternatives(config, m)[number] for m, number in chosen.items()}
+    told["smaller_budget"] = {"budget": smaller_budget(config)}
+    summary: dict[str, Any] = {
+        method: {
+            "kind": "rl" if method in config.methods else "baseline",
+            "chosen": told.get(method, {}),
+            "dev_area_under_curve": mean_area(dev[method]),
+            **summarise_method(runs, test["warm_start"], test[config.default]),
         }
-        runs |= dict(zip(names, evaluations, strict=True))
+        for method, runs in test.items()
+    }
+    winner = max(summary, key=lambda method: summary[method]["dev_area_under_curve"])
     summary["default"] = {**summary[config.default], "method": config.default}
-    settings = config.model_dump(mode="json", exclude={"folder", "report"})
-    told = {name: _in_short(evaluation) for name, evaluation in runs.items()}
+    summary["winner"] = {**summary[winner], "method": winner}
     rows = [
         {"run": name, "case": case, "exact": int(exact), "thinking_tokens": tokens}
-        for name, each in runs.items()
+        for method, own in names.items()
+        for name, each in zip(own, test[method], strict=True)
         for case, (exact, tokens) in enumerate(
             zip(each["exact_cases"], each["thinking_lengths"], strict=True)
         )
     ]
-    return {"settings": settings, "summary": summary, "runs": told}, rows
+    settings = config.model_dump(mode="json", exclude={"folder", "report"})
+    return {"settings": settings, "summary": summary}, rows
 
 
-def _read(path: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads(path.read_bytes())
+def _read(config: PenaltyBenchConfig, name: str, split: str) -> dict[str, Any]:
+    """An evaluation; wider budgets than were stated to it change nothing."""
+    report: dict[str, Any] = json.loads((config.folder / f"{name}.{split}.json").read_bytes())
+    rows = report["by_budget"]
+    rows += [{**rows[-1], "budget": b} for b in BUDGETS if b > rows[-1]["budget"]]
     return report
-
-
-def _in_short(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """A run without its rows."""
-    kept = ("budget", "n", "exact", "mean_thinking", "p95_thinking")
-    return {
-        "n": evaluation["n"],
-        "stated_budget": evaluation["stated_budget"],
-        "by_budget": [{key: row[key] for key in kept} for row in evaluation["by_budget"]],
-    }
 
 
 def area_under_curve(accuracy_at_budget: Mapping[int, float]) -> float:
@@ -215,57 +263,74 @@ def area_under_curve(accuracy_at_budget: Mapping[int, float]) -> float:
     return area / (points[-1][0] - points[0][0])
 
 
+def mean_area(runs: Sequence[Mapping[str, Any]]) -> float:
+    """Mean area under the curves of a method's seeds."""
+    return fmean(area_under_curve({r["budget"]: r["exact"] for r in e["by_budget"]}) for e in runs)
+
+
 def summarise_method(
-    runs: Sequence[Mapping[str, Any]], warm_start: Mapping[str, Any] | None
+    runs: Sequence[Mapping[str, Any]],
+    warm_start: Sequence[Mapping[str, Any]],
+    default: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """One row of the summary from the evaluations of a method's seeds.
 
-    Intervals resample cases of the mean over seeds; `*_range` spans the seeds themselves. The
-    difference to the warm start is paired by case.
+    Intervals resample cases of the mean over seeds; `*_range` spans the seeds themselves. `kept` is
+    the share of answers that ended within the stated budget by themselves. Differences to the warm
+    start, and under `to_default` to the default penalty, are paired by case.
     """
-    per_case = [fmean(flags) for flags in zip(*(r["exact_cases"] for r in runs), strict=True)]
-    thinking = [
-        fmean(tokens) for tokens in zip(*(r["thinking_lengths"] for r in runs), strict=True)
-    ]
-    curves = [{row["budget"]: row["exact"] for row in r["by_budget"]} for r in runs]
-    areas = [area_under_curve(curve) for curve in curves]
-    exact = [fmean(r["exact_cases"]) for r in runs]
-    row: dict[str, Any] = {
+    exact, areas = _by_case(runs, "exact_cases"), _areas_by_case(runs)
+    thinking = _by_case(runs, "thinking_lengths")
+    by_seed = [fmean(r["exact_cases"]) for r in runs]
+    rows = list(zip(*(r["by_budget"] for r in runs), strict=True))
+    return {
         "seeds": len(runs),
-        "n": len(per_case),
-        "exact_accuracy": fmean(per_case),
-        "exact_accuracy_interval": bootstrap_mean(per_case),
-        "exact_accuracy_range": (min(exact), max(exact)),
+        "n": len(exact),
+        "exact_accuracy": fmean(exact),
+        "exact_accuracy_interval": bootstrap_mean(exact),
+        "exact_accuracy_range": (min(by_seed), max(by_seed)),
         "thinking_tokens": fmean(thinking),
         "thinking_tokens_interval": bootstrap_mean(thinking),
         "term_score": fmean(r["scores"]["term_score_official"] for r in runs),
-        "accuracy_at_budget": {b: fmean(c[b] for c in curves) for b in curves[0]},
+        "accuracy_at_budget": {own[0]["budget"]: fmean(r["exact"] for r in own) for own in rows},
+        "kept": {own[0]["budget"]: fmean(r["within"] for r in own) for own in rows},
         "area_under_curve": fmean(areas),
-        "area_under_curve_range": (min(areas), max(areas)),
+        "area_under_curve_interval": bootstrap_mean(areas),
+        **_compare(runs, warm_start),
+        "to_default": _compare(runs, default),
     }
-    if warm_start is not None:
-        base = warm_start["exact_cases"]
-        change = [a - b for a, b in zip(per_case, base, strict=True)]
-        row["exact_change"] = fmean(change)
-        row["exact_change_interval"] = bootstrap_mean(change)
-        row["thinking_change"] = fmean(thinking) / fmean(warm_start["thinking_lengths"]) - 1
+
+
+def _compare(
+    runs: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Paired changes from the seeds' mean of `others`, case by case."""
+    row: dict[str, Any] = {}
+    for name, values_of in (
+        ("exact", partial(_by_case, key="exact_cases")),
+        ("area", _areas_by_case),
+        ("thinking_tokens", partial(_by_case, key="thinking_lengths")),
+    ):
+        changes = [a - b for a, b in zip(values_of(runs), values_of(others), strict=True)]
+        row[f"{name}_change"] = fmean(changes)
+        row[f"{name}_change_interval"] = bootstrap_mean(changes)
     return row
 
 
-def obedience_rows(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Realised tokens by stated budget, nothing enforced, over the evaluations of the seeds."""
-    rows = []
-    for same in zip(*(r["by_budget"] for r in runs), strict=True):
-        rows.append(
-            {
-                "stated": same[0]["budget"],
-                "mean": fmean(row["mean_thinking"] for row in same),
-                "p95": max(row["p95_thinking"] for row in same),
-                "within": fmean(row["within"] for row in same),
-                "exact": fmean(row["exact"] for row in same),
-            }
-        )
-    return rows
+def _by_case(runs: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """The mean over seeds for each case."""
+    return [fmean(values) for values in zip(*(r[key] for r in runs), strict=True)]
+
+
+def _areas_by_case(runs: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The area under the curve of each case, over its verdicts under every budget."""
+    areas = []
+    for run_ in runs:
+        rows = run_["by_budget"]
+        flags = zip(*(row["exact_cases"] for row in rows), strict=True)
+        budgets = [row["budget"] for row in rows]
+        areas.append([area_under_curve(dict(zip(budgets, own, strict=True))) for own in flags])
+    return [fmean(values) for values in zip(*areas, strict=True)]
 
 
 if __name__ == "__main__":

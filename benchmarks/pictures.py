@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -12,7 +13,11 @@ from curt.drawing import new_figure, scale_by_log, to_png
 
 Row = Mapping[str, Any]
 
-METHODS = {"warm_start": "warm start", "truncation": "warm start, cut off"}
+METHODS = {
+    "warm_start": "warm start",
+    "truncation": "warm start, cut off",
+    "smaller_budget": "warm start, told less",
+}
 MODELS = {"warm_start": "before: long reasoning", "penalised": "after: length-penalised"}
 COLOURS = {"warm_start": "C1", "penalised": "C0"}
 
@@ -20,26 +25,30 @@ COLOURS = {"warm_start": "C1", "penalised": "C0"}
 def draw_penalties(summary: Mapping[str, Row]) -> bytes:
     """Accuracy against thinking tokens, and accuracy against the enforced budget."""
     figure, (left, right) = _grid(11, 4.6)
-    chosen = summary["default"]["method"]
-    rows = {method: row for method, row in summary.items() if method != "default"}
+    marks = {summary[mark]["method"]: f" ({mark})" for mark in ("default", "winner")}
+    rows = {method: row for method, row in summary.items() if "method" not in row}
     for index, (method, row) in enumerate(rows.items()):
-        label = f"{method} (default)" if method == chosen else METHODS.get(method, method)
-        style: dict[str, Any] = {"color": f"C{index}", "linewidth": 1 + 1.5 * (method == chosen)}
+        label = METHODS.get(method, method) + marks.get(method, "")
+        style: dict[str, Any] = {
+            "color": colormaps["tab20"](index % 20),
+            "linewidth": 1 + 1.5 * (method in marks),
+        }
+        is_rl = row["kind"] == "rl"
         if method != "truncation":  # at the widest budget it is the warm start itself
             tokens, exact = row["thinking_tokens"], row["exact_accuracy"]
             reach = _reach([exact], [row["exact_accuracy_interval"]])
-            left.errorbar(tokens, exact, yerr=reach, fmt="o", capsize=3, **style)
+            left.errorbar(tokens, exact, yerr=reach, fmt="o" if is_rl else "s", capsize=3, **style)
             left.annotate(
                 label, (tokens, exact), textcoords="offset points", xytext=(6, 5), fontsize=8
             )
         curve = {int(budget): share for budget, share in row["accuracy_at_budget"].items()}
-        dashes = "--" if method in METHODS else "-"
         label = f"{label} ({row['area_under_curve']:.3f})"
+        dashes = "-" if is_rl else "--"
         right.plot(list(curve), list(curve.values()), dashes, marker=".", label=label, **style)
     left.set(
         xlabel="mean thinking tokens, budget 128",
         ylabel="exact accuracy (95% over cases)",
-        title="Accuracy against reasoning length",
+        title="Accuracy against reasoning length (circles: by RL)",
     )
     right.set(
         xlabel="thinking budget, stated and enforced (tokens)",
@@ -48,7 +57,7 @@ def draw_penalties(summary: Mapping[str, Row]) -> bytes:
     )
     right.set_xscale("log", base=2)
     _mark(right, sorted({int(b) for row in rows.values() for b in row["accuracy_at_budget"]}))
-    right.legend(fontsize=8)
+    right.legend(fontsize=7)
     return to_png(figure)
 
 

@@ -183,6 +183,7 @@ def summarise(outcomes: Sequence[EvaluatedCase], budget: int) -> dict[str, Any]:
         "p95_thinking": statistics["p95"],
         "within": sum(ended) / len(outcomes),
         "cut": sum(o.generation.thinking_cut for o in outcomes) / len(outcomes),
+        "exact_cases": [o.exact for o in outcomes],
         "scores": scores,
     }
 
