@@ -241,6 +241,7 @@ class RemoteModel:
             "prompt": [*prompt, *writing.thinking, self._close_id],
             "max_tokens": writing.request.answer_limit,
             "stop_token_ids": self._eos_ids,
+            "logit_bias": {str(self._close_id): FORBID},
             **self._guided_fields,
         }
 

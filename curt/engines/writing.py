@@ -20,6 +20,8 @@ from curt.dialogue import THINK_END, Prompt
 from curt.engines.protocol import Finish, Generation, GenerationStep, Request
 from curt.engines.tokenizer import PromptTokenizer
 
+LONGEST_RUN = 12  # of one token in the thinking; no figure of a case has as many zeros
+
 # What is told where nobody wants the text: made once.
 _THINKING, _ANSWER = GenerationStep("thinking"), GenerationStep("answer")
 
@@ -46,7 +48,7 @@ class Writing:
         self.answer: list[int] = []
         self.closed = False
         self.cut = False
-        """Whether the limit closed the thinking where the model would have gone on."""
+        """Whether the thinking was closed where the model would have gone on."""
         self.finish: Finish | None = None
         self.last_token = -1
         """What was written last, which may not be what the model picked."""
@@ -56,8 +58,8 @@ class Writing:
 
     @property
     def banned(self) -> list[int]:
-        """Tokens not to pick now: a turn can't end before its thinking does."""
-        return [] if self.closed else self._eos_ids
+        """Tokens not to pick now: a turn can't end before its thinking does, which ends once."""
+        return [self._close_id] if self.closed else self._eos_ids
 
     @property
     def thinking_room(self) -> int:
@@ -72,7 +74,8 @@ class Writing:
     def take(self, token: int) -> GenerationStep | None:
         """Write the token that the model picked; None where it ends the turn.
 
-        At the thinking limit the end of thinking is written in its place.
+        At the thinking limit, or where it has been the same token all along, the end of thinking is
+        written in its place.
         """
         return self._take_answer(token) if self.closed else self._take_thinking(token)
 
@@ -121,12 +124,16 @@ class Writing:
         return GenerationStep("end", generation=generation)
 
     def _take_thinking(self, token: int) -> GenerationStep:
-        cut = self.thinking_room == 0 and token != self._close_id
+        cut = token != self._close_id and (self.thinking_room == 0 or self._is_stuck(token))
         self.last_token = token = self._close_id if cut else token
         if token == self._close_id:
             return self.close(cut=cut)
         self.thinking.append(token)
         return GenerationStep("thinking", self._text.push(token)) if self._text else _THINKING
+
+    def _is_stuck(self, token: int) -> bool:
+        """Whether this is the same token over and over, of which nothing comes any more."""
+        return self.thinking[-LONGEST_RUN:] == [token] * LONGEST_RUN
 
     def _take_answer(self, token: int) -> GenerationStep | None:
         if token in self._eos_ids:

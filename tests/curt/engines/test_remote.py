@@ -152,14 +152,14 @@ def test_tokens_come_in_larger_steps_where_nobody_listens(
     assert len(told) > 20
 
 
-def test_the_end_of_a_turn_is_forbidden_to_the_thinking_alone(
+def test_the_thinking_ends_no_turn_and_the_answer_no_thinking(
     engine: RemoteEngine, server: CompletionsServer
 ) -> None:
     server.bodies.clear()
     engine.generate([request()])
     thinking, answer = server.bodies
     assert set(thinking["logit_bias"].values()) == {-100.0}
-    assert "logit_bias" not in answer
+    assert answer["logit_bias"] == {str(answer["prompt"][-1]): -100.0}
     assert set(map(int, thinking["logit_bias"])) == set(answer["stop_token_ids"])
     assert answer["prompt"][: len(thinking["prompt"])] == thinking["prompt"]
     assert answer["prompt"][-1] == thinking["stop_token_ids"][0]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from curt.dialogue import THINK_END, LeftOut, Prompt
 from curt.engines.protocol import GenerationStep, Request
-from curt.engines.writing import Writing
+from curt.engines.writing import LONGEST_RUN, Writing
 
 EOS = 9
 
@@ -108,6 +108,21 @@ def test_limits_hold_whatever_the_model_prefers(
     assert len(writing.answer) <= answer
     assert EOS not in [*writing.thinking, *writing.answer]
     assert writing.finish == ("length" if len(writing.answer) == answer else "stop")
+
+
+@pytest.mark.parametrize(("run", "cut"), [(3, False), (LONGEST_RUN, False), (40, True)])
+def test_thinking_that_is_one_token_over_and_over_ends(run: int, cut: bool) -> None:
+    generation = follow(begin(thinking=60), [2, *[3] * run, 5, 6, EOS])[-1].generation
+    assert generation
+    kept = "d" * min(run, LONGEST_RUN)
+    assert generation.text == "c" + kept + THINK_END + ("dddd" if cut else "g")
+    assert generation.thinking_cut == cut
+
+
+def test_thinking_ends_once() -> None:
+    *_, end = follow(begin(), [2, 5, 3, 5, EOS])
+    assert end.generation
+    assert end.generation.text == "c" + THINK_END + "db"
 
 
 def test_the_end_of_thinking_is_what_the_model_reads_in_place_of_what_it_picked() -> None:
