@@ -28,6 +28,7 @@ from curt.classifier.details import (
     hash_sentences,
     hash_signs,
     name_roles,
+    read_figures_in,
     split_sentences,
     split_sum,
 )
@@ -37,7 +38,7 @@ from curt.corpus.generate.calculus import Offence, circumstances, offences
 from curt.corpus.generate.generator import generate_marked
 from curt.corpus.read.cail import RECOMMENDATION
 from curt.corpus.read.judgments import COMBINED
-from curt.law.figures import COUNTS, MEASURES, read_figures
+from curt.law.figures import COUNTS, MEASURES
 
 Doubles = npt.NDArray[np.float64]
 
@@ -74,6 +75,7 @@ def fit_details(cases: Sequence[Case]) -> DetailReader:
         *([_fit_figures(counted, units)] if counted else []),
         grades=grades,
         shared=_fit_signs(cases),
+        barred={charge: names for charge in sorted(told) if (names := _find_barred(charge))},
         own=own,
         scales={charge: _read_scale(offences()[charge]) for charge in told if charge in offences()},
         ratios={one.name: one.ratio for one in circumstances().values()} if told else {},
@@ -90,6 +92,15 @@ def _read_scale(offence: Offence) -> Scale:
         ceiling=offence.ceiling,
         ratios={one.name: one.ratio for one in offence.circumstances.values()},
     )
+
+
+def _find_barred(charge: str) -> tuple[str, ...]:
+    """What goes with harm alone where money was taken, and the other way round."""
+    kinds = offences()[charge].kinds if charge in offences() else frozenset[str]()
+    other = {"money", "harmed"} - kinds
+    if len(other) != 1:
+        return ()
+    return tuple(name for name, one in circumstances().items() if one.only and one.only <= other)
 
 
 def told_circumstances(case: Case) -> frozenset[str]:
@@ -142,10 +153,13 @@ def _fit_signs(cases: Sequence[Case]) -> Signs:
     texts = [name_roles(read_text(case.fact)) for case in telling]
     sentences = [split_sentences(text) for text in texts]
     weights = np.zeros((len(names), HASHES), np.float32)
+    barred = {charge: _find_barred(charge) for case in telling for charge in case.verdict.charges}
     for name, row in zip(names, weights, strict=True):
         found: list[Integers] = []
         truth: list[bool] = []
         for case, text, spans in zip(telling, texts, sentences, strict=True):
+            if name in barred[case.verdict.charges[0]]:
+                continue
             own = list(hash_signs(text, spans, circumstances()[name].signs))
             found += own
             truth += [name in case.traits] * len(own)
@@ -285,7 +299,7 @@ def _label_figures(case: Case, unit: str) -> Iterator[tuple[Integers, int]]:
     assert told is not None
     parts, total = told
     text = read_text(case.fact)
-    figures = [figure for figure in read_figures(text) if figure.unit == unit]
+    figures = read_figures_in(text, unit)
     for place, figure in enumerate(figures):
         kind = 1 if figure.value in parts else 2 if figure.value == total else 0
         yield hash_figure(text, figures, place), kind

@@ -11,8 +11,8 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, compress, pairwise
 from typing import Any
 from zlib import crc32
@@ -39,13 +39,24 @@ _OTHER, _PART, _TOTAL = range(3)
 _SINGLE, _PAIR, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(1 << 21), np.uint64(32)
 _ROLES = ("被告人", "被害人")
 _SENTENCE_END = re.compile("[。；！？]")
+_CLAUSE_END = re.compile("[，、：]")
 _DENIED = re.compile("[不未没无非拒][^，、]{0,3}$")
 """A negation right before a sign, in its clause."""
+_FREE = "(?:出来|出狱|释放|刑满|坐完牢)(?:以?后|至今|到现在)?[已还才刚仅不没未足到满有过了都早就]*"
+_LONG_FREE = re.compile(
+    _FREE + "(?:[6-9]|[1-9][0-9]|[六七八九十]|好?多)[几一二三四五六七八九]?多?年"
+)
+_JUST_FREE = re.compile(
+    _FREE + "(?:[1-5一二两三四五半几][多来]?年|[0-9一二两三四五六七八九十半几]{1,3}[多来]?个?月)"
+    "|(?:[去前今]年|上个月|刚刚?|才)[^，。；]{0,6}(?:出来|出狱|释放|坐完牢|刑满)"
+)
+_COURT = re.compile("被告人|公诉机关|检察院|本院|经审理")
 _NO_NAME = re.compile("[，。；：、,.;:（）()《》“”0-9]")
 
 
+_DEAD = "死|亡|丧生|遇难|殒|不治|抢救无效|命案|毙|断气|没能?抢?救|停止呼吸|[人就]没了|去世"
 _SPOKEN = (
-    ("死", re.compile("死|亡|丧生|遇难|殒|不治|抢救无效|命案|毙|断气|没能救|停止呼吸")),
+    ("死", re.compile(_DEAD)),
     ("重伤", re.compile("重伤|伤残|残疾|致残|植物人")),
     ("轻伤", re.compile("轻伤")),
 )
@@ -161,13 +172,15 @@ class Signs:
     signs: tuple[tuple[str, ...], ...] = ()
     weights: Floats = field(default_factory=lambda: np.zeros((0, HASHES), np.float32))
 
-    def find(self, text: str) -> list[str]:
-        """The circumstances told in a text of `name_roles`, in their order."""
+    def find(self, text: str, barred: Collection[str] = ()) -> list[str]:
+        """The circumstances told in a text of `name_roles`, in their order, but those `barred`."""
         sentences = split_sentences(text)
         best: dict[str, tuple[float, str]] = {}
         for name, group, signs, weights in zip(
             self.names, self.groups, self.signs, self.weights, strict=True
         ):
+            if name in barred:
+                continue
             found = hash_signs(text, sentences, signs)
             score = max((float(weights[features].sum()) for features in found), default=0.0)
             if score > 0:
@@ -198,7 +211,9 @@ class DetailReader:
     weights: Floats = field(default_factory=lambda: np.zeros((HASHES, 3), np.float32))
     grades: Mapping[str, Hints] = field(default_factory=dict)
     shared: Signs = field(default_factory=Signs)
-    """The circumstances that any charge may have."""
+    """The circumstances that any charge may have, but for those `barred` for it."""
+    barred: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By charge: 赔偿 is 退赔 where money was taken."""
     own: Mapping[str, SentenceReader] = field(default_factory=dict)
     """Those that only a charge has, by charge."""
     scales: Mapping[str, Scale] = field(default_factory=dict)
@@ -235,10 +250,10 @@ class DetailReader:
         """What a text of `familiarity.read_text` tells: a charge's own circumstances first."""
         named = name_roles(text)
         own = self.own[charge].find(named) if charge in self.own else ()
-        return [*own, *self.shared.find(named)]
+        return [*own, *self.shared.find(named, self.barred.get(charge, ()))]
 
     def _choose_figures(self, text: str, unit: str) -> list[float]:
-        figures = [figure for figure in read_figures(text) if figure.unit == unit]
+        figures = read_figures_in(text, unit)
         if not figures:
             return []
         scores = np.array(
@@ -272,6 +287,8 @@ class DetailReader:
             "scaled": np.array(list(self.scales) or [""]),
             "scales": np.array([s.model_dump_json() for s in self.scales.values()] or [""]),
             "sign_weights": self.shared.weights.astype(np.float16),
+            "barring": np.array(list(self.barred) or [""]),
+            "barred": np.array(list(map("|".join, self.barred.values())) or [""]),
         }
         for place, grades in enumerate(self.grades.values()):
             arrays[f"names_{place}"] = np.array(grades.names or [""])
@@ -292,32 +309,31 @@ class DetailReader:
             def texts(key: str) -> tuple[str, ...]:
                 return tuple(str(text) for text in arrays[key] if text)
 
-            graded, special = texts("graded"), texts("special")
-            hints = [
-                Hints(
-                    texts(f"names_{place}"),
-                    texts(f"hints_{place}"),
-                    arrays[f"weights_{place}"].astype(np.float32),
-                )
-                for place in range(len(graded))
-            ]
-            own = [
-                SentenceReader(
-                    texts(f"told_{place}"), arrays[f"sentences_{place}"].astype(np.float32)
-                )
-                for place in range(len(special))
-            ]
+            def floats(key: str) -> Floats:
+                return np.asarray(arrays[key], np.float32)
+
+            grades = {
+                name: Hints(texts(f"names_{n}"), texts(f"hints_{n}"), floats(f"weights_{n}"))
+                for n, name in enumerate(texts("graded"))
+            }
+            own = {
+                name: SentenceReader(texts(f"told_{n}"), floats(f"sentences_{n}"))
+                for n, name in enumerate(texts("special"))
+            }
             signs = tuple(tuple(words.split("|")) for words in texts("signs"))
             names = texts("shared")
             groups = tuple(map(str, arrays["groups"]))[: len(names)]
-            shared = Signs(names, groups, signs, arrays["sign_weights"].astype(np.float32))
+            shared = Signs(names, groups, signs, floats("sign_weights"))
             scales = map(Scale.model_validate_json, texts("scales"))
+            barring = texts("barring") if "barring" in arrays else ()
+            barred = (tuple(names.split("|")) for names in (texts("barred") if barring else ()))
             return cls(
                 dict(zip(texts("charges"), texts("units"), strict=True)),
-                arrays["weights"].astype(np.float32),
-                dict(zip(graded, hints, strict=True)),
+                floats("weights"),
+                grades,
                 shared,
-                dict(zip(special, own, strict=True)),
+                dict(zip(barring, barred, strict=True)),
+                own,
                 dict(zip(texts("scaled"), scales, strict=True)),
                 dict(zip(texts("weighed"), arrays["ratios"].tolist(), strict=True)),
             )
@@ -329,6 +345,13 @@ def name_roles(text: str) -> str:
         if name := _find_name(text, role):
             text = text.replace(role + name, role).replace(name, role)
     return text
+
+
+def read_figures_in(text: str, unit: str) -> list[Figure]:
+    """The figures of a text that are in a unit; kilograms are grams where those are asked for."""
+    sizes = {"公斤": 1000, "克": 1} if unit == "克" else {unit: 1}
+    found = [figure for figure in read_figures(text) if figure.unit in sizes]
+    return [replace(each, value=each.value * sizes[each.unit], unit=unit) for each in found]
 
 
 def hash_figure(text: str, figures: Sequence[Figure], place: int) -> Integers:
@@ -363,12 +386,14 @@ def hash_signs(
     text: str, sentences: Sequence[tuple[int, int]], signs: Sequence[str]
 ) -> Iterator[Integers]:
     """The hashed features of each sentence that holds one of the signs."""
+    held, lay = [sign for sign in signs if sign in text], not _COURT.search(text)
     for start, end in sentences:
-        places = {sign: place for sign in signs if (place := text.find(sign, start, end)) >= 0}
+        places = {sign: place for sign in held if (place := text.find(sign, start, end)) >= 0}
         if places:
-            names = set(
-                _describe_sentence(text[start:end], {s: p - start for s, p in places.items()})
-            )
+            told = {sign: place - start for sign, place in places.items()}
+            names = set(_describe_sentence(text[start:end], told))
+            if lay:  # what words tell there is learned beside what they tell anywhere
+                names |= {f"lay {name}" for name in names}
             yield np.array([crc32(name.encode()) % HASHES for name in sorted(names)], np.int64)
 
 
@@ -440,21 +465,24 @@ def _describe(text: str, figures: Sequence[Figure], place: int) -> Iterator[str]
 
 def _describe_sentence(sentence: str, places: Mapping[str, int]) -> Iterator[str]:
     yield "bias"
-    mark = ""
+    marked: set[int] = set()
     for sign, place in places.items():
         yield f"sign {sign}"
         if denied := _DENIED.search(sentence[max(0, place - 8) : place]):
-            mark = "~"
+            start = max(sentence.rfind(mark, 0, place) for mark in "，、：") + 1
+            end = _CLAUSE_END.search(sentence, place)
+            marked.update(range(start, end.start() if end else len(sentence)))
             yield "denied"
             yield f"denied {denied[0][0]} {sign}"
         if "被告人" in sentence[:place]:
             yield f"defendant {sign}"
     yield f"starts {sentence[:3]}"
     yield f"defendant {'被告人' in sentence}"
+    yield f"free {bool(_LONG_FREE.search(sentence))} {bool(_JUST_FREE.search(sentence))}"
     # What 未受过刑事处罚 teaches of a pair of characters is not taught of 曾受过刑事处罚.
     for size in (1, 2):
         for start in range(len(sentence) - size + 1):
-            yield mark + sentence[start : start + size]
+            yield ("~" if start in marked else "") + sentence[start : start + size]
 
 
 def _grams(side: str, text: str) -> Iterable[str]:

@@ -34,9 +34,11 @@ _OTHER_NAMES: dict[str, tuple[str, float]] = {
 # Alcohol in blood is any mass in any volume, which is told before it or after.
 _VOLUME = "(?P<volume>(?:[1l][0o]{2}|一?百) ?(?:ml|毫升|㎖|m1)|dl|㎗|分升|ml|毫升|l(?![a-z0-9])|升)"
 _IN_100_ML = {"ml": 100, "毫升": 100, "l": 0.1, "升": 0.1}
+_BREATH = "吹气|吹出|吹了|抽血|验血|血检|测出来|血液酒精|酒精"
 _IN_BLOOD = re.compile(
-    rf"(?:每{_VOLUME}[^。；，]{{0,24}}|(?:酒精|乙醇)[^。；，]{{0,14}})$", re.IGNORECASE
+    rf"(?:每{_VOLUME}[^。；，]{{0,24}}|(?:{_BREATH}|乙醇)[^。；，]{{0,14}})$", re.IGNORECASE
 )
+_BLOWN = re.compile(f"(?:{_BREATH})[^。；，0-9]{{0,6}}$")
 _SCALES = {"十": 10, "百": 100, "千": 1000, "万": 10_000, "亿": 100_000_000, "w": 10_000, "k": 1000}
 _FORMAL = str.maketrans(
     {
@@ -88,15 +90,16 @@ _FIGURE = re.compile(
     r"(?:(?<=[元圆])零?(?:(?P<jiao>[1-9一二三四五六七八九])角)?"
     r"零?(?:(?P<fen>[1-9一二三四五六七八九])分(?!之))?"
     r"(?:[整正](?=$|[，。；、：）)（(\s]))?(?:人民币)?)?"
-    rf"|(?(sign)|(?P<bare>(?<!两){_END})))",  # a sign of money needs no unit
+    # A sign of money needs no unit, nor does 抽血187.
+    rf"|(?(sign)|{_ABOUT_SO}(?P<bare>(?<!两)(?:{_END}|(?=[就拿]|的货|出头)))))",
     re.IGNORECASE,
 )
 _ABROAD = re.compile(rf"(?:{_FOREIGN}){_ABOUT}{_GAP}$", re.IGNORECASE)
 _PART = re.compile(rf"({_NUMBER})([ \u00a0余多来几十百千万亿拾佰仟萬億wkWK]*)")
 _SEPARATORS = re.compile("[,，'’\u00a0 ]")
 _SPENT = re.compile(
-    "(?:(?:钱|款|现金|金额|价值?|损失|流水|获利|资|费)[^，。；0-9人次条名号点]{0,6}"
-    "|[骗卖赚赔欠借付花给收要偷抢盗窃输贷得][了走得取过到他她我家对方]{0,4})$"
+    "(?:(?:钱|款|现金|金额|价值?|损失|流水|获利|资|费|总共|一共|加起来|定损|值)[^，。；0-9人次条名号点]{0,6}"
+    "|[骗卖赚赔欠借付花给收要偷抢盗窃输贷得取刷退补抽套讹敲][了走得取过到他她我家对方]{0,4})$"
 )
 _LEVEL = "(?:10|[1-9]|[Ⅰ-Ⅹ]|I{1,3}|[一二三四五六七八九十壹贰叁肆伍陆柒捌玖拾])"
 _GRADE = re.compile(
@@ -136,6 +139,9 @@ def read_figures(text: str) -> Iterator[Figure]:
             continue
         before = plain[max(0, match.start() - 40) : match.start()]
         bare = match["bare"] is not None and not before.endswith("人民币")
+        if bare and 20 <= value <= 600 and _BLOWN.search(before):
+            yield Figure(match.start(), match.end(), value, "mg/100ml")
+            continue
         if bare and not re.search("[千万亿]", match[0]):
             continue
         if (bare or named == "块") and not _SPENT.search(before):  # 电瓶六块 is no money

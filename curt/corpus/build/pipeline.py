@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +101,8 @@ class CorpusConfig(Config):
     """Fail on the first record that can't be read rather than set it aside."""
     train: int = 12_000
     """Generated training cases."""
+    lay: int = Field(0, ge=0)
+    """As many more of them, told as people do who are no court."""
     dev: int = 300
     """Generated development cases."""
     test: int = 600
@@ -159,8 +162,9 @@ def _build_generated(config: CorpusConfig, folder: Path) -> dict[str, Any]:
     for split in SPLITS:
         seen = SetCounts()
         cases = generate_cases(getattr(config, split), f"{config.seed}-{split}", split)
+        lay = generate_cases(config.lay * (split == "train"), f"{config.seed}-lay", lay=True)
         with open_case_file(folder / f"{split}.{config.format}") as write:
-            for case in cases:
+            for case in chain(cases, lay):
                 write(json.dumps(case.to_json(), ensure_ascii=False))
                 seen.add(case.verdict.charges, case.verdict.term, len(case.fact), domains_of(case))
         sets[split] = seen.to_json()

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from curt.corpus.generate.calculus import Grade, Offence
+from curt.corpus.generate.calculus import Circumstance, Grade, Offence
 from curt.corpus.generate.draw import Drawn
 from curt.corpus.generate.grammar import Lists, Wording, alternatives, expand
 
@@ -66,18 +67,24 @@ def shared_lists() -> Lists:
 
 
 @cache
-def look_alikes() -> Sequence[LookAlike]:
-    """All look-alikes, in the order of their file."""
-    tables = tomllib.loads((_HERE / "lookalikes.toml").read_text(encoding="utf-8"))
+def lay_words() -> Mapping[str, Any]:
+    """How people tell a case who are no court: lists, circumstances, look-alikes and charges."""
+    return tomllib.loads(_HERE.with_name("lay.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def look_alikes(lay: bool = False) -> Sequence[LookAlike]:
+    """All look-alikes of a court or of lay people, in the order of their file."""
+    court = tomllib.loads((_HERE / "lookalikes.toml").read_text(encoding="utf-8"))
     return [
         LookAlike(tuple(t["told"]), frozenset(t["contradicts"]), frozenset(t.get("only", ())))
-        for t in tables.values()
+        for t in (lay_words()["lookalikes"] if lay else court.values())
     ]
 
 
-def tell(drawn: Drawn, rng: random.Random, wording: Wording) -> Told:
+def tell(drawn: Drawn, rng: random.Random, wording: Wording, lay: bool = False) -> Told:
     """The facts of a case. The same draw and state of `rng` give the same words."""
-    return _Teller(drawn, rng, wording).tell()
+    return (_LayTeller if lay else _Teller)(drawn, rng, wording).tell()
 
 
 class _Teller:
@@ -103,42 +110,50 @@ class _Teller:
         # How much the court writes around the acts: a third of real facts has little of it, some
         # run on for pages.
         self.detail = rng.choices((0, 1, 2, 4, 8, 16), weights=(20, 30, 25, 13, 8, 4))[0]
+        self.lead, self.look_alikes = "被告人", look_alikes()
+        self.lay: Mapping[str, Any] = {}  # in place of what the offence and its grades have
 
     def tell(self) -> Told:
         """Header, incidents with their harm, what followed, and how it was proved."""
         rng, drawn = self.rng, self.drawn
         acts = [self._incident(part, place) for place, part in enumerate(drawn.parts or (0,))]
-        lead = f"被告人{self.defendant}"
+        lead = f"{self.lead}{self.defendant}"
         if lead not in acts[0]:
             acts[0] = acts[0].replace(self.defendant, lead, 1)
         told = [self._pick("header"), *acts]
         if len(acts) > 1 and rng.random() < 0.6:
             told.append(self._pick("sum"))
         if isinstance(drawn.harm, Grade):
-            told.append(self._tell_held_out(drawn.harm.told))
-        texts = alternatives(drawn.offence.after, self.wording)
+            told.append(self._tell_held_out(drawn.harm))
+        texts = alternatives(self.lay.get("after", drawn.offence.after), self.wording)
         for text in rng.sample(texts, min(len(texts), rng.randint(0, 1 + self.detail // 2))):
             told.append(self._write(text))
-        circumstances = [
-            self._tell_held_out(one.told, one.train_only) for one in drawn.circumstances
-        ]
+        circumstances = [self._tell_held_out(one) for one in drawn.circumstances]
         told += self._among_others(circumstances, "".join(told))
         for name, odds in (("evidence", 0.3), ("procedure", 0.25)):
             repeats = sum(rng.random() < odds for _ in range(1 + self.detail))
             told += [self._pick(name) for _ in range(min(repeats, 3))]
-        fact = "".join(text if text[-1] in "。；：，！" else f"{text}。" for text in told if text)
+        fact = self._join([text for text in told if text])
         open_sum = len(drawn.parts) > 1 and _TOTAL not in fact
         fact = _DOUBLED.sub(r"\1\2", fact.replace(_TOTAL, ""))
         return Told(fact, open_sum, tuple(circumstances))
 
     def _incident(self, part: int, place: int) -> str:
         """One incident: its number where there are several, its time, and the act."""
-        drawn = self.drawn
-        own = drawn.harm.acts if isinstance(drawn.harm, Grade) else ()
-        act = self.rng.choice(alternatives(own or drawn.offence.acts, self.wording, strict=True))
-        quantity = {"q": tell_quantity(part, drawn.offence, self.rng)} if drawn.parts else {}
+        drawn, acts = self.drawn, self.lay.get("acts", self.drawn.offence.acts)
+        if isinstance(drawn.harm, Grade):
+            own = self.lay.get("grade_acts", {}).get(drawn.harm.name)
+            acts = own or drawn.harm.acts or acts
+        act = self.rng.choice(alternatives(acts, self.wording, strict=True))
+        quantity = {"q": self._tell_quantity(part)} if drawn.parts else {}
         number = f"{place + 1}、" if self.numbered and len(drawn.parts) > 1 else ""
         return f"{number}{self._date(place)}，{self._write(act, quantity)}"
+
+    def _tell_quantity(self, quantity: int) -> str:
+        return tell_quantity(quantity, self.drawn.offence, self.rng)
+
+    def _join(self, told: Sequence[str]) -> str:
+        return "".join(text if text[-1] in "。；：，！" else f"{text}。" for text in told)
 
     def _among_others(self, circumstances: Sequence[str], so_far: str) -> list[str]:
         """The circumstances, mostly in the order in which reasoning lists them, among the rest."""
@@ -149,7 +164,7 @@ class _Teller:
         kinds = self.drawn.offence.kinds
         others = [
             one
-            for one in look_alikes()
+            for one in self.look_alikes
             if not one.contradicts & names and (not one.only or one.only & kinds)
         ]
         extras = [self._write(rng.choice(rng.choice(others).told))] if rng.random() < 0.4 else []
@@ -173,15 +188,16 @@ class _Teller:
         while other in (*parts, sum(parts)):
             other += grain
         text = self.rng.choice(alternatives(self.lists["aside_counted"], self.wording))
-        return self._write(text, {"q_other": tell_quantity(other, self.drawn.offence, self.rng)})
+        return self._write(text, {"q_other": self._tell_quantity(other)})
 
     def _pick(self, name: str) -> str:
         return self._write(self.rng.choice(alternatives(self.lists[name], self.wording)))
 
-    def _tell_held_out(self, texts: Sequence[str], train_only: Sequence[str] = ()) -> str:
-        known = alternatives(texts, self.wording, strict=True)
-        if self.wording == "train":
-            known = [*known, *train_only]
+    def _tell_held_out(self, one: Circumstance | Grade) -> str:
+        own = self.lay.get("told", {}).get(one.name)
+        known = alternatives(own or one.told, self.wording, strict=True)
+        if self.wording == "train" and not own and isinstance(one, Circumstance):
+            known = [*known, *one.train_only]
         return self._write(self.rng.choice(known))
 
     def _write(self, text: str, more: Mapping[str, str] | None = None) -> str:
@@ -189,8 +205,7 @@ class _Teller:
         bound = {**self.people, **(more or {})}
         bound["d"] = self._called("被告人", self.defendant, 0.5)
         bound["v"] = self._called("被害人", self.victim, 0.7)
-        total = tell_quantity(sum(self.drawn.parts), self.drawn.offence, self.rng)
-        bound["q_total"] = _TOTAL + total
+        bound["q_total"] = _TOTAL + self._tell_quantity(sum(self.drawn.parts))
         bound["n"] = f"{len(self.drawn.parts)}"
         bound["p"] = self._expand("{place}", dict(bound))
         return self._expand(text, bound)
@@ -216,6 +231,44 @@ class _Teller:
                 "minute": f"{self.rng.randint(1, 59)}分",
             },
         )
+
+
+class _LayTeller(_Teller):
+    """Tells it as people do who are no court: shortly, in run-on sentences, without roles."""
+
+    def __init__(self, drawn: Drawn, rng: random.Random, wording: Wording) -> None:
+        super().__init__(drawn, rng, wording)
+        words = lay_words()
+        charge = words["charges"].get(drawn.offence.charge, {})
+        courts = ("header", "aside", "aside_counted", "evidence", "procedure")
+        self.lists |= words["lists"] | {name: [""] for name in courts}
+        self.lay = {"after": [""], **charge}
+        self.lay["told"] = words["circumstances"] | charge.get("told", {})
+        self.lead, self.look_alikes = "", look_alikes(lay=True)
+        self.numbered, self.detail = False, rng.choice((0, 0, 1))
+        self.named: set[str] = set()
+        self.defendant, self.victim = self._pick("lay_defendant"), self._pick("lay_victim")
+        self.people |= {"o": self._pick("lay_other"), "co": self._pick("lay_other")}
+
+    def _tell_quantity(self, quantity: int) -> str:
+        unit = self.drawn.offence.unit
+        units = {"元": ("元", "块钱"), "mg/100ml": ("", "毫克", "mg/100ml")}.get(unit, (unit,))
+        return self.drawn.offence.write(quantity) + self.rng.choice(units)
+
+    def _called(self, role: str, name: str, odds: float) -> str:
+        """Whom the fact has named is 他 or 对方 more often than not."""
+        again = name in self.named and self.rng.random() < odds
+        self.named.add(name)
+        if name in ("我", "她") or not again:
+            return name
+        return "他" if role == "被告人" else self.rng.choice(("对方", "人家"))
+
+    def _date(self, place: int) -> str:
+        return self._pick("lay_again" if place else "lay_date")
+
+    def _join(self, told: Sequence[str]) -> str:
+        marked = [text.strip("。；，") + self.rng.choice("，，。") for text in told]
+        return f"{''.join(marked)[:-1]}。"
 
 
 DATES: Mapping[str, int] = {

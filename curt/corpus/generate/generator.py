@@ -15,7 +15,7 @@ from curt.corpus.case import Case
 from curt.corpus.generate import reasoning
 from curt.corpus.generate.calculus import offences, sentence
 from curt.corpus.generate.draw import Drawn, draw, draw_circumstances, draw_of
-from curt.corpus.generate.facts import Told, tell
+from curt.corpus.generate.facts import Told, lay_words, tell
 from curt.corpus.generate.grammar import Wording
 from curt.corpus.generate.reasoning import VERBOSITIES, write_reasonings
 from curt.law.verdict import Verdict
@@ -26,16 +26,27 @@ SOURCE = "generated"
 EVEN_ODDS = 12.0  # percent, of any circumstance where all are to be learned alike
 
 
-def generate_cases(count: int, seed: int | str, wording: Wording = "train") -> Iterator[Case]:
+def generate_cases(
+    count: int, seed: int | str, wording: Wording = "train", lay: bool = False
+) -> Iterator[Case]:
     """Yield `count` cases; the same seed gives the same cases, on any machine.
 
     Training, development and test sets take different seeds, and different wording: "dev" and
-    "test" tell acts and circumstances in ways that "train" never does. `id` is
-    `generated-{seed}-{index}`.
+    "test" tell acts and circumstances in ways that "train" never does. A court tells
+    them, or with `lay` people who are none. `id` is `generated-{seed}-{index}`.
     """
     rng = random.Random(seed)
     for index in range(count):
-        yield _tell_case(draw(rng), rng, f"{SOURCE}-{seed}-{index}", wording)[0]
+        drawn = _draw_lay(rng) if lay else draw(rng)
+        yield _tell_case(drawn, rng, f"{SOURCE}-{seed}-{index}", wording, lay)[0]
+
+
+def _draw_lay(rng: random.Random) -> Drawn:
+    """Half of charges with lay words, each as likely; in half any circumstance is."""
+    known = offences()[rng.choice(list(lay_words()["charges"]))]
+    drawn = draw_of(rng, known) if rng.random() < 0.5 else draw(rng)
+    odds = rng.choice((None, EVEN_ODDS))
+    return replace(drawn, circumstances=draw_circumstances(rng, drawn.offence, odds))
 
 
 def draw_drill(rng: random.Random) -> tuple[str, str]:
@@ -72,10 +83,14 @@ def generate_marked(
 
 
 def _tell_case(
-    drawn: Drawn, rng: random.Random, case_id: str, wording: Wording
+    drawn: Drawn,
+    rng: random.Random,
+    case_id: str,
+    wording: Wording,
+    lay: bool = False,
 ) -> tuple[Case, Told]:
     outcome = sentence(drawn.offence, drawn.harm, drawn.circumstances)
-    told = tell(drawn, rng, wording)
+    told = tell(drawn, rng, wording, lay)
     drawn = replace(drawn, open_sum=told.open_sum)
     offence = drawn.offence
     case = Case(

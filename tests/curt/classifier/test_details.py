@@ -25,6 +25,7 @@ from curt.classifier.details import (
 from curt.classifier.familiarity import read_text
 from curt.corpus.case import Case
 from curt.corpus.generate.calculus import circumstances
+from curt.corpus.generate.generator import generate_cases
 from curt.law.verdict import Term, Verdict
 from curt.law.weighing import sum_ratios
 from tests.cases import common_cases
@@ -34,7 +35,7 @@ THEFT, INJURY = "盗窃", "故意伤害"
 
 @pytest.fixture(scope="module")
 def reader() -> DetailReader:
-    return fit_details(common_cases(1200, "train"))
+    return fit_details([*common_cases(1200, "train"), *generate_cases(700, "lay", lay=True)])
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,39 @@ def test_a_circumstance_is_told_of_the_defendant_and_not_denied(
 ) -> None:
     text = f"2019年3月4日，被告人王某窃得被害人李某现金人民币7600元。{told}"
     assert reader.find_circumstances(read_text(text), THEFT) == expected
+
+
+@pytest.mark.parametrize(
+    ("charge", "told", "expected"),
+    [
+        (INJURY, "老婆报的警，他拔腿就跑，被抓以后都承认了。", ["坦白"]),
+        (THEFT, "他早先偷东西坐了三年牢，去年才放出来。", ["累犯"]),
+        (THEFT, "他十五年前坐过牢，早就出来了。", ["前科"]),
+        (THEFT, "偷的钱后来全还了。", ["退赔"]),
+        (INJURY, "住院的医药费全是他出的。", ["赔偿"]),
+        (INJURY, "后来对方写了谅解书，不追究了。", ["谅解"]),
+        (INJURY, "对方死活不肯谅解。", []),
+        (THEFT, "钱都输光了，一分没还。", []),
+    ],
+)
+def test_everyday_words_tell_circumstances(
+    reader: DetailReader, charge: str, told: str, expected: list[str]
+) -> None:
+    text = read_text(f"上个月，他和对方为了停车的事闹起来，{told}")
+    assert reader.find_circumstances(text, charge) == expected
+
+
+def test_what_goes_with_harm_is_not_asked_of_money(reader: DetailReader) -> None:
+    assert "赔偿" in reader.barred[THEFT]
+    assert "退赔" in reader.barred[INJURY]
+    assert "危险驾驶" not in reader.barred
+    text = read_text("案发后，被告人王某赔偿被害人李某的经济损失。")
+    assert "赔偿" not in reader.find_circumstances(text, THEFT)
+
+
+def test_a_kilogram_of_drugs_is_a_thousand_grams(reader: DetailReader) -> None:
+    text = read_text("2020年3月4日，被告人王某在车站贩卖冰毒1公斤给李某。")
+    assert reader.read_harm(text, "走私、贩卖、运输、制造毒品") == "1000克"
 
 
 def test_sums_of_several_incidents_are_added(reader: DetailReader) -> None:

@@ -44,6 +44,22 @@ def test_every_spelling_of_a_sum_is_one_figure(told: str) -> None:
 @pytest.mark.parametrize(
     ("told", "plain"),
     [
+        ("吹气168，抽血出来是152毫克", "吹气168mg/100ml，抽血出来是152mg/100ml"),
+        ("验血一百三十四。", "验血134mg/100ml。"),
+        ("抽血3次，花120元", "抽血3次，花120元"),
+        ("前后一共24万，都输了", "前后一共240000元，都输了"),
+        ("取了一万二，损失六千多", "取了12000元，损失6000元"),
+        ("收了一万八的货", "收了18000元的货"),
+        ("一共来了三万人", "一共来了三万人"),
+    ],
+)
+def test_everyday_words_leave_units_out(told: str, plain: str) -> None:
+    assert normalise_figures(told) == plain
+
+
+@pytest.mark.parametrize(
+    ("told", "plain"),
+    [
         ("1万2千元", "12000元"),
         ("10余万元", "100000元"),
         ("12，345，678元", "12345678元"),
