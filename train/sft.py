@@ -56,6 +56,9 @@ class SFTConfig(Config):
     """Branches of each case, each with its own verbosity and stated budget."""
     verbosity_weights: dict[str, float] = {"none": 1.0}
     """How often each verbosity is drawn; see `train.warm_start.examples`."""
+    fitted_share: float = Field(0.0, ge=0, le=1)
+    """Share of the branches whose stated budget is drawn first, and then the fullest reasoning that
+    fits it, in place of a budget that fits the reasoning: a budget comes to mean something."""
     drills: int = 0
     """Steps of the generator's arithmetic added to each case; for generated cases."""
     clipped_share: float = Field(0.0, ge=0, le=1)
@@ -249,6 +252,7 @@ def train_warm_start(
             seed=config.seed,
             drills=config.drills,
             clipped_share=config.clipped_share,
+            fitted_share=config.fitted_share,
             candidates=read_candidates(config.candidates),
             candidates_share=config.candidates_share,
         )

@@ -28,6 +28,7 @@ from train.penalties.group.ddca import DdcaPenalty
 from train.penalties.group.drpo import DrpoPenalty
 from train.penalties.group.gated import GatedPenalty
 from train.penalties.group.gr3 import Gr3Penalty
+from train.penalties.group.granted import GrantedPenalty
 from train.penalties.group.kimi import KimiPenalty
 from train.penalties.group.shorter_better import ShorterBetterPenalty
 from train.penalties.history.laser_d import LaserDPenalty
@@ -52,6 +53,7 @@ PENALTIES: dict[str, type[LengthPenalty]] = {
     "ddca": DdcaPenalty,
     "drpo": DrpoPenalty,
     "gated": GatedPenalty,
+    "granted": GrantedPenalty,
 }
 # The union of all of them, told apart by `type`.
 Penalty = Annotated[Union[tuple(PENALTIES.values())], Field(discriminator="type")]  # noqa: UP007

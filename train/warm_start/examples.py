@@ -63,6 +63,7 @@ def build_examples(
     seed: int,
     drills: int = 0,
     clipped_share: float = 0.0,
+    fitted_share: float = 0.0,
     candidates: Mapping[str, str] | None = None,
     candidates_share: float = 1.0,
 ) -> list[Example]:
@@ -73,7 +74,7 @@ def build_examples(
     Verbosities that a case lacks are left out and the rest reweighed. The branches of a case share
     its line of candidates, or have none: see `draw_candidates`. Of a `clipped_share` of the cases
     with a line, a few words of the facts are told: the line holds what is needed, and what is
-    short is learned in a third of the time.
+    short is learned in a third of the time. For `fitted_share` see `draw_thinking`.
     Raises ValueError when that leaves a case nothing.
     """
     rng = random.Random(seed)
@@ -89,7 +90,7 @@ def build_examples(
         asked, thoughts = [], []
         for _ in range(per_case):
             thinking_ids, budget = draw_thinking(
-                rng, case, tokenizer, verbosity_weights, max_thinking_tokens
+                rng, case, tokenizer, verbosity_weights, max_thinking_tokens, fitted_share
             )
             asked.append(prompts.encode(fact, budget, line).ids)
             thoughts.append(thinking_ids)

@@ -18,6 +18,7 @@ from train.penalties.group.ddca import DdcaPenalty
 from train.penalties.group.drpo import DrpoPenalty
 from train.penalties.group.gated import GatedPenalty
 from train.penalties.group.gr3 import Gr3Penalty
+from train.penalties.group.granted import GrantedPenalty
 from train.penalties.group.kimi import KimiPenalty
 from train.penalties.group.shorter_better import ShorterBetterPenalty
 
@@ -149,3 +150,14 @@ def test_gated_takes_for_running_past_the_stated_budget():
 def test_gated_knows_a_budget_of_nothing():
     shaped = GatedPenalty(weight=0, over_budget=0.5, floor=16)(Group((1, 1), (0, 8), 0))
     assert shaped == pytest.approx([1.0, 0.75])
+
+
+def test_a_budget_is_worth_using_up_only_where_the_longer_ones_are_right():
+    penalty = GrantedPenalty(weight=0.4)
+    helps = penalty(Group((1, 1, 0, 0), (60, 30, 10, 20), 60))
+    assert helps == pytest.approx([1, 1 - 0.4 / 2, 0, 0])
+    in_part = penalty(Group((1, 1, 0, 0), (60, 30, 20, 40), 60))  # of four pairs three are longer
+    assert in_part == pytest.approx([1, 1 - 0.4 / 4, 0, 0])
+    assert penalty(Group((1, 1, 0, 0), (10, 20, 60, 30), 60)) == [1, 1, 0, 0]
+    assert penalty(Group((1, 1), (10, 60), 60)) == [1, 1]
+    assert penalty(Group((1, 0), (90, 10), 60)) == [1, 0]

@@ -18,6 +18,7 @@ from train.penalties.alone.linear import LinearPenalty
 from train.penalties.alone.none import NoPenalty
 from train.penalties.base import GroupOutcome, History
 from train.penalties.group.gated import GatedPenalty
+from train.penalties.group.granted import GrantedPenalty
 from train.penalties.group.kimi import KimiPenalty
 
 few = settings(max_examples=30)  # for each of many penalties
@@ -63,6 +64,7 @@ CONSTANTS = {
         "tolerance": st.integers(0, 20),
         "floor": st.integers(1, 64),
     },
+    "granted": {"weight": share},
 }
 # Smallest and largest value for c in {0, 1}, lengths and budgets up to `longest`; else 0 and 1.
 BOUNDS = {
@@ -101,6 +103,7 @@ COUNTEREXAMPLES = {
     ("alp", "separates_right"): Group((1, 0), (700, 0), 64),
     ("alp", "spares_wrong"): Group((1, 0), (10, 60), 64),
     ("alp", "keeps_sign"): Group((1, 0), (700, 0), 64),
+    ("granted", "prefers_shorter"): Group((1, 1, 0), (60, 30, 10), 64),
     ("shorter-better", "ranks_right_first"): Group((1, 1, 0), (10, 200, 10), 64),
     ("shorter-better", "separates_right"): Group((1, 1, 0), (10, 200, 10), 64),
     ("shorter-better", "prefers_shorter"): Group((1, 0, 0), (60, 10, 50), 64),
@@ -311,6 +314,7 @@ def test_without_weight_a_penalty_is_plain_correctness(group):
     plain = [
         NoPenalty(),
         KimiPenalty(weight=0),
+        GrantedPenalty(weight=0),
         LinearPenalty(weight=0),
         GatedPenalty(weight=0, over_budget=0),
     ]

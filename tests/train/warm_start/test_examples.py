@@ -212,3 +212,16 @@ def test_rows_that_are_no_completions_are_refused(tokenizer, tmp_path, rows, sai
     write_rows(tmp_path / "rows.jsonl", rows)
     with pytest.raises(ValueError, match=said):
         read_examples(tmp_path / "rows.jsonl", tokenizer)
+
+
+def test_wider_budgets_get_longer_reasoning_where_they_are_drawn_first(cases, tokenizer, build):
+    def mean_length(share, low, high):
+        branches = [
+            b for e in build(cases, fitted_share=share) for b in read_branches(e, tokenizer)
+        ]
+        lengths = [len(thinking) for budget, thinking, _ in branches if low <= budget <= high]
+        return sum(lengths) / len(lengths)
+
+    assert mean_length(1.0, 16, 24) > 8
+    assert mean_length(1.0, 128, 128) > 1.1 * mean_length(0.0, 128, 128)
+    assert build(cases, fitted_share=0.0) == build(cases)
