@@ -135,6 +135,10 @@ $(RUN)/grpo-none/manifest.json: $(RUN)/warm-start/manifest.json
 	$(TIMED) grpo-none -- $(PY) -m train.grpo @$(CONFIGS)/grpo.toml --penalty '{"type": "none"}' \
 	    --model $(RUN)/warm-start $(CANDIDATES) --corpus $(LESSONS) --out $(RUN)/grpo-none
 
+$(RUN)/grpo-accuracy/manifest.json: $(RUN)/warm-start/manifest.json
+	$(TIMED) grpo-accuracy -- $(PY) -m train.grpo @configs/demo/accuracy.toml $(if $(CORPUS),--fresh false --correctness graded) \
+	    --model $(RUN)/warm-start $(CANDIDATES) --corpus $(LESSONS) --out $(RUN)/grpo-accuracy
+
 $(RUN)/ort-%/manifest.json: $(RUN)/grpo-default/manifest.json
 	$(TIMED) ort-$* -- $(EXPORT_ORT) --precision $* \
 	    --model $(RUN)/grpo-default --out $(RUN)/ort-$*
@@ -248,6 +252,9 @@ ifdef CONFIG
 else
 	$(MAKE) --no-print-directory $(RUN)/grpo-default/manifest.json
 endif
+
+.PHONY: train-accuracy
+train-accuracy: $(RUN)/eval/grpo-accuracy.json ## GRPO for right verdicts alone, on fresh cases; evaluated beside the demo's
 
 ORT_PRECISION = $(or $(PRECISION),$(firstword $(ORT_RECIPES)))
 ORT_OUT = $(or $(OUT),$(or $(MODEL),$(RUN)/grpo-default)-ort-$(ORT_PRECISION))

@@ -26,6 +26,8 @@ from curt.artifact import MANIFEST, Manifest, parent_of
 from curt.checkpoint import Checkpoint, check_rate, read_checkpoint
 from curt.classifier.candidates import draw_candidates, load_prompts, read_candidates
 from curt.config import Config, run
+from curt.corpus.case import Case
+from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import find_cases, read_cases
 from curt.dialogue import (
     GRAMMAR_VERSION,
@@ -42,7 +44,7 @@ from train.loop.guard import AccuracyGuard
 from train.loop.scoring import check_weights
 from train.penalties import Penalty
 from train.penalties.group.kimi import KimiPenalty
-from train.rewards import Combination
+from train.rewards.score import Combination, Correctness
 from train.runs.checkpoints import (
     checkpoint_step,
     last_checkpoint,
@@ -81,7 +83,10 @@ class RolloutSettings(Config):
     """Tell the answer grammar in every prompt. By default as the model folder was trained, and to
     any other checkpoint."""
     corpus: Path = Path("artifacts/demo/corpus")
-    """Folder with the training cases, train.jsonl or train.parquet."""
+    """Folder with the training cases, train.jsonl or train.parquet, and `dev` to evaluate on."""
+    fresh: bool = False
+    """Cases of the generator in place of the corpus' own, each step's drawn anew: they depend on
+    the seed and the step alone, and no corpus has them."""
     candidates: Path | None = None
     """Cross-fitted candidates of the cases, of `compress.classifier.train`; the reader's own for
     cases without."""
@@ -140,14 +145,19 @@ class GRPOSettings(RolloutSettings):
     within the group."""
     judges: dict[str, JudgeSettings] = {}
     """Judges by a name of your choice: {"qwen": {"type": "endpoint", ...}}; see `train.judge`."""
+    correctness: Correctness = "exact"
+    """What counts as correct, and is penalised: `exact`, all or nothing, or `graded`."""
     partial_share: float = Field(0.4, ge=0, le=1)
-    """Share of the total that partial rewards make up; the rest is penalised exact correctness."""
+    """Share of the total that partial rewards make up; the rest is penalised correctness."""
     advantages: Estimator | Literal["gdpo"] = "batch"
     """From rewards to advantages; see `train.loop.advantages`."""
     spread_floor: float = Field(0.0, ge=0)
     """A group whose rewards range over less teaches nothing."""
     right_boost: float = Field(0.0, ge=0)
     """Added to the advantages of right completions once they are scaled (DLER's code: 0.1)."""
+    rounds: int = Field(1, ge=1)
+    """Rounds of sampling a step, at most: while fewer than `prompts` groups have a spread, as many
+    new prompts are sampled as in the first."""
     guard: AccuracyGuard | None = None
     """Ease the length penalty while accuracy is down: {} for the guard's defaults."""
     micro_batch: int | None = Field(None, ge=1)
@@ -171,6 +181,12 @@ class GRPOSettings(RolloutSettings):
     package installed. The history is kept anyway."""
     trl: dict[str, Any] = {}
     """Further settings of TRL's GRPOConfig, by its names: {"use_vllm": true, ...}."""
+    eval_steps: int | None = Field(None, ge=1)
+    """Steps between evaluations on the corpus' `dev`, greedy, `max_thinking_tokens` stated and
+    enforced; the weights of the best become the result. None: no evaluation, the last weights."""
+    eval_cases: int = Field(200, ge=1)
+    patience: int | None = Field(None, ge=1)
+    """Evaluations in a row without gain that end the run."""
     stop_on_collapse: bool = False
     """End the run when `train.loop.watch` sees the policy collapse; otherwise it only warns."""
 
@@ -185,8 +201,8 @@ class GRPOSettings(RolloutSettings):
             raise ValueError("seed_rollouts without compact: only that sampler can be seeded so")
         if self.compact and self.trl.get("use_vllm"):
             raise ValueError("compact samples without vLLM: leave it or trl.use_vllm out")
-        if self.oversample and self.micro_batch:
-            raise ValueError("oversample chooses among whole batches: leave micro_batch out")
+        if (self.oversample or self.rounds > 1) and self.micro_batch:
+            raise ValueError("oversample and rounds need whole batches: leave micro_batch out")
         return self
 
     def cut_step(self, processes: int) -> tuple[int, int]:
@@ -203,7 +219,7 @@ class GRPOSettings(RolloutSettings):
 def train_grpo(config: GRPOSettings) -> None:
     """Train as configured and write the model folder. Resumes an interrupted run."""
     import torch
-    from accelerate.utils import gather_object, set_seed
+    from accelerate.utils import set_seed
     from transformers import PrinterCallback
     from trl import GRPOConfig
 
@@ -231,6 +247,10 @@ def train_grpo(config: GRPOSettings) -> None:
     if config.compact and not compact:
         logger.info("%s can't read branches in one row: TRL's own rollouts", config.model)
     resume = ask_main(lambda: last_checkpoint(run_dir))
+    arguments.eval_on_start = config.eval_steps is not None and resume is None
+    prompts = load_prompts(
+        config.model, tokenizer, start["max_fact_tokens"], start["prompt_version"]
+    )
     trajectories = run_dir / "trajectories"
     step = checkpoint_step(resume) if resume else 0
     reward = GroupReward(
@@ -239,6 +259,7 @@ def train_grpo(config: GRPOSettings) -> None:
             config.reward_weights,
             {name: make_judge(judge) for name, judge in config.judges.items()},
             config.reward_combination,
+            config.correctness,
         ),
         partial_share=config.partial_share,
         num_generations=config.generations,
@@ -250,29 +271,18 @@ def train_grpo(config: GRPOSettings) -> None:
         checkpoint_sha256=start["parent"].manifest_sha256 if "parent" in start else "",
         guard=config.guard,
         history=ask_main(lambda: resume_history(trajectories, step)),
-        gather=gather_object,
-        process_index=processes.process_index,
     )
     stop = StopCleanly()
     watch = CollapseWatch(stop=config.stop_on_collapse)
     trainer = RecordingTrainer(
+        settings=config,
         reward=reward,
         writer=TrajectoryWriter(trajectories),
         compact=compact,
-        seed_rollouts=config.seed_rollouts,
-        thinking_end=reward.end_id if config.enforce_budgets else None,
-        estimator=config.advantages,
-        spread_floor=config.spread_floor,
-        right_boost=config.right_boost,
-        trained_groups=config.prompts,
+        prompts=build_prompts(config, prompts, config.rounds),
         model=model,
         args=arguments,
-        train_dataset=build_prompts(
-            config,
-            load_prompts(
-                config.model, tokenizer, start["max_fact_tokens"], start["prompt_version"]
-            ),
-        ),
+        eval_dataset=build_evaluation(config, prompts) if config.eval_steps else None,
         processing_class=tokenizer,
         callbacks=[stop, watch, ProgressBar(f"GRPO, penalty {config.penalty.type}")],
         peft_config=adapter_config(config.lora) if config.lora else None,
@@ -292,6 +302,9 @@ def train_grpo(config: GRPOSettings) -> None:
         leave(f"stopped: {', '.join(watch.counts)}; the last checkpoint is in {run_dir}")
     if stop.stopped:
         leave("stopped; the same command goes on from here")
+    if config.eval_steps:
+        logger.info("the best was step %s", trainer.state.best_global_step)
+        trainer._load_best_model()
     describe = start | {"stage": f"grpo-{config.penalty.type}"}
     history = history_rows(trainer.state.log_history)
     write_model(
@@ -332,7 +345,8 @@ def open_learner(
     thinking_tokens = config.max_thinking_tokens
     checkpoint.check_servable(start["max_fact_tokens"], thinking_tokens, start["prompt_version"])
     checkpoint.say_changes()
-    inputs = {"train": find_cases(config.corpus, "train")} if samples else {}
+    splits = {"train": samples and not config.fresh, "dev": getattr(config, "eval_steps", None)}
+    inputs = {name: find_cases(config.corpus, name) for name, read in splits.items() if read}
     if "parent" in start:
         inputs["model"] = Path(config.model) / MANIFEST
     settings = config.model_dump(mode="json")
@@ -397,56 +411,75 @@ def trl_options(config: GRPOSettings, run: Path, processes: int = 1) -> dict[str
         "report_to": list(config.trackers) or "none",
         "seed": config.seed,
     }
+    if config.eval_steps:
+        ours |= {"eval_strategy": "steps", "eval_steps": config.eval_steps}
+        ours |= {"metric_for_best_model": "eval_correct", "num_generations_eval": 1}
     sizes = {"steps_per_generation", "generation_batch_size"}
     if taken := sorted(config.trl.keys() & (ours.keys() | sizes)):
         raise ValueError(f"trl names {taken}: set these by their own fields of the configuration")
     return {**TRL_DEFAULTS, "loss_type": "dapo", **config.trl, **ours}
 
 
-def build_prompts(config: RolloutSettings, prompts: Prompts) -> Dataset:
-    """One row a prompt, as many as the run needs, each with a stated budget drawn at random."""
+def build_prompts(config: RolloutSettings, prompts: Prompts, rounds: int = 1) -> Dataset:
+    """One row a prompt, each with a stated budget drawn: all first rounds, then all second ones."""
     from datasets import Dataset
 
     rng = random.Random(config.seed)
     a_step = config.prompts + config.oversample
-    wanted = config.steps * a_step
-    cases = list(read_cases(find_cases(config.corpus, "train")))
-    drawn = rng.choices(cases, k=wanted) if wanted > len(cases) else rng.sample(cases, wanted)
+    wanted = config.steps * rounds * a_step
+    if config.fresh:
+        places = (divmod(n, config.steps) for n in range(rounds * config.steps))
+        seeds = [f"fresh-{config.seed}-{step}-{number}" for number, step in places]
+        drawn = [case for seed in seeds for case in generate_cases(a_step, seed)]
+    else:
+        cases = list(read_cases(find_cases(config.corpus, "train")))
+        drawn = rng.choices(cases, k=wanted) if wanted > len(cases) else rng.sample(cases, wanted)
     known = read_candidates(config.candidates)
     rows = []
     for index, case in enumerate(drawn):
-        budget = config.draw_budget(rng, index // a_step)
+        budget = config.draw_budget(rng, index // a_step % config.steps)
         candidates = draw_candidates(rng, prompts, case.id, known, config.candidates_share)
-        rows.append(
-            {
-                "prompt": prompts.text(case.fact, budget, candidates),
-                "reference": json.dumps(case.verdict.to_json(), ensure_ascii=False),
-                "budget": budget,
-                "case_id": case.id,
-            }
-        )
+        rows.append(_row(prompts, case, budget, candidates))
     return Dataset.from_list(rows)
+
+
+def build_evaluation(config: GRPOSettings, prompts: Prompts) -> Dataset:
+    """One row a development case, under the widest budget. Raises ValueError without a case."""
+    from datasets import Dataset
+
+    cases = list(read_cases(find_cases(config.corpus, "dev"), config.eval_cases))
+    if not cases:
+        raise ValueError(f"{config.corpus} holds no case in dev: build it again, or no eval_steps")
+    return Dataset.from_list([_row(prompts, c, config.max_thinking_tokens, None) for c in cases])
+
+
+def _row(prompts: Prompts, case: Case, budget: int, candidates: str | None) -> dict[str, Any]:
+    return {
+        "prompt": prompts.text(case.fact, budget, candidates),
+        "reference": json.dumps(case.verdict.to_json(), ensure_ascii=False),
+        "budget": budget,
+        "case_id": case.id,
+    }
 
 
 SHOWN = (
     "reward", "exact", "thinking_tokens", "within_budget", "entropy", "frac_reward_zero_std",
     "penalty_weight", "misranked", "thinking_tokens_right", "thinking_tokens_wrong",
+    "thinking_cut", "eval_correct", "eval_exact", "eval_thinking_tokens",
 )  # fmt: skip
+RENAMED = {"learning_rate": "lr", "step_time": "seconds",
+           "completions/mean_length": "completion_tokens"}  # fmt: skip
 
 
 def history_rows(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Per-step metrics of a run, for the report."""
-    return [
-        {
-            "step": row["step"],
-            "lr": row["learning_rate"],
-            "seconds": row["step_time"],
-            "completion_tokens": row["completions/mean_length"],
-            **{key: row[key] for key in SHOWN if row.get(key) is not None},
-        }
-        for row in log_history
-        if "reward" in row
-    ]
+    """Per-step metrics of a run, for the report; step 0 is an evaluation of the start."""
+    rows: dict[int, dict[str, float]] = {}
+    for row in log_history:
+        if "reward" in row or "eval_exact" in row:
+            shown = {k: row[k] for k in (*RENAMED, *SHOWN) if row.get(k) is not None}
+            shown = {RENAMED.get(key, key): value for key, value in shown.items()}
+            rows.setdefault(row["step"], {"step": row["step"]}).update(shown)
+    return list(rows.values())
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def draw_training(named: Sequence[tuple[str, Sequence[TrainingStep]]]) -> Markup
     wanted = (
         ("reward", "reward"),
         ("exact", "exact share of rollouts"),
+        ("eval_exact", "exact share of dev cases"),
         ("thinking_tokens", "thinking tokens"),
     )
     panels = [

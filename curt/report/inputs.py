@@ -111,6 +111,7 @@ class TrainingStep(Part):
     loss: float | None = None
     reward: float | None = None
     exact: float | None = None
+    eval_exact: float | None = None
     thinking_tokens: float | None = None
     completion_tokens: float | None = None
     entropy: float | None = None

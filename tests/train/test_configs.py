@@ -33,6 +33,7 @@ DEMO = {
     "lessons": CorpusConfig,
     "sft": SFTConfig,
     "grpo": GRPOSettings,
+    "accuracy": GRPOSettings,
     "evaluate": EvaluateConfig,
     "compress-trt": ExportTrtConfig,
     "compress-prune": PruneConfig,

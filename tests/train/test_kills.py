@@ -7,6 +7,7 @@ random generator; what was sampled after it is dropped and sampled again, the sa
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -35,12 +36,21 @@ KILLS = int(os.environ.get("CURT_KILLS", "3"))
 STEPS = 36
 
 
-def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(tmp_path: Path):
+PLAIN: dict[str, object] = {}
+ACCURATE = {
+    "compact": True, "enforce_budgets": True, "rounds": 2, "oversample": 1,
+    "advantages": "whitened", "correctness": "graded", "eval_steps": 4,
+    "eval_cases": 6, "patience": 9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("extra", [PLAIN, ACCURATE], ids=["plain", "accurate"])
+def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(tmp_path: Path, extra: dict):
     kept = signal.getsignal(signal.SIGINT)
     corpus = make_corpus(tmp_path)
     model = made_by(train_warm_start, sft_config(corpus, tmp_path / "warm", epochs=2.0))
     signal.signal(signal.SIGINT, kept)
-    changes = {"steps": STEPS, "checkpoint_steps": 5}
+    changes = {"steps": STEPS, "checkpoint_steps": 5, **extra}
 
     whole_log = tmp_path / "whole.log"
     whole = grpo_config(corpus, model, tmp_path / "whole", **changes)
@@ -70,9 +80,13 @@ def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(tmp_path: Path):
 
     unbroken = read_rollouts(tmp_path / "whole.run" / "trajectories")
     resumed = read_rollouts(trajectories)
-    assert unbroken.num_rows == STEPS * PROMPTS * GENERATIONS
+    assert unbroken.num_rows >= STEPS * PROMPTS * GENERATIONS
     same = [c for c in unbroken.column_names if c != "config_sha256"]  # the folder differs
     assert resumed.select(same).equals(unbroken.select(same))
     weights = [load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", out)]
     assert weights[0].keys() == weights[1].keys()
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+    histories = [json.loads((f / "history.json").read_bytes()) for f in (tmp_path / "whole", out)]
+    timeless = [[row | {"seconds": 0} for row in rows] for rows in histories]
+    assert timeless[0] == timeless[1]
+    assert sum("eval_correct" in row for row in timeless[0]) == (10 if extra else 0)

@@ -13,6 +13,7 @@ import pytest
 from curt.artifact import ArtifactError, load_manifest
 from curt.corpus.store import read_cases
 from curt.dialogue import parse_completion
+from curt.evaluate import EvaluateConfig, evaluate
 from tests.train.training_runs import (
     GENERATIONS,
     PROMPTS,
@@ -28,6 +29,7 @@ from train.data.trajectories import read_rollouts
 from train.grpo import train_grpo
 from train.loop.scoring import Scorer
 from train.penalties import Group
+from train.penalties.alone.none import NoPenalty
 from train.sft import train_warm_start
 
 pytestmark = pytest.mark.slow
@@ -155,6 +157,72 @@ def test_more_groups_can_be_sampled_than_are_trained_on(tmp_path, corpus, warm_s
     history = json.loads((folder / "history.json").read_bytes())
     assert all(0 <= row["penalty_weight"] <= 1 for row in history)
     assert list((tmp_path / "grpo.run" / "runs").rglob("events.out.tfevents.*"))
+
+
+def test_a_step_is_sampled_again_until_it_is_full_of_groups_with_a_spread(
+    tmp_path, corpus, warm_start
+):
+    """Seldom both of two prompts have one; sixteen rollouts each, in one packed row."""
+    config = grpo_config(
+        corpus, warm_start, tmp_path / "grpo", rounds=4, generations=16, compact=True,
+        partial_share=0.0, penalty=NoPenalty(), temperature=0.7,
+    )  # fmt: skip
+    train_grpo(config)
+    rows = read_rollouts(tmp_path / "grpo.run" / "trajectories").to_pylist()
+    counts = []
+    for step in range(1, 5):
+        groups: dict[int, list[dict]] = {}
+        for row in rows:
+            if row["step"] == step:
+                groups.setdefault(row["group"], []).append(row)
+        assert list(groups) == list(range(len(groups)))
+        assert len({group[0]["prompt"] for group in groups.values()}) == len(groups)
+        spread = [len({row["reward"] for row in group}) > 1 for group in groups.values()]
+        counts.append(len(groups) // PROMPTS)
+        assert sum(spread[:-PROMPTS]) < PROMPTS  # or there was no need of the last round
+        assert sum(spread) >= PROMPTS or counts[-1] == 4
+        kept = [number for number, group in groups.items() if group[0]["kept"]]
+        assert len(kept) == PROMPTS
+        taught = [number for number, has in enumerate(spread) if has][:PROMPTS]
+        assert set(taught) <= set(kept)
+        assert all(any(r["advantage"] for r in groups[n]) == (n in taught) for n in groups)
+    assert max(counts) > 1
+
+
+def test_the_best_of_the_evaluated_weights_are_published_and_no_gain_ends_the_run(
+    tmp_path, corpus, warm_start, monkeypatch
+):
+    """A rate that ruins the model: later evaluations are no better than the first."""
+    config = grpo_config(
+        corpus, warm_start, tmp_path / "grpo", steps=40, eval_steps=2, patience=2,
+        learning_rate=2e-2, checkpoint_steps=3, compact=True,
+    )  # fmt: skip
+
+    def breaks_off(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.runs.weights.write_artifact", breaks_off)
+        with pytest.raises(KeyboardInterrupt):
+            train_grpo(config)
+    steps = max(steps_of(tmp_path / "grpo.run"))
+    folder = made_by(train_grpo, config)  # goes on from before its end, and ends there again
+    assert max(steps_of(tmp_path / "grpo.run")) == steps < 40
+    history = json.loads((folder / "history.json").read_bytes())
+    evaluated = {row["step"]: row["eval_correct"] for row in history if "eval_correct" in row}
+    assert list(evaluated) == list(range(0, steps + 1, 2))
+    trained = list(evaluated.values())[1:]
+    best = trained.index(max(trained))
+    assert best == len(trained) - 3
+    assert all(row["eval_correct"] == row["eval_exact"] for row in history if "eval_exact" in row)
+
+    report = evaluate(
+        EvaluateConfig(model=folder, corpus=corpus / "dev.jsonl", out=tmp_path / "e", budgets=[16])
+    )
+    assert report["scores"]["exact"] == pytest.approx(max(trained))
+    assert trained[-1] < max(trained)
+    thinking = next(r for r in history if r["step"] == 2 * (best + 1))["eval_thinking_tokens"]
+    assert report["thinking_tokens"]["mean"] == pytest.approx(thinking)
 
 
 @pytest.mark.parametrize("estimator", ["gdpo", "rloo"])

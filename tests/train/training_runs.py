@@ -25,6 +25,7 @@ def make_corpus(folder: Path) -> Path:
     """Cases of one charge with one kind of penalty: a model this small learns some by heart."""
     cases = [c for c in generate_cases(4000, seed=1) if c.verdict.charges == ("危险驾驶",)]
     assert write_cases(folder / "train.jsonl", cases[:60]) == 60
+    assert write_cases(folder / "dev.jsonl", cases[60:70]) == 10
     return folder
 
 

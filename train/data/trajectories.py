@@ -42,7 +42,7 @@ class Rollout:
     partial: float | None
     exact: float
     shaped: float
-    """Exact correctness after the length penalty."""
+    """What counts as correct, after the length penalty."""
     reward: float | None
     """What the policy is trained on."""
     advantage: float
@@ -56,6 +56,8 @@ class Rollout:
     """Manifest of the model the run started from; `step` says how many updates came since."""
     penalty_weight: float = 1.0
     """Share of the penalty that the accuracy guard let through."""
+    correct: float = 0.0
+    """What the penalty started from; runs of earlier versions have `exact` for it."""
 
 
 _REWARDS = pa.map_(pa.string(), pa.float64())  # names differ between runs, the type must not

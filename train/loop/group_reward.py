@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -14,10 +15,11 @@ from train.data.trajectories import Rollout
 from train.loop.guard import AccuracyGuard, weigh_penalty
 from train.loop.scoring import Score, Scorer, mean_known
 from train.penalties import Group, Penalty
-from train.penalties.base import History, group_outcomes
+from train.penalties.base import NO_HISTORY, History
 from train.penalties.history.laser_d import bucket_of
 
 
+@dataclass(kw_only=True, eq=False)
 class GroupReward:
     """TRL's reward function: scores a batch group by group and keeps the rollouts.
 
@@ -26,37 +28,23 @@ class GroupReward:
     is checked. Rows are left in `pending` until the trainer knows their advantages.
     """
 
-    def __init__(
-        self,
-        *,
-        penalty: Penalty,
-        scorer: Scorer,
-        partial_share: float,
-        num_generations: int,
-        end_id: int,
-        eos_ids: Collection[int],
-        config_sha256: str,
-        checkpoint_sha256: str = "",
-        guard: AccuracyGuard | None = None,
-        history: History | None = None,
-        gather: Callable[[list[Any]], list[Any]] = list,
-        process_index: int = 0,
-    ) -> None:
-        self.__name__ = "verdict"  # TRL names its metrics after this
-        self.penalty = penalty
-        self.scorer = scorer
-        self.partial_share = partial_share
-        self.num_generations = num_generations
-        self.end_id = end_id
-        self.eos_ids = frozenset(eos_ids)
-        self.config_sha256 = config_sha256
-        self.checkpoint_sha256 = checkpoint_sha256  # of the policy that samples
-        self.guard = guard
-        self.history = history or History()
-        self.gather = gather  # rows of every process, in their order
-        self.process_index = process_index
-        self.penalty_weight = 1.0
-        self.pending: list[Rollout] = []
+    penalty: Penalty
+    scorer: Scorer
+    partial_share: float
+    num_generations: int
+    end_id: int
+    eos_ids: Collection[int]
+    config_sha256: str
+    checkpoint_sha256: str = ""
+    """Of the policy that samples."""
+    guard: AccuracyGuard | None = None
+    history: History = NO_HISTORY
+    """The groups of all finished steps and all processes; the trainer adds each step's."""
+    first_group: int = 0
+    """Number, in its step, of the first group of the batch to come."""
+    penalty_weight: float = 1.0
+    pending: list[Rollout] = field(default_factory=list)
+    __name__ = "verdict"  # TRL names its metrics after this
 
     def __call__(
         self,
@@ -76,30 +64,24 @@ class GroupReward:
         """
         size = self.num_generations
         check_groups(prompts, size)
-        step = trainer_state.global_step + 1
         parsed = [parse_completion(text) for text in completions]
         references = [Verdict.from_json(json.loads(text)) for text in reference]
         scores = self.scorer.score(parsed, references, size)
         self.pending = []
         self.penalty_weight = self.guard.weight(self.history) if self.guard else 1.0
-        # Processes hold equal shares of the step's prompts, in their order.
-        first_group = self.process_index * (len(prompts) // size)
         for start in range(0, len(prompts), size):
             rows = slice(start, start + size)
-            self.pending += self._score_group(
-                step=step,
-                group=first_group + start // size,
-                prompt=prompts[start],
-                completions=completions[rows],
-                completion_ids=completion_ids[rows],
-                scores=scores[rows],
-                budget=budget[start],
-                case_id=case_id[start],
-            )
+            of_all = {
+                "step": trainer_state.global_step + 1,
+                "group": self.first_group + start // size,
+                "case_id": case_id[start],
+                "prompt": prompts[start],
+                "prompt_sha256": hashlib.sha256(prompts[start].encode()).hexdigest(),
+                "budget": budget[start],
+            }
+            made = completions[rows], completion_ids[rows]
+            self.pending += self._score_group(of_all, *made, scores[rows])
         self._log(scores, log_metric)
-        outcomes = [(r.step, r.group, r.exact, r.thinking_tokens) for r in self.pending]
-        # All processes must see one history, or a guard would weigh each one's penalty otherwise.
-        self.history = self.history.extend(group_outcomes(self.gather(outcomes)))
         # TRL prints the whole prompt, case facts included, when a reward is None. It uses rewards
         # for its metrics only: the trainer takes advantages from `pending`, where None is kept.
         known = mean_known([rollout.reward for rollout in self.pending])
@@ -108,29 +90,20 @@ class GroupReward:
 
     def _score_group(
         self,
-        *,
-        step: int,
-        group: int,
-        prompt: str,
+        of_all: Mapping[str, Any],
         completions: Sequence[str],
         completion_ids: Sequence[list[int]],
         scores: Sequence[Score],
-        budget: int,
-        case_id: str,
     ) -> list[Rollout]:
+        """A group's rollouts; `of_all` are the fields that all of them have alike."""
         lengths = [count_thinking(ids, self.end_id) for ids in completion_ids]
-        truncated = tuple(self.eos_ids.isdisjoint(ids) for ids in completion_ids)
-        exact = tuple(s.exact for s in scores)
-        shaped = self.penalty(Group(exact, tuple(lengths), budget, truncated), self.history)
-        shaped = weigh_penalty(shaped, exact, self.penalty_weight)
+        truncated = tuple(set(self.eos_ids).isdisjoint(ids) for ids in completion_ids)
+        correct = tuple(s.correct for s in scores)
+        group = Group(correct, tuple(lengths), of_all["budget"], truncated)
+        shaped = weigh_penalty(self.penalty(group, self.history), correct, self.penalty_weight)
         return [
             Rollout(
-                step=step,
-                group=group,
-                case_id=case_id,
-                prompt=prompt,
-                prompt_sha256=hashlib.sha256(prompt.encode()).hexdigest(),
-                budget=budget,
+                **of_all,
                 completion=text,
                 token_ids=list(ids),
                 thinking_tokens=length,
@@ -140,6 +113,7 @@ class GroupReward:
                 reward_weighted=dict(score.weighted),
                 partial=score.partial,
                 exact=score.exact,
+                correct=score.correct,
                 shaped=value,
                 reward=self._total(score.partial, value),
                 advantage=0.0,
@@ -164,6 +138,7 @@ class GroupReward:
         rows = self.pending
         columns: dict[str, list[float | None]] = {
             "exact": [r.exact for r in rows],
+            "correct": [r.correct for r in rows],
             "partial": [r.partial for r in rows],
             "shaped": [r.shaped for r in rows],
             "thinking_tokens": [r.thinking_tokens for r in rows],

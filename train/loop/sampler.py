@@ -28,14 +28,14 @@ def sample_completions(
     pad_id: int,
     uniforms: torch.Tensor | None = None,
 ) -> list[list[int]]:
-    """Sample one completion for every row of `prompts`, end token included.
+    """Sample one completion for every row of `prompts`, end token included; greedily at 0.
 
     `prompts` holds token ids, each prompt `group` times in a row. `uniforms` (rows, max_new_tokens)
     decide the draws, as `row_uniforms` makes them; torch's generator does without. Raises
-    ValueError when prompts come otherwise, or when the temperature is not positive.
+    ValueError when prompts come otherwise, or when the temperature is negative.
     """
-    if temperature <= 0:
-        raise ValueError(f"a temperature of {temperature}: use more than 0 to sample")
+    if temperature < 0:
+        raise ValueError(f"a temperature of {temperature}: use 0, the likeliest token, or more")
     unique = [list(p) for p in prompts[::group]]
     if [p for p in unique for _ in range(group)] != [list(p) for p in prompts]:
         raise ValueError(f"prompts do not come in groups of {group}")
@@ -62,12 +62,13 @@ def sample_completions(
     rows = list(range(len(prompts)))  # which prompt each live row belongs to
     finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
     for step in range(max_new_tokens):
-        probabilities = torch.softmax(logits.float() / temperature, dim=-1)
-        tokens = (  # (R, 1)
-            torch.multinomial(probabilities, 1)
-            if uniforms is None
-            else pick_tokens(probabilities, uniforms[rows, step].to(device))
-        )
+        probabilities = torch.softmax(logits.float() / (temperature or 1), dim=-1)
+        if not temperature:
+            tokens = probabilities.argmax(-1, keepdim=True)  # (R, 1)
+        elif uniforms is None:
+            tokens = torch.multinomial(probabilities, 1)
+        else:
+            tokens = pick_tokens(probabilities, uniforms[rows, step].to(device))
         for row, token, over in zip(rows, tokens[:, 0].tolist(), finished.tolist(), strict=True):
             if not over:
                 completions[row].append(token)

@@ -21,6 +21,7 @@ from train.rewards import (
     combine,
     exact_reward,
 )
+from train.rewards.score import Correctness
 
 TASKS: tuple[Task, ...] = get_args(Task)
 SEPARATOR = ":"  # between a judge's name and its task, in the name of a reward
@@ -34,6 +35,8 @@ class Score:
     weighted: Mapping[str, float | None]
     partial: float | None
     exact: float
+    correct: float
+    """What the run counts as correct; `exact` by default."""
     disagreement: float | None = None
     """Standard deviation between reward models on their common scale; None without one."""
 
@@ -49,6 +52,7 @@ class Scorer:
     weights: Mapping[str, float]
     judges: Mapping[str, Judge] = field(default_factory=dict)
     combination: Combination = "mean"
+    correctness: Correctness = "exact"
 
     def __post_init__(self) -> None:
         check_weights(self.weights, self.judges.keys())
@@ -81,6 +85,7 @@ class Scorer:
                 },
                 partial=partial,
                 exact=exact_reward(completion, reference),
+                correct=REWARDS[self.correctness](completion, reference),
                 disagreement=spread,
             )
             for completion, reference, raw, partial, spread in zip(

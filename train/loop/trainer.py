@@ -5,26 +5,37 @@ The loss, the clipping and the loop are TRL's.
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from statistics import fmean
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 from trl import GRPOTrainer
 
-from curt.dialogue import MAX_ANSWER_TOKENS, encode
+from curt.dialogue import MAX_ANSWER_TOKENS, encode, parse_completion
+from curt.law.verdict import Verdict
 from train.data.trajectories import Rollout, TrajectoryWriter, drop_after, read_rollouts
-from train.loop.advantages import Estimator, boost_right, estimate, gdpo
-from train.loop.group_reward import GroupReward
+from train.loop.advantages import boost_right, estimate, gdpo
+from train.loop.group_reward import GroupReward, count_thinking
 from train.loop.packed_update import packed_log_probs
 from train.loop.sampler import row_uniforms, sample_completions
 from train.penalties.base import History, group_outcomes
+from train.rewards import REWARDS
 from train.runs.processes import SHARDED, call_within
+
+logger = logging.getLogger(__name__)
 
 Sampled = tuple[list[list[int]], list[list[float]] | None]
 """Token ids of completions, and their log-probabilities where the sampler knows them."""
+EVALUATED = ("eval_correct", "eval_exact", "eval_thinking_tokens")
+AT_ONCE = 100  # development cases
 
 
 class RecordingTrainer(GRPOTrainer):
@@ -33,33 +44,26 @@ class RecordingTrainer(GRPOTrainer):
     def __init__(
         self,
         *,
+        settings: Any,
         reward: GroupReward,
         writer: TrajectoryWriter,
         compact: bool,
-        estimator: Estimator | Literal["gdpo"],
-        spread_floor: float,
-        right_boost: float,
-        trained_groups: int,
-        seed_rollouts: bool,
-        thinking_end: int | None = None,
+        prompts: Dataset,
         **options: Any,
     ) -> None:
-        super().__init__(reward_funcs=reward, **options)
-        if compact and self.accelerator.distributed_type in SHARDED:
-            # It reads the weights layer by layer, where only parts of them lie.
+        steps = prompts.select(range(len(prompts) // settings.rounds))
+        super().__init__(reward_funcs=reward, train_dataset=steps, **options)
+        if self.accelerator.distributed_type in SHARDED and (compact or settings.eval_steps):
+            # Both read the weights layer by layer, where only parts of them lie.
             raise ValueError(
-                f"compact under {self.accelerator.distributed_type.value}: it needs whole weights "
-                "in every process; set compact to false, or launch with DDP"
+                f"compact or eval_steps under {self.accelerator.distributed_type.value}: they need "
+                "whole weights in every process; leave them out, or launch with DDP"
             )
+        self.settings = settings  # of train.grpo
         self.group_reward = reward
         self.writer = writer
         self.compact = compact
-        self.estimator = estimator
-        self.spread_floor = spread_floor
-        self.right_boost = right_boost
-        self.trained_groups = trained_groups
-        self.seed_rollouts = seed_rollouts
-        self.thinking_end = thinking_end  # put where a stated budget is used up; None: nowhere
+        self.prompts = prompts  # of all first rounds, then all second ones
         self.budgets: list[int] = []  # of the rows to be sampled
         self.own_tokens: list[list[int]] | None = None  # 1, and 0 where a token was put in
 
@@ -68,6 +72,7 @@ class RecordingTrainer(GRPOTrainer):
         return [encode(self.processing_class, prompt) for prompt in prompts], None, {}
 
     def _generate(self, prompts: list[str]) -> tuple[Any, ...]:
+        self.own_tokens = None
         prompt_ids, completion_ids, _, *others = super()._generate(prompts)
         return prompt_ids, completion_ids, self.own_tokens, *others
 
@@ -75,33 +80,34 @@ class RecordingTrainer(GRPOTrainer):
         self, prompt_ids: list[list[int]], images: Any, fields: Any, group: int
     ) -> Sampled:
         sampled = self._sample(prompt_ids, range(len(prompt_ids)), group)
-        return sampled if self.thinking_end is None else self._end_thinking(prompt_ids, *sampled)
+        ends = self.settings.enforce_budgets or not self.model.training
+        return self._end_thinking(prompt_ids, *sampled) if ends else sampled
 
     def _sample(
         self, texts: list[list[int]], rows: Sequence[int], group: int, *, answers: bool = False
     ) -> Sampled:
-        """Sample on from `texts`, which belong to these rows of the process: answers alone."""
+        """Sample, or greedily to evaluate, on from `texts` of these rows of the process."""
         length = MAX_ANSWER_TOKENS if answers else self.args.max_completion_length
-        if not self.compact and self.use_vllm:
-            self.vllm_generation.max_completion_length = length
-        elif not self.compact:
-            self.generation_config.max_new_tokens = length
-        if not self.compact:
+        if self.model.training and not self.compact:
+            if self.use_vllm:
+                self.vllm_generation.max_completion_length = length
+            else:
+                self.generation_config.max_new_tokens = length
             return super()._generate_single_turn(texts, None, {}, group)
-        first = self.accelerator.process_index * len(self.budgets)
+        first = self.group_reward.first_group * self.num_generations
         step = self.state.global_step
         completions = sample_completions(
             self.accelerator.unwrap_model(self.model),
             texts,
             group=group,
             max_new_tokens=length,
-            temperature=self.args.temperature,
+            temperature=self.args.temperature if self.model.training else 0.0,
             eos_ids=self.eos_token_ids,
             pad_id=self.processing_class.pad_token_id,
             uniforms=row_uniforms(
                 self.args.seed, -1 - step if answers else step, [first + r for r in rows], length
             )
-            if self.seed_rollouts
+            if self.settings.seed_rollouts and self.model.training
             else None,
         )
         return completions, None  # log-probabilities come from the update's own forward pass
@@ -114,10 +120,12 @@ class RecordingTrainer(GRPOTrainer):
         What thinks on is cut there, closed, and has its answer sampled anew. The token put in is
         left out of the loss, for no policy chose it.
         """
-        end, budgets = self.thinking_end, self.budgets
+        end, budgets = self.group_reward.end_id, self.budgets
         own = [[1] * len(ids) for ids in completions]
         over = [i for i, n in enumerate(budgets) if end not in completions[i][: n + 1]]
         over = [i for i in over if len(completions[i]) > budgets[i]]
+        if self.model.training:
+            self._log_metric("thinking_cut", len(over) / len(completions))
         # Several processes must take part in the same calls, each with all of its rows.
         rows = over if self.accelerator.num_processes == 1 else range(len(completions))
         heads = [[*completions[i][: budgets[i]], end] for i in rows]
@@ -157,51 +165,101 @@ class RecordingTrainer(GRPOTrainer):
         return log_probs, entropies, None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self.budgets = [row["budget"] for row in inputs]
-        output = super()._generate_and_score_completions(inputs)
-        own = len(self.group_reward.pending)
-        size = self.num_generations
+        size, reward, wanted = self.num_generations, self.group_reward, self.settings.prompts
+        share = len(inputs) // size  # groups of this process in a round
+        a_round = share * self.accelerator.num_processes
+        before = share * self.accelerator.process_index
+        everyone: list[Rollout] = []
+        held: list[int] = []  # groups of this process, by their number in the step
+        outputs: list[dict[str, Any]] = []
+        for number in range(self.settings.rounds):
+            if number:
+                steps = number * self.settings.steps + self.state.global_step
+                first = steps * a_round + before
+                rows = self.prompts.select(range(first, first + share))
+                inputs = [row for row in rows for _ in range(size)]
+            reward.first_group = number * a_round + before
+            held += range(reward.first_group, reward.first_group + share)
+            self.budgets = [row["budget"] for row in inputs]
+            outputs.append(super()._generate_and_score_completions(inputs))
+            everyone += gather_object(reward.pending)
+            groups = [everyone[start : start + size] for start in range(0, len(everyone), size)]
+            if sum(map(any, self._estimate(groups))) >= wanted:
+                break
         # Every process computes the same over the whole step's groups.
-        everyone = gather_object(self.group_reward.pending)
-        groups = [everyone[start : start + size] for start in range(0, len(everyone), size)]
-        by_group, kept = estimate_chosen(groups, self._estimate, self.trained_groups)
+        by_group, kept = estimate_chosen(groups, self._estimate, wanted)
         exact = [[r.exact for r in group] for group in groups]
-        advantages = [a for v in boost_right(by_group, exact, self.right_boost) for a in v]
+        advantages = boost_right(by_group, exact, self.settings.right_boost)
         if self.accelerator.is_main_process:
             rollouts = [
-                replace(rollout, advantage=advantage, kept=index // size in kept)
-                for index, (rollout, advantage) in enumerate(zip(everyone, advantages, strict=True))
+                replace(rollout, advantage=advantage, kept=number in kept)
+                for number, group in enumerate(groups)
+                for rollout, advantage in zip(group, advantages[number], strict=True)
             ]
             self.writer.write(self.state.global_step + 1, rollouts)
-        first = self.accelerator.process_index * own
-        output["advantages"] = output["advantages"].new_tensor(advantages[first : first + own])
+        outcomes = [(r.step, r.group, r.correct, r.thinking_tokens) for r in everyone]
+        reward.history = reward.history.extend(group_outcomes(outcomes))
+        output = join_batches(outputs, self.processing_class.pad_token_id)
+        own = [advantage for number in held for advantage in advantages[number]]
+        output["advantages"] = output["advantages"].new_tensor(own)
         if len(kept) < len(groups):
-            output = keep_groups(output, {g - first // size for g in kept}, size)
+            chosen = {place for place, number in enumerate(held) if number in kept}
+            output = keep_groups(output, chosen, size)
             tokens = (output["completion_mask"] * output.get("tool_mask", 1)).sum()
             output["num_items_in_batch"] = self.accelerator.gather(tokens).sum()
         return output
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Greedy verdicts on the development cases; Trainer asks for them every `eval_steps`.
+
+        Where more are correct than ever before a checkpoint is saved; where the last `patience`
+        evaluations were no better, the run ends.
+        """
+        counted = [REWARDS[name] for name in (self.settings.correctness, "exact")]
+        every, first = self.accelerator.num_processes, self.accelerator.process_index
+        rows = list(self.eval_dataset)[first::every]
+        scored: list[list[float]] = []
+        self.model.eval()
+        for start in range(0, len(rows), AT_ONCE):
+            part = rows[start : start + AT_ONCE]
+            self.budgets = [row["budget"] for row in part]
+            prompt_ids, *_ = self._tokenize_prompts([row["prompt"] for row in part])
+            answers, _ = self._generate_single_turn(prompt_ids, None, None, 1)
+            for row, ids in zip(part, answers, strict=True):
+                text = self.processing_class.decode(ids, skip_special_tokens=True)
+                pair = parse_completion(text), Verdict.from_json(json.loads(row["reference"]))
+                length = count_thinking(ids, self.group_reward.end_id)
+                scored.append([*(reward(*pair) for reward in counted), length])
+        columns = zip(*gather_object(scored), strict=True)
+        metrics = dict(zip(EVALUATED, map(fmean, columns), strict=True))
+        logger.info("step %d, development cases: %s", self.state.global_step, metrics)
+        self.log(metrics)
+        self.model.train()
+        scores = [row[EVALUATED[0]] for row in self.state.log_history[1:] if EVALUATED[0] in row]
+        patience = self.settings.patience or len(scores)
+        if scores and scores[-1] > max(scores[:-1], default=-1):
+            self.control.should_save = True
+        elif scores and max(scores[-patience:]) <= max(scores[:-patience], default=-1):
+            # No checkpoint of this step: a run resumed from it would go on past its end.
+            self.control.should_training_stop, self.control.should_save = True, False
+        return metrics
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # a checkpoint is whole once its last file is there
 
     def _estimate(self, groups: Sequence[Sequence[Rollout]]) -> list[list[float]]:
-        if self.estimator == "gdpo":
+        if self.settings.advantages == "gdpo":
             reward = self.group_reward
             weights = {
                 **{n: reward.partial_share * w for n, w in reward.scorer.weights.items() if w},
                 "shaped": 1 - reward.partial_share,
             }
-            columns = [
-                {
-                    name: [r.shaped if name == "shaped" else r.reward_raw[name] for r in group]
-                    for name in weights
-                }
-                for group in groups
-            ]
-            return gdpo(columns, weights, spread_floor=self.spread_floor)
+            parts = [[r.reward_raw | {"shaped": r.shaped} for r in group] for group in groups]
+            columns = [{name: [r[name] for r in group] for name in weights} for group in parts]
+            return gdpo(columns, weights, spread_floor=self.settings.spread_floor)
         rewards = [[r.reward for r in group] for group in groups]
-        return estimate(self.estimator, rewards, spread_floor=self.spread_floor)
+        return estimate(self.settings.advantages, rewards, spread_floor=self.settings.spread_floor)
 
 
 def estimate_chosen(
@@ -227,6 +285,18 @@ def choose_groups(advantages: Sequence[Sequence[float]], wanted: int) -> set[int
     taught = [g for g, values in enumerate(advantages) if any(values)]
     others = [g for g, values in enumerate(advantages) if not any(values)]
     return set((taught + others)[:wanted])
+
+
+def join_batches(batches: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
+    """One batch of several but for its advantages: prompts are filled up at the left."""
+    joined = dict(batches[0])
+    for key, value in joined.items():
+        if isinstance(value, torch.Tensor) and value.dim() == 2:
+            rows = [row for batch in batches for row in batch[key]]
+            fill = pad_id if key.endswith("_ids") else 0
+            side = "left" if key.startswith("prompt") else "right"
+            joined[key] = pad_sequence(rows, True, fill, side)
+    return joined
 
 
 def keep_groups(batch: dict[str, Any], groups: set[int], size: int) -> dict[str, Any]:
@@ -261,7 +331,7 @@ def resume_history(trajectories: Path, step: int) -> History:
     drop_after(trajectories, step)
     if not any(trajectories.glob("step-*.parquet")):
         return History()
-    columns = ["step", "group", "exact", "thinking_tokens"]
+    columns = ["step", "group", "correct", "thinking_tokens"]
     table = read_rollouts(trajectories)
     rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
     return History(tuple(group_outcomes(rows)))

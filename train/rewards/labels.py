@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from typing import Literal
 
 from curt.dialogue import Completion, ParseFailure
 from curt.law.verdict import Verdict
-from curt.scores.metrics import is_exact, set_f1
+from curt.scores.metrics import cail_term_score, is_exact, set_f1
 
 FULL, PARTIAL, WRONG, UNDECIDED = 2.0, 1.0, -2.0, 0.0
 LEVELS = {"full": FULL, "partial": PARTIAL, "undecided": UNDECIDED, "wrong": WRONG}
@@ -54,6 +55,19 @@ def article_levels_reward(completion: Completion, reference: Verdict) -> float:
 def exact_reward(completion: Completion, reference: Verdict) -> float:
     """1 when charges, articles and principal penalty are all those of the reference."""
     return float(is_exact(completion.verdict, reference))
+
+
+def graded_reward(completion: Completion, reference: Verdict) -> float:
+    """CAIL2018's score of the term where charges and articles are right, else 0.
+
+    Courts differ by as much as its first step allows. Where terms can be computed it ties what is
+    nearly right with what is.
+    """
+    verdict = completion.verdict
+    if isinstance(verdict, ParseFailure):
+        return 0.0
+    named = is_exact(replace(verdict, term=reference.term), reference)
+    return cail_term_score(verdict.term, reference.term) if named else 0.0
 
 
 def compare_labels(

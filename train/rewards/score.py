@@ -29,17 +29,22 @@ from train.rewards.labels import (
     article_reward,
     charge_levels_reward,
     charge_reward,
+    exact_reward,
+    graded_reward,
 )
 from train.rewards.legality import legality_reward
 from train.rewards.term import term_linear_reward, term_ratio_reward, term_reward
 
 Reward = Callable[[Completion, Verdict], float]
+Correctness = Literal["exact", "graded"]  # rewards that may count as correct
 Combination = Literal["mean", "sum", "zscore", "rank"]
 """How the rewards of a completion become `partial`: their weighted mean or sum; or, as scores of
 several reward models, brought to a common scale within the group first
 (`train.loop.advantages`)."""
 
 REWARDS: Mapping[str, Reward] = {
+    "exact": exact_reward,
+    "graded": graded_reward,
     "format": format_reward,
     "format_error": format_error_reward,
     "charge": charge_reward,

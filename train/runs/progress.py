@@ -19,6 +19,7 @@ SHOWN = {
     "reward": "reward",
     "entropy": "entropy",
     "penalty_weight": "weight",
+    "eval_correct": "dev",
 }
 
 

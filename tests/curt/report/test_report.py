@@ -236,6 +236,13 @@ def test_any_single_part_may_be_missing(tmp_path: Path, missing: str) -> None:
     assert "How to read this page" in parsed.text
 
 
+def test_evaluations_while_training_have_a_panel(tmp_path: Path, whole_page: str) -> None:
+    rows = [row | {"eval_exact": 0.6} if not row["step"] % 20 else row for row in history(80, 30)]
+    put(tmp_path / "grpo-accuracy/history.json", rows)
+    assert "exact share of dev cases" in page_of(tmp_path)
+    assert "exact share of dev cases" not in whole_page
+
+
 def test_before_alone_shows_no_change(tmp_path: Path) -> None:
     put(tmp_path / "eval/warm-start.json", evaluation("warm-start", 0.7, 80))
     _, exact, latency = cards_of(page_of(tmp_path))

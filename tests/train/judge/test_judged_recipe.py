@@ -111,7 +111,7 @@ def test_what_the_configuration_owns_cannot_be_set_through_trl(tmp_path):
     for size in ("gradient_accumulation_steps", "steps_per_generation"):
         with pytest.raises(ValueError, match=rf"trl names \['{size}'\]"):
             trl_options(GRPOSettings(trl={size: 2}), tmp_path)
-    with pytest.raises(ValueError, match="oversample chooses among whole batches"):
+    with pytest.raises(ValueError, match="oversample and rounds need whole batches"):
         GRPOSettings(oversample=2, micro_batch=4)
 
 

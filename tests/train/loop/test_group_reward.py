@@ -144,6 +144,19 @@ def test_rollouts_keep_what_was_made_and_how_it_was_scored():
     assert [first.reward, second.reward] == values
 
 
+def test_what_counts_as_correct_is_what_the_penalty_presses_on():
+    near = Verdict(("盗窃",), ("264",), Term("fixed", 6))  # ln 9 - ln 7 = .25
+    rows = [("a", text(near), ids(10)), ("a", text(near), ids(110))]
+    penalty = GatedPenalty(weight=0.5, tolerance=0)
+    values, metrics = call(make_reward(penalty, partial_share=0), rows)
+    assert values == [0.0, 0.0]
+    graded = make_reward(penalty, partial_share=0, scorer=Scorer(WEIGHTS, correctness="graded"))
+    values, metrics = call(graded, rows)
+    assert values == pytest.approx([0.8, 0.4])
+    assert (metrics["correct"], metrics["exact"]) == (0.8, 0.0)
+    assert [(r.correct, r.exact) for r in graded.pending] == [(0.8, 0.0)] * 2
+
+
 def test_pending_holds_one_batch_only():
     reward = make_reward(NoPenalty())
     rows = [("a", text(RIGHT), ids(3))] * 2

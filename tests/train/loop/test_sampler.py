@@ -90,9 +90,13 @@ def test_prompts_out_of_group_order_are_refused(model, prompts):
         )
 
 
-def test_a_temperature_of_zero_is_refused(model, prompts):
-    with pytest.raises(ValueError, match="more than 0"):
-        sample(model, prompts, group=1, temperature=0.0)
+def test_a_temperature_of_zero_takes_the_likeliest_tokens_and_draws_nothing(model, prompts):
+    before = torch.get_rng_state()
+    expected = [greedy(model, p, (2,)) for p in prompts]
+    assert sample(model, prompts, group=1, temperature=0.0) == expected
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(ValueError, match=r"temperature of -0.5: use 0, the likeliest token"):
+        sample(model, prompts, group=1, temperature=-0.5)
 
 
 def test_seeded_rows_draw_the_same_wherever_they_are_sampled(model, prompts):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train.loop.advantages import estimate
-from train.loop.trainer import choose_groups, estimate_chosen, keep_groups, keep_rows
+from train.loop.trainer import choose_groups, estimate_chosen, join_batches, keep_groups, keep_rows
 
 
 def test_groups_with_something_to_learn_come_first_in_order():
@@ -54,3 +54,17 @@ def test_a_process_keeps_its_chosen_groups_or_one_that_weighs_nothing():
     idle = keep_groups(batch, {-1, 2}, 2)
     assert idle["completion_ids"].tolist() == [[0, 1], [2, 3]]
     assert not idle["completion_mask"].any()
+
+
+def test_batches_of_several_rounds_become_one():
+    def batch(prompt, completion):
+        rows = {"prompt_ids": [prompt], "completion_ids": [completion]}
+        masks = {"completion_mask": [[1] * len(completion)], "prompt_mask": [[1] * len(prompt)]}
+        tensors = {key: torch.tensor(value) for key, value in {**rows, **masks}.items()}
+        return {**tensors, "num_items_in_batch": torch.tensor(len(completion))}
+
+    joined = join_batches([batch([1, 2], [3, 4, 5]), batch([6], [7])], pad_id=9)
+    assert joined["prompt_ids"].tolist() == [[1, 2], [9, 6]]
+    assert joined["prompt_mask"].tolist() == [[1, 1], [0, 1]]
+    assert joined["completion_ids"].tolist() == [[3, 4, 5], [7, 9, 9]]
+    assert joined["completion_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]

@@ -137,3 +137,22 @@ def test_an_unknown_reward_is_refused_with_the_known_ones():
 def test_rewards_that_all_weigh_nothing_are_refused(weights):
     with pytest.raises(ValueError, match="all reward weights are 0"):
         score_completion(answered(THEFT), THEFT, weights)
+
+
+@pytest.mark.parametrize(("verdict", "graded"), [
+    (THEFT, 1.0),
+    (Verdict(("盗窃",), ("264",), Term("fixed", 30)), 1.0),  # ln 37 - ln 31 = .18
+    (Verdict(("盗窃",), ("264",), Term("fixed", 24)), 0.8),
+    (Verdict(("盗窃",), ("264",), Term("fixed", 6)), 0.0),
+    (Verdict(("盗窃",), ("264", "67"), Term("fixed", 36)), 0.0),
+    (FRAUD, 0.0),
+])  # fmt: skip
+def test_graded_correctness_forgives_the_term_alone(verdict, graded):
+    scorer = Scorer(WEIGHTS, correctness="graded")
+    (score,) = scorer.score([answered(verdict)], [THEFT], 1)
+    assert score.correct == graded
+    assert score.exact == float(verdict is THEFT)
+    (strict,) = Scorer(WEIGHTS).score([answered(verdict)], [THEFT], 1)
+    assert strict.correct == strict.exact
+    (unread,) = scorer.score([parse_completion("想</think>罪名")], [THEFT], 1)
+    assert unread.correct == 0

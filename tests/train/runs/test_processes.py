@@ -181,12 +181,15 @@ def test_a_run_goes_on_with_another_number_of_processes(
 
 
 @pytest.mark.slow
-def test_groups_are_chosen_from_those_of_all_processes(tmp_path, made):
+@pytest.mark.parametrize("sampled", [
+    {"oversample": 3}, {"oversample": 1, "rounds": 3, "eval_steps": 2, "eval_cases": 5},
+], ids=["once", "rounds"])  # fmt: skip
+def test_groups_are_chosen_from_those_of_all_processes(tmp_path, made, sampled):
     """With oversampling a process may hold none of the groups trained on."""
     models = []
     for processes in (1, 2):
         out, log = tmp_path / f"grpo-{processes}", tmp_path / f"log-{processes}"
-        config = grpo_config(*made, out, **SEEDED | {"steps": 3, "prompts": 1, "oversample": 3})
+        config = grpo_config(*made, out, **SEEDED | {"steps": 3, "prompts": 1} | sampled)
         run_on("train.grpo", config, log, processes)
         table = read_rollouts(tmp_path / f"grpo-{processes}.run" / "trajectories")
         kept = [(r["step"], r["group"]) for r in table.to_pylist() if r["kept"]]
