@@ -16,7 +16,6 @@ from typing import Any
 
 from curt.files import write_json
 
-OLDEST_TRANSFORMERS = "4.57.1"
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 OLD_ROPE_DEFAULT = 10_000.0
 
@@ -26,11 +25,6 @@ def rope_theta(config: Mapping[str, Any]) -> float | None:
     nested = (config.get("rope_parameters") or {}).get("rope_theta")
     base = config.get("rope_theta") if nested is None else nested
     return None if base is None else float(base)
-
-
-def old_rope_theta(config: Mapping[str, Any]) -> float:
-    """The rotary base as transformers 4.57 reads it."""
-    return float(config.get("rope_theta", OLD_ROPE_DEFAULT))
 
 
 def write_for_older_readers(parent: Path, folder: Path) -> None:
@@ -61,35 +55,3 @@ def rope_scaling(config: Mapping[str, Any]) -> dict[str, Any] | None:
     if rope.get("rope_type", "default") != "default":
         return {k: v for k, v in rope.items() if k != "rope_theta"}
     return config.get("rope_scaling")
-
-
-def reader_faults(folder: Path, parent: Path) -> list[str]:
-    """Settings that an old and a new reader do not both read as the parent's."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    source = json.loads((parent / "config.json").read_text(encoding="utf-8"))
-    faults = []
-    wanted = rope_theta(source)
-    if wanted is None:
-        wanted = OLD_ROPE_DEFAULT
-    if config.get("rope_theta") is None:
-        faults.append(
-            f"config rope_theta is not set: transformers {OLDEST_TRANSFORMERS} would read "
-            f"{OLD_ROPE_DEFAULT}, not {wanted}"
-        )
-    elif old_rope_theta(config) != wanted:
-        faults.append(f"config rope_theta is {config['rope_theta']!r}, not {wanted!r}")
-    if rope_theta(config) != wanted:
-        faults.append(f"config rope_parameters.rope_theta is {rope_theta(config)!r}, not {wanted}")
-    if (config.get("rope_scaling") or None) != (rope_scaling(source) or None):
-        faults.append(f"config rope_scaling is {config.get('rope_scaling')!r}")
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    if settings.get("tokenizer_class") != TOKENIZER_CLASS:
-        faults.append(
-            f"tokenizer_class is {settings.get('tokenizer_class')!r}, which transformers "
-            f"{OLDEST_TRANSFORMERS} may not know: it must be {TOKENIZER_CLASS}"
-        )
-    if isinstance(settings.get("extra_special_tokens"), list):
-        faults.append("extra_special_tokens is a list, which older transformers cannot read")
-    if not (folder / "tokenizer.json").is_file():
-        faults.append("tokenizer.json is missing")
-    return faults

@@ -1,44 +1,49 @@
 """Runs a TensorRT-LLM checkpoint's own numbers on a CPU, next to its parent.
 
 The stored weights are unpacked by hand (`compress.tensorrt.formats`) into the architecture that the
-checkpoint's own `config.json` describes, so that a wrong rotary base or a mislaid factor shows
-in what the model says. Activations stay in float32, except for NVFP4, whose rounding of the
-inputs is simulated too.
+checkpoint's own `config.json` describes, and what goes into its layers is rounded as the GPU's
+kernels round it: a wrong rotary base, a mislaid factor or scale shows in what the model says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from compress.distance import continue_greedily
-from compress.tensorrt.formats import (
-    E2M1_MAX,
-    E4M3_MAX,
-    FORMATS,
-    NVFP4_BLOCK,
-    Precision,
-    round_to_e2m1,
-)
-from compress.tensorrt.verify import packed_weight, read_tensors
+from compress.tensorrt.formats import FORMATS, Precision, WeightFormat
 from curt.corpus.case import Case
 from curt.dialogue import MAX_ANSWER_TOKENS, THINK_END, ParseFailure, parse_completion
 
+# Projections whose factor AWQ may fold into the norm before them.
+NORM_OF = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "input_layernorm"),
+    **dict.fromkeys(("gate_proj", "up_proj"), "post_attention_layernorm"),
+}
+
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 
 def load_dequantised(folder: Path, precision: Precision) -> torch.nn.Module:
     """The model a checkpoint holds, in float32, its stored factors multiplied back in.
 
-    Raises ValueError when the files do not fill the architecture of its `config.json`.
+    Raises ValueError when its `config.json` names another format, a weight lacks a scale or has one
+    that is none, or the files do not fill the architecture.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    form = FORMATS[precision]
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    told = settings.get("quantization_config", {}).get("quant_algo")
+    if told != form.algorithm:
+        raise ValueError(f"{folder.name} is said to be {told}, not {form.algorithm}")
     config = AutoConfig.from_pretrained(folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -53,7 +58,7 @@ def load_dequantised(folder: Path, precision: Precision) -> torch.nn.Module:
         if f"{prefix}weight_scale" not in found:
             state[name] = tensor.float()
             continue
-        value = FORMATS[precision].dequantise(packed_weight(name, found))
+        value = form.dequantise(_parts_of(prefix, found, form))
         if f"{prefix}pre_quant_scale" in found:  # it multiplies the input
             value = value * found[f"{prefix}pre_quant_scale"].float()
         state[name] = value
@@ -64,9 +69,45 @@ def load_dequantised(folder: Path, precision: Precision) -> torch.nn.Module:
         raise ValueError(f"{folder.name} and its config.json disagree on {', '.join(wrong[:5])}")
     model.tie_weights()
     assert isinstance(model, torch.nn.Module)
-    if precision == "nvfp4":
-        _round_inputs(model, found)
+    _round_inputs(model, found, form)
     return model
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a folder's safetensors files. Raises ValueError without any."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+    if not tensors:
+        raise ValueError(f"{folder} holds no safetensors file: export it again")
+    return tensors
+
+
+def _parts_of(prefix: str, found: Mapping[str, Tensor], form: WeightFormat) -> dict[str, Tensor]:
+    """A stored weight and the scales beside it, all of which the format must have there."""
+    if lacking := [scale for scale in form.scales if f"{prefix}{scale}" not in found]:
+        raise ValueError(f"{prefix}weight has no {', '.join(lacking)}: export it again")
+    return {part: found[f"{prefix}{part}"] for part in ("weight", *form.scales)}
+
+
+def weight_errors(parent: torch.nn.Module, child: torch.nn.Module) -> dict[str, float]:
+    """How far each tensor is from the parent's, ‖child − parent‖ / ‖parent‖, by name.
+
+    A projection is compared together with the norm that it reads, and such a norm not by itself.
+    """
+    theirs, ours = parent.state_dict(), child.state_dict()
+    errors = {}
+    for name, wanted in theirs.items():
+        value, path = ours[name], name.split(".")
+        if path[-2] in NORM_OF.values():
+            continue
+        if path[-2] in NORM_OF and path[-1] == "weight":
+            norm = ".".join([*path[:-3], NORM_OF[path[-2]], "weight"])
+            value, wanted = value * ours[norm], wanted * theirs[norm]
+        errors[name] = float((value - wanted).norm() / wanted.norm().clamp_min(1e-12))
+    return errors
 
 
 def compare_answers(
@@ -131,23 +172,14 @@ def _write(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: list[int], th
     return str(tokenizer.decode(kept, skip_special_tokens=False))
 
 
-def _round_inputs(model: torch.nn.Module, found: dict[str, Tensor]) -> None:
+def _round_inputs(model: torch.nn.Module, found: Mapping[str, Tensor], form: WeightFormat) -> None:
     for name, module in model.named_modules():
         scale = found.get(f"{name}.input_scale")
         if scale is not None:
-            whole = float(scale)
+            if not 0 < float(scale) < math.inf:
+                raise ValueError(f"{name}.input_scale is {float(scale)}: export it again")
 
-            def hook(_: Any, arguments: tuple[Tensor, ...], whole: float = whole) -> Any:
-                return (round_activations(arguments[0], whole), *arguments[1:])
+            def hook(_: Any, arguments: tuple[Tensor, ...], scale: float = float(scale)) -> Any:
+                return (form.round_inputs(arguments[0], scale), *arguments[1:])
 
             module.register_forward_pre_hook(hook)
-
-
-def round_activations(value: Tensor, input_scale: float) -> Tensor:
-    """Round to NVFP4 as its kernels do: E2M1 times an E4M3 scale for every 16 numbers."""
-    blocks = value.float().reshape(*value.shape[:-1], -1, NVFP4_BLOCK)
-    largest = blocks.abs().amax(-1, keepdim=True)
-    scale = (largest / E2M1_MAX / input_scale).clamp_max(E4M3_MAX)
-    scale = scale.to(torch.float8_e4m3fn).float() * input_scale
-    rounded = round_to_e2m1(blocks / scale.clamp_min(1e-30)) * scale
-    return torch.where(scale > 0, rounded, 0.0).reshape(value.shape).to(value.dtype)

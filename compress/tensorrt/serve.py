@@ -31,7 +31,6 @@ MARGIN = 0.1  # of the deadline: network, tokenizing, scheduling
 PREFILL_EFFICIENCY = 0.4  # of the data sheet's arithmetic
 READ_EFFICIENCY = 0.7  # of the data sheet's bandwidth
 STEP_OVERHEAD_MS = 2.5  # of a decoding step: launches, sampling, grammar
-STAGE_HOP_MS = 1.0  # of a decoding step, for every further pipeline stage
 STALL = 0.1  # of the deadline: how long one prefill chunk may hold up the others
 MIN_CHUNK_TOKENS, MAX_CHUNK_TOKENS = 256, 8192
 
@@ -54,7 +53,6 @@ class Workload:
     kv_bytes_per_token: int
     precision: Precision
     tensor_parallel: int = 1
-    pipeline_parallel: int = 1
     slo_thinking_tokens: int = 16
 
 
@@ -122,7 +120,7 @@ def size_server(
 def _fit_deadline(
     work: Workload, gpu: Gpu, most_requests: int, sequence: int
 ) -> tuple[int, int, list[str]]:
-    gpus = work.tensor_parallel  # pipeline stages take turns: they add room, not speed
+    gpus = work.tensor_parallel
     tflops = gpu.tflops[FORMATS[work.precision].arithmetic]
     flops = tflops * 1e12 * PREFILL_EFFICIENCY * gpus
     prefill_ms = 2e3 * work.parameters / flops  # a token: one multiply-add a parameter
@@ -131,11 +129,9 @@ def _fit_deadline(
     allowed = work.slo_ms * (1 - MARGIN)
     read = gpu.bandwidth_gb_s * 1e9 * READ_EFFICIENCY * gpus
 
-    overhead_ms = STEP_OVERHEAD_MS + STAGE_HOP_MS * (work.pipeline_parallel - 1)
-
     def step_ms(batch: int) -> float:
         moved = work.weight_bytes + batch * sequence * work.kv_bytes_per_token
-        return overhead_ms + 1e3 * moved / read
+        return STEP_OVERHEAD_MS + 1e3 * moved / read
 
     def total_ms(batch: int) -> float:
         return batch * prompt * prefill_ms + written * step_ms(batch)
@@ -161,7 +157,7 @@ def _fit_deadline(
         [
             f"prefill: 2 × {work.parameters / 1e6:.1f} M / ({speed} × {gpus} GPU) = "
             f"{1e3 * prefill_ms:.3f} µs a token",
-            f"step at batch {batch}: {overhead_ms} ms + "
+            f"step at batch {batch}: {STEP_OVERHEAD_MS} ms + "
             f"({work.weight_bytes / 1e6:.1f} MB + {batch} × {sequence} × "
             f"{work.kv_bytes_per_token} B) / ({gpu.bandwidth_gb_s:g} GB/s × "
             f"{READ_EFFICIENCY} × {gpus}) = {step_ms(batch):.2f} ms",
@@ -176,7 +172,7 @@ def _fit_deadline(
 
 
 def _fit_memory(work: Workload, gpu: Gpu, kv_tokens: int, fraction: float) -> str:
-    gpus = work.tensor_parallel * work.pipeline_parallel
+    gpus = work.tensor_parallel
     weights = work.weight_bytes / gpus / 1e9
     cache = kv_tokens * work.kv_bytes_per_token / gpus / 1e9
     free = (gpu.memory_gb - weights) * fraction
@@ -193,14 +189,12 @@ def build_options(
     *,
     memory_fraction: float,
     tensor_parallel: int,
-    pipeline_parallel: int,
     guided_decoding: Backend,
 ) -> dict[str, Any]:
     """The options of TensorRT-LLM's LLM API."""
     graphs = [n for n in (1, 2, 4, *range(8, sizes.max_batch_size, 8)) if n < sizes.max_batch_size]
     return {
         "tensor_parallel_size": tensor_parallel,
-        "pipeline_parallel_size": pipeline_parallel,
         "max_batch_size": sizes.max_batch_size,
         "max_num_tokens": sizes.max_num_tokens,
         "max_seq_len": sizes.max_seq_len,

@@ -2,26 +2,20 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from compress.tensorrt.export import ExportTrtConfig, export_trt, start_engine
 from compress.tensorrt.formats import Precision
 from compress.tensorrt.replay import load_dequantised
-from compress.tensorrt.verify import VerificationError, verify_checkpoint
 from curt.artifact import load_manifest, parent_of
 from curt.config import load_config
-from curt.files import write_json
 from tests.compress.onnx.exports import make_untied_model, write_cases
-from tests.micro import FACTS
 
 PRECISIONS: tuple[Precision, ...] = ("fp8", "int4_awq", "nvfp4", "bf16")
 Q_PROJ = "model.layers.0.self_attn.q_proj"
@@ -54,10 +48,6 @@ def make_checkpoint(model: Path, out: Path, precision: Precision) -> Path:
     return out
 
 
-def check(folder: Path, parent: Path, precision: Precision) -> dict[str, float]:
-    return verify_checkpoint(folder, parent, precision, FACTS)
-
-
 def test_the_shipped_settings_are_read() -> None:
     arguments = ["@configs/demo/compress-trt.toml", "--model", "m", "--out", "o"]
     config = load_config(ExportTrtConfig, [*arguments, "--precision", "int4_awq"])
@@ -75,8 +65,8 @@ def test_a_checkpoint_is_verified_described_and_launchable(
     assert manifest.precision == precision
     figures = json.loads((folder / "verification.json").read_text())
     assert manifest.evaluation == figures
-    assert figures["quantised_weights"] == (0 if precision == "bf16" else 14)
-    assert figures["worst_error_of_bound"] <= 1
+    assert 0 <= figures["kl"] < 5
+    assert figures["compared_cases"] == 2
     assert AutoConfig.from_pretrained(folder).rope_parameters["rope_theta"] == 50_000
     assert os.access(folder / "launch.sh", os.X_OK)
 
@@ -97,7 +87,6 @@ def test_a_gpu_picks_the_format_and_sizes_the_server(untied: Path, tmp_path: Pat
         model=untied,
         out=tmp_path / "out",
         gpu="a10",
-        pipeline_parallel=2,
         cases=write_cases(tmp_path / "cases.jsonl"),
         compare_on=write_cases(tmp_path / "others.jsonl"),
         calibration_cases=4,
@@ -112,7 +101,6 @@ def test_a_gpu_picks_the_format_and_sizes_the_server(untied: Path, tmp_path: Pat
     assert manifest.config["calibration_cases"] == 4
     assert len(manifest.config["calibration_sha256"]) == 64
     options = yaml.safe_load((config.out / "serve-config.yaml").read_text())
-    assert options["pipeline_parallel_size"] == 2
     assert options["max_seq_len"] == 200 + 128 + 64 + 1 + 64  # 1: the forced </think>
     assert "600 GB/s" in (config.out / "serve-config.yaml").read_text()
 
@@ -130,139 +118,11 @@ def test_the_same_seed_gives_the_same_calibration_and_weights(
 def test_splits_the_model_does_not_allow_are_refused(micro_model: Path, tmp_path: Path) -> None:
     for wrong, fault in (
         ({"tensor_parallel": 3}, "tensor_parallel 3 does not divide num_attention_heads 2"),
-        ({"pipeline_parallel": 4}, "pipeline_parallel 4 does not divide num_hidden_layers 2"),
         ({"gpu": "a10", "precision": "fp8"}, "fp8 does not run on a10"),
     ):
         with pytest.raises(ValueError, match=fault):
             export_trt(ExportTrtConfig(model=micro_model, out=tmp_path / "out", **wrong))
     assert not (tmp_path / "out").exists()
-
-
-def flip(key: str, bits: int) -> Callable[[dict[str, Tensor]], None]:
-    def change(tensors: dict[str, Tensor]) -> None:
-        tensors[key].view(torch.uint8)[3, 5] ^= bits
-
-    return change
-
-
-def scale(key: str, factor: float) -> Callable[[dict[str, Tensor]], None]:
-    def change(tensors: dict[str, Tensor]) -> None:
-        tensors[key] = (tensors[key].float() * factor).to(tensors[key].dtype)
-
-    return change
-
-
-def drop(key: str) -> Callable[[dict[str, Tensor]], None]:
-    def change(tensors: dict[str, Tensor]) -> None:
-        del tensors[key]
-
-    return change
-
-
-def swap_nibbles(tensors: dict[str, Tensor]) -> None:
-    packed = tensors[f"{Q_PROJ}.weight"]
-    tensors[f"{Q_PROJ}.weight"] = (packed >> 4) | (packed << 4)
-
-
-def negate(tensors: dict[str, Tensor]) -> None:
-    tensors[f"{DOWN_PROJ}.weight"].view(torch.uint8)[:] ^= 0x80  # the sign bits
-
-
-def add_stranger(tensors: dict[str, Tensor]) -> None:
-    tensors["model.stranger.weight"] = torch.ones(1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("precision", "change", "fault"),
-    [
-        ("fp8", flip(f"{Q_PROJ}.weight", 0x20), "error bound"),
-        ("fp8", scale(f"{Q_PROJ}.weight_scale", 1.02), "weight_scale is"),
-        ("fp8", scale(f"{Q_PROJ}.input_scale", 0.0), "input_scale"),
-        ("fp8", drop(f"{DOWN_PROJ}.weight_scale"), "weight_scale is missing"),
-        ("fp8", scale("model.norm.weight", 1.5), "norm.weight differs"),
-        ("fp8", drop("lm_head.weight"), "lm_head.weight is missing"),
-        ("fp8", add_stranger, "stranger.weight is not expected"),
-        ("int4_awq", flip(f"{Q_PROJ}.weight", 0x02), "error bound"),
-        ("int4_awq", flip(f"{DOWN_PROJ}.weight", 0x20), "error bound"),
-        ("int4_awq", swap_nibbles, "error bound"),
-        ("int4_awq", scale(f"{DOWN_PROJ}.weight_scale", 1.1), "largest magnitude"),
-        ("int4_awq", scale(f"{DOWN_PROJ}.pre_quant_scale", 2.0), "error bound"),
-        ("int4_awq", scale("model.layers.0.input_layernorm.weight", 1.2), "off by"),
-        ("int4_awq", scale("model.layers.0.input_layernorm.weight", -1.0), "positive multiple"),
-        ("int4_awq", drop(f"{Q_PROJ}.weight"), "q_proj.weight is missing"),
-        ("fp8", negate, "error bound"),
-        ("fp8", scale(f"{DOWN_PROJ}.input_scale", -1.0), "input_scale is not positive"),
-        ("nvfp4", flip(f"{Q_PROJ}.weight", 0x08), "error bound"),
-        ("nvfp4", swap_nibbles, "error bound"),
-        ("nvfp4", scale(f"{Q_PROJ}.weight_scale", 2.0), "of its block / 6"),
-        ("nvfp4", scale(f"{Q_PROJ}.weight_scale_2", 1.1), "weight_scale_2 is"),
-        ("nvfp4", drop(f"{Q_PROJ}.weight_scale_2"), "weight_scale_2 is missing"),
-        ("bf16", scale("model.embed_tokens.weight", 1.01), "embed_tokens.weight differs"),
-    ],
-)
-def test_an_altered_tensor_is_found(
-    checkpoints: dict[str, Path],
-    untied: Path,
-    tmp_path: Path,
-    precision: Precision,
-    change: Callable[[dict[str, Tensor]], None],
-    fault: str,
-) -> None:
-    folder = tmp_path / "altered"
-    shutil.copytree(checkpoints[precision], folder)
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(VerificationError, match=fault):
-        check(folder, untied, precision)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("file", "key", "value", "fault"),
-    [
-        ("config.json", "rope_theta", 10_000.0, "rope_theta"),
-        ("config.json", "rope_theta", None, "rope_theta"),
-        ("config.json", "architectures", None, "architectures"),
-        ("config.json", "tie_word_embeddings", True, "tie_word_embeddings"),
-        ("config.json", "quantization_config", {}, "quant_algo"),
-        ("config.json", "eos_token_id", 0, "eos_token_id"),
-        ("hf_quant_config.json", "quantization", {}, "quant_algo"),
-        ("tokenizer_config.json", "tokenizer_class", "TokenizersBackend", "tokenizer_class"),
-        ("tokenizer_config.json", "eos_token", "<|endoftext|>", "eos_token_id"),
-    ],
-)
-def test_an_altered_setting_is_found(
-    checkpoints: dict[str, Path],
-    untied: Path,
-    tmp_path: Path,
-    file: str,
-    key: str,
-    value: object,
-    fault: str,
-) -> None:
-    folder = tmp_path / "altered"
-    shutil.copytree(checkpoints["fp8"], folder)
-    settings = json.loads((folder / file).read_text())
-    write_json(folder / file, settings | {key: value})
-    with pytest.raises(VerificationError, match=fault):
-        check(folder, untied, "fp8")
-
-
-@pytest.mark.slow
-def test_another_tokenizer_or_a_lost_quantisation_file_is_found(
-    checkpoints: dict[str, Path], untied: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "altered"
-    shutil.copytree(checkpoints["fp8"], folder)
-    (folder / "hf_quant_config.json").unlink()
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    tokenizer["model"]["merges"] = []
-    write_json(folder / "tokenizer.json", tokenizer)
-    with pytest.raises(VerificationError, match="other ids") as error:
-        check(folder, untied, "fp8")
-    assert "hf_quant_config.json is missing" in str(error.value)
 
 
 @pytest.mark.slow

@@ -9,13 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.tensorrt.readers import (
-    OLDEST_TRANSFORMERS,
-    old_rope_theta,
-    reader_faults,
-    rope_theta,
-    write_for_older_readers,
-)
+from compress.tensorrt.readers import rope_theta, write_for_older_readers
 from curt.files import write_json
 
 OLD_FOLDER = os.environ.get("CURT_OLD_TRANSFORMERS", "")
@@ -36,11 +30,6 @@ def test_the_rotary_base_is_found_in_both_generations_of_configurations() -> Non
     assert rope_theta({}) is None
 
 
-def test_older_readers_miss_a_nested_rotary_base() -> None:
-    assert old_rope_theta({"rope_parameters": {"rope_theta": 5e4}}) == 10_000
-    assert old_rope_theta({"rope_theta": 5e4}) == 5e4
-
-
 @pytest.fixture
 def patched(micro_model: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "checkpoint"
@@ -49,29 +38,16 @@ def patched(micro_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_plain_model_folder_is_misread_and_a_patched_one_is_not(
+def test_older_readers_find_the_rotary_base_and_a_tokenizer_they_know(
     micro_model: Path, patched: Path
 ) -> None:
-    faults = "\n".join(reader_faults(micro_model, micro_model))
-    assert "would read 10000.0, not 50000.0" in faults
-    assert "tokenizer_class is 'TokenizersBackend'" in faults
-    assert reader_faults(patched, micro_model) == []
-
-
-@pytest.mark.parametrize(
-    ("change", "fault"),
-    [
-        ({"rope_theta": 10_000.0}, "rope_theta is 10000"),
-        ({"rope_parameters": {"rope_theta": 1.0, "rope_type": "default"}}, "rope_parameters"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling"),
-    ],
-)
-def test_settings_the_readers_disagree_on_are_found(
-    patched: Path, micro_model: Path, change: dict[str, object], fault: str
-) -> None:
-    config = json.loads((patched / "config.json").read_text())
-    write_json(patched / "config.json", config | change)
-    assert [f for f in reader_faults(patched, micro_model) if fault in f]
+    before = json.loads((micro_model / "config.json").read_text())
+    after = json.loads((patched / "config.json").read_text())
+    assert "rope_theta" not in before
+    assert after == before | {"rope_theta": 50_000.0}
+    settings = json.loads((patched / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "extra_special_tokens" not in settings
 
 
 def test_scaling_and_listed_special_tokens_are_said_the_old_way(
@@ -85,9 +61,7 @@ def test_scaling_and_listed_special_tokens_are_said_the_old_way(
     settings = json.loads((patched / "tokenizer_config.json").read_text())
     write_json(patched / "tokenizer_config.json", settings | {"extra_special_tokens": ["<a>"]})
     write_json(patched / "config.json", config)
-    assert any("is a list" in fault for fault in reader_faults(patched, parent))
     write_for_older_readers(parent, patched)
-    assert reader_faults(patched, parent) == []
     written = json.loads((patched / "config.json").read_text())
     assert written["rope_scaling"] == {"rope_type": "yarn", "factor": 4.0}
     settings = json.loads((patched / "tokenizer_config.json").read_text())
@@ -105,4 +79,4 @@ def test_the_oldest_transformers_reads_what_was_meant(patched: Path) -> None:
         check=True,
     )
     read = json.loads(done.stdout.splitlines()[-1])
-    assert read == [OLDEST_TRANSFORMERS, 50_000.0, "<|im_end|>"]
+    assert read == ["4.57.1", 50_000.0, "<|im_end|>"]

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compress.distance import compare_on
 from compress.prompts import hash_examples
+from compress.tensorrt.formats import FORMATS as BY_NAME
 from compress.tensorrt.formats import Precision
 from compress.tensorrt.quantise import quantise
 from compress.tensorrt.readers import write_for_older_readers
-from compress.tensorrt.replay import compare_answers, load_dequantised, round_activations
+from compress.tensorrt.replay import compare_answers, load_dequantised, weight_errors
 from curt.corpus.case import Case
 from curt.dialogue import THINK_END, render_answer
 from curt.files import write_json
@@ -21,6 +25,8 @@ from tests.compress.onnx.exports import make_untied_model
 from tests.micro import FACTS
 
 EXAMPLES = [list(range(5, 60)), list(range(60, 140))]
+Q_PROJ = "model.layers.0.self_attn.q_proj"
+DOWN_PROJ = "model.layers.1.mlp.down_proj"
 FORMATS: tuple[Precision, ...] = ("bf16", "fp8", "int4_awq", "nvfp4")
 
 
@@ -76,6 +82,93 @@ def test_a_lost_rotary_base_shows_in_what_the_model_says(
     assert wrong["kl"] > 10 * right["kl"]
 
 
+def altered(folder: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    shutil.copytree(folder, target)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, target / "model.safetensors")
+    return target
+
+
+def scale(key: str, factor: float) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[key] = (tensors[key].float() * factor).to(tensors[key].dtype)
+
+    return change
+
+
+def drop(key: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[key]
+
+    return change
+
+
+def swap_nibbles(tensors: dict[str, torch.Tensor]) -> None:
+    for name in [name for name, tensor in tensors.items() if tensor.dtype == torch.uint8]:
+        tensors[name] = (tensors[name] >> 4) | (tensors[name] << 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "change", "name"),
+    [
+        ("fp8", scale(f"{Q_PROJ}.weight_scale", 1.1), f"{Q_PROJ}.weight"),
+        ("fp8", scale("model.norm.weight", 1.5), "model.norm.weight"),
+        ("int4_awq", swap_nibbles, f"{Q_PROJ}.weight"),
+        ("int4_awq", scale(f"{DOWN_PROJ}.pre_quant_scale", 2.0), f"{DOWN_PROJ}.weight"),
+        ("int4_awq", scale("model.layers.0.input_layernorm.weight", -1.0), f"{Q_PROJ}.weight"),
+        ("nvfp4", swap_nibbles, f"{DOWN_PROJ}.weight"),
+        ("nvfp4", scale(f"{DOWN_PROJ}.weight_scale_2", 1.5), f"{DOWN_PROJ}.weight"),
+        ("bf16", scale("model.embed_tokens.weight", 1.01), "model.embed_tokens.weight"),
+    ],
+)
+def test_an_altered_tensor_is_told_from_its_parents(
+    checkpoints: dict[Precision, Path],
+    parent: Path,
+    tmp_path: Path,
+    precision: Precision,
+    change: Callable[[dict[str, torch.Tensor]], None],
+    name: str,
+) -> None:
+    folder, most = checkpoints[precision], BY_NAME[precision].most_error
+    right = weight_errors(load(parent), load_dequantised(folder, precision))
+    assert max(right.values()) <= most
+    child = load_dequantised(altered(folder, tmp_path / "altered", change), precision)
+    wrong = weight_errors(load(parent), child)
+    assert name in {key for key, error in wrong.items() if error > most}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "change", "fault"),
+    [
+        ("fp8", drop(f"{DOWN_PROJ}.input_scale"), "down_proj.weight has no input_scale"),
+        ("fp8", drop("lm_head.weight"), "disagree on lm_head.weight"),
+        ("fp8", scale(f"{DOWN_PROJ}.input_scale", -1.0), "down_proj.input_scale is -0"),
+        ("nvfp4", drop(f"{Q_PROJ}.weight_scale_2"), "q_proj.weight has no weight_scale_2"),
+    ],
+)
+def test_a_lost_tensor_or_a_scale_that_is_none_is_named(
+    checkpoints: dict[Precision, Path],
+    tmp_path: Path,
+    precision: Precision,
+    change: Callable[[dict[str, torch.Tensor]], None],
+    fault: str,
+) -> None:
+    folder = altered(checkpoints[precision], tmp_path / "altered", change)
+    with pytest.raises(ValueError, match=fault):
+        load_dequantised(folder, precision)
+
+
+@pytest.mark.slow
+def test_another_format_than_the_settings_name_is_refused(
+    checkpoints: dict[Precision, Path],
+) -> None:
+    with pytest.raises(ValueError, match="said to be FP8, not NVFP4"):
+        load_dequantised(checkpoints["fp8"], "nvfp4")
+
+
 @pytest.mark.slow
 def test_files_that_do_not_fill_the_architecture_are_refused(
     checkpoints: dict[Precision, Path], tmp_path: Path
@@ -127,7 +220,7 @@ def test_rounded_inputs_stay_within_a_step() -> None:
     value = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     value[1, :16] = 0.0
     scale = float(value.abs().max()) / (6 * 448)
-    rounded = round_activations(value, scale)
+    rounded = BY_NAME["nvfp4"].round_inputs(value, scale)
     assert bool((rounded[1, :16] == 0).all())
     blocks = value.reshape(3, 4, 16).abs().amax(-1, keepdim=True).expand(3, 4, 16).reshape(3, 64)
     assert bool(((rounded - value).abs() <= blocks / 6 * 1.13).all())

@@ -94,7 +94,6 @@ def options_of(sizes: Sizes) -> dict[str, object]:
         sizes,
         memory_fraction=0.9,
         tensor_parallel=1,
-        pipeline_parallel=1,
         guided_decoding="xgrammar",
     )
 
@@ -159,7 +158,6 @@ def test_the_pinned_version_takes_every_option(backend: Backend) -> None:
         size_server(WORK, "h200", 8, 0.9),
         memory_fraction=0.9,
         tensor_parallel=2,
-        pipeline_parallel=1,
         guided_decoding=backend,
     )
     nested = {name: options[name] for name in NESTED}
