@@ -35,7 +35,7 @@ THEFT, INJURY = "盗窃", "故意伤害"
 
 @pytest.fixture(scope="module")
 def reader() -> DetailReader:
-    return fit_details([*common_cases(1200, "train"), *generate_cases(700, "lay", lay=True)])
+    return fit_details([*common_cases(1200, "train"), *generate_cases(1500, "lay", lay=True)])
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,8 @@ def test_a_circumstance_is_told_of_the_defendant_and_not_denied(
 @pytest.mark.parametrize(
     ("charge", "told", "expected"),
     [
+        (INJURY, "她打完就拨了110，站在店门口等民警。", ["自首"]),
+        (INJURY, "隔天由大伯领着到派出所投案。", ["自首"]),
         (INJURY, "老婆报的警，他拔腿就跑，被抓以后都承认了。", ["坦白"]),
         (THEFT, "他早先偷东西坐了三年牢，去年才放出来。", ["累犯"]),
         (THEFT, "他十五年前坐过牢，早就出来了。", ["前科"]),
@@ -101,7 +103,7 @@ def test_a_circumstance_is_told_of_the_defendant_and_not_denied(
 def test_everyday_words_tell_circumstances(
     reader: DetailReader, charge: str, told: str, expected: list[str]
 ) -> None:
-    text = read_text(f"上个月，他和对方为了停车的事闹起来，{told}")
+    text = read_text(f"上个月，他和对方为了停车的事闹起来。{told}")
     assert reader.find_circumstances(text, charge) == expected
 
 
