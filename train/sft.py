@@ -270,7 +270,7 @@ def train_warm_start(
         data_collator=BranchCollator(
             tokenizer.pad_token_id, config.fact_share if config.fact_weight else 0.0, packs
         ),
-        callbacks=[stop, ProgressBar("warm start")],
+        callbacks=[stop, ProgressBar((manifest or {}).get("stage", "warm start"))],
         optimizers=(optimizer, None),
     )
     trainer.fact_weight = config.fact_weight
