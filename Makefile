@@ -57,7 +57,7 @@ EXPORT_ORT = $(PY) -m compress.onnx.export --cases $(RUN)/corpus/dev.jsonl \
     --calibration $(RUN)/corpus/train.jsonl $(if $(CHECKPOINT),@configs/real/compress-ort.toml)
 # What the exported model is used to writing, so that fewer passes write it again.
 LEARN_GUESSES = $(PY) -m compress.onnx.speculation --artifact $1 --out $1 --cases $(RUN)/corpus/train.jsonl \
-    $(if $(CHECKPOINT),--count $(or $(CASES),48))
+    $(if $(CHECKPOINT),--count $(or $(CASES),48) --timed 0)
 
 .PHONY: help
 help: ## This list
@@ -149,6 +149,15 @@ $(RUN)/ort-%-warm-start/manifest.json: $(RUN)/warm-start/manifest.json
 	    --model $(RUN)/warm-start --out $(RUN)/ort-$*-warm-start
 	$(call LEARN_GUESSES,$(RUN)/ort-$*-warm-start)
 
+# The penalty's length is milliseconds of the served artifact, by its guesses.
+$(RUN)/grpo-ms/manifest.json: | $(RUN)/warm-start/manifest.json $(ORT)/manifest.json
+	$(PY) -m train.grpo @configs/demo/grpo-ms.toml --cost $(ORT) \
+	    --model $(RUN)/warm-start $(CANDIDATES) --corpus $(LESSONS) --out $(RUN)/grpo-ms
+
+$(RUN)/ort-%-ms/manifest.json: $(RUN)/grpo-ms/manifest.json
+	$(EXPORT_ORT) --precision $* --model $(RUN)/grpo-ms --out $(RUN)/ort-$*-ms
+	$(call LEARN_GUESSES,$(RUN)/ort-$*-ms)
+
 # Without the output that lets an engine check guesses: some ways of batching can't read it.
 $(RUN)/ort-%-plain/manifest.json: $(RUN)/grpo-default/manifest.json
 	$(TIMED) ort-$*-plain -- $(EXPORT_ORT) --precision $* --tell_likeliest false \
@@ -204,6 +213,11 @@ ablation: $(RUN)/eval/grpo-none.json $(RUN)/eval/grpo-default.json report ## GRP
 .PHONY: bench-penalties
 bench-penalties: $(RUN)/warm-start/manifest.json ## Length penalties and cheaper rivals side by side (three hours)
 	$(PY) -m benchmarks.penalties @configs/demo/bench-penalties.toml
+
+.PHONY: compare-ms
+compare-ms: $(ORT)/manifest.json $(RUN)/ort-$(FORMAT)-ms/manifest.json ## Lengths in milliseconds beside tokens
+	for name in ort-$(FORMAT) ort-$(FORMAT)-ms; do $(EVALUATE) --budget_limit 1000 --cost $(ORT) --examples 0 \
+	    --model $(RUN)/$$name --out $(RUN)/eval/$$name-price.json || exit 1; done
 
 # --- the served model, measured; on a machine that does nothing else --------------------------
 SERVED = --model $(ORT) --fallback $(RUN)/fallback --cases $(RUN)/corpus/test.jsonl

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pydantic import Field
@@ -25,6 +26,7 @@ from curt.corpus.generate.generator import SOURCE
 from curt.corpus.store import read_cases
 from curt.dialogue import ParseFailure, parse_completion, render_answer, state_budget
 from curt.engines import Engine, Generation, Request
+from curt.engines.onnx.cost import ReasoningCost, read_cost
 from curt.engines.registry import open_engine
 from curt.files import sha256, write_json
 from curt.law.term_scale import severity
@@ -63,6 +65,8 @@ class EvaluateConfig(Config):
     candidates: Path | None = None
     """Cross-fitted candidates for the prompts of cases that the model's reader was trained on, of
     `compress.classifier.train`; the reader's own for cases without."""
+    cost: Path | None = None
+    """ONNX Runtime folder whose passes price the model's reasoning; the model must have guesses."""
     counterfactuals: int = Field(0, ge=0)
     """Cases to ask again with one thing changed: the corpus' own where real, else drawn anew."""
 
@@ -101,6 +105,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if not config.budgets:
         raise ValueError("no budgets: give at least one")
     engine = open_engine(config.model, batch=config.batch, threads=config.threads)
+    cost = ReasoningCost(config.model, read_cost(config.cost).cost) if config.cost else None
     widest = max(config.budgets)
     headline = run_budget(engine, cases, widest, config)
     by_budget = []
@@ -110,6 +115,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         else:
             outcomes = run_budget(engine, cases[: config.budget_limit], budget, config)
         by_budget.append({"budget": budget, "n": len(outcomes), **summarise(outcomes, budget)})
+        if cost:
+            read = ((cost.tokenizer.encode(o.generation.text), budget) for o in outcomes)
+            by_budget[-1]["mean_reasoning_ms"] = fmean(cost.measure(*each).ms for each in read)
     lengths = [o.generation.thinking_tokens for o in headline]
     return {
         "name": config.out.stem,

@@ -129,6 +129,9 @@ class GRPOSettings(RolloutSettings):
 
     penalty: Penalty = KimiPenalty()
     """Length penalty: {"type": "none" | "kimi" | "gr3" | ..., ...its constants}."""
+    cost: Path | None = None
+    """ONNX Runtime folder with guesses: the length that the penalty sees is not the tokens of a
+    reasoning but the milliseconds it would take there, in tokens of the same average cost."""
     reward_weights: dict[str, Annotated[float, Field(ge=0)]] = {
         "format": 0.1,
         "charge": 0.3,
@@ -223,6 +226,7 @@ def train_grpo(config: GRPOSettings) -> None:
     from transformers import PrinterCallback
     from trl import GRPOConfig
 
+    from curt.engines.onnx.cost import read_cost
     from train.branches import can_pack
     from train.data.trajectories import TrajectoryWriter
     from train.loop.group_reward import GroupReward
@@ -238,8 +242,13 @@ def train_grpo(config: GRPOSettings) -> None:
     checkpoint = read_checkpoint(config.model)
     if config.trl.get("use_vllm"):
         check_vllm(checkpoint)
+    cost, priced = None, {}
+    if config.cost:
+        cost, priced = read_cost(config.cost), {"cost": config.cost / MANIFEST}
+        if cost.tokenizer.vocabulary() != checkpoint.tokenizer.get_vocab():
+            raise ValueError(f"{config.cost} has other tokens than {config.model}: export that one")
     options = trl_options(config, run_folder(config.out), processes.num_processes)
-    start, run_dir = open_learner(config, checkpoint)
+    start, run_dir = open_learner(config, checkpoint, **priced)
     # Before the model: under ZeRO-3 and FSDP it is loaded in parts.
     arguments = GRPOConfig(**options, use_cpu=not torch.cuda.is_available())
     tokenizer, model = checkpoint.tokenizer, load_base(checkpoint, config.lora)
@@ -270,6 +279,7 @@ def train_grpo(config: GRPOSettings) -> None:
         ).hexdigest(),
         checkpoint_sha256=start["parent"].manifest_sha256 if "parent" in start else "",
         guard=config.guard,
+        cost=cost,
         history=ask_main(lambda: resume_history(trajectories, step)),
     )
     stop = StopCleanly()
@@ -330,12 +340,13 @@ def check_vllm(checkpoint: Checkpoint) -> None:
 
 
 def open_learner(
-    config: RolloutSettings, checkpoint: Checkpoint, *, samples: bool = True
+    config: RolloutSettings, checkpoint: Checkpoint, *, samples: bool = True, **inputs: Path
 ) -> tuple[dict[str, Any], Path]:
     """Manifest fields that follow from the settings and the start, and the run's folder.
 
-    Without `samples` the run doesn't depend on the corpus. Raises ValueError or ArtifactError when
-    training so would ruin the model or make one that can't be served, before there is a folder.
+    Without `samples` the run doesn't depend on the corpus; on `inputs`, by name, it does. Raises
+    ValueError or ArtifactError when training so would ruin the model or make one that can't be
+    served, before there is a folder.
     """
     from train.runs.processes import ask_main
 
@@ -346,7 +357,7 @@ def open_learner(
     checkpoint.check_servable(start["max_fact_tokens"], thinking_tokens, start["prompt_version"])
     checkpoint.say_changes()
     splits = {"train": samples and not config.fresh, "dev": getattr(config, "eval_steps", None)}
-    inputs = {name: find_cases(config.corpus, name) for name, read in splits.items() if read}
+    inputs |= {name: find_cases(config.corpus, name) for name, read in splits.items() if read}
     if "parent" in start:
         inputs["model"] = Path(config.model) / MANIFEST
     settings = config.model_dump(mode="json")
@@ -464,7 +475,7 @@ def _row(prompts: Prompts, case: Case, budget: int, candidates: str | None) -> d
 
 SHOWN = (
     "reward", "exact", "thinking_tokens", "within_budget", "entropy", "frac_reward_zero_std",
-    "penalty_weight", "misranked", "thinking_tokens_right", "thinking_tokens_wrong",
+    "thinking_ms", "penalty_weight", "misranked", "thinking_tokens_right", "thinking_tokens_wrong",
     "thinking_cut", "eval_correct", "eval_exact", "eval_thinking_tokens",
 )  # fmt: skip
 RENAMED = {"learning_rate": "lr", "step_time": "seconds",

@@ -12,6 +12,9 @@ table: tokens that the engine feeds along and keeps where the model agrees
 (`curt.engines.onnx.speculation`). The graph and its weights stay as they are, and so do texts (in
 w8a8 but for close choices: activations of one pass share a scale). A folder may be its own `out`;
 the older one stays until the new one is whole.
+
+The times of some tell what a pass takes and each guess fed along in it, for the manifest's
+evaluation (`curt.engines.onnx.cost`): keep the machine quiet meanwhile.
 """
 
 from __future__ import annotations
@@ -20,28 +23,33 @@ import json
 import logging
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import onnx
 from onnx import TensorProto, helper
 from pydantic import Field
+from scipy.optimize import nnls
 
 from compress.onnx.recipes import RECIPES
 from curt.artifact import load_manifest, write_artifact
 from curt.config import Config, run
 from curt.corpus.store import read_cases
 from curt.dialogue import BUDGET_LEVELS, THINK_END
+from curt.engines.onnx.cost import PassCost, ReasoningCost
 from curt.engines.onnx.engine import OrtEngine
 from curt.engines.onnx.graph import LIKELIEST, LIKELIEST_START, LIKELIEST_WINDOW
 from curt.engines.onnx.speculation import GUESSES, LEAST_CHANCE, LONGEST_HABIT_KEY, Key
-from curt.engines.protocol import Request
+from curt.engines.protocol import Generation, Request
 from curt.files import write_atomic
 
 log = logging.getLogger(__name__)
 
 LEAST_SEEN = 8  # a phrase of fewer completions is chance, or someone's own
 LAST_INDEX = 2**31 - 1  # the end of a slice that reaches to the end
+
+Served = tuple[Generation, list[int]]
 
 
 class GuessesConfig(Config):
@@ -55,6 +63,9 @@ class GuessesConfig(Config):
     """JSON Lines file of cases; keep it apart from those that anything is measured on."""
     count: int = 900
     """How many of its cases to complete."""
+    timed: int = Field(60, ge=0)
+    """How many of these to complete twice more, for what a pass takes: the shortest time of each
+    counts. 0 leaves that untold."""
     least_chance: float | None = Field(None, gt=0, le=1)
     """How likely right all guesses of a pass must be; left out, what pays at the folder's
     precision."""
@@ -135,16 +146,15 @@ def add_likeliest(graph_file: Path) -> None:
     onnx.save(proto, graph_file)
 
 
-def learn(engine: OrtEngine, facts: Iterable[str]) -> list[list[int]]:
-    """The engine's completions of these facts in tokens, each under one of its trained budgets."""
+def complete(engine: OrtEngine, facts: Iterable[str]) -> Iterator[Served]:
+    """The engine's completions of these facts, each under one of its trained budgets, and their
+    tokens, with the end of the turn where it came."""
     most = engine.manifest.max_thinking_tokens
     budgets = [level for level in BUDGET_LEVELS if 16 <= level <= most] or [most]
-    completions = []
     for place, fact in enumerate(facts):
         (done,) = engine.generate([Request(fact, budgets[-1 - place % len(budgets)], most)])
         ids = engine.tokenizer.encode(done.text)
-        completions.append(ids + engine.eos_ids[:1] if done.finish == "stop" else ids)
-    return completions
+        yield done, ids + engine.eos_ids[:1] if done.finish == "stop" else ids
 
 
 def count_habits(completions: Iterable[Sequence[int]], close: int) -> dict[Key, tuple[int, float]]:
@@ -183,6 +193,43 @@ def write_habits(
     write_atomic(folder / GUESSES, json.dumps(table, separators=(",", ":")) + "\n")
 
 
+def fit_cost(runs: Sequence[tuple[int, int, float]]) -> PassCost:
+    """What passes and guesses take, by least squares over (passes, guesses, milliseconds).
+
+    Of relative errors: long completions must not decide alone.
+    """
+    rows = [[passes / ms, guesses / ms] for passes, guesses, ms in runs]
+    # The last row: where the two always go together, passes take the time.
+    (pass_ms, guess_ms), _ = nnls([*rows, [0.0, 1e-3]], [*[1.0] * len(rows), 0.0])
+    cost = PassCost(pass_ms=pass_ms, guess_ms=guess_ms)
+    error = fmean(abs(cost.total_ms(passes, guesses) / ms - 1) for passes, guesses, ms in runs)
+    return cost.model_copy(update={"cost_error": error})
+
+
+def price(served: Sequence[Served], before: Path, after: Path, limit: int) -> dict[str, float]:
+    """What reasoning costs a folder `after` it learnt, by completions that it served `before`.
+
+    Nothing, with a warning, where too few can be replayed pass by pass: the tokenizer may read a
+    text as other tokens than were written.
+    """
+    replay = ReasoningCost(before, PassCost()).replay
+    runs = [
+        (passes, guesses, done.decode_ms)
+        for done, (passes, guesses) in ((done, replay(ids, limit)) for done, ids in served)
+        if passes and passes == done.decode_passes
+    ]
+    if len(runs) < LEAST_SEEN:
+        log.warning(
+            "%d of %d completions can be timed: the cost stays untold", len(runs), len(served)
+        )
+        return {}
+    cost = fit_cost(runs)
+    measure = ReasoningCost(after, cost).measure  # token_ms is 1, so lengths are milliseconds
+    ms = sum(measure(ids, limit).length for _, ids in served)
+    tokens = sum(done.thinking_tokens for done, _ in served)
+    return cost.model_copy(update={"token_ms": ms / tokens if ms else 1.0}).model_dump()
+
+
 def add_guesses(config: GuessesConfig) -> None:
     """Write a copy of an artifact that has a table.
 
@@ -199,13 +246,18 @@ def add_guesses(config: GuessesConfig) -> None:
         )
     facts = [case.fact for case in list(read_cases(config.cases))[: config.count]]
     (close,) = engine.tokenizer.encode(THINK_END)
-    learnt = count_habits(learn(engine, facts), close)
+    served = list(complete(engine, facts))
+    learnt = count_habits((ids for _, ids in served), close)
+    rounds = [served[: config.timed], *(complete(engine, facts[: config.timed]) for _ in range(2))]
+    timed = [min(each, key=lambda one: one[0].decode_ms) for each in zip(*rounds, strict=True)]
     recipe = RECIPES.get(manifest.precision)
     own = recipe.least_chance if recipe else None
     least_chance = config.least_chance or own or LEAST_CHANCE
     if not learnt:
         log.warning("no phrase comes up often enough in %d completions: use more cases", len(facts))
     describe = manifest.model_dump(exclude={"tools", "created", "files"})
+    for name in PassCost.model_fields:
+        describe["evaluation"].pop(name, None)  # of other guesses
     with write_artifact(config.out, describe) as folder:
         for name in manifest.files:
             if name != GUESSES:
@@ -213,7 +265,10 @@ def add_guesses(config: GuessesConfig) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(config.artifact / name, target)
         write_habits(folder, learnt, least_chance)
+        cost = price(timed, config.artifact, folder, manifest.max_thinking_tokens)
+        describe["evaluation"].update(cost)
     log.info("%s guesses from %d phrases of %d cases", config.out, len(learnt), len(facts))
+    log.info("a pass costs %s", json.dumps(cost))
 
 
 if __name__ == "__main__":

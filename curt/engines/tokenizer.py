@@ -88,6 +88,10 @@ class PromptTokenizer:
         """How many tokens a text has."""
         return len(self.encode(text))
 
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token."""
+        return dict(self._tokenizer.get_vocab())
+
     def single_id(self, text: str) -> int:
         """The one token of a text. Raises ArtifactError where the tokenizer splits it."""
         ids = self.encode(text)

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from compress.onnx.speculation import GuessesConfig, add_guesses
 from curt.artifact import ArtifactError, load_manifest
-from curt.corpus.store import read_cases
+from curt.corpus.store import find_cases, read_cases
 from curt.dialogue import parse_completion
+from curt.engines.onnx.cost import read_cost
 from curt.evaluate import EvaluateConfig, evaluate
+from tests.compress.onnx.exports import export
 from tests.train.training_runs import (
     GENERATIONS,
     PROMPTS,
@@ -30,6 +33,7 @@ from train.grpo import train_grpo
 from train.loop.scoring import Scorer
 from train.penalties import Group
 from train.penalties.alone.none import NoPenalty
+from train.penalties.history.laser_d import LaserDPenalty
 from train.sft import train_warm_start
 
 pytestmark = pytest.mark.slow
@@ -254,6 +258,37 @@ def test_a_killed_grpo_run_goes_on_and_doubles_no_step(tmp_path, corpus, warm_st
     assert load_manifest(out).stage == "grpo-gated"
     history = json.loads((out / "history.json").read_bytes())
     assert [row["step"] for row in history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_paid_by_milliseconds_resumes_with_the_same_lengths(tmp_path, corpus, warm_start):
+    artifact = export(warm_start, tmp_path / "ort", likeliest=True)
+    cases = find_cases(corpus, "train")
+    add_guesses(GuessesConfig(artifact=artifact, out=artifact, cases=cases, count=20))
+    penalty = LaserDPenalty(start=8, refresh_steps=2)  # its targets are lengths of the history
+    changes = {"cost": artifact, "penalty": penalty, "steps": 6}
+    whole, killed = (grpo_config(corpus, warm_start, tmp_path / n, **changes) for n in ("a", "b"))
+    made_by(train_grpo, whole)
+    log = tmp_path / "log"
+    process = start("train.grpo", killed, log)
+    try:
+        wait_until(trajectory(tmp_path / "b.run", 5).exists, process, log)
+    finally:
+        process.kill()
+        process.wait()
+    finish(start("train.grpo", killed, log), log)
+    unbroken, resumed = (read_rollouts(tmp_path / f"{n}.run" / "trajectories") for n in "ab")
+    told = ["token_ids", "thinking_ms", "thinking_length", "shaped", "advantage"]
+    assert resumed.select(told).equals(unbroken.select(told))
+    rows = [row for row in unbroken.to_pylist() if row["thinking_tokens"]]
+    assert len({row["thinking_length"] / row["thinking_tokens"] for row in rows}) > 3
+    cost = read_cost(artifact)
+    for row in rows:
+        ids, budget = row["token_ids"], row["budget"]
+        assert row["thinking_length"] == cost.measure(ids, budget).length
+
+    other = export(warm_start, tmp_path / "other", likeliest=True)
+    with pytest.raises(ArtifactError, match="does not say what a pass costs"):
+        train_grpo(whole.model_copy(update={"cost": other, "out": tmp_path / "c"}))
 
 
 def test_ctrl_c_stops_grpo_with_a_checkpoint_and_the_same_command_goes_on(

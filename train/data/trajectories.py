@@ -58,6 +58,15 @@ class Rollout:
     """Share of the penalty that the accuracy guard let through."""
     correct: float = 0.0
     """What the penalty started from; runs of earlier versions have `exact` for it."""
+    thinking_ms: float | None = None
+    """What the reasoning would take in the artifact that prices it; None without one."""
+    thinking_length: float | None = None
+    """That in tokens of the same cost on the average."""
+
+    @property
+    def length(self) -> float:
+        """What the penalty saw."""
+        return self.thinking_tokens if self.thinking_length is None else self.thinking_length
 
 
 _REWARDS = pa.map_(pa.string(), pa.float64())  # names differ between runs, the type must not

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from curt.dialogue import parse_completion
+from curt.engines.onnx.cost import ReasoningCost
 from curt.law.verdict import Verdict
 from train.data.trajectories import Rollout
 from train.loop.guard import AccuracyGuard, weigh_penalty
@@ -38,6 +39,8 @@ class GroupReward:
     checkpoint_sha256: str = ""
     """Of the policy that samples."""
     guard: AccuracyGuard | None = None
+    cost: ReasoningCost | None = None
+    """Prices reasoning for the penalty, in place of its tokens."""
     history: History = NO_HISTORY
     """The groups of all finished steps and all processes; the trainer adds each step's."""
     first_group: int = 0
@@ -96,7 +99,9 @@ class GroupReward:
         scores: Sequence[Score],
     ) -> list[Rollout]:
         """A group's rollouts; `of_all` are the fields that all of them have alike."""
-        lengths = [count_thinking(ids, self.end_id) for ids in completion_ids]
+        tokens = [count_thinking(ids, self.end_id) for ids in completion_ids]
+        costs = [self.cost and self.cost.measure(ids, of_all["budget"]) for ids in completion_ids]
+        lengths = [cost.length if cost else n for cost, n in zip(costs, tokens, strict=True)]
         truncated = tuple(set(self.eos_ids).isdisjoint(ids) for ids in completion_ids)
         correct = tuple(s.correct for s in scores)
         group = Group(correct, tuple(lengths), of_all["budget"], truncated)
@@ -106,8 +111,10 @@ class GroupReward:
                 **of_all,
                 completion=text,
                 token_ids=list(ids),
-                thinking_tokens=length,
-                answer_tokens=max(0, len(ids) - length - 1 - (not cut)),
+                thinking_tokens=thinking,
+                thinking_ms=cost.ms if cost else None,
+                thinking_length=cost.length if cost else None,
+                answer_tokens=max(0, len(ids) - thinking - 1 - (not cut)),
                 truncated=cut,
                 reward_raw=dict(score.raw),
                 reward_weighted=dict(score.weighted),
@@ -122,8 +129,8 @@ class GroupReward:
                 checkpoint_sha256=self.checkpoint_sha256,
                 penalty_weight=self.penalty_weight,
             )
-            for text, ids, length, cut, score, value in zip(
-                completions, completion_ids, lengths, truncated, scores, shaped, strict=True
+            for text, ids, thinking, cost, cut, score, value in zip(
+                completions, completion_ids, tokens, costs, truncated, scores, shaped, strict=True
             )
         ]
 
@@ -142,6 +149,7 @@ class GroupReward:
             "partial": [r.partial for r in rows],
             "shaped": [r.shaped for r in rows],
             "thinking_tokens": [r.thinking_tokens for r in rows],
+            "thinking_ms": [r.thinking_ms for r in rows],
             "within_budget": [r.thinking_tokens <= r.budget for r in rows],
             "unrewarded": [r.reward is None for r in rows],
             "reward_disagreement": [score.disagreement for score in scores],

@@ -197,7 +197,7 @@ class RecordingTrainer(GRPOTrainer):
                 for rollout, advantage in zip(group, advantages[number], strict=True)
             ]
             self.writer.write(self.state.global_step + 1, rollouts)
-        outcomes = [(r.step, r.group, r.correct, r.thinking_tokens) for r in everyone]
+        outcomes = [(r.step, r.group, r.correct, r.length) for r in everyone]
         reward.history = reward.history.extend(group_outcomes(outcomes))
         output = join_batches(outputs, self.processing_class.pad_token_id)
         own = [advantage for number in held for advantage in advantages[number]]
@@ -331,7 +331,9 @@ def resume_history(trajectories: Path, step: int) -> History:
     drop_after(trajectories, step)
     if not any(trajectories.glob("step-*.parquet")):
         return History()
-    columns = ["step", "group", "correct", "thinking_tokens"]
     table = read_rollouts(trajectories)
+    columns = ("step", "group", "correct", "thinking_tokens", "thinking_length")
     rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
-    return History(tuple(group_outcomes(rows)))
+    return History(
+        tuple(group_outcomes((*row, n if cost is None else cost) for *row, n, cost in rows))
+    )

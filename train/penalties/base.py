@@ -1,9 +1,9 @@
 """What every length penalty is: a pure function of one prompt's group and of the run's history.
 
-A penalty turns each completion's correctness `c` and length `L` in thinking tokens into a shaped
-correctness. A completion is right when c > 0, wrong otherwise; exact correctness is 1 or 0, the
-original recipe's rewards may be negative. Published constants are for thousands of tokens; the
-defaults here are rescaled to about a hundred, and each field names the paper's value.
+A penalty turns each completion's correctness `c` and length `L`, in thinking tokens or in what they
+cost, into a shaped correctness. A completion is right when c > 0, wrong otherwise; exact
+correctness is 1 or 0, the original recipe's rewards may be negative. Published constants are for
+thousands of tokens; here they are rescaled to about a hundred, and fields name the paper's value.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Group:
     """All completions of one prompt. `budget` is the thinking budget stated in the prompt."""
 
     correct: tuple[float, ...]
-    lengths: tuple[int, ...]
+    lengths: tuple[float, ...]
     budget: int
     truncated: tuple[bool, ...] = ()
     """Which completions were cut off before their end token; empty: none."""
@@ -56,18 +56,18 @@ class Group:
         """`truncated`, one flag a completion."""
         return self.truncated or (False,) * len(self.correct)
 
-    def right_lengths(self) -> list[int]:
+    def right_lengths(self) -> list[float]:
         """Lengths of the right completions, in order."""
         return [n for ok, n in zip(self.right, self.lengths, strict=True) if ok]
 
 
 @dataclass(frozen=True, slots=True)
 class GroupOutcome:
-    """One finished group: which completions were right, and their lengths in thinking tokens."""
+    """One finished group: which completions were right, and their lengths as penalised."""
 
     step: int
     correct: tuple[float, ...]
-    lengths: tuple[int, ...]
+    lengths: tuple[float, ...]
 
     @property
     def pass_rate(self) -> float:
@@ -97,8 +97,8 @@ class History:
         return History((*self.groups, *outcomes))
 
 
-def group_outcomes(rows: Iterable[tuple[int, int, float, int]]) -> list[GroupOutcome]:
-    """Groups from rows of (step, group, exact, thinking tokens), in the order of the store."""
+def group_outcomes(rows: Iterable[tuple[int, int, float, float]]) -> list[GroupOutcome]:
+    """Groups from rows of (step, group, exact, length), in the order of the store."""
     outcomes = []
     for (step, _), members in groupby(rows, key=lambda row: row[:2]):
         _, _, correct, lengths = zip(*members, strict=True)
@@ -156,7 +156,7 @@ def resolve_limit(limit: int | None, group: Group) -> int:
     return group.budget if limit is None else limit
 
 
-def standings(lengths: Sequence[int]) -> list[float]:
+def standings(lengths: Sequence[float]) -> list[float]:
     """Logistic of each length's z-score among `lengths`, in (0, 1); 0.5 without a spread."""
     if not lengths:
         return []

@@ -11,10 +11,12 @@ from compress.onnx.speculation import (
     GuessesConfig,
     add_guesses,
     count_habits,
+    fit_cost,
     write_habits,
 )
-from curt.artifact import load_manifest
+from curt.artifact import ArtifactError, load_manifest
 from curt.dialogue import THINK_END, THINK_START
+from curt.engines.onnx.cost import read_cost
 from curt.engines.onnx.engine import OrtEngine
 from curt.engines.onnx.speculation import GUESSES, HabitTable, read_habits
 from curt.engines.protocol import Request
@@ -78,6 +80,17 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert len(read) == len(learnt)
     for key in learnt:
         assert read.after(key, 9) == HabitTable(learnt, [END]).after(key, 9)
+
+
+def test_the_times_of_passes_and_guesses_are_told_apart() -> None:
+    def timed(passes: int, guesses: int, noise: float) -> tuple[int, int, float]:
+        return passes, guesses, (0.2 * passes + 0.05 * guesses) * noise
+
+    cost = fit_cost([timed(10 + n % 7, n % 5 * 4, 1.02 - n % 2 * 0.04) for n in range(40)])
+    assert (cost.pass_ms, cost.guess_ms) == pytest.approx((0.2, 0.05), rel=0.03)
+    assert 0.01 < cost.cost_error < 0.03
+    together = fit_cost([timed(10, 30, 1.0)] * 20)  # nothing tells the two apart
+    assert (together.pass_ms, together.guess_ms) == pytest.approx((0.35, 0), abs=1e-3)
 
 
 def many_cases(folder: Path) -> Path:
@@ -148,3 +161,5 @@ def test_nothing_is_learnt_without_the_likeliest_or_cases(
     add_guesses(config.model_copy(update={"artifact": folders[0], "count": 2}))
     table = read_habits(config.out, ends=())
     assert len(table) == 0
+    with pytest.raises(ArtifactError, match=r"what a pass costs: run .*onnx.speculation --artif"):
+        read_cost(config.out)

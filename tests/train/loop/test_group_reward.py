@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curt.dialogue import render_answer
+from curt.engines.onnx.cost import Reasoning
 from curt.law.verdict import Term, Verdict
+from train.data.trajectories import TrajectoryWriter
 from train.judge import Grade, RuleJudgeSettings, make_judge
 from train.loop.group_reward import (
     GroupReward,
@@ -16,6 +18,8 @@ from train.loop.group_reward import (
     count_thinking,
 )
 from train.loop.scoring import Scorer
+from train.loop.trainer import resume_history
+from train.penalties.alone.linear import LinearPenalty
 from train.penalties.alone.none import NoPenalty
 from train.penalties.group.alp import AlpPenalty
 from train.penalties.group.gated import GatedPenalty
@@ -250,3 +254,35 @@ def test_the_rule_judge_grades_in_a_group():
         [("a", text(RIGHT), ids(10)), ("a", text(OTHER), ids(10))],
     )
     assert values == [2.0, -2.0]
+
+
+class Priced:
+    """A price list in place of an artifact: two tokens a pass, half a millisecond each."""
+
+    def measure(self, ids, budget):
+        thinking = count_thinking(ids, END)
+        return Reasoning(thinking / 4 + 0.5, thinking / 2 + 0.125)
+
+
+def test_the_penalty_sees_what_reasoning_costs_where_it_is_priced():
+    rows = [("a", text(RIGHT), ids(30)), ("a", text(RIGHT), ids(80)), ("a", "想", [1] * 5)]
+    penalty = LinearPenalty(weight=0.5, limit=100)
+    reward = make_reward(penalty, cost=Priced(), partial_share=0, num_generations=3)
+    values, metrics = call(reward, rows)
+    assert values == pytest.approx([1 - 0.5 * 0.15125, 1 - 0.5 * 0.40125, 0])
+    first, _, cut = reward.pending
+    assert (first.thinking_tokens, first.thinking_ms) == (30, 8.0)
+    assert (first.length, cut.length) == (15.125, 2.625)
+    assert metrics["thinking_ms"] == pytest.approx((8 + 20.5 + 1.75) / 3)
+
+
+def test_a_history_read_back_holds_the_lengths_that_were_penalised(tmp_path):
+    rows = [("a", text(RIGHT), ids(31)), ("a", text(OTHER), ids(7))]
+    for cost, lengths in ((Priced(), (15.625, 3.625)), (None, (31, 7))):
+        reward = make_reward(cost=cost)
+        call(reward, rows)
+        folder = tmp_path / str(cost is None)
+        TrajectoryWriter(folder).write(1, reward.pending)
+        (group,) = resume_history(folder, 1).groups
+        assert group.lengths == lengths
+        assert tuple(r.length for r in reward.pending) == lengths

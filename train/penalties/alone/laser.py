@@ -28,7 +28,7 @@ class LaserPenalty(LengthPenalty):
         return add_bonus(group, self.bonus, resolve_limit(self.limit, group))
 
 
-def add_bonus(group: Group, bonus: float, target: int) -> list[float]:
+def add_bonus(group: Group, bonus: float, target: float) -> list[float]:
     """c x (1 + bonus) for right completions of at most `target` tokens, c for all others."""
     return [
         c * (1 + bonus) if c > 0 and length <= target else c

@@ -39,7 +39,7 @@ class LaserDPenalty(LengthPenalty):
         """Shaped correctness in [0, 1 + bonus]."""
         return add_bonus(group, self.bonus, self.target(bucket_of(group.pass_rate), history))
 
-    def target(self, bucket: Bucket, history: History) -> int:
+    def target(self, bucket: Bucket, history: History) -> float:
         """Target length in tokens of a bucket, from the last whole block of steps."""
         done = history.groups[-1].step if history.groups else 0
         last = done - done % self.refresh_steps
