@@ -17,8 +17,9 @@ from typing import Any
 from pydantic import Field
 from tqdm import tqdm
 
-from curt.artifact import MANIFEST
+from curt.artifact import MANIFEST, READER
 from curt.classifier.candidates import read_candidates
+from curt.classifier.model import load_classifier
 from curt.config import Config, run
 from curt.corpus.augment.counterfactuals import MOVES, STAYS, Pair, draw_pairs, invariant_pairs
 from curt.corpus.case import AUGMENTATIONS, Case
@@ -69,6 +70,8 @@ class EvaluateConfig(Config):
     """ONNX Runtime folder whose passes price the model's reasoning; the model must have guesses."""
     counterfactuals: int = Field(0, ge=0)
     """Cases to ask again with one thing changed: the corpus' own where real, else drawn anew."""
+    classifier: Path | None = None
+    """Classifier folder that answers the same pairs; the model's reader by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +227,8 @@ def measure_counterfactuals(
     """Whether what must not matter doesn't and what must does: by kind, with Wilson's interval.
 
     A pair holds with the same charges, articles and term where the verdict must stay, and with a
-    term that moved in the right direction where it must move; `exact` is after the change.
+    term that moved in the right direction where it must move; `exact` is after the change. The same
+    of the classifier, where there is one: it reads the fact as it is and costs half a millisecond.
     """
     real = [case for case in cases if not case.source.startswith(SOURCE)][: config.counterfactuals]
     names = [f"{SOURCE}-pairs-{number}" for number in range(config.counterfactuals)]
@@ -235,6 +239,18 @@ def measure_counterfactuals(
     own = config.model_copy(update={"candidates": None})  # made for a case, not for its other side
     outcomes = run_budget(engine, list(asked.values()), budget, own)
     answers = {o.case.fact: parse_completion(o.generation.text).verdict for o in outcomes}
+    reader = config.classifier or config.model / READER
+    rival: dict[str, Any] = {}
+    if asked and (config.classifier or reader.is_dir()):
+        predict = load_classifier(reader).predict
+        rival = judge_pairs(groups, {fact: predict(fact).verdict for fact in asked})["by_kind"]
+    return judge_pairs(groups, answers) | {"classifier": rival}
+
+
+def judge_pairs(
+    groups: Sequence[Sequence[Pair]], answers: Mapping[str, Verdict | ParseFailure]
+) -> dict[str, Any]:
+    """How often the pairs of each kind hold, and which kinds do in each group."""
     judged = [{pair.kind: judge_pair(pair, answers) for pair in group} for group in groups]
     by_kind = {}
     for kind in (*STAYS, *MOVES):

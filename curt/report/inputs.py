@@ -70,6 +70,7 @@ class Counterfactuals(Part):
 
     by_kind: dict[str, dict[str, float]] = {}
     cases: list[dict[str, bool]] = []
+    classifier: dict[str, dict[str, float]] = {}
 
 
 class WorkedExample(Part):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from curt.artifact import ArtifactError
+from curt.artifact import READER, ArtifactError
+from curt.classifier.model import load_classifier
 from curt.corpus.augment.counterfactuals import MOVES, STAYS, Pair, draw_pairs
 from curt.corpus.case import Case
 from curt.corpus.generate.generator import generate_cases
@@ -27,6 +29,7 @@ from curt.evaluate import (
     summarise,
 )
 from curt.law.verdict import Term, Verdict
+from tests.compress.classifier.test_train import make_fallback
 
 KEYS = {
     "name", "engine", "model", "manifest_sha256", "corpus", "corpus_sha256", "n", "stated_budget",
@@ -181,8 +184,9 @@ class Answers:
         return [Generation(text, 100, 1, 20, False, "stop", 0.0, 1.0) for text in texts]
 
 
-def ask_pairs(answer, cases=(), count=12):
-    config = EvaluateConfig(model=Path("m"), out=Path("x.json"), counterfactuals=count, batch=7)
+def ask_pairs(answer, cases=(), count=12, **changes):
+    options = {"model": Path("m"), "out": Path("x.json"), "counterfactuals": count, "batch": 7}
+    config = EvaluateConfig(**options | changes)
     return measure_counterfactuals(Answers(answer), cases, 128, config)
 
 
@@ -203,6 +207,18 @@ def test_a_model_that_says_always_the_same_stays_and_never_moves():
     found = ask_pairs(lambda fact: Verdict(("盗窃",), ("264",), Term("fixed", 8)))["by_kind"]
     assert {row["value"] for kind, row in found.items() if kind in STAYS} == {1}
     assert {row["value"] for kind, row in found.items() if kind in MOVES} == {0}
+
+
+def test_the_classifier_answers_the_same_pairs(tmp_path):
+    folder = make_fallback(tmp_path)
+    shutil.copytree(folder, tmp_path / READER)
+    says = load_classifier(folder).predict
+    by_itself = ask_pairs(lambda fact: says(fact).verdict)
+    assert by_itself["classifier"] == {}  # the model has no reader
+    for changes in ({"classifier": folder}, {"model": tmp_path}):
+        beside = ask_pairs(lambda fact: Verdict(("盗窃",), ("264",), Term("fixed", 8)), **changes)
+        assert beside["classifier"] == by_itself["by_kind"] != beside["by_kind"]
+    assert ask_pairs(lambda fact: None, count=0, classifier=folder)["classifier"] == {}
 
 
 def test_cases_of_text_alone_are_asked_what_must_not_matter():

@@ -326,10 +326,12 @@ def test_artifact_rows_hold_what_was_measured(whole_page: str) -> None:
 def test_what_must_not_matter_and_what_must_stand_beside_their_intervals(tmp_path: Path) -> None:
     row = {"value": 0.9, "low": 0.82, "high": 0.95, "n": 80, "exact_before": 0.5, "exact": 0.45}
     pairs = {"by_kind": {"name": row, "amount": row | {"value": 0.7}}, "cases": [{"name": True}]}
+    rival = {"name": row | {"value": 0.8, "low": 0.7, "high": 0.87, "exact": 0.41}}
+    pairs["classifier"] = rival
     put(tmp_path / "eval/a.json", evaluation("a", 0.7, 80, counterfactuals=pairs))
     text = " ".join(read_page(page_of(tmp_path)).text.split())
-    assert "name stay 80 90.0% 82.0% to 95.0% 50.0% 45.0%" in text
-    assert "amount move 80 70.0%" in text
+    assert "name stay 80 90.0% 82.0% to 95.0% 80.0% 70.0% to 87.0% 50.0% 45.0% 41.0%" in text
+    assert "amount move 80 70.0% 82.0% to 95.0% not run 50.0%" in text
 
 
 def test_what_the_gate_said_is_among_a_folders_checks(tmp_path: Path) -> None:
