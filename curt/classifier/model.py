@@ -451,8 +451,9 @@ def load_classifier(folder: Path | str) -> Classifier:
         }
         labels = Labels.model_validate_json(content[LABELS])
         return Classifier(labels, vocabulary, content[MODEL], manifest, **optional)
-    except ValidationError as error:
-        raise ArtifactError(f"{folder}: {error.title} was made by other code: {remedy}") from error
+    except (KeyError, ValueError) as error:  # a ValidationError is a ValueError
+        what = error.title if isinstance(error, ValidationError) else str(error)
+        raise ArtifactError(f"{folder} was made by other code ({what}): {remedy}") from error
 
 
 def pack(labels: Labels, vocabulary: Vocabulary) -> dict[str, bytes]:

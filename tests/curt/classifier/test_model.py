@@ -18,6 +18,7 @@ from curt.classifier.familiarity import MAX_CHARACTERS
 from curt.classifier.model import (
     CONFIDENCE,
     DECLARED,
+    DETAILS,
     LABELS,
     MODEL,
     PARTS,
@@ -281,6 +282,18 @@ def test_a_folder_made_before_there_were_probabilities_still_answers(folder, cla
     assert older.assessor is None
     assert older.agreement is None
     assert older.predict(THEFT) == classifier.predict(THEFT)
+
+
+def test_details_of_other_code_are_refused(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    with np.load(copy / DETAILS) as arrays:
+        kept = {name: array for name, array in arrays.items() if not name.startswith("told_")}
+    np.savez(copy / DETAILS, **kept)
+    manifest = json.loads((copy / MANIFEST).read_text(encoding="utf-8"))
+    manifest["files"][DETAILS] = sha256(copy / DETAILS)
+    (copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"made by other code .*make it again"):
+        load_classifier(copy)
 
 
 def test_labels_of_other_code_are_refused(folder, tmp_path):
