@@ -194,7 +194,7 @@ def test_a_step_is_sampled_again_until_it_is_full_of_groups_with_a_spread(
 
 
 def test_the_best_of_the_evaluated_weights_are_published_and_no_gain_ends_the_run(
-    tmp_path, corpus, warm_start, monkeypatch
+    tmp_path, corpus, warm_start, monkeypatch, caplog
 ):
     """A rate that ruins the model: later evaluations are no better than the first."""
     config = grpo_config(
@@ -210,7 +210,10 @@ def test_the_best_of_the_evaluated_weights_are_published_and_no_gain_ends_the_ru
         with pytest.raises(KeyboardInterrupt):
             train_grpo(config)
     steps = max(steps_of(tmp_path / "grpo.run"))
-    folder = made_by(train_grpo, config)  # goes on from before its end, and ends there again
+    with caplog.at_level("INFO", "train.loop.trainer"):
+        folder = made_by(train_grpo, config)  # goes on from before its end, and ends there again
+    said = [text for text in caplog.messages if "development cases" in text]
+    assert len(said) == len(set(said)) > 0  # no step is evaluated twice
     assert max(steps_of(tmp_path / "grpo.run")) == steps < 40
     history = json.loads((folder / "history.json").read_bytes())
     evaluated = {row["step"]: row["eval_correct"] for row in history if "eval_correct" in row}

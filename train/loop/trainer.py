@@ -94,8 +94,7 @@ class RecordingTrainer(GRPOTrainer):
             else:
                 self.generation_config.max_new_tokens = length
             return super()._generate_single_turn(texts, None, {}, group)
-        first = self.group_reward.first_group * self.num_generations
-        step = self.state.global_step
+        first, step = self.group_reward.first_group * self.num_generations, self.state.global_step
         completions = sample_completions(
             self.accelerator.unwrap_model(self.model),
             texts,
@@ -235,6 +234,7 @@ class RecordingTrainer(GRPOTrainer):
         logger.info("step %d, development cases: %s", self.state.global_step, metrics)
         self.log(metrics)
         self.model.train()
+        self.control.should_evaluate = False  # or the last step were evaluated again
         scores = [row[EVALUATED[0]] for row in self.state.log_history[1:] if EVALUATED[0] in row]
         patience = self.settings.patience or len(scores)
         if scores and scores[-1] > max(scores[:-1], default=-1):
