@@ -210,6 +210,7 @@ def test_the_best_of_the_evaluated_weights_are_published_and_no_gain_ends_the_ru
         with pytest.raises(KeyboardInterrupt):
             train_grpo(config)
     steps = max(steps_of(tmp_path / "grpo.run"))
+    caplog.clear()
     with caplog.at_level("INFO", "train.loop.trainer"):
         folder = made_by(train_grpo, config)  # goes on from before its end, and ends there again
     said = [text for text in caplog.messages if "development cases" in text]
