@@ -93,6 +93,7 @@ OPSET, IR_VERSION = 17, 8  # read by every ONNX Runtime from 1.12 on
 MAX_PARITY = 1e-4  # largest difference of a score between ONNX (float32) and scikit-learn
 MIN_DEV_CASES = 20
 CALCULUS_WEIGHTS = (0.0, *map(float, np.geomspace(0.5, 32.0, 13)))
+LEAST_LIKELY = -7.0  # in ln: one odd term must not decide alone
 ALWAYS, EVER = 0.95, 0.03  # shares of a charge's cases that hold an article
 SAME_KIND_BONUS = 0.05  # the CAIL2018 score does not see the kind of a counted term
 
@@ -157,8 +158,9 @@ def train_classifier(config: ClassifierConfig) -> dict[str, float]:
     matrix, dev_scores = fit_columns(features, dev_features, train, labels, bins, config)
     truths, width = [case.verdict for case in dev], config.term_bin_width
     details, dev_texts = fit_details(beside or train), [read_text(case.fact) for case in dev]
-    linear_scores = dev_scores
-    labels, dev_scores, _ = lean(labels, details, dev_scores, dev_texts, truths)
+    linear_scores, told = dev_scores, read_told(labels, details, dev_scores, dev_texts)
+    labels = fit_calculus(labels, linear_scores, told, truths)
+    dev_scores = lean_on_calculus(labels, linear_scores, [one.term for one in told])
     labels = calibrate(labels, dev_scores, truths)
     model = build_onnx(matrix)
     fit = fit_uncertainty(labels, width, dev_scores, truths)
@@ -233,11 +235,14 @@ def cross_fit(
             features[others], dev_features, cases, labels, bins, config
         )
         reader = details or fit_details(cases)
-        labels, dev_scores, _ = lean(labels, reader, dev_scores, dev_texts, dev_truths)
+        told = read_told(labels, reader, dev_scores, dev_texts)
+        labels = fit_calculus(labels, dev_scores, told, dev_truths)
+        dev_scores = lean_on_calculus(labels, dev_scores, [one.term for one in told])
         labels = calibrate(labels, dev_scores, dev_truths)
         fit = fit_uncertainty(labels, config.term_bin_width, dev_scores, dev_truths)
         scores = features[held] @ matrix[1:] + matrix[0]
-        _, scores, told = lean(labels, reader, scores, [read_text(train[i].fact) for i in held])
+        told = read_told(labels, reader, scores, [read_text(train[i].fact) for i in held])
+        scores = lean_on_calculus(labels, scores, [one.term for one in told])
         decider = Decider(labels)
         for i, place in enumerate(held.tolist()):
             row = scores[i].astype(np.float32)
@@ -246,47 +251,42 @@ def cross_fit(
     return lines
 
 
-def lean(
-    labels: Labels,
-    details: DetailReader,
-    scores: Doubles,
-    texts: Sequence[str],
-    truths: Sequence[Verdict] | None = None,
-) -> tuple[Labels, Doubles, list[Told]]:
-    """The scores drawn to the terms that the declared law computes, and what each fact tells.
-
-    With `truths` it is fitted how far: cases that mostly get the computed term follow that law, and
-    it is their answer; else the labels come back with the weight at which the true bins are
-    likeliest.
-    """
+def read_told(
+    labels: Labels, details: DetailReader, scores: Doubles, texts: Sequence[str]
+) -> list[Told]:
+    """What each text of `read_text` tells, under the charge that its scores find likeliest."""
     decider = Decider(labels)
-    told = [
-        details.read(text, decider.find_likeliest(row))
-        for text, row in zip(texts, scores, strict=True)
-    ]
+    likeliest = map(decider.find_likeliest, scores)
+    return [details.read(text, charge) for text, charge in zip(texts, likeliest, strict=True)]
+
+
+def fit_calculus(
+    labels: Labels, scores: Doubles, told: Sequence[Told], truths: Sequence[Verdict]
+) -> Labels:
+    """The labels with the weight that the computed terms have beside the bins.
+
+    Cases that mostly get the computed term follow the declared law, and it is their answer; for
+    others it is the weight at which the true terms' bins are likeliest.
+    """
+    from scipy.special import log_softmax
+
     terms = [one.term for one in told]
-    if truths is not None:
-        true = _nearest_bins(labels, [truth.term for truth in truths])
+    pairs = zip(terms, truths, strict=True)
+    exact = fmean(t is not None and severity(t) == severity(v.term) for t, v in pairs)
+    if exact > 0.5:
+        return labels.model_copy(update={"calculus_weight": DECLARED})
+    places = np.array([severity(truth.term) for truth in truths])[:, None]
+    true = np.abs(labels.severities - places).argmin(axis=1)[:, None]
 
-        def surprise(weight: float) -> float:
-            trial = labels.model_copy(update={"calculus_weight": weight})
-            logits = lean_on_calculus(trial, scores, terms)[:, labels.term_columns]
-            shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-            shares /= shares.sum(axis=1, keepdims=True)
-            return -float(np.log(shares[np.arange(len(true)), true] + 1e-3).mean())
+    def weigh(weight: float) -> Labels:
+        return labels.model_copy(update={"calculus_weight": weight})
 
-        pairs = zip(terms, truths, strict=True)
-        exact = fmean(t is not None and severity(t) == severity(v.term) for t, v in pairs)
-        weight = DECLARED if exact > 0.5 else min(CALCULUS_WEIGHTS, key=surprise)
-        labels = labels.model_copy(update={"calculus_weight": weight})
-    return labels, lean_on_calculus(labels, scores, terms), told
+    def surprise(weight: float) -> float:
+        logits = lean_on_calculus(weigh(weight), scores, terms)[:, labels.term_columns]
+        likely = np.take_along_axis(log_softmax(logits, axis=1), true, axis=1)
+        return -float(np.maximum(likely, LEAST_LIKELY).mean())
 
-
-def _nearest_bins(labels: Labels, terms: Sequence[Term]) -> Doubles:
-    bins = np.array([severity(term) for term in labels.terms])
-    places = np.array([severity(term) for term in terms])
-    nearest: Doubles = np.abs(bins - places[:, None]).argmin(axis=1)
-    return nearest
+    return weigh(min(CALCULUS_WEIGHTS, key=surprise))
 
 
 def learn_vocabulary(facts: Sequence[str], features: int) -> Vocabulary:

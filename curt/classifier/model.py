@@ -105,6 +105,11 @@ class Labels(FrozenModel):
     calibration: dict[Part, Calibration] = Field(default_factory=dict)
 
     @property
+    def severities(self) -> npt.NDArray[np.float64]:
+        """The place of each bin's term on the scale of penalties."""
+        return np.array([severity(term) for term in self.terms])
+
+    @property
     def term_columns(self) -> slice:
         """The columns of the bins of terms."""
         first = len(self.charges) + len(self.articles)
@@ -246,7 +251,7 @@ class Decider:
         self._payoff = np.array(labels.payoff, np.float64)  # (answers, bins)
         if self._payoff.shape != (len(labels.terms),) * 2:
             raise ValueError(f"a payoff of shape {self._payoff.shape} for {len(labels.terms)} bins")
-        self._severities = np.array([severity(term) for term in labels.terms])
+        self._severities = labels.severities
         self._lawful = np.array(
             [[term_in_range(c, term, on) for term in labels.terms] for c in labels.charges]
         )
@@ -412,7 +417,7 @@ def lean_on_calculus(labels: Labels, scores: Floats, terms: Sequence[Term | None
     `scores` are (cases, columns); the severities of `terms` come as one column more.
     """
     computed = np.array([[UNCOMPUTED if t is None else severity(t)] for t in terms])
-    far = np.minimum(np.abs(computed - [severity(term) for term in labels.terms]), REACH)
+    far = np.minimum(np.abs(computed - labels.severities), REACH)
     drawn = scores.copy()
     drawn[:, labels.term_columns] -= labels.calculus_weight * np.where(computed < 0, 0.0, far)
     return np.hstack([drawn, computed]).astype(scores.dtype)

@@ -28,7 +28,7 @@ from curt.corpus.store import read_cases, write_cases
 from curt.dialogue import PROMPT_VERSION, THINK_END
 from curt.engines.tokenizer import PromptTokenizer
 from tests.cases import common_cases
-from tests.train.training_runs import ROOT, grpo_config, made_by, make_corpus, sft_config
+from tests.train.training_runs import ROOT, break_off, grpo_config, made_by, make_corpus, sft_config
 from train.data.trajectories import read_rollouts
 from train.grpo import GRPOSettings, train_grpo, trl_options
 from train.loop.trainer import RecordingTrainer
@@ -226,13 +226,7 @@ def test_a_run_with_adapters_goes_on_from_its_checkpoint(tmp_path, made, monkeyp
     whole = made_by(train_grpo, GRPOSettings.model_validate(settings | {"out": tmp_path / "whole"}))
     config = GRPOSettings.model_validate(settings | {"out": tmp_path / "broken"})
 
-    def breaks_off(*_, **__):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("train.runs.weights.write_artifact", breaks_off)
-        with pytest.raises(KeyboardInterrupt):
-            train_grpo(config)
+    break_off(monkeypatch, train_grpo, config)
     shutil.rmtree(tmp_path / "broken.run" / "checkpoint-4")
     weights = [load_file(f / "model.safetensors") for f in (whole, made_by(train_grpo, config))]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,14 +37,6 @@ MATRIX = {  # how each is trained: all weights or adapters, rollouts of our own 
     "mistral": (None, True),
 }
 NO_ORT = {"mistral"}  # refused there by name
-
-
-@pytest.fixture(autouse=True)
-def signal_handlers():
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

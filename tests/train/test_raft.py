@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ from curt.artifact import load_manifest
 from curt.checkpoint import read_checkpoint
 from curt.files import read_rows, write_rows
 from tests.train.rollouts import make_rollout
-from tests.train.training_runs import made_by, make_corpus, sft_config
+from tests.train.training_runs import break_off, made_by, make_corpus, sft_config
 from train import raft
 from train.data.trajectories import TrajectoryWriter, read_rollouts
 from train.data.views import ViewConfig, write_view
@@ -25,15 +23,6 @@ pytestmark = pytest.mark.slow
 
 ANSWER = "</think>罪名：盗窃\n法条：264\n刑期：有期徒刑8个月\n罚金：8000元"
 SHAPE = {"steps": 4, "prompts": 4, "generations": 4, "max_thinking_tokens": 32, "budgets": [32]}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def signal_handlers() -> Iterator[None]:
-    """Training in this process takes over Ctrl-C; give it back."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -207,13 +196,7 @@ def test_preference_training_broken_off_after_its_last_step_only_writes_the_mode
         checkpoint_steps=1, learning_rate=1e-5,
     )  # fmt: skip
 
-    def breaks_off(*_, **__):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("train.runs.weights.write_artifact", breaks_off)
-        with pytest.raises(KeyboardInterrupt):
-            train_dpo(config)
+    break_off(monkeypatch, train_dpo, config)
     with caplog.at_level("INFO"):
         train_dpo(config)
     assert "checkpoint-6" in caplog.text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from tests.compress.onnx.exports import export
 from tests.train.training_runs import (
     GENERATIONS,
     PROMPTS,
+    break_off,
     finish,
     grpo_config,
     made_by,
@@ -37,15 +37,6 @@ from train.penalties.history.laser_d import LaserDPenalty
 from train.sft import train_warm_start
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def signal_handlers() -> Iterator[None]:
-    """Training in this process takes over Ctrl-C; give it back."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -202,13 +193,7 @@ def test_the_best_of_the_evaluated_weights_are_published_and_no_gain_ends_the_ru
         learning_rate=2e-2, checkpoint_steps=3, compact=True,
     )  # fmt: skip
 
-    def breaks_off(*_, **__):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("train.runs.weights.write_artifact", breaks_off)
-        with pytest.raises(KeyboardInterrupt):
-            train_grpo(config)
+    break_off(monkeypatch, train_grpo, config)
     steps = max(steps_of(tmp_path / "grpo.run"))
     caplog.clear()
     with caplog.at_level("INFO", "train.loop.trainer"):
@@ -329,13 +314,7 @@ def test_a_run_broken_off_after_its_last_step_only_writes_the_model(
 ):
     config = grpo_config(corpus, warm_start, tmp_path / "grpo")
 
-    def breaks_off(*_, **__):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("train.runs.weights.write_artifact", breaks_off)
-        with pytest.raises(KeyboardInterrupt):
-            train_grpo(config)
+    break_off(monkeypatch, train_grpo, config)
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "grpo.run").rglob("*.parquet")}
     assert len(files) == 4
     folder = made_by(train_grpo, config)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases
 from tests.warm import WarmProcess, start_warm
@@ -61,6 +63,18 @@ def made_by(work: Callable, config) -> Path:
     """The folder that an entry point's work writes."""
     work(config)
     return config.out
+
+
+def break_off(monkeypatch: pytest.MonkeyPatch, work: Callable, config) -> None:
+    """A run that is stopped after its last step, before its folder is written."""
+
+    def stops(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.runs.weights.write_artifact", stops)
+        with pytest.raises(KeyboardInterrupt):
+            work(config)
 
 
 def start(module: str, config, log: Path) -> WarmProcess:

@@ -20,11 +20,12 @@ from compress.classifier.details import fit_details
 from compress.classifier.train import (
     ClassifierConfig,
     build_onnx,
-    lean,
+    fit_calculus,
     learn_habit,
     learn_labels,
     learn_vocabulary,
     measure,
+    read_told,
     train_classifier,
     work,
 )
@@ -42,6 +43,7 @@ from curt.classifier.model import (
     Decider,
     Vocabulary,
     extract_features,
+    lean_on_calculus,
     load_classifier,
 )
 from curt.config import run
@@ -279,8 +281,10 @@ def test_the_computed_term_is_the_answer_where_cases_follow_the_declared_law(tmp
     for row, (case, bin_) in enumerate(zip(cases, bins, strict=True)):
         scores[row, labels.charges.index(case.verdict.charges[0])] = 1
         scores[row, width + bin_] = 1
-    declared, drawn, told = lean(labels, details, scores, texts, truths)
+    told = read_told(labels, details, scores, texts)
+    declared = fit_calculus(labels, scores, told, truths)
     assert declared.calculus_weight == DECLARED
+    drawn = lean_on_calculus(declared, scores, [one.term for one in told])
     decider = Decider(declared)
     for one, row in zip(told, drawn, strict=True):
         assert one.term is None or decider.decide(row).verdict.term == one.term
@@ -290,10 +294,9 @@ def test_the_computed_term_is_the_answer_where_cases_follow_the_declared_law(tmp
         replace(v, term=Term("fixed", max(6, round(v.term.months * rng.uniform(0.6, 1.5)))))
         for v in truths
     ]
-    weighed, *_ = lean(labels, details, scores * 0, texts, courts)
-    assert 0 < weighed.calculus_weight < DECLARED
+    assert 0 < fit_calculus(labels, scores * 0, told, courts).calculus_weight < DECLARED
     others = [courts[place] for place in rng.permutation(len(courts))]
-    assert lean(labels, details, scores * 0, texts, others)[0].calculus_weight < 1.5
+    assert fit_calculus(labels, scores * 0, told, others).calculus_weight < 1.5
 
 
 def test_habits_tell_settled_articles_from_open_ones():
