@@ -1,12 +1,12 @@
 """What the classifier proposes before a language model reads: the line of candidates in a prompt.
 
-    参考：盗窃8抢夺1；264；8个月，6至10个月；后果4200元，500元一档5+2，罚1000；自首-20、退赔-10
+    参考：盗窃8抢夺1；264；5个月，4至8个月；后果4200元，500元一档5+2=7，罚1000；自首-20、退赔-10，×70%
 
 These are the likeliest charges with their probabilities in tenths, the articles and the term of the
 classifier's verdict, the shortest range of terms that holds `TERM_SHARE` of the probability, the
 harm that the likeliest charge is graded by, and the circumstances. The declared law says what each
-weighs: months at the start of a bracket and added by quantity, yuan of fine a month, percent. What
-was not found is left out.
+weighs: months at the start of a bracket and added by quantity, yuan of fine a month, percent, and
+what percents leave of the months. What was not found is left out.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from curt.dialogue import PROMPT_VERSION, Prompts
 from curt.files import read_rows
 from curt.law.term_scale import severity
 from curt.law.verdict import COUNTED_KINDS, TERM_NAMES, Term
+from curt.law.weighing import sum_ratios
 
 if TYPE_CHECKING:
     from curt.classifier.details import DetailReader, Told
@@ -45,11 +46,11 @@ TERM_SHARE = 0.7
 LONGEST_TOKENS = 120  # of the line, but for charges with very long names
 PROBE = (
     f"{HEAD}盗窃8抢夺1；264；8个月，6至10个月；"
-    f"{HARM}7600+4100=11700元，500元一档5+5，罚1000；自首-20、退赔-10"
+    f"{HARM}7600+4100=11700元，500元一档5+5=10，罚1000；自首-20、退赔-10，×70%"
 )
 """A line to measure prompts with."""
 _LINE = re.compile(
-    rf"{HEAD}((?:[^；\d]+\d+)+)；([^；]*)；([^；，]+)(?:，([^；]+))?(?:；{HARM}([^；，]+)(?:，([^；]+))?)?(?:；([^；]+))?"
+    rf"{HEAD}((?:[^；\d]+\d+)+)；([^；]*)；([^；，]+)(?:，([^；]+))?(?:；{HARM}([^；，]+)(?:，([^；]+))?)?(?:；([^；，]+)(?:，×\d+%)?)?"
 )
 
 
@@ -154,10 +155,11 @@ def write_candidates(
         scale = details.tell_scale(told.charge, told.harm)
         line += f"；{HARM}{told.harm}" if told.harm else ""
         line += f"，{scale}" if scale else ""
-        found = told.circumstances[:MOST_CIRCUMSTANCES]
-        ratios = [details.ratio_of(told.charge, name) for name in found]
-        weighed = [n if r is None else f"{n}{r:+d}" for n, r in zip(found, ratios, strict=True)]
-        line += f"；{'、'.join(weighed)}" if weighed else ""
+        ratios = {name: details.ratio_of(told.charge, name) for name in told.circumstances}
+        weighed = [name if r is None else f"{name}{r:+d}" for name, r in ratios.items()]
+        line += f"；{'、'.join(weighed[:MOST_CIRCUMSTANCES])}" if weighed else ""
+        if any(ratios.values()):
+            line += f"，×{100 + sum_ratios(filter(None, ratios.values()))}%"
     return line
 
 

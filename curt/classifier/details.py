@@ -102,13 +102,13 @@ class Scale(FrozenModel):
     """Percent by which a circumstance that only this charge has moves a term."""
 
     def tell(self, harm: str) -> str:
-        """20000元一档7+6，罚1500 for 60975元; empty for a harm that it does not know."""
+        """20000元一档7+6=13，罚1500 for 60975元; empty for a harm that it does not know."""
         if harm in self.grades:
             told = self._name(self.grades[harm])
         elif reached := self._reach(harm):
             threshold, months, added = reached
             told = f"{write_figure(threshold)}{self.unit}一档{self._name(months)}"
-            told += f"+{added}" if months >= 0 else ""
+            told += f"+{added}={months + added}" if months >= 0 else ""
         else:
             return ""
         return f"{told}，罚{self.fine}" if self.fine else told

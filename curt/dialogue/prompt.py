@@ -16,7 +16,7 @@ from curt.dialogue.answer import LINES, THINK_END, THINK_START, describe_grammar
 from curt.dialogue.excerpt import NOTHING, Excerpt, LeftOut, make_excerpt
 from curt.law.figures import normalise_figures
 
-PROMPT_VERSION = "verdict-3"
+PROMPT_VERSION = "verdict-4"
 GRAMMAR_VERSION = f"{PROMPT_VERSION}+grammar-1"
 """The version of prompts that tell the answer grammar."""
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from curt.law.verdict import Term
 from tests.compress.classifier.test_train import THEFT, make_fallback
 
 LINE = re.compile(
-    r"参考：(?:[一-鿿、]+\d+){1,3}；\d[\d之一二、]*；[\d一-鿿，]+(?:；后果[^；]+)?(?:；[一-鿿、+\-\d]+)?"
+    r"参考：(?:[一-鿿、]+\d+){1,3}；\d[\d之一二、]*；[\d一-鿿，]+(?:；后果[^；]+)?(?:；[一-鿿、+\-\d]+(?:，×\d+%)?)?"
 )
 TERMS = (Term("death"), Term("detention", 4), Term("fixed", 8), Term("fixed", 12), Term("life"))
 
@@ -131,6 +132,11 @@ def test_harm_and_circumstances_end_the_line(reader: Reader) -> None:
     assert read.harm == details.read_harm(text, "盗窃") != ""
     assert list(read.circumstances) == details.find_circumstances(text, "盗窃")[:MOST_CIRCUMSTANCES]
     assert LINE.fullmatch(line)
+    weighed = replace(told, circumstances=("自首", "累犯"))
+    line = write_candidates(decider, scores, 1.0, details, weighed)
+    surrender, relapse = details.ratios["自首"], details.ratios["累犯"]
+    assert line.endswith(f"；自首{surrender}、累犯+{relapse}，×{100 + surrender + relapse}%")
+    assert parse_candidates(line).circumstances == weighed.circumstances
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_a_scale_tells_what_the_declared_law_makes_of_a_harm(reader: DetailReade
         if months is None:  # life, whatever the circumstances
             assert "无期" in told
         elif months[2]:
-            assert f"一档{months[1]}+{months[2]}" in told
+            assert f"一档{months[1]}+{months[2]}={int(months[1]) + int(months[2])}，" in f"{told}，"
         else:
             assert told.partition("，")[0] == months[1]
         assert not case.verdict.fine_yuan or "，罚" in told or case.verdict.term.kind == "life"

@@ -26,7 +26,7 @@ from curt.dialogue.answer import describe_grammar
 def test_another_system_text_is_another_version():
     """the text follows the lines of the answer: who changes those raises the version here too"""
     text = "你是刑事法官。先在思考预算内推理，再写罪名、法条、刑期、缓刑、罚金。"
-    assert ("verdict-3", text) == (PROMPT_VERSION, SYSTEM)
+    assert ("verdict-4", text) == (PROMPT_VERSION, SYSTEM)
 
 
 @given(st.text())
@@ -116,4 +116,4 @@ def test_a_model_that_does_not_know_the_grammar_is_told_it(tokenizer):
 
 def test_another_description_of_the_grammar_is_another_version():
     digest = hashlib.sha256(describe_grammar().encode()).hexdigest()[:12]
-    assert ("verdict-3+grammar-1", digest) == (GRAMMAR_VERSION, "b9ab517ddc51")
+    assert ("verdict-4+grammar-1", digest) == (GRAMMAR_VERSION, "b9ab517ddc51")

@@ -22,7 +22,8 @@ from tests.serve.fake_pool import generation
 FACT = "2021年6月8日，被告人陈某在某超市窃取手机一部，价值人民币4200元，次日投案，认罪认罚。"
 ANSWER = "</think>罪名：盗窃\n法条：264\n刑期：有期徒刑15个月\n罚金：8000元"
 CANDIDATES = (
-    "参考：盗窃8抢夺1；264；8个月，6至10个月；后果4200元，500元一档5+2，罚1000；自首-20、退赔-10"
+    "参考：盗窃8抢夺1；264；8个月，6至10个月；"
+    "后果4200元，500元一档5+2=7，罚1000；自首-20、退赔-10，×70%"
 )
 EXAMPLE: str = json.loads(
     re.search(r"const EXAMPLES = \[\s*(\".*?\"),\n", build_page()[0])[1]  # type: ignore[index]
