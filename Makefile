@@ -115,7 +115,7 @@ $(FIRST)/manifest.json: | $(STAMP)
 
 $(LESSONS)/corpus.json: $(RUN)/corpus/corpus.json | $(RUN)/fallback/manifest.json
 	$(TIMED) own-reasoning -- $(PY) -m train.star --model $(FIRST) --corpus $(RUN)/corpus \
-	    $(CANDIDATES) --generated artifacts/demo/lessons/train.jsonl --out $(LESSONS)
+	    $(CANDIDATES) --generated artifacts/demo/lessons/train.jsonl --cases 2500 --out $(LESSONS)
 endif
 
 $(RUN)/fallback/manifest.json: $(RUN)/corpus/corpus.json
