@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from curt.artifact import MANIFEST, READER
 from curt.classifier.candidates import read_candidates
-from curt.classifier.model import load_classifier
+from curt.classifier.model import Classifier, load_classifier
 from curt.config import Config, run
 from curt.corpus.augment.counterfactuals import MOVES, STAYS, Pair, draw_pairs, invariant_pairs
 from curt.corpus.case import AUGMENTATIONS, Case
@@ -71,7 +71,7 @@ class EvaluateConfig(Config):
     counterfactuals: int = Field(0, ge=0)
     """Cases to ask again with one thing changed: the corpus' own where real, else drawn anew."""
     classifier: Path | None = None
-    """Classifier folder that answers the same pairs; the model's reader by default."""
+    """Classifier folder that answers the same cases and pairs; the model's reader by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +142,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "by_budget": by_budget,
         "by_trait": by_group(headline, lambda o: f"{count_circumstances(o.case)} circumstances"),
         "by_correctness": by_group(headline, lambda o: "right" if o.exact else "wrong"),
+        "classifier": score_classifier(cases, config),
         "counterfactuals": measure_counterfactuals(engine, cases, widest, config),
         "examples": [example(o) for o in headline[: config.examples]],
     }
@@ -221,6 +222,21 @@ def by_group(
     }
 
 
+def score_classifier(cases: Sequence[Case], config: EvaluateConfig) -> dict[str, Any]:
+    """What the classifier by itself makes of the cases, the cheapest rival; empty without one."""
+    if not (classifier := _find_classifier(config)):
+        return {}
+    verdicts = [classifier.predict(case.fact).verdict for case in cases]
+    truths = [case.verdict for case in cases]
+    exact = [is_exact(verdict, truth) for verdict, truth in zip(verdicts, truths, strict=True)]
+    return {"scores": score_verdicts(verdicts, truths), "exact_cases": exact}
+
+
+def _find_classifier(config: EvaluateConfig) -> Classifier | None:
+    reader = config.classifier or config.model / READER
+    return load_classifier(reader) if config.classifier or reader.is_dir() else None
+
+
 def measure_counterfactuals(
     engine: Engine, cases: Sequence[Case], budget: int, config: EvaluateConfig
 ) -> dict[str, Any]:
@@ -239,11 +255,10 @@ def measure_counterfactuals(
     own = config.model_copy(update={"candidates": None})  # made for a case, not for its other side
     outcomes = run_budget(engine, list(asked.values()), budget, own)
     answers = {o.case.fact: parse_completion(o.generation.text).verdict for o in outcomes}
-    reader = config.classifier or config.model / READER
     rival: dict[str, Any] = {}
-    if asked and (config.classifier or reader.is_dir()):
-        predict = load_classifier(reader).predict
-        rival = judge_pairs(groups, {fact: predict(fact).verdict for fact in asked})["by_kind"]
+    if asked and (classifier := _find_classifier(config)):
+        alone = {fact: classifier.predict(fact).verdict for fact in asked}
+        rival = judge_pairs(groups, alone)["by_kind"]
     return judge_pairs(groups, answers) | {"classifier": rival}
 
 

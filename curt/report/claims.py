@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from curt.report.inputs import Evaluation, LoadTest, TrainingStep
-from curt.scores.statistics import Interval, share, wilson
+from curt.scores.statistics import Interval, paired_difference, share, wilson
 
 SMALL_SAMPLE = 200  # below, a proportion's interval is wider than about ±7 points
 NOT_RUN = "not run"
@@ -82,6 +82,26 @@ def say_accuracy(before: Evaluation, after: Evaluation) -> str:
     else:
         judgement = "a difference that chance alone could make"
     return f"{moved} ({span}): {judgement}."
+
+
+def say_rival(evaluation: Evaluation) -> str:
+    """The model against its classifier alone on the same cases; empty where that was not asked."""
+    mine, alone = evaluation.exact_cases, evaluation.classifier.exact_cases
+    if not alone or len(mine) != len(alone):
+        return ""
+    change = paired_difference(alone, mine)
+    if change.low > 0:
+        judgement = "the model earns its time"
+    elif change.high < 0:
+        judgement = "the classifier is better, for no thinking at all"
+    else:
+        judgement = "no difference beyond chance, and the classifier does not think"
+    points = [_signed(100 * value, ".1f") for value in (change.value, change.low, change.high)]
+    return (
+        f"The classifier alone is exact in {sum(alone) / len(alone):.1%} of the same cases: "
+        f"the model's {sum(mine) / len(mine):.1%} are {points[0]} points beside it "
+        f"(paired, 95% interval {points[1]} to {points[2]}): {judgement}."
+    )
 
 
 def say_comparable(before: Evaluation, after: Evaluation) -> str:

@@ -73,6 +73,13 @@ class Counterfactuals(Part):
     classifier: dict[str, dict[str, float]] = {}
 
 
+class Alone(Part):
+    """The classifier's own answers to the same cases; no scores where the model has none."""
+
+    scores: dict[str, float | None] = {}
+    exact_cases: list[bool] = []
+
+
 class WorkedExample(Part):
     """One generated case and what a model made of it."""
 
@@ -99,6 +106,7 @@ class Evaluation(Part):
     thinking_lengths: list[int] = []
     exact_cases: list[bool] = []
     charges: list[str] = []
+    classifier: Alone = Alone()
     counterfactuals: Counterfactuals = Counterfactuals()
     by_budget: list[BudgetRow] = []
     by_trait: dict[str, TraitRow] = {}

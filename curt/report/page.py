@@ -50,6 +50,7 @@ def render_page(run: RunParts) -> str:
         sizes=[(a.name, a.weights_bytes / 1e6, _speed(a)) for a in run.artifacts],
         warm_start=run.histories.get(WARM_START_HISTORY, []),
         named=named,
+        rival=next((e for e in reversed(evaluations) if e.classifier.scores), None),
         metrics=list(dict.fromkeys(metric for e in evaluations for metric in e.scores)),
         traits=list(dict.fromkeys(trait for e in evaluations for trait in e.by_trait)),
         pairs_asked=[(name, e) for name, e in named if e.counterfactuals.by_kind],

@@ -26,15 +26,17 @@ from curt.evaluate import (
     judge_pair,
     measure_counterfactuals,
     open_engine,
+    score_classifier,
     summarise,
 )
 from curt.law.verdict import Term, Verdict
+from curt.scores.metrics import is_exact
 from tests.compress.classifier.test_train import make_fallback
 
 KEYS = {
     "name", "engine", "model", "manifest_sha256", "corpus", "corpus_sha256", "n", "stated_budget",
     "scores", "thinking_tokens", "thinking_lengths", "exact_cases", "charges", "circumstances",
-    "by_budget", "by_trait", "by_correctness", "counterfactuals", "examples",
+    "by_budget", "by_trait", "by_correctness", "classifier", "counterfactuals", "examples",
 }  # fmt: skip
 ROOT = Path(__file__).parents[2]
 
@@ -219,6 +221,16 @@ def test_the_classifier_answers_the_same_pairs(tmp_path):
         beside = ask_pairs(lambda fact: Verdict(("盗窃",), ("264",), Term("fixed", 8)), **changes)
         assert beside["classifier"] == by_itself["by_kind"] != beside["by_kind"]
     assert ask_pairs(lambda fact: None, count=0, classifier=folder)["classifier"] == {}
+
+
+def test_the_classifier_answers_the_same_cases(tmp_path, report):
+    folder, cases = make_fallback(tmp_path), list(generate_cases(20, seed=9))
+    says = load_classifier(folder).predict
+    config = EvaluateConfig(model=tmp_path, classifier=folder, out=Path("x.json"))
+    alone = score_classifier(cases, config)
+    assert alone["exact_cases"] == [is_exact(says(c.fact).verdict, c.verdict) for c in cases]
+    assert alone["scores"]["exact"] == sum(alone["exact_cases"]) / 20
+    assert report["classifier"] == {}  # that model has no reader
 
 
 def test_cases_of_text_alone_are_asked_what_must_not_matter():

@@ -334,6 +334,28 @@ def test_what_must_not_matter_and_what_must_stand_beside_their_intervals(tmp_pat
     assert "amount move 80 70.0% 82.0% to 95.0% not run 50.0%" in text
 
 
+@pytest.mark.parametrize(
+    ("right_of_model", "right_alone", "judgement"),
+    [
+        (240, 330, "are −22.5 points beside it (paired, 95% interval"),
+        (240, 330, "the classifier is better"),
+        (330, 240, "the model earns its time"),
+        (241, 240, "no difference beyond chance"),
+    ],
+)
+def test_the_classifier_alone_stands_beside_the_model(
+    tmp_path: Path, right_of_model: int, right_alone: int, judgement: str
+) -> None:
+    run = make_run(tmp_path)
+    mine, alone = ([i < right for i in range(400)] for right in (right_of_model, right_alone))
+    beside = {"scores": {"exact": right_alone / 400}, "exact_cases": alone}
+    row = evaluation("ort-int4", right_of_model / 400, 31, exact_cases=mine, classifier=beside)
+    put(run / "eval/ort-int4.json", row)
+    text = " ".join(read_page(page_of(run)).text.split())
+    assert judgement in text
+    assert f"{right_of_model / 400:.3f} {right_alone / 400:.3f}" in text
+
+
 def test_what_the_gate_said_is_among_a_folders_checks(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     criteria = {"accuracy": {"passed": False, "loss": 0.1234, "limit": 0.03}}
