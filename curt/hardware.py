@@ -1,13 +1,17 @@
 """GPUs by their makers' data sheets: what each holds, how fast it reads and what it multiplies.
 
-The one table that training plans, TensorRT-LLM exports and the sizing table derive from.
+The one table that training plans, TensorRT-LLM exports and the sizing table derive from. And
+whether this machine multiplies in bf16.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+logger = logging.getLogger(__name__)
 
 Architecture = Literal["Ampere", "Ada", "Hopper", "Blackwell"]
 Arithmetic = Literal["bf16", "fp8", "fp4"]
@@ -57,3 +61,19 @@ def find_gpu(name: str) -> Gpu:
     if found is None:
         raise ValueError(f"GPU {name!r} is not in the table: use one of {', '.join(GPUS)}")
     return found
+
+
+def choose_bf16(wanted: bool) -> bool:
+    """Whether to multiply in bf16: where it is wanted and this machine has such products.
+
+    Without them (x86 before AMX and AVX-512 BF16) torch emulates each, ten times slower than fp32.
+    """
+    import torch
+
+    if not wanted or torch.cuda.is_available():
+        return wanted
+    has = torch.cpu.get_capabilities()
+    if any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):  # the last is Arm's
+        return True
+    logger.info("bf16 set aside for fp32: %s has no products in it", has.get("cpu_name", "the CPU"))
+    return False

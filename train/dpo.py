@@ -24,6 +24,7 @@ from pydantic import Field
 from curt.checkpoint import read_checkpoint
 from curt.config import run
 from curt.dialogue import encode
+from curt.hardware import choose_bf16
 from train.data.sampling import SamplingSettings, learned_groups
 from train.grpo import TRL_DEFAULTS, open_learner
 from train.runs.checkpoints import last_checkpoint
@@ -92,7 +93,7 @@ def train_dpo(config: DPOSettings) -> None:
         "beta": config.beta,
         "max_length": None,
         "precompute_ref_log_probs": True,  # once, and no second model in memory
-        "bf16": config.bf16,
+        "bf16": choose_bf16(config.bf16),
         "save_steps": config.checkpoint_steps,
         "report_to": "none",
         "seed": config.seed,

@@ -37,6 +37,7 @@ from curt.dialogue import (
     Prompts,
     encode,
 )
+from curt.hardware import choose_bf16
 from train.judge import JudgeSettings, JudgeUnavailableError, make_judge
 from train.loop.advantages import Estimator
 from train.loop.curriculum import Curriculum, Levels, draw_budget
@@ -113,7 +114,7 @@ class RolloutSettings(Config):
     lora: Lora | None = None
     """Train low-rank adapters in place of all weights: {} for the defaults of `train.runs.lora`."""
     bf16: bool = False
-    """bf16 autocast in training."""
+    """bf16 autocast in training, where the hardware has such products."""
     checkpoint_steps: int = 25
     seed: int = 7
 
@@ -417,7 +418,7 @@ def trl_options(config: GRPOSettings, run: Path, processes: int = 1) -> dict[str
         "scale_rewards": "none",  # `train.loop.advantages` scales
         "mask_truncated_completions": False,
         "shuffle_dataset": False,
-        "bf16": config.bf16,
+        "bf16": choose_bf16(config.bf16),
         "save_steps": config.checkpoint_steps,
         "report_to": list(config.trackers) or "none",
         "seed": config.seed,

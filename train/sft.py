@@ -28,6 +28,7 @@ from curt.corpus.case import OWN
 from curt.corpus.generate.generator import VERBOSITIES
 from curt.corpus.store import find_cases, read_cases
 from curt.dialogue import GRAMMAR_VERSION, PROMPT_VERSION, Prompts
+from curt.hardware import choose_bf16
 from train.runs.checkpoints import last_checkpoint, open_run, share_random_state
 from train.runs.lora import Lora, adapter_config, check_quantised, forget_source, load_base
 from train.runs.shares import cut_batch
@@ -104,7 +105,8 @@ class SFTConfig(Config):
     decay: float = 0.25
     """Share of the steps, at the end, over which the rate falls to 0."""
     bf16: bool = True
-    """bf16 autocast: several times faster on processors with AMX or AVX-512 BF16, and on GPUs."""
+    """bf16 autocast: several times faster on GPUs and on processors with AMX or AVX-512 BF16. On
+    others it is left."""
     checkpoint_steps: int = 200
     seed: int = 7
 
@@ -202,7 +204,7 @@ def train_warm_start(
         lr_scheduler_type="warmup_stable_decay",
         weight_decay=0.01,
         max_grad_norm=1.0,
-        bf16=config.bf16,
+        bf16=choose_bf16(config.bf16),
         train_sampling_strategy="group_by_length",
         remove_unused_columns=False,
         save_steps=config.checkpoint_steps,
@@ -276,11 +278,11 @@ def train_warm_start(
     trainer.fact_weight = config.fact_weight
     trainer.remove_callback(PrinterCallback)
     whole = arguments.distributed_state.distributed_type not in SHARDED
-    if arguments.use_cpu and config.bf16 and whole and not config.gradient_checkpointing:
+    if arguments.use_cpu and whole and not config.gradient_checkpointing:
         keep_freed_memory()
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation("products")
-        trainer.bf16_weights = True
+        trainer.bf16_weights = arguments.bf16
     resume = ask_main(lambda: last_checkpoint(run_dir))
     if resume:
         logger.info("resuming from %s", resume)

@@ -35,6 +35,7 @@ from curt.config import Config
 from curt.corpus.generate.generator import VERBOSITIES
 from curt.corpus.thinking import CUT, NONE
 from curt.files import close_run, sha256, whole_folder, write_json
+from curt.hardware import choose_bf16
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,8 @@ class DistillConfig(Config):
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     bf16: bool = False
-    """Autocast to bfloat16: faster on GPUs and on processors with AMX or AVX-512 BF16."""
+    """Autocast to bfloat16: faster on GPUs and on processors with AMX or AVX-512 BF16. On others it
+    is left."""
     checkpoint_steps: int = Field(100, ge=1)
     seed: int = 7
 
@@ -170,7 +172,7 @@ def distill(config: DistillConfig) -> None:
         teacher.num_parameters() / 1e6,
         student.num_parameters() / 1e6,
     )
-    models = Models(student, teacher, tokenizer.pad_token_id, bf16=config.bf16)
+    models = Models(student, teacher, tokenizer.pad_token_id, bf16=choose_bf16(config.bf16))
     optimizer = torch.optim.AdamW(student.parameters(), weight_decay=config.weight_decay)
     first, history, before = 0, [], {}
     if state := read_checkpoint(run, device):

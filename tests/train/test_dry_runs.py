@@ -27,6 +27,7 @@ from curt.corpus.case import OWN
 from curt.corpus.store import read_cases, write_cases
 from curt.dialogue import PROMPT_VERSION, THINK_END
 from curt.engines.tokenizer import PromptTokenizer
+from curt.hardware import choose_bf16
 from tests.cases import common_cases
 from tests.train.training_runs import ROOT, break_off, grpo_config, made_by, make_corpus, sft_config
 from train.data.trajectories import read_rollouts
@@ -81,7 +82,7 @@ def test_trl_knows_every_setting_and_eight_processes_share_a_step(tmp_path, fold
         assert rows % config.generations == 0
     arguments = GRPOConfig(**trl_options(config, tmp_path), use_cpu=True)
     assert arguments.use_vllm
-    assert arguments.bf16
+    assert arguments.bf16 == choose_bf16(True)
     assert arguments.vllm_mode == ("server" if name == "grpo-server" else "colocate")
 
 
