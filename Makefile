@@ -398,6 +398,16 @@ ray-env: $(RAY)/ready ## Ray Serve with the server, in an environment of its own
 test-ray: $(STAMP) $(RAY)/ready ## Replicas of Ray Serve come with load and go after it (2 minutes)
 	CURT_TEST_RAY=$(RAY) $(PY) -m pytest tests/deploy/test_ray_serve.py
 
+CLIENTS := .venv-clients
+$(CLIENTS)/ready: tests/serve/api/chat/clients.txt
+	rm -rf $(CLIENTS)
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet -r $<
+	touch $@
+
+.PHONY: clients-env
+clients-env: $(CLIENTS)/ready ## Clients of LangChain and LiteLLM that `make test` asks by, in an environment of their own
+
 .PHONY: deploy-tools
 deploy-tools: $(STAMP) ## Schemas and linters for deploy-check (needs npm)
 	npm install --no-fund --no-audit --no-package-lock --no-save --prefix $(VENV)/deploy \
