@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ def find_gpu(name: str) -> Gpu:
     return found
 
 
+@cache
 def choose_bf16(wanted: bool) -> bool:
     """Whether to multiply in bf16: where it is wanted and this machine has such products.
 
