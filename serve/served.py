@@ -16,7 +16,7 @@ from curt.engines.protocol import Generation
 from curt.law.verdict import Verdict
 
 if TYPE_CHECKING:
-    from curt.classifier.model import Prediction
+    from curt.classifier.model import Findings, Prediction
 
 DegradedReason = Literal[
     "deadline", "unreadable_answer", "answer_too_long", "overloaded", "worker_failed"
@@ -41,8 +41,8 @@ class Served:
     `usual_thinking` is what the model takes for half of its cases where it may, and
     `allowed_alone` what the deadline would have left the request on an idle server; 0 where that
     is not known. `fallback` is the classifier's answer where the model gave no full verdict.
-    `unserved` says why the model never ran at all; the generation is then empty. The text is
-    parsed once.
+    `unserved` says why the model never ran at all; the generation is then empty. `findings` are
+    those of the model's reader. The text is parsed once.
     """
 
     generation: Generation
@@ -53,6 +53,7 @@ class Served:
     unserved: DegradedReason | None = None
     usual_thinking: int = 0
     allowed_alone: int = 0
+    findings: Findings | None = None
 
     @property
     def short_thinking(self) -> Literal["load", "deadline"] | None:

@@ -84,11 +84,11 @@ class Reader:
 
         Charges that are `known` stand there in place of those found, where all have a score.
         """
-        from curt.classifier.familiarity import read_fact  # its hashes are not for every stage
-
-        classifier, read = self.classifier, read_fact(fact)
+        classifier = self.classifier
         try:
-            scores, told = classifier.study(read, known)
+            scores, told = (
+                classifier.study(fact, known) if known else classifier.reading(fact).studied
+            )
         except ValueError:  # no letter and no digit
             return ""
         softness = classifier.assessor.fit.temperature if classifier.assessor else 1.0

@@ -13,6 +13,7 @@ Fine and probation are not predicted: a verdict from here has neither.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import math
@@ -20,7 +21,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ import onnxruntime as ort
 from pydantic import Field, ValidationError
 
 from curt.artifact import MANIFEST, ArtifactError
-from curt.classifier.confidence import Agreement, Assessor, Calibration, Uncertainty
+from curt.classifier.confidence import Agreement, Assessor, Calibration, Doubles, Uncertainty
 from curt.classifier.details import DetailReader, Told
 from curt.classifier.familiarity import Familiarity, ReadFact, read_fact
 from curt.config import FrozenModel
@@ -57,6 +58,8 @@ OPTIONAL: Mapping[str, tuple[str, Callable[[bytes], Any]]] = {
     DETAILS: ("details", DetailReader.unpack),
 }
 """Files that a folder may do without: what each is to a `Classifier`, and how it is read."""
+FINDING = MODEL, VOCABULARY, LABELS, FAMILIARITY, DETAILS
+"""Files that `Findings` depend on."""
 KNOWN_SCORE = 1.0  # of a charge that is given; of every other one its negative
 UNCOMPUTED = -1.0  # in place of the severity of a computed term
 DECLARED = 64.0  # weight of the computed term among cases that follow the declared law
@@ -158,6 +161,19 @@ class Prediction:
 
     verdict: Verdict
     confidences: Mapping[Part, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a classifier found in a fact, for a process that has the same: by its `digest`.
+
+    `scores` are those of `Classifier.study` in base64, None for a fact that has none.
+    """
+
+    by: str
+    scores: str | None
+    unfamiliar: bool
+    figures_beyond: tuple[str, ...]
 
 
 def extract_features(fact: str | ReadFact) -> tuple[Hashes, Integers]:
@@ -354,6 +370,9 @@ class Classifier:
         self.labels, self.vocabulary, self.manifest = labels, vocabulary, manifest
         self.decider = Decider(labels, law_day(manifest.statute_version) if manifest else None)
         self.agreement, self.familiarity, self.details = agreement, familiarity, details
+        self.digest = "".join(manifest.files.get(name, "-") for name in FINDING) if manifest else ""
+        # Who asks for one fact asks several times in a row: for a verdict, then how sure it is.
+        self.reading = lru_cache(maxsize=1)(partial(Reading, self))
         self.assessor = None
         if uncertainty is not None:
             first_term = labels.term_columns.start
@@ -399,7 +418,7 @@ class Classifier:
 
     def predict(self, fact: str) -> Prediction:
         """A verdict for a raw fact. Raises ValueError when it holds no letter and no digit."""
-        return self.read(self.score(fact))
+        return self.read(self.reading(fact).studied[0])
 
     def read(self, scores: Floats) -> Prediction:
         """The verdict that scores of `score` stand for, with its confidences."""
@@ -409,6 +428,66 @@ class Classifier:
             for part in PARTS
         }
         return Prediction(decision.verdict, confidences)
+
+
+class Reading:
+    """What a classifier finds in a fact, whatever the verdict; each part is computed once."""
+
+    def __init__(self, classifier: Classifier, fact: str, findings: Findings | None = None) -> None:
+        """`findings` are those of another process, by the same classifier."""
+        self._classifier, self._fact = classifier, fact
+        if findings:
+            data = findings.scores and base64.b64decode(findings.scores)
+            self.scores = np.frombuffer(data, np.float32) if data else None
+            self.unfamiliar = findings.unfamiliar
+            self.figures_beyond = findings.figures_beyond
+
+    @cached_property
+    def studied(self) -> tuple[Floats, Told | None]:
+        """As of `Classifier.study`. Raises ValueError where the fact holds no letter or digit."""
+        return self._classifier.study(self._read)
+
+    @cached_property
+    def scores(self) -> Floats | None:
+        """Its scores; None where the fact holds no letter or digit."""
+        try:
+            return self.studied[0]
+        except ValueError:
+            return None
+
+    @cached_property
+    def sure(self) -> Doubles | None:
+        """The probability of each charge; None without scores, or in a folder without any."""
+        if self.scores is None or self._classifier.assessor is None:
+            return None
+        return self._classifier.assessor.charge_probabilities(self.scores)
+
+    @cached_property
+    def unfamiliar(self) -> bool:
+        """Whether the fact is unlike those fitted on, so that no probability holds.
+
+        False with a classifier folder that can't tell.
+        """
+        return self._classifier.is_unfamiliar(self._read)
+
+    @cached_property
+    def figures_beyond(self) -> Sequence[str]:
+        """Figures that are larger or smaller than all of those fitted on."""
+        return self._classifier.figures_beyond(self._read)
+
+    def look(self) -> None:
+        """Compute every part now."""
+        _ = self.sure, self.unfamiliar, self.figures_beyond
+
+    def find(self) -> Findings:
+        """What another process may take instead of reading the fact itself."""
+        scores = None if self.scores is None else base64.b64encode(self.scores.tobytes()).decode()
+        digest = self._classifier.digest
+        return Findings(digest, scores, self.unfamiliar, tuple(self.figures_beyond))
+
+    @cached_property
+    def _read(self) -> ReadFact:
+        return read_fact(self._fact)
 
 
 def lean_on_calculus(labels: Labels, scores: Floats, terms: Sequence[Term | None]) -> Floats:

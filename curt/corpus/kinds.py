@@ -66,10 +66,10 @@ _MASKED_NAME = re.compile(".某[某甲乙丙]?")
 
 def chinese_share(text: str) -> float:
     """The share of Chinese characters among the letters of a text; 0.0 where it has no letter."""
-    if sum(map(len, _COMMON_CHINESE.findall(text))) == len(text) > 0:
-        return 1.0
-    letters = sum(map(str.isalpha, text))
-    chinese = sum(map(len, _CHINESE.findall(text)))
+    others = _COMMON_CHINESE.sub("", text)
+    common = len(text) - len(others)
+    letters = common + sum(map(str.isalpha, others))
+    chinese = common + sum(map(len, _CHINESE.findall(others)))
     return min(1.0, chinese / letters) if letters else 0.0  # some of them are not yet letters
 
 
@@ -154,15 +154,16 @@ def _weigh(
 
 def _is_taiwanese(text: str) -> bool:
     """Traditional characters, years of the Republic, or several words of its courts."""
-    han = "".join(_COMMON_CHINESE.findall(text))
-    if sum(map(_traditional().__contains__, han)) > TRADITIONAL_SHARE * len(han):
+    traditional = len(_traditional().findall(text))
+    if traditional > TRADITIONAL_SHARE * sum(map(len, _COMMON_CHINESE.findall(text))):
         return True
     return bool(_REPUBLIC_YEAR.search(text)) or len(set(_TAIWAN.findall(text))) > 1
 
 
 @cache
-def _traditional() -> frozenset[str]:
-    """Characters that Taiwan's character set holds and the mainland's of 1980 does not."""
+def _traditional() -> re.Pattern[str]:
+    """The characters that Taiwan's character set holds and the mainland's of 1980 does not."""
     han = "".join(map(chr, range(0x4E00, 0x9FA6)))
     simplified = set(han.encode("gb2312", "ignore").decode("gb2312"))
-    return frozenset(han.encode("big5", "ignore").decode("big5")) - simplified
+    traditional = set(han.encode("big5", "ignore").decode("big5")) - simplified
+    return re.compile(f"[{''.join(sorted(traditional))}]")

@@ -41,6 +41,7 @@ from curt.law.verdict import (
 
 THINK_START, THINK_END = "<think>", "</think>"
 MAX_ANSWER_TOKENS = 64
+RECENT = 1024  # values of a line to remember: most are those of an earlier answer
 MOST_CHARGES, MOST_ARTICLES = 4, 8  # in a pattern: more would not fit the tokens of an answer
 
 _SEPARATOR = "；"  # never 、, which stands inside charge names (走私、贩卖、运输、制造毒品)
@@ -100,6 +101,7 @@ def render_term(term: Term) -> str:
     return TERM_NAMES[term.kind] + months
 
 
+@lru_cache(maxsize=RECENT)
 def parse_term(text: str) -> Term:
     """Read a sentence: 有期徒刑三年六个月 (42 months), 拘役四个月，缓刑六个月, 无期徒刑, 死缓.
 
@@ -122,15 +124,18 @@ def parse_term(text: str) -> Term:
     raise ValueError(f"not a penalty: {text!r}")
 
 
+@lru_cache(maxsize=RECENT)
 def parse_fine(text: str) -> int:
     """Read a fine in yuan: 2000元, 人民币五千元, 1.5万元, 叁仟元. Raises ValueError otherwise."""
     return parse_yuan(text)
 
 
+@lru_cache(maxsize=RECENT)
 def _parse_charges(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(canonical_charge(charge) for charge in _split(text)))
 
 
+@lru_cache(maxsize=RECENT)
 def _parse_articles(text: str) -> tuple[str, ...]:
     cited = (_CITED.fullmatch(part) for part in _split(text, "[；;、,，]"))
     articles = {parse_article(match[1]) for match in cited if match and match[1]}

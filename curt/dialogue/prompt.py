@@ -53,9 +53,6 @@ class ChatTokenizer(Protocol):
         """The chat as text, where `tokenize` is False."""
 
 
-_ANGLES = str.maketrans("<>", "＜＞")
-
-
 def normalise_fact(fact: str) -> str:
     """Make a fact safe to place in a prompt.
 
@@ -65,7 +62,9 @@ def normalise_fact(fact: str) -> str:
     # Not printable: exactly the categories Other and Separator, but for the plain space.
     if not fact.isprintable():
         fact = "".join(c if c.isprintable() else " " for c in fact)
-    return re.sub(r" +", " ", fact).strip().translate(_ANGLES)
+    if "  " in fact:
+        fact = re.sub(" +", " ", fact)
+    return fact.strip().replace("<", "＜").replace(">", "＞")
 
 
 def state_budget(thinking_tokens: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from curt.artifact import Manifest
-from curt.dialogue import MAX_ANSWER_TOKENS, LeftOut
+from curt.dialogue import MAX_ANSWER_TOKENS, LeftOut, Prompts
 from curt.dialogue.excerpt import NOTHING
 
 Finish = Literal["stop", "length", "deadline"]
@@ -123,6 +123,13 @@ class StreamingEngine(Engine, Protocol):
         costs little.
         """
         ...
+
+
+@runtime_checkable
+class PromptingEngine(Protocol):
+    """An engine that renders the prompts itself."""
+
+    prompts: Prompts
 
 
 def last_generation(steps: Generator[GenerationStep, None, None]) -> Generation:

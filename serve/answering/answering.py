@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fastapi import Request
 
-from curt.classifier.model import Classifier
+from curt.classifier.model import Classifier, Reading
 from curt.law.verdict import Verdict
 from serve.answering.cache import CacheKey, ResultCache, cache_key
 from serve.answering.checks import OnUnusable, refuse_unusable
@@ -18,7 +18,6 @@ from serve.answering.confidence import (
     UNFAMILIAR,
     Confidence,
     ConfidenceReader,
-    Reading,
 )
 from serve.errors import ClientGoneError
 from serve.metrics import CLIENT_CLOSED, Metrics
@@ -158,7 +157,7 @@ class Answering:
         Raises RequestError, and ClientGoneError (a RequestError) when the client leaves.
         """
         way, job = self.choose(request), _owned(request, job)
-        reading = self._read_later(request, job.fact)
+        reading = self._read_later(request, way, job.fact)
         try:
             async with Attended(request):
                 return await self._look_up(way, request, job)
@@ -190,29 +189,34 @@ class Answering:
             secret=self._secret,
         )
 
-    def _read_later(self, request: Request, fact: str) -> asyncio.TimerHandle | None:
-        """Let the classifier read the fact while a worker is busy, rather than after its answer."""
-        if self._classifier is None:
+    def _read_later(self, request: Request, way: Way, fact: str) -> asyncio.TimerHandle | None:
+        """Let the classifier read the fact while a worker is busy, rather than after its answer.
+
+        Where the model has a reader, the worker reads the fact anyway.
+        """
+        if self._classifier is None or way.identity.manifest.reader:
             return None
         reading = request.state.reading = Reading(self._classifier, fact)
         return asyncio.get_running_loop().call_later(READ_AFTER_S, reading.look)
 
-    def figures_beyond(self, request: Request, fact: str) -> list[str]:
+    def figures_beyond(self, request: Request, fact: str, served: Served) -> Sequence[str]:
         """Figures of a fact unlike all that the classifier was trained on; none without one."""
-        reading = self._reading(request, fact)
-        return reading.figures_beyond if reading else []
+        reading = self._reading(request, fact, served)
+        return reading.figures_beyond if reading else ()
 
-    def _reading(self, request: Request, fact: str) -> Reading | None:
+    def _reading(self, request: Request, fact: str, served: Served) -> Reading | None:
         if self._classifier is None:
             return None
-        return getattr(request.state, "reading", None) or Reading(self._classifier, fact)
+        if (found := served.findings) and found.by == self._classifier.digest:
+            return Reading(self._classifier, fact, found)
+        return getattr(request.state, "reading", None) or self._classifier.reading(fact)
 
     def assess(
         self, request: Request, fact: str, served: Served, *, top_k: int
     ) -> tuple[Confidence | None, str | None]:
         """How sure the verdict is, and the code of a warning where it is doubtful or unknown."""
         verdict = served.fallback.verdict if served.fallback else served.completion.verdict
-        reading = self._reading(request, fact)
+        reading = self._reading(request, fact, served)
         if self._classifier is None or reading is None or not isinstance(verdict, Verdict):
             return None, None
         reader = self.reader_for(self._classifier, request.state.way.identity.model.manifest)

@@ -1,7 +1,8 @@
 """How sure the server is of a verdict, by the fallback classifier.
 
-A `Reading` is one pass of the classifier over a fact; it takes a fraction of a millisecond and so
-runs in the front. From it come the probabilities that `python -m compress.classifier.train` fitted
+A `Reading` is one pass of the classifier over a fact. Where the model folder's reader is the same
+classifier, the worker has made it for the prompt and sends its findings; else the front makes it.
+From it come the probabilities that `python -m compress.classifier.train` fitted
 for charges and terms, and those that `python -m compress.classifier.agreement` fitted for the
 verdicts of one language model, which are used for that very model folder only.
 
@@ -13,7 +14,6 @@ that it does not hold.
 from __future__ import annotations
 
 import logging
-from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -29,8 +29,7 @@ from curt.classifier.confidence import (
     logit_of,
     thought_evidence,
 )
-from curt.classifier.familiarity import ReadFact, read_fact
-from curt.classifier.model import Classifier
+from curt.classifier.model import Classifier, Reading
 from curt.dialogue import render_term
 from curt.law.term_scale import TermInterval
 from curt.law.verdict import TERM_NAMES, Term, TermKind, Verdict
@@ -108,49 +107,6 @@ class Confidence(_Part):
     """Whether the verdict is less probably right than the server's threshold."""
 
 
-class Reading:
-    """The classifier's output for a fact, whatever the verdict; each part is computed once."""
-
-    def __init__(self, classifier: Classifier, fact: str) -> None:
-        self._classifier, self._fact = classifier, fact
-
-    @cached_property
-    def scores(self) -> Floats | None:
-        """Its scores; None where the fact holds no letter or digit."""
-        try:
-            return self._classifier.score(self._read)
-        except ValueError:
-            return None
-
-    @cached_property
-    def sure(self) -> Doubles | None:
-        """The probability of each charge; None without scores, or in a folder without any."""
-        if self.scores is None or self._classifier.assessor is None:
-            return None
-        return self._classifier.assessor.charge_probabilities(self.scores)
-
-    @cached_property
-    def unfamiliar(self) -> bool:
-        """Whether the fact is unlike those fitted on, so that no probability holds.
-
-        False with a classifier folder that can't tell.
-        """
-        return self._classifier.is_unfamiliar(self._read)
-
-    @cached_property
-    def figures_beyond(self) -> list[str]:
-        """Figures that are larger or smaller than all of those fitted on."""
-        return self._classifier.figures_beyond(self._read)
-
-    def look(self) -> None:
-        """Compute every part now."""
-        _ = self.sure, self.unfamiliar, self.figures_beyond
-
-    @cached_property
-    def _read(self) -> ReadFact:
-        return read_fact(self._fact)
-
-
 class ConfidenceReader:
     """Assesses verdicts with one classifier for one served model."""
 
@@ -199,7 +155,7 @@ class ConfidenceReader:
         `source` says whose verdict it is; `reading` is that of the fact, if there is one already.
         Raises ValueError on a `top_k` below 1.
         """
-        reading = reading or Reading(self._classifier, fact)
+        reading = reading or self._classifier.reading(fact)
         scores, sure = reading.scores, reading.sure
         if scores is None or sure is None:
             return None

@@ -55,7 +55,7 @@ class Replies:
             variant=way.name,
             confidence=confidence,
             doubt=doubt,
-            beyond=self._answering.figures_beyond(request, body.fact),
+            beyond=self._answering.figures_beyond(request, body.fact, served),
             withheld=WITHHELD if holds_back else (),
         )
         if not getattr(state, "background", False):  # a case of a batch says nothing of the load

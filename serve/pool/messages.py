@@ -18,6 +18,7 @@ from typing import get_args
 from pydantic import TypeAdapter
 from pydantic_core import from_json, to_json
 
+from curt.classifier.model import Findings
 from curt.engines.budget import Observation
 from curt.engines.protocol import Generation, Request
 
@@ -41,9 +42,10 @@ class Reasoning:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A finished generation."""
+    """A finished generation, with what the reader of the model folder found in the fact."""
 
     generation: Generation
+    findings: Findings | None = None
 
 
 @dataclass(frozen=True, slots=True)

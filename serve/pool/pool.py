@@ -434,6 +434,7 @@ class WorkerPool:
                 queue_s * 1e3,
                 usual_thinking=ticket.job.cap(self._forecast.usual_thinking),
                 allowed_alone=ticket.allowed_alone,
+                findings=reply.findings,
             )
             served = self._stand_in.complete(ticket.job, served)
             if served.fallback:

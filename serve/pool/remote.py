@@ -41,6 +41,7 @@ from serve.pool.worker import (
     CALIBRATION_THINKING_TOKENS,
     PieceGatherer,
     calibration_facts,
+    find,
     observe,
 )
 
@@ -269,10 +270,11 @@ class RemoteWorker:
                 prompt = model.encode(order)
             else:
                 prompt = await asyncio.to_thread(model.encode, order)
+            findings = find(model, order.fact)
             encoded_ms = (time.monotonic() - started_s) * 1e3
             generation = await self._stream_pieces(model, order, prompt, on_piece)
             generation = replace(generation, prefill_ms=generation.prefill_ms + encoded_ms)
-            return Generated(generation)
+            return Generated(generation, findings)
         except RemoteUnavailableError:
             raise
         except RemoteBusyError as error:

@@ -20,8 +20,17 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from curt.artifact import expect_manifest
+from curt.classifier.candidates import Reader
+from curt.classifier.model import Findings
 from curt.engines.budget import Observation
-from curt.engines.protocol import Engine, Generation, GenerationStep, Request, StreamingEngine
+from curt.engines.protocol import (
+    Engine,
+    Generation,
+    GenerationStep,
+    PromptingEngine,
+    Request,
+    StreamingEngine,
+)
 from curt.engines.registry import open_engine
 from serve.pool.messages import (
     Calibrate,
@@ -163,6 +172,12 @@ def complete(engine: Engine, request: Request, front: Front) -> Generation | Non
     raise AssertionError("a stream ends with its generation")
 
 
+def find(engine: object, fact: str) -> Findings | None:
+    """What the engine's reader has just found in a fact for its prompt; None without a reader."""
+    reader = engine.prompts.reader if isinstance(engine, PromptingEngine) else None
+    return reader.classifier.reading(fact).find() if isinstance(reader, Reader) else None
+
+
 def calibrate(engine: Engine, count_tokens: CountTokens, rounds: int = 2) -> list[Observation]:
     """Time generations over a short and a long prompt."""
     facts = calibration_facts(count_tokens, engine.manifest.max_fact_tokens) * rounds
@@ -214,7 +229,9 @@ def _carry_out(engine: Engine, count_tokens: CountTokens, order: Order, front: F
         if isinstance(order, Calibrate):
             return Calibrated(tuple(calibrate(engine, count_tokens, rounds=1)))
         generation = complete(engine, order, front)
-        return Cancelled() if generation is None else Generated(generation)
+        if generation is None:
+            return Cancelled()
+        return Generated(generation, find(engine, order.fact))
     except Exception as error:  # the worker outlives a request it can't serve; the front logs it
         return EngineRaised.by(error)
 

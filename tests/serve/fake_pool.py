@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from curt.classifier.model import Findings
 from curt.engines.protocol import Generation
 from serve.pool.job import Job, Piece
 from serve.served import Served
@@ -50,6 +51,7 @@ class FakePool:
     answer: Generation | Exception
     ready: bool = True
     jobs: list[Job] = field(default_factory=list)
+    findings: Findings | None = None
 
     async def start(self) -> None:
         return
@@ -64,7 +66,7 @@ class FakePool:
         self.jobs.append(job)
         if isinstance(self.answer, Exception):
             raise self.answer
-        return Served(self.answer, 48, 48, 1.5)
+        return Served(self.answer, 48, 48, 1.5, findings=self.findings)
 
     def stream(self, job: Job) -> FakeStream:
         self.jobs.append(job)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi import Request
 
 from compress.classifier.train import train_classifier
-from curt.classifier.model import load_classifier
+from curt.classifier.candidates import load_reader
+from curt.classifier.model import Findings, load_classifier
+from curt.dialogue import Prompts
 from curt.engines.protocol import Generation
 from serve.answering.answering import Answering, OnlyWay
 from serve.api.reply import Replies
 from serve.api.schemas import PredictRequest
 from serve.app import create_app
 from serve.metrics import Metrics
+from serve.pool.worker import find
 from serve.served import Identity, Served
 from serve.settings import Settings
 from tests.compress.classifier.test_familiarity import STRANGE, known_fact
@@ -34,10 +39,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(
-    settings: Settings, folder: Path, fact: str, answer: Generation = GOOD, **fields: object
+    settings: Settings,
+    folder: Path,
+    fact: str,
+    answer: Generation = GOOD,
+    findings: Findings | None = None,
+    **fields: object,
 ) -> Any:
     served = settings.model_copy(update={"fallback": folder})
-    reply = AsgiClient(create_app(served, FakePool(answer))).post(
+    reply = AsgiClient(create_app(served, FakePool(answer, findings=findings))).post(
         "/predict", json={"fact": fact, **fields}
     )
     assert reply.status_code == 200
@@ -54,6 +64,24 @@ def test_no_probability_is_given_of_unfamiliar_text(settings: Settings, folder: 
     cautious = ask(settings, folder, STRANGE, on_low_confidence="interval")
     assert cautious["defendants"][0]["term"] is None
     assert cautious["defendants"][0]["charges"]
+
+
+def test_what_the_workers_reader_found_is_taken_if_it_is_the_same_classifier(
+    settings: Settings, folder: Path
+) -> None:
+    reader, fact = load_reader(folder), known_fact()
+    reader(fact)  # as for a prompt
+    found = find(SimpleNamespace(prompts=Prompts(None, None, reader)), fact)  # type: ignore[arg-type]
+    assert found is not None
+    assert reader.classifier.reading.cache_info().misses == 1  # read once for both
+    alone, told = (ask(settings, folder, fact, findings=each) for each in (None, found))
+    assert told["confidence"] == alone["confidence"] is not None
+    other = replace(found, unfamiliar=True, figures_beyond=("9元",))
+    told = ask(settings, folder, fact, findings=other)
+    assert told["confidence"] is None
+    assert "figure_out_of_range" in [each["code"] for each in told["warnings"]]
+    own = ask(settings, folder, fact, findings=replace(other, by="another classifier"))
+    assert own["confidence"] == alone["confidence"]
 
 
 def test_figures_beyond_the_training_facts_and_foreign_money_are_named(

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from curt.classifier.model import Findings
 from curt.dialogue import LeftOut
 from curt.engines.budget import Observation
 from curt.engines.protocol import Generation, Request
@@ -29,7 +30,7 @@ EVERY_KIND: list[Message] = [
     Calibrate(),
     Cancel(),
     Reasoning("窃取"),
-    Generated(GENERATION),
+    Generated(GENERATION, Findings("ab-", "AACAPw==", True, ("9元",))),
     Generated(replace(GENERATION, left_out=LeftOut(12, 2), candidates="参考：盗窃8；264；8个月")),
     Calibrated((Observation(10, 5, 1.0, 2, 3.0, None), Observation(20, 9, 2.0, 2, 3.0, 1))),
     Cancelled(),
