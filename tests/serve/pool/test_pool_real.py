@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from curt.artifact import READER
+from curt.classifier.model import load_classifier
 from curt.dialogue import THINK_END, THINK_START
 from curt.engines.onnx.engine import OrtEngine
 from curt.engines.protocol import Request
@@ -19,6 +21,7 @@ from serve.errors import OverloadedError
 from serve.pool.job import Piece
 from serve.pool.worker import open_worker_engine
 from serve.served import Served
+from tests.compress.classifier.test_train import make_fallback
 from tests.compress.onnx.exports import export, make_untied_model
 from tests.curt.engines.onnx.test_engine import chain
 from tests.micro import FACTS
@@ -45,6 +48,21 @@ def test_a_worker_whose_client_left_is_free_within_20_ms(ort_model: Path) -> Non
     freed_s = asyncio.run(scenario())
     assert statistics.median(freed_s) < 0.02
     assert sorted(freed_s)[-3] < 0.05  # a busy machine wakes late now and then
+
+
+def test_what_the_models_reader_found_comes_with_the_answer(
+    micro_model: Path, tmp_path: Path
+) -> None:
+    parent = make_untied_model(tmp_path / "model", micro_model, reader=make_fallback(tmp_path))
+    folder = export(parent, tmp_path / "ort")
+
+    async def scenario() -> Served:
+        async with running_pool(folder=folder, open_engine=open_worker_engine) as pool:
+            return await pool.submit(job(5000, FACTS[0]))
+
+    served = asyncio.run(scenario())
+    assert served.generation.candidates
+    assert served.findings == load_classifier(folder / READER).reading(FACTS[0]).find()
 
 
 def test_pieces_hold_whole_characters_also_where_one_takes_several_tokens(
