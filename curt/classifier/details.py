@@ -50,6 +50,7 @@ _JUST_FREE = re.compile(
     _FREE + "(?:[1-5一二两三四五半几][多来]?年|[0-9一二两三四五六七八九十半几]{1,3}[多来]?个?月)"
     "|(?:[去前今]年|上个月|刚刚?|才)[^，。；]{0,6}(?:出来|出狱|释放|坐完牢|刑满)"
 )
+_DISCLAIMED = re.compile("[不未]予?(?:认定|确认|计入|计算)|与本案无关")
 _COURT = re.compile("被告人|公诉机关|检察院|本院|经审理")
 _NO_NAME = re.compile("[，。；：、,.;:（）()《》“”0-9]")
 
@@ -253,7 +254,7 @@ class DetailReader:
         return [*own, *self.shared.find(named, self.barred.get(charge, ()))]
 
     def _choose_figures(self, text: str, unit: str) -> list[float]:
-        figures = read_figures_in(text, unit)
+        figures = drop_disclaimed(text, read_figures_in(text, unit))
         if not figures:
             return []
         scores = np.array(
@@ -352,6 +353,19 @@ def read_figures_in(text: str, unit: str) -> list[Figure]:
     sizes = {"公斤": 1000, "克": 1} if unit == "克" else {unit: 1}
     found = [figure for figure in read_figures(text) if figure.unit in sizes]
     return [replace(each, value=each.value * sizes[each.unit], unit=unit) for each in found]
+
+
+def drop_disclaimed(text: str, figures: list[Figure]) -> list[Figure]:
+    """Figures but for the last one before words of its sentence that it does not count.
+
+    All of them where none would be left.
+    """
+    dropped = set()
+    for words in _DISCLAIMED.finditer(text):
+        before = [f for f in figures if f.end <= words.start()]
+        if before and not _SENTENCE_END.search(text, before[-1].end, words.start()):
+            dropped.add(before[-1])
+    return [f for f in figures if f not in dropped] or figures
 
 
 def hash_figure(text: str, figures: Sequence[Figure], place: int) -> Integers:

@@ -16,8 +16,10 @@ from curt.classifier.details import (
     Hints,
     Scale,
     SentenceReader,
+    drop_disclaimed,
     hash_sentences,
     name_roles,
+    read_figures_in,
     split_sentences,
     split_sum,
     write_sum,
@@ -256,3 +258,18 @@ def test_circumstances_of_single_charges_are_found_in_unseen_words(reader: Detai
     assert told > 20
     assert missed < 0.3 * told
     assert extra < 0.3 * told
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("窃得现金3000元。被害人另称损失800元，未予认定。", [3000]),
+        ("窃得3000元、手机一部值500元，其中手机500元不予认定。", [3000, 500]),
+        ("骗得9000元；另案处理的2000元，不计入本案。又骗得100元。", [9000, 100]),
+        ("骗得9000元。该款不予认定。", [9000]),  # its own sentence tells no figure
+        ("损失800元，不予确认。", [800]),  # some figure has to count
+    ],
+)
+def test_figures_that_are_said_not_to_count_do_not(text: str, left: list[int]) -> None:
+    figures = drop_disclaimed(text, read_figures_in(text, "元"))
+    assert [figure.value for figure in figures] == left
