@@ -187,7 +187,7 @@ demo: $(STAMP) ## The whole job: train, compress, serve, load test, report; the 
 	    $(RUN)/corpus/corpus.json \
 	    $(RUN)/warm-start/manifest.json $(RUN)/grpo-default/manifest.json \
 	    $(RUN)/eval/warm-start.json $(RUN)/eval/grpo-default.json \
-	    $(RUN)/ort-fp32/manifest.json $(ORT)/manifest.json $(RUN)/trt-fp8/manifest.json \
+	    $(ORT)/manifest.json $(RUN)/trt-fp8/manifest.json \
 	    $(RUN)/eval/ort-$(FORMAT).json $(RUN)/fallback/agreement.json
 	$(MAKE) --no-print-directory start
 	status=0; $(MAKE) --no-print-directory $(RUN)/loadtest.passed || status=$$?; \
