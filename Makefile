@@ -175,7 +175,7 @@ $(RUN)/fallback/agreement.json: $(RUN)/fallback/manifest.json $(ORT)/manifest.js
 	touch $@ # the folder's manifest is written last
 
 $(RUN)/eval/%.json: $(RUN)/%/manifest.json
-	$(TIMED) eval-$* -- $(EVALUATE) $(if $(filter ort-%,$*),--counterfactuals 100) --model $(RUN)/$* --out $@
+	$(TIMED) eval-$* -- $(EVALUATE) $(if $(filter ort-%,$*),--counterfactuals $(if $(filter smoke,$(NAME)),20,100)) --model $(RUN)/$* --out $@
 
 $(RUN)/loadtest.passed: $(ORT)/manifest.json $(RUN)/fallback/agreement.json
 	$(MAKE) --no-print-directory start loadtest
