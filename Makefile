@@ -151,7 +151,7 @@ $(RUN)/ort-%-warm-start/manifest.json: $(RUN)/warm-start/manifest.json
 
 # The penalty's length is milliseconds of the served artifact, by its guesses.
 $(RUN)/grpo-ms/manifest.json: | $(RUN)/warm-start/manifest.json $(ORT)/manifest.json
-	$(PY) -m train.grpo @configs/demo/grpo-ms.toml --cost $(ORT) \
+	$(PY) -m train.grpo @configs/demo/grpo.toml --cost $(ORT) \
 	    --model $(RUN)/warm-start $(CANDIDATES) --corpus $(LESSONS) --out $(RUN)/grpo-ms
 
 $(RUN)/ort-%-ms/manifest.json: $(RUN)/grpo-ms/manifest.json

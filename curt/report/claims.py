@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from curt.report.inputs import Evaluation, LoadTest, TrainingStep
-from curt.scores.statistics import Interval, paired_difference, share, wilson
+from curt.scores.statistics import Interval, Span, paired_difference, share, wilson
 
 SMALL_SAMPLE = 200  # below, a proportion's interval is wider than about ±7 points
 NOT_RUN = "not run"
@@ -73,15 +73,13 @@ def say_accuracy(before: Evaluation, after: Evaluation) -> str:
         if way == "stayed"
         else f"Exact accuracy {way} from {old:.1%} to {new:.1%}"
     )
-    points = [_signed(100 * value, ".1f") for value in (change.value, change.low, change.high)]
-    span = f"{points[0]} points, 95% interval {points[1]} to {points[2]}"
-    if change.low > 0:
-        judgement = "better by more than chance explains"
-    elif change.high < 0:
-        judgement = "worse by more than chance explains"
-    else:
-        judgement = "a difference that chance alone could make"
-    return f"{moved} ({span}): {judgement}."
+    judgement = _judge(
+        change,
+        "better by more than chance explains",
+        "worse by more than chance explains",
+        "a difference that chance alone could make",
+    )
+    return f"{moved} ({_points(change)}): {judgement}."
 
 
 def say_rival(evaluation: Evaluation) -> str:
@@ -90,17 +88,15 @@ def say_rival(evaluation: Evaluation) -> str:
     if not alone or len(mine) != len(alone):
         return ""
     change = paired_difference(alone, mine)
-    if change.low > 0:
-        judgement = "the model earns its time"
-    elif change.high < 0:
-        judgement = "the classifier is better, for no thinking at all"
-    else:
-        judgement = "no difference beyond chance, and the classifier does not think"
-    points = [_signed(100 * value, ".1f") for value in (change.value, change.low, change.high)]
+    judgement = _judge(
+        change,
+        "the model earns its time",
+        "the classifier is better, for no thinking at all",
+        "no difference beyond chance, and the classifier does not think",
+    )
     return (
-        f"The classifier alone is exact in {sum(alone) / len(alone):.1%} of the same cases: "
-        f"the model's {sum(mine) / len(mine):.1%} are {points[0]} points beside it "
-        f"(paired, 95% interval {points[1]} to {points[2]}): {judgement}."
+        f"The classifier alone is exact in {sum(alone) / len(alone):.1%} of the same cases, "
+        f"the model in {sum(mine) / len(mine):.1%} ({_points(change)}, paired): {judgement}."
     )
 
 
@@ -154,3 +150,14 @@ def say_load(load: LoadTest) -> str:
 
 def _signed(value: float, form: str) -> str:
     return format(value, "+" + form).replace("-", "−")
+
+
+def _points(change: Span) -> str:
+    value, low, high = (_signed(100 * v, ".1f") for v in (change.value, change.low, change.high))
+    return f"{value} points, 95% interval {low} to {high}"
+
+
+def _judge(change: Span, better: str, worse: str, neither: str) -> str:
+    if change.low > 0:
+        return better
+    return worse if change.high < 0 else neither

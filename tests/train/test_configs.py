@@ -34,7 +34,6 @@ DEMO = {
     "sft": SFTConfig,
     "grpo": GRPOSettings,
     "accuracy": GRPOSettings,
-    "grpo-ms": GRPOSettings,
     "evaluate": EvaluateConfig,
     "compress-trt": ExportTrtConfig,
     "compress-prune": PruneConfig,
@@ -178,10 +177,3 @@ def test_refusals_name_the_setting(arguments, said, capsys):
     with pytest.raises(SystemExit) as exit_:
         load(ROOT / "configs" / "demo" / "grpo.toml", *arguments)
     assert said in str(exit_.value.code) + capsys.readouterr().err
-
-
-def test_the_run_paid_by_milliseconds_is_the_demos_but_for_that():
-    by_tokens, by_ms = (load(ROOT / f"configs/demo/{name}.toml") for name in ("grpo", "grpo-ms"))
-    changed = {"cost": by_ms.cost, "corpus": by_ms.corpus, "out": by_ms.out}
-    assert by_ms == by_tokens.model_copy(update=changed)
-    assert by_ms.cost

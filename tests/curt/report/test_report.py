@@ -337,7 +337,7 @@ def test_what_must_not_matter_and_what_must_stand_beside_their_intervals(tmp_pat
 @pytest.mark.parametrize(
     ("right_of_model", "right_alone", "judgement"),
     [
-        (240, 330, "are −22.5 points beside it (paired, 95% interval"),
+        (240, 330, "the model in 60.0% (−22.5 points, 95% interval"),
         (240, 330, "the classifier is better"),
         (330, 240, "the model earns its time"),
         (241, 240, "no difference beyond chance"),
