@@ -26,12 +26,12 @@ tensorrt-llm)
     ;;
 esac
 engine=$!
-server=
 
-stopping=
+# Whichever of the two was started last: the server, once there is one.
+asked=
 stop() {
-    stopping=1
-    kill -TERM "${server:-$engine}" 2>/dev/null || true
+    asked=$!
+    kill -TERM "$asked" 2>/dev/null || true
 }
 trap stop TERM INT
 
@@ -40,7 +40,7 @@ is_healthy() {
         "$CURT_ENGINE_URL/health" 2>/dev/null
 }
 until is_healthy; do
-    if [ -n "$stopping" ] || ! kill -0 "$engine" 2>/dev/null; then
+    if [ -n "$asked" ] || ! kill -0 "$engine" 2>/dev/null; then
         wait "$engine" || true
         echo "error: the engine ended before it was ready" >&2
         exit 1
@@ -65,8 +65,9 @@ ending_of() {
 }
 status=0
 wait -n "$server" "$engine" || status=$?
-if [ -n "$stopping" ]; then
+if [ -n "$asked" ]; then
     # Once asked to end, the server is not asked again: a second signal would cut its draining.
+    [ "$asked" = "$server" ] || kill -TERM "$server" 2>/dev/null || true
     status=0
     ending_of "$server" || status=$?
 else

@@ -42,9 +42,9 @@ http.server.HTTPServer(("127.0.0.1", int(os.environ["ENGINE_PORT"])), Health).se
 # In place of `python -m serve`; everything else goes to Python.
 SERVER = """#!/usr/bin/env bash
 if [ "$1" != -m ]; then exec {python} "$@"; fi
-echo "server $* for $CURT_ENGINE at $CURT_ENGINE_URL" >> {log}
 signals=0
 trap 'signals=$((signals + 1)); echo "server drains $signals" >> {log}' TERM
+echo "server $* for $CURT_ENGINE at $CURT_ENGINE_URL" >> {log}
 until [ "$signals" -gt 0 ]; do sleep 0.05; done
 for _ in 1 2 3 4 5 6 7 8 9 10; do sleep 0.05; done
 echo "server ends" >> {log}
