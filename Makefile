@@ -25,10 +25,6 @@ NAME ?= demo
 else
 NAME ?= cail
 endif
-ifeq ($(NAME),smoke)
-# A model of a minute's training mars one answer in forty; the load test is about the server.
-export CURT_GUIDED ?= true
-endif
 CONFIGS ?= configs/$(NAME)
 RUN ?= artifacts/$(NAME)
 HOST ?= 127.0.0.1

@@ -182,7 +182,11 @@ def score_outcomes(outcomes: Sequence[EvaluatedCase]) -> dict[str, float]:
 
 
 def summarise(outcomes: Sequence[EvaluatedCase], budget: int) -> dict[str, Any]:
-    """Scores and thinking tokens of one budget; `within`: the share that ended by it unforced."""
+    """Scores and thinking tokens of one budget.
+
+    `within` is the share that ended by it unforced, `held` that of answers whose grammar had to
+    refuse a token of the model's.
+    """
     scores = score_outcomes(outcomes)
     lengths = [o.generation.thinking_tokens for o in outcomes]
     statistics = length_statistics(lengths)
@@ -195,6 +199,7 @@ def summarise(outcomes: Sequence[EvaluatedCase], budget: int) -> dict[str, Any]:
         "p95_thinking": statistics["p95"],
         "within": sum(ended) / len(outcomes),
         "cut": sum(o.generation.thinking_cut for o in outcomes) / len(outcomes),
+        "held": sum(o.generation.held > 0 for o in outcomes) / len(outcomes),
         "exact_cases": [o.exact for o in outcomes],
         "scores": scores,
     }

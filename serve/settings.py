@@ -133,9 +133,6 @@ class Settings(BaseSettings):
     abstain_below: float = Field(0.5, ge=0, le=1)
     """Probability of being right below which a reply carries the warning `low_confidence`."""
 
-    guided: bool = False
-    """Let only verdicts be written that the answer grammar reads; needs llguidance."""
-
     cache_ttl_s: float = Field(600.0, ge=0)
     """How long an answer is kept for the same facts; 0 keeps none."""
 

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from curt.artifact import MANIFEST, READER
 from curt.dialogue import PROMPT_VERSION, Prompts
 from curt.files import read_rows
+from curt.law.statutes import CHARGES
 from curt.law.term_scale import severity
 from curt.law.verdict import COUNTED_KINDS, TERM_NAMES, Term
 from curt.law.weighing import sum_ratios
@@ -181,6 +182,12 @@ def parse_candidates(line: str) -> Candidates:
         scale or "",
         tuple(re.findall(r"([^、+\-\d]+)[+\-\d]*", circumstances or "")),
     )
+
+
+def known_charges(line: str) -> tuple[str, ...]:
+    """The charges of a line of candidates that the statutes know, none where the line is empty."""
+    names = re.findall(r"(\D+)\d+", line.removeprefix(HEAD).partition("；")[0])
+    return tuple(name for name in names if name in CHARGES)
 
 
 def charge_shares(scores: npt.NDArray[np.floating], temperature: float) -> Doubles:

@@ -14,9 +14,10 @@ and a field of `Verdict` to hold it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import permutations
 from typing import Any
 
 from curt.law.figures import parse_yuan
@@ -76,14 +77,15 @@ class Line:
     """One line of an answer: how a part of a verdict is written and read.
 
     `parse` gives the value of the verdict's (or its term's) field and raises ValueError where
-    there is none. `pattern` is a regular expression of what `render` writes.
+    there is none. `pattern` is a regular expression of what `render` writes; it is given the
+    charges that alone may be written, none where all may.
     """
 
     name: str
     field: str
     render: Callable[[Verdict], str]
     parse: Callable[[str], Any]
-    pattern: Callable[[], str]
+    pattern: Callable[[Sequence[str]], str]
     hint: str
     """What stands in the line, told to a model that was not trained on it."""
     required: bool = True
@@ -148,17 +150,25 @@ def _split(text: str, marks: str = "[；;]") -> list[str]:
     return [part.strip() for part in re.split(marks, text) if part.strip()]
 
 
-def _charges_pattern() -> str:
+def _charges_pattern(among: Sequence[str]) -> str:
+    if among:
+        return _any_of(map(re.escape, charge_lists(among)))
     names = sorted(CHARGES, key=lambda name: (-len(name), name))
     return _list_of(_any_of(map(re.escape, names)), MOST_CHARGES)
 
 
-def _articles_pattern() -> str:
+def charge_lists(charges: Sequence[str]) -> list[str]:
+    """How the line of charges may read that names some of `charges`, each once, in any order."""
+    counts = range(1, min(len(charges), MOST_CHARGES) + 1)
+    return [_SEPARATOR.join(names) for n in counts for names in permutations(charges, n)]
+
+
+def _articles_pattern(_: Sequence[str]) -> str:
     article = _any_of(str(n) for n in range(1, LAST_ARTICLE + 1)) + "(之[一二三四五六七八九])?"
     return _list_of(article, MOST_ARTICLES)
 
 
-def _term_pattern() -> str:
+def _term_pattern(_: Sequence[str]) -> str:
     return _any_of(
         f"{name}{_up_to(MAX_MONTHS[kind])}个月" if kind in COUNTED_KINDS else name
         for kind, name in TERM_NAMES.items()
@@ -206,7 +216,7 @@ PROBATION_LINE = Line(
     "probation_months",
     lambda v: f"{v.term.probation_months}个月" if v.term.probation_months else "",
     parse_months,
-    lambda: f"{_up_to(MAX_PROBATION_MONTHS)}个月",
+    lambda _: f"{_up_to(MAX_PROBATION_MONTHS)}个月",
     "月数，没有就不写这一行",
     required=False,
 )
@@ -215,7 +225,7 @@ FINE_LINE = Line(
     "fine_yuan",
     lambda v: f"{v.fine_yuan}元" if v.fine_yuan else "",
     parse_fine,
-    lambda: "[1-9][0-9]{0,8}元",
+    lambda _: "[1-9][0-9]{0,8}元",
     "元数，没有就不写这一行",
     required=False,
 )
@@ -289,15 +299,16 @@ def parse_answer(text: str) -> Verdict | ParseFailure:
         return ParseFailure(str(error))
 
 
-@lru_cache(maxsize=1)
-def answer_pattern() -> str:
+@lru_cache(maxsize=64)
+def answer_pattern(among: tuple[str, ...] = ()) -> str:
     """A regular expression of all answers `parse_answer` reads, as `render_answer` writes them.
 
-    Only charges of the statute table, and only months a term of their kind may have.
+    Only charges of the statute table, or only those `among` them that are given, and only months
+    a term of their kind may have.
     """
-    required = "\\n".join(line.label + line.pattern() for line in LINES if line.required)
-    optional = (f"(\\n{line.label}{line.pattern()})?" for line in LINES if not line.required)
-    return required + "".join(optional)
+    texts = [(line, line.label + line.pattern(among)) for line in LINES]
+    required = "\\n".join(text for line, text in texts if line.required)
+    return required + "".join(f"(\\n{text})?" for line, text in texts if not line.required)
 
 
 def render_ruling(verdict: Verdict, defendant: str = "被告人") -> str:

@@ -68,7 +68,8 @@ class Generation:
     `thinking_tokens` excludes the end-of-thinking token; `thinking_cut` says that the limit
     closed the thinking rather than the model. `decode_passes` counts the runs of the model after
     the prefill: fewer than tokens where an engine feeds several at once, None where it can't tell.
-    `answer_passes` are those of them after the one that read the end of thinking. `left_out` says
+    `answer_passes` are those of them after the one that read the end of thinking. `held` counts
+    tokens of the answer that its grammar would not let the model write. `left_out` says
     how much of the fact did not fit the prompt; `candidates` is the line of candidates in it, empty
     where it had none.
     """
@@ -83,6 +84,7 @@ class Generation:
     decode_ms: float
     decode_passes: int | None = None
     answer_passes: int | None = field(default=None, compare=False)
+    held: int = field(default=0, compare=False)
     left_out: LeftOut = NOTHING
     candidates: str = ""
 

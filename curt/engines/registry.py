@@ -49,17 +49,14 @@ def serving_engine(name: str) -> type[LocalEngine] | type[RemoteModel]:
     return ENGINES[name]
 
 
-def open_engine(
-    folder: Path, *, threads: int = 1, batch: int = 100, guided: bool = False
-) -> LocalEngine:
+def open_engine(folder: Path, *, threads: int = 1, batch: int = 100) -> LocalEngine:
     """Load a folder into the engine that its manifest calls for.
 
     Of the options each engine takes those that mean something to it: `batch` is how many sequences
-    it runs at once, `guided` holds answers to the grammar. Raises ArtifactError when no engine in
-    this process runs the folder's format.
+    it runs at once. Raises ArtifactError when no engine in this process runs the folder's format.
     """
     kind = load_manifest(folder).format
     for engine in ENGINES.values():
         if kind in engine.formats and not issubclass(engine, RemoteModel):
-            return engine(folder, threads=threads, batch=batch, guided=guided)
+            return engine(folder, threads=threads, batch=batch)
     raise ArtifactError(f"{folder} holds {kind}, which no engine on this machine runs")

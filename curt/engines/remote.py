@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import httpx
 
 from curt.artifact import ArtifactError, Format, load_manifest
-from curt.classifier.candidates import load_prompts
+from curt.classifier.candidates import known_charges, load_prompts
 from curt.dialogue import THINK_END, Prompt, answer_pattern
 from curt.engines.protocol import Generation, GenerationStep, Request
 from curt.engines.tokenizer import PromptTokenizer, read_context_tokens, read_eos_ids
@@ -91,7 +91,7 @@ class RemoteModel:
         *,
         served_name: str | None = None,
         api_key: str | None = None,
-        guided: bool = False,
+        guided: bool = True,
     ) -> None:
         """Verify `folder`, the one that the server at `url` serves, and read its tokenizer.
 
@@ -111,7 +111,7 @@ class RemoteModel:
         self._context_tokens = read_context_tokens(folder)
         self._eos_ids = read_eos_ids(folder, self.tokenizer)
         self._close_id = self.tokenizer.single_id(THINK_END)
-        self._guided_fields = self.guided_fields(answer_pattern()) if guided else {}
+        self._is_guided = guided
         self._wanted_name = served_name
         self._served_name: str | None = None  # known once it is open
         self._client = httpx.AsyncClient(
@@ -181,7 +181,7 @@ class RemoteModel:
         started_s, prefill_s = time.monotonic(), 0.0
         while not writing.must_stop():
             called_s, first, over = time.monotonic(), True, False
-            body = self._call_body(writing, prompt.ids)
+            body = self._call_body(writing, prompt)
             async with aclosing(self._choices(body, request)) as choices:
                 async for choice in choices:
                     ids, reason = self._read_choice(choice)
@@ -213,7 +213,7 @@ class RemoteModel:
         decode_s = time.monotonic() - started_s - prefill_s
         yield writing.end(prefill_s * 1e3, decode_s * 1e3)
 
-    def _call_body(self, writing: Writing, prompt: Sequence[int]) -> dict[str, Any]:
+    def _call_body(self, writing: Writing, prompt: Prompt) -> dict[str, Any]:
         """What to ask next: the thinking, or the answer once that is closed."""
         body = {
             "model": self._served_name,
@@ -231,19 +231,21 @@ class RemoteModel:
             body[self.step_field] = UNHEARD_STEP_TOKENS
         if not writing.closed and writing.thinking_limit > 0:
             return body | {
-                "prompt": list(prompt),
+                "prompt": prompt.ids,
                 # One token more than the limit tells whether the model would have ended by itself.
                 "max_tokens": writing.thinking_limit + 1,
                 "stop_token_ids": [self._close_id],
                 "logit_bias": {str(token): FORBID for token in self._eos_ids},
             }
-        return body | {
-            "prompt": [*prompt, *writing.thinking, self._close_id],
+        body |= {
+            "prompt": [*prompt.ids, *writing.thinking, self._close_id],
             "max_tokens": writing.request.answer_limit,
             "stop_token_ids": self._eos_ids,
             "logit_bias": {str(self._close_id): FORBID},
-            **self._guided_fields,
         }
+        if self._is_guided:
+            body |= self.guided_fields(answer_pattern(known_charges(prompt.candidates)))
+        return body
 
     def _read_choice(self, choice: Mapping[str, Any]) -> tuple[list[int], str | None]:
         """The token ids that a streamed choice brings, and why the call ends if it does.

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from curt.artifact import Format, load_manifest
 from curt.classifier.candidates import load_prompts
 from curt.dialogue import THINK_END, Prompt
+from curt.engines.grammar import AnswerGrammar
 from curt.engines.protocol import Generation, GenerationStep, Request, last_generation
 from curt.engines.tokenizer import PromptTokenizer, read_eos_ids
 from curt.engines.writing import Writing
@@ -31,16 +32,14 @@ class TransformersEngine:
         *,
         batch: int = 128,
         device: str | None = None,
-        guided: bool = False,
+        guided: bool = True,
         threads: int = 0,
     ) -> None:
         """Verify and load `folder` on `device`, by default a GPU where there is one.
 
-        It runs on as many `threads` as torch has. Raises ArtifactError when the folder must not be
-        loaded, ValueError when answers shall be held to the grammar.
+        It runs on as many `threads` as torch has; `guided` holds answers to the grammar. Raises
+        ArtifactError when the folder must not be loaded.
         """
-        if guided:
-            raise ValueError("the transformers engine can't hold answers to a grammar")
         import torch
 
         folder = Path(folder)
@@ -52,6 +51,8 @@ class TransformersEngine:
         self.model = load_model(folder).to(self.device).eval()
         self.close_id = self.tokenizer.single_id(THINK_END)
         self.eos_ids = read_eos_ids(folder, self.tokenizer)
+        width = self.model.config.vocab_size
+        self._grammar = AnswerGrammar(folder, width, self.eos_ids) if guided else None
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Greedy completions in order, in batches of `batch` or, with deadlines, one by one.
@@ -80,7 +81,7 @@ class TransformersEngine:
                 writing.close(cut=True)
         prefilled_s = time.monotonic()
         while not writing.must_stop():
-            step = writing.take(reader.pick([writing])[0])
+            step = writing.take(reader.pick(writing))
             if step:
                 yield step
             if not writing.is_complete():
@@ -100,6 +101,7 @@ class TransformersEngine:
             thinking_limit=request.fit_thinking(len(prompt), context_tokens),
             close_id=self.close_id,
             eos_ids=self.eos_ids,
+            grammar=self._grammar,
         )
 
     def _generate_batch(self, requests: Sequence[Request]) -> list[Generation]:
@@ -111,9 +113,9 @@ class TransformersEngine:
         reader = _Reader(self, rows=len(prompts))
         reader.read([prompt.ids for prompt in prompts])
         while True:
-            for writing, token in zip(writings, reader.pick(writings), strict=True):
+            for row, writing in enumerate(writings):
                 if not writing.is_complete():
-                    writing.take(token)
+                    writing.take(reader.pick(writing, row))
             if all(writing.is_complete() for writing in writings):
                 break
             # Rows that are complete are fed on, which changes nothing of the others.
@@ -146,6 +148,7 @@ class _Reader:
         self._mask = torch.zeros((rows, 0), dtype=torch.long, device=self._device)  # (B, held)
         self._cache: Any = None
         self._logits: Any = None  # (B, V), after the last token of each text
+        self._likeliest: list[int] = []
 
     def read(self, texts: Sequence[Sequence[int]]) -> None:
         """Run the model over some more tokens of each text."""
@@ -166,11 +169,10 @@ class _Reader:
                 logits_to_keep=1,
             )
         self._cache, self._logits = output.past_key_values, output.logits[:, -1]
+        self._likeliest = self._logits.argmax(dim=-1).tolist()
 
-    def pick(self, writings: Sequence[Writing]) -> list[int]:
-        """The likeliest token after each text, of those that its completion allows."""
-        logits = self._logits.clone()
-        for row, writing in enumerate(writings):
-            logits[row, writing.banned] = -float("inf")
-        picked: list[int] = logits.argmax(dim=-1).tolist()
-        return picked
+    def pick(self, writing: Writing, row: int = 0) -> int:
+        """The likeliest token after a text that its completion allows."""
+        return writing.choose(
+            self._likeliest[row], lambda: self._logits[row].float().cpu().numpy().copy()
+        )

@@ -1,10 +1,11 @@
 """The one loop of a completion: think, close the thinking, answer.
 
 An engine only finds the next token; `Writing` says what becomes of it. It closes the thinking at
-its limit, ends the answer at the end of the turn or at its limit, and counts both:
+its limit, holds the answer to its grammar, ends it at the end of the turn or at its limit, and
+counts both:
 
     while not writing.must_stop():
-        step = writing.take(likeliest_token(banned=writing.banned))
+        step = writing.take(writing.choose(likeliest_token, logits))
         if step:
             yield step
         if not writing.is_complete():
@@ -14,9 +15,14 @@ its limit, ends the answer at the end of the turn or at its limit, and counts bo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
+from curt.classifier.candidates import known_charges
 from curt.dialogue import THINK_END, Prompt
+from curt.engines.grammar import AnswerGrammar, GuidedAnswer
 from curt.engines.protocol import Finish, Generation, GenerationStep, Request
 from curt.engines.tokenizer import PromptTokenizer
 
@@ -38,10 +44,12 @@ class Writing:
         thinking_limit: int,
         close_id: int,
         eos_ids: Sequence[int],
+        grammar: AnswerGrammar | None = None,
     ) -> None:
         """`thinking_limit` is the request's, as far as the context allows it.
 
         `close_id` is the token that ends the thinking, `eos_ids` those that each end the turn.
+        Without a `grammar` what `choose` is asked of the answer is left free.
         """
         self.request, self.thinking_limit = request, thinking_limit
         self.thinking: list[int] = []
@@ -50,14 +58,33 @@ class Writing:
         self.cut = False
         """Whether the thinking was closed where the model would have gone on."""
         self.finish: Finish | None = None
+        self.held = 0
+        """How often the answer's grammar refused the likeliest token."""
         self.last_token = -1
         """What was written last, which may not be what the model picked."""
         self._tokenizer, self._prompt = tokenizer, prompt
         self._close_id, self._eos_ids = close_id, list(eos_ids)
+        self._grammar = grammar
+        self._guided: GuidedAnswer | None = None
         self._text = tokenizer.stream() if request.tell_text else None
 
+    def choose(self, likeliest: int, logits: Callable[[], npt.NDArray[np.float32]]) -> int:
+        """The likeliest token that may come next.
+
+        `logits`, of shape (vocab,), are asked for only where the `likeliest` of all may not.
+        """
+        guided = self._guided if self.closed else None
+        if guided.take(likeliest) if guided else likeliest not in self._banned:
+            return likeliest
+        scores = logits()
+        if guided:
+            self.held += 1
+            return guided.pick(scores)
+        scores[self._banned] = -np.inf
+        return int(scores.argmax())
+
     @property
-    def banned(self) -> list[int]:
+    def _banned(self) -> list[int]:
         """Tokens not to pick now: a turn can't end before its thinking does, which ends once."""
         return [self._close_id] if self.closed else self._eos_ids
 
@@ -82,6 +109,8 @@ class Writing:
     def close(self, *, cut: bool) -> GenerationStep:
         """End the thinking here, before the model picked anything or in place of what it picked."""
         self.closed, self.cut = True, cut
+        if self._grammar:
+            self._guided = self._grammar.begin(known_charges(self._prompt.candidates))
         self._text = self._text and self._tokenizer.stream()
         return GenerationStep("close", THINK_END)
 
@@ -118,6 +147,7 @@ class Writing:
             decode_ms=decode_ms,
             decode_passes=decode_passes,
             answer_passes=answer_passes,
+            held=self.held,
             left_out=self._prompt.left_out,
             candidates=self._prompt.candidates,
         )

@@ -21,9 +21,7 @@ def make_spawn(settings: Settings, folder: Path, manifest_sha256: str) -> Spawn:
     started with.
     """
     if not serving_engine(settings.engine).is_remote:
-        open_engine = functools.partial(
-            open_worker_engine, guided=settings.guided, manifest_sha256=manifest_sha256
-        )
+        open_engine = functools.partial(open_worker_engine, manifest_sha256=manifest_sha256)
         return lambda: WorkerProcess(folder, open_engine)
     if folder.resolve() != settings.model.resolve():
         raise ArtifactError(
@@ -49,7 +47,6 @@ def open_remote_model(settings: Settings, folder: Path, manifest_sha256: str) ->
         settings.engine_url,
         served_name=settings.engine_model,
         api_key=key.get_secret_value() if key else None,
-        guided=settings.guided,
     )
     expect_manifest(folder, manifest_sha256)
     return model

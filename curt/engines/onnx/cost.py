@@ -18,7 +18,7 @@ from curt.artifact import ArtifactError, load_manifest
 from curt.config import FrozenModel
 from curt.dialogue import THINK_END, Prompt
 from curt.engines.onnx.graph import read_settings
-from curt.engines.onnx.speculation import AnswerAhead, Speculation
+from curt.engines.onnx.speculation import Speculation
 from curt.engines.protocol import Request
 from curt.engines.tokenizer import PromptTokenizer
 from curt.engines.writing import Writing
@@ -72,19 +72,14 @@ class ReasoningCost:
         )  # fmt: skip
         passes = guesses = 0
         ahead: list[int] = []
-        answer: AnswerAhead | None = None
         for token in ids:
-            step = writing.take(token)
+            writing.take(token)
             if writing.is_complete():  # nothing is fed after the last token
                 break
-            if step and step.phase == "close":
-                answer = AnswerAhead(writing, None, self._likely)
             if ahead and ahead[0] == writing.last_token:
                 del ahead[0]
                 continue
-            ahead = (
-                answer.look_ahead(jump=False) if answer else self._likely.after_thinking(writing)
-            )
+            ahead = self._likely.after(writing, closed=writing.closed)
             passes, guesses = passes + 1, guesses + len(ahead)
         return passes, guesses
 

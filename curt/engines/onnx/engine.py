@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from curt.artifact import Format, load_manifest
 from curt.classifier.candidates import LONGEST_TOKENS, PROBE, load_prompts
 from curt.dialogue import BUDGET_LEVELS, MAX_ANSWER_TOKENS, THINK_END, Prompt
 from curt.engines.grammar import AnswerGrammar
 from curt.engines.onnx.graph import TokenSequence, open_graph, read_settings
-from curt.engines.onnx.speculation import AnswerAhead, Speculation, common_prefix
+from curt.engines.onnx.speculation import Speculation, common_prefix
 from curt.engines.protocol import Generation, GenerationStep, Request, last_generation
 from curt.engines.tokenizer import PromptTokenizer
 from curt.engines.writing import Writing
@@ -44,19 +45,17 @@ class OrtEngine:
         threads: int = 1,
         batch: int = 1,
         allow_spinning: bool = False,
-        guided: bool = False,
+        guided: bool = True,
         speculate: bool = True,
     ) -> None:
         """Verify and load `folder`.
 
         `threads` is the number of intra-op threads; `allow_spinning` lets them burn their core
         while they wait, faster only where nothing else wants it; of a `batch` it completes one
-        after another. `guided` holds answers to the
-        grammar, so that each that ends can be read; it needs the llguidance package. With
-        `speculate`, tokens that a grammar leaves no choice about are fed along with the one before
-        them instead of being asked for, and so are likely ones where the graph tells whether the
-        model picks them (`compress.onnx.speculation`). Raises ArtifactError when the folder must
-        not be loaded or its graph can't run on this machine.
+        after another. `guided` holds answers to the grammar. With `speculate`, likely tokens are
+        fed along with the one before them where the graph tells whether the model picks them
+        (`compress.onnx.speculation`). Raises ArtifactError when the folder must not be loaded or
+        its graph can't run on this machine.
         """
         folder = Path(folder)
         if threads < 1:
@@ -71,11 +70,7 @@ class OrtEngine:
         eos = model["eos_token_id"]
         self.eos_ids: list[int] = eos if isinstance(eos, list) else [eos]
         self._close = self.tokenizer.single_id(THINK_END)
-        self._grammar: AnswerGrammar | None = None
-        if guided:
-            vocabulary = (folder / "tokenizer.json").read_text(encoding="utf-8")
-            self._grammar = AnswerGrammar(vocabulary, model["vocab_size"], self.eos_ids)
-        self._jump = speculate
+        self._grammar = AnswerGrammar(folder, model["vocab_size"], self.eos_ids) if guided else None
         self._speculation: Speculation | None = None
         if speculate and self._graph.tells_likeliest:
             self._speculation = Speculation(
@@ -122,16 +117,15 @@ class OrtEngine:
             thinking_limit=request.fit_thinking(len(prompt), self._context_tokens),
             close_id=self._close,
             eos_ids=self.eos_ids,
+            grammar=self._grammar,
         )
         sequence, feed = self._sequence_for(
             prompt.ids, writing.thinking_limit + 1 + request.answer_limit
         )
-        answer: AnswerAhead | None = None
         ahead: list[int] = []  # fed already, but not yet part of the text
         chunks = _split_prompt(feed)
         if writing.thinking_limit == 0:  # with the last chunk, so that it costs no pass of its own
-            answer = self._begin_answer(writing)
-            ahead = answer.look_ahead(jump=self._jump)
+            ahead = self._look_ahead(writing, closed=True)
             chunks[-1] += [self._close, *ahead]
         for chunk in chunks:
             if writing.must_stop():
@@ -139,18 +133,17 @@ class OrtEngine:
             sequence.feed(chunk, telling=1 + len(ahead))
             yield _PREFILL
         else:
-            if answer:
+            if writing.thinking_limit == 0:
                 writing.close(cut=True)
         prefilled, prefill_passes = time.monotonic(), sequence.passes
         closed_passes = prefill_passes  # with the pass that read the end of thinking
 
         while not writing.must_stop():
-            step = writing.take(self._choose(sequence, ahead, writing, answer))
+            step = writing.take(self._choose(sequence, ahead, writing))
             if step is None:
                 break
             token = writing.last_token
             if step.phase == "close":
-                answer = self._begin_answer(writing)
                 closed_passes = sequence.passes + (not ahead or ahead[0] != token)
             yield step
             if writing.is_complete():
@@ -159,10 +152,7 @@ class OrtEngine:
                 del ahead[0]
                 continue
             sequence.drop(len(ahead))
-            if answer:
-                ahead = answer.look_ahead(jump=self._jump)
-            else:
-                ahead = self._speculation.after_thinking(writing) if self._speculation else []
+            ahead = self._look_ahead(writing, closed=writing.closed)
             sequence.feed([token, *ahead])
         yield writing.end(
             (prefilled - started) * 1e3,
@@ -171,31 +161,18 @@ class OrtEngine:
             sequence.passes - closed_passes if writing.closed else 0,
         )
 
-    def _begin_answer(self, writing: Writing) -> AnswerAhead:
-        return AnswerAhead(
-            writing, self._grammar.begin() if self._grammar else None, self._speculation
-        )
+    def _look_ahead(self, writing: Writing, *, closed: bool) -> list[int]:
+        return self._speculation.after(writing, closed=closed) if self._speculation else []
 
-    def _choose(
-        self,
-        sequence: TokenSequence,
-        ahead: list[int],
-        writing: Writing,
-        answer: AnswerAhead | None,
-    ) -> int:
+    def _choose(self, sequence: TokenSequence, ahead: list[int], writing: Writing) -> int:
         """The next token; clears `ahead` where it had to drop those tokens to find it."""
-        if answer and answer.forced:
-            return answer.take_forced()
-        token = sequence.likeliest(len(ahead))
-        guided = answer.guided if answer else None
-        if token not in writing.banned if guided is None else guided.take(token):
-            return token
-        logits = sequence.logits(len(ahead))
-        ahead.clear()
-        if guided:
-            return guided.pick(logits)
-        logits[writing.banned] = -np.inf
-        return int(logits.argmax())
+
+        def logits() -> npt.NDArray[np.float32]:
+            told = sequence.logits(len(ahead))
+            ahead.clear()
+            return told
+
+        return writing.choose(sequence.likeliest(len(ahead)), logits)
 
     def _prepare_prefix(self) -> None:
         """Prefill once what every prompt starts with, in a sequence every request reuses.

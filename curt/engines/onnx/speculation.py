@@ -5,10 +5,9 @@ to follow are fed along, and kept as far as the model itself picks the same; the
 ends the guess. A guess changes the number of passes and never the choice; only where two tokens are
 as good as equally likely may the rounding of a wider pass tip it, at four or eight bits.
 
-There are three sources: what a grammar leaves no choice about, phrases of the statutes, and what
-this model is used to writing. Looking the next tokens up in the prompt and the text so far, as
-prompt lookup does for summaries and code, loses here: reasoning is new figures, and of 44 tokens
-guessed so for a verdict 0.8 were right.
+There are two sources: phrases of the statutes, and what this model is used to writing. Looking
+the next tokens up in the prompt and the text so far, as prompt lookup does for summaries and code,
+loses here: reasoning is new figures, and of 44 tokens guessed so for a verdict 0.8 were right.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from typing import TypeVar
 
 from curt.dialogue import THINK_END
 from curt.dialogue.answer import ARTICLES_LINE, CHARGES_LINE, FINE_LINE, TERM_LINE
-from curt.engines.grammar import GuidedAnswer
 from curt.engines.onnx.graph import LIKELIEST_WINDOW
 from curt.engines.writing import Writing
 from curt.law.statutes import CHARGES, Charge
@@ -64,8 +62,11 @@ class Speculation:
         self._statutes = StatutePhrases(encode)
         self._habits = read_habits(folder, eos_ids)
 
-    def after_thinking(self, writing: Writing) -> list[int]:
-        """Tokens to feed along with the last of the thinking."""
+    def after(self, writing: Writing, *, closed: bool) -> list[int]:
+        """Tokens to feed along with the last one, by which the thinking is `closed` or not."""
+        return self._after_answer(writing) if closed else self._after_thinking(writing)
+
+    def _after_thinking(self, writing: Writing) -> list[int]:
         room, answer_limit = writing.thinking_room, writing.request.answer_limit
         if room == 0:  # whatever the model picks at the limit, the end of thinking follows
             return [self._close_id]
@@ -73,41 +74,11 @@ class Speculation:
         end = guess.index(self._close_id) if self._close_id in guess else len(guess)
         return guess[:room] if end > room else guess[: end + 1 + answer_limit]
 
-    def after_answer(self, writing: Writing, ahead: Sequence[int]) -> list[int]:
-        """Tokens to feed along with the answer so far and what is fed `ahead` of it already."""
-        most = min(writing.answer_room, MOST_GUESSED) - len(ahead)
-        if most <= 0:
-            return []
-        text = [self._close_id, *writing.answer, *ahead]
+    def _after_answer(self, writing: Writing) -> list[int]:
+        most = min(writing.answer_room, MOST_GUESSED)
+        text = [self._close_id, *writing.answer]
         guess = self._statutes.after(text, writing.thinking) or self._habits.after(text, most)
         return list(guess[:most])
-
-
-class AnswerAhead:
-    """The next tokens of one answer: those its grammar forces, then those it may go on with."""
-
-    def __init__(
-        self, writing: Writing, guided: GuidedAnswer | None, speculation: Speculation | None
-    ) -> None:
-        self.guided = guided
-        self.forced: list[int] = []
-        """The grammar leaves no other choice, so there is no need to ask the model."""
-        self._writing, self._speculation = writing, speculation
-
-    def look_ahead(self, *, jump: bool) -> list[int]:
-        """Tokens to feed along; forced ones where the engine may `jump` over them."""
-        if self.guided and jump:
-            self.forced = self.guided.foresee()[: self._writing.answer_room]
-        if self._speculation is None:
-            return list(self.forced)
-        return [*self.forced, *self._speculation.after_answer(self._writing, self.forced)]
-
-    def take_forced(self) -> int:
-        """The next forced token, as part of the grammar's text."""
-        token = self.forced.pop(0)
-        taken = self.guided is not None and self.guided.take(token)
-        assert taken, "a forced token is allowed"
-        return token
 
 
 class StatutePhrases:

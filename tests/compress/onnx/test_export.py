@@ -80,7 +80,7 @@ def test_the_artifact_names_its_parent_limits_and_parity(artifact: Path, micro_m
 @pytest.mark.slow
 def test_int4_generates_the_same_text_every_time(artifact: Path) -> None:
     request = Request(FACTS[0], 16, 8)
-    first, second = OrtEngine(artifact), OrtEngine(artifact, threads=2)
+    first, second = OrtEngine(artifact, guided=False), OrtEngine(artifact, threads=2, guided=False)
     outs = [*first.generate([request, request]), *second.generate([request])]
     assert len({out.text for out in outs}) == 1
     assert outs[0].thinking_tokens <= 8
@@ -155,4 +155,4 @@ def test_a_kill_leaves_nothing_that_loads(micro_model: Path, tmp_path: Path) -> 
     [leftover] = tmp_path.glob(".out.*")
     assert not out.exists()
     with pytest.raises(ArtifactError, match="unfinished"):
-        OrtEngine(leftover)
+        OrtEngine(leftover, guided=False)

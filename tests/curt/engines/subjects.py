@@ -68,7 +68,7 @@ def open_subject(
     if kind == "transformers":
         from curt.engines.transformers import TransformersEngine
 
-        return Subject(kind, TransformersEngine(folder, device="cpu"))
+        return Subject(kind, TransformersEngine(folder, device="cpu", guided=guided))
     if kind == "onnxruntime":
         from curt.engines.onnx.engine import OrtEngine
 

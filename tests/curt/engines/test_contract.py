@@ -77,7 +77,7 @@ def scripted_subject(
     yield from opened(request.param, scripted_parent, servers)
 
 
-@pytest.fixture(scope="module", params=[kind for kind in KINDS if kind != "transformers"])
+@pytest.fixture(scope="module", params=KINDS)
 def guided_subject(
     request: pytest.FixtureRequest, random_parent: Path, servers: VllmServers
 ) -> Iterator[Subject]:
@@ -86,7 +86,7 @@ def guided_subject(
 
 @pytest.fixture(scope="module")
 def reference(random_parent: Path) -> TransformersEngine:
-    return TransformersEngine(random_parent, device="cpu")
+    return TransformersEngine(random_parent, device="cpu", guided=False)
 
 
 def opened(

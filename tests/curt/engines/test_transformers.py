@@ -13,7 +13,7 @@ from tests.micro import FACTS
 
 @pytest.fixture(scope="module")
 def engine(micro_model):
-    return TransformersEngine(micro_model, batch=4)
+    return TransformersEngine(micro_model, batch=4, guided=False)
 
 
 def request(fact=FACTS[0], *, thinking=8, answer=12, stated=8):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,13 +48,17 @@ def begin(
     )
 
 
+def prefers_one() -> npt.NDArray[np.float32]:
+    return np.eye(1, EOS + 1, 1, dtype=np.float32)[0]
+
+
 def follow(writing: Writing, wanted: Sequence[int]) -> list[GenerationStep]:
     """What is told of a model that prefers `wanted`, then token 1, unless that is banned."""
     preferred = iter(wanted)
     steps = []
     while not writing.must_stop():
-        token = next(preferred, 1)
-        step = writing.take(1 if token in writing.banned else token)
+        token = writing.choose(next(preferred, 1), prefers_one)
+        step = writing.take(token)
         if step:
             steps.append(step)
     return [*steps, writing.end(0.0, 0.0)]

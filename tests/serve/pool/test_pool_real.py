@@ -82,7 +82,7 @@ def test_pieces_hold_whole_characters_also_where_one_takes_several_tokens(
             *pieces, served = [event async for event in stream]
             stream.close()
             assert isinstance(served, Served)
-            assert served.generation.text == f"{thinking}{THINK_END}CD"
+            assert served.generation.text.startswith(thinking + THINK_END)
             told = [piece.text for piece in pieces if isinstance(piece, Piece)]
             assert "".join(told) == thinking
             assert not any("\ufffd" in text for text in told)

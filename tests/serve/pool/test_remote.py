@@ -218,8 +218,8 @@ def test_a_server_that_is_healthy_and_answers_nothing_is_not_ready(
             server.pause_s = 4.0
             started_s = time.monotonic()
             while pool.ready:
-                assert time.monotonic() - started_s < 8, "ready for ever"
-                assert (await pool.submit(job(400))).fallback
+                assert time.monotonic() - started_s < 20, "ready for ever"
+                assert (await pool.submit(job(1500))).fallback
             server.pause_s = 0.0
             await until(lambda: pool.ready, 20)
             assert (await pool.submit(job(8000, most=3))).generation.thinking_tokens == 3

@@ -126,7 +126,7 @@ def test_a_second_folder_behind_one_remote_server_is_refused(
 def test_the_whole_server_answers_from_a_remote_engine(micro_model: Path) -> None:
     server = CompletionsServer(micro_model, "tensorrt-llm").start()
     settings = Settings(
-        model=micro_model, engine="tensorrt-llm", engine_url=server.url, workers=2, guided=True,
+        model=micro_model, engine="tensorrt-llm", engine_url=server.url, workers=2,
         otlp_endpoint="http://127.0.0.1:9",
     )  # fmt: skip
     with TestClient(create_app(settings)) as client:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from compress.onnx import speculation
 from compress.onnx.speculation import GuessesConfig, add_guesses, price
+from curt import evaluate as evaluation
 from curt.artifact import load_manifest
 from curt.dialogue import THINK_END, THINK_START
 from curt.engines.onnx.cost import PassCost, ReasoningCost, read_cost
@@ -19,20 +23,27 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def artifact(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export that always thinks the same seven tokens and has learnt to guess them."""
+def artifact(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An export that always thinks the same seven tokens and has learnt to guess them.
+
+    What it answers is no verdict, so nothing holds it to one.
+    """
     folder = tmp_path_factory.mktemp("cost")
     links = chain(micro_model, f"{THINK_START}ABCDEFG{THINK_END}HIJ")
     model = make_untied_model(folder / "model", micro_model, chain=links)
     out = tell_likeliest(export(model, folder / "plain"), folder / "ort")
     cases = write_cases(folder / "cases.jsonl", 20)
-    add_guesses(GuessesConfig(artifact=out, out=out, cases=cases))
-    return out
+    free = functools.partial(OrtEngine, guided=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speculation, "OrtEngine", free)
+        patch.setattr(evaluation, "open_engine", lambda folder, **_: free(folder))
+        add_guesses(GuessesConfig(artifact=out, out=out, cases=cases))
+        yield out
 
 
 @pytest.fixture(scope="module")
 def engine(artifact: Path) -> OrtEngine:
-    return OrtEngine(artifact)
+    return OrtEngine(artifact, guided=False)
 
 
 def test_the_manifest_tells_what_a_pass_costs(artifact: Path, engine: OrtEngine) -> None:

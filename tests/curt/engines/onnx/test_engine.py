@@ -38,7 +38,7 @@ def random_artifact(random_parent: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def random_engine(random_artifact: Path) -> OrtEngine:
-    return OrtEngine(random_artifact)
+    return OrtEngine(random_artifact, guided=False)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def scripted_engine(micro_model: Path, tmp_path_factory: pytest.TempPathFactory)
     model = make_untied_model(
         folder / "model", micro_model, chain=chain(micro_model, f"{THINK_START}AB{THINK_END}CD")
     )
-    return OrtEngine(export(model, folder / "ort"))
+    return OrtEngine(export(model, folder / "ort"), guided=False)
 
 
 def chain(micro_model: Path, text: str) -> dict[int, int]:
@@ -127,7 +127,7 @@ def test_a_stream_without_text_ends_in_the_same_generation(scripted_engine: OrtE
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 1, 10])
 def test_answer_passes_are_those_after_the_end_of_thinking(clerk: Path, limit: int) -> None:
-    out = run(OrtEngine(clerk, speculate=False), limit)
+    out = run(OrtEngine(clerk, speculate=False, guided=False), limit)
     assert out.decode_passes is not None
     assert out.answer_passes is not None
     # each token is read by a pass of its own, but for the last, which nothing follows
@@ -224,8 +224,8 @@ def clerk(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_guesses_change_the_passes_and_nothing_else(
     clerk: Path, limit: int, answer_limit: int
 ) -> None:
-    plain = run(OrtEngine(clerk, speculate=False), limit, answer_limit=answer_limit)
-    quick = run(OrtEngine(clerk), limit, answer_limit=answer_limit)
+    plain = run(OrtEngine(clerk, speculate=False, guided=False), limit, answer_limit=answer_limit)
+    quick = run(OrtEngine(clerk, guided=False), limit, answer_limit=answer_limit)
     assert (quick.text, quick.thinking_tokens, quick.answer_tokens, quick.finish) == (
         plain.text, plain.thinking_tokens, plain.answer_tokens, plain.finish,
     )  # fmt: skip
@@ -240,24 +240,12 @@ def test_guesses_change_the_passes_and_nothing_else(
 @pytest.mark.slow
 def test_wrong_guesses_leave_no_trace(random_artifact: Path, tmp_path: Path) -> None:
     tell_likeliest(random_artifact, tmp_path / "telling")
-    plain, quick = OrtEngine(random_artifact), OrtEngine(tmp_path / "telling")
+    plain, quick = (
+        OrtEngine(random_artifact, guided=False),
+        OrtEngine(tmp_path / "telling", guided=False),
+    )
     for limit in (0, 1, 8, 40):
         assert run(quick, limit).text == run(plain, limit).text
-
-
-@pytest.mark.slow
-def test_a_jump_saves_passes_and_keeps_the_text(random_artifact: Path) -> None:
-    pytest.importorskip("llguidance")
-    for limit in (0, 4):
-        step, jump = (
-            run(OrtEngine(random_artifact, guided=True, speculate=jump), limit)
-            for jump in (False, True)
-        )
-        assert jump.text[: len(f"{THINK_END}罪名：")] == step.text[: len(f"{THINK_END}罪名：")]
-        assert step.decode_passes is not None
-        assert jump.decode_passes is not None
-        per_token = jump.decode_passes / (jump.thinking_tokens + jump.answer_tokens)
-        assert per_token < step.decode_passes / (step.thinking_tokens + step.answer_tokens)
 
 
 @pytest.mark.slow
