@@ -18,6 +18,7 @@ from curt.law.verdict import Verdict
 if TYPE_CHECKING:
     from curt.classifier.model import Findings, Prediction
 
+Source = Literal["model", "fallback", "overruled"]
 DegradedReason = Literal[
     "deadline", "unreadable_answer", "answer_too_long", "overloaded", "worker_failed"
 ]
@@ -54,6 +55,9 @@ class Served:
     usual_thinking: int = 0
     allowed_alone: int = 0
     findings: Findings | None = None
+    overruled: Verdict | None = None
+    """What stands in place of the model's verdict, because where they differ the classifier is
+    right more often: its charges, articles and term with the model's probation and fine."""
 
     @property
     def short_thinking(self) -> Literal["load", "deadline"] | None:
@@ -63,9 +67,11 @@ class Served:
         return "load" if self.thinking_allowed < self.allowed_alone else "deadline"
 
     @property
-    def source(self) -> Literal["model", "fallback"]:
+    def source(self) -> Source:
         """Who gave the verdict."""
-        return "model" if self.fallback is None else "fallback"
+        if self.fallback is not None:
+            return "fallback"
+        return "model" if self.overruled is None else "overruled"
 
     @cached_property
     def completion(self) -> Completion:
@@ -89,7 +95,7 @@ class Served:
     def verdict(self) -> Verdict | None:
         """The verdict to reply with: the model's if full, else the classifier's, else none."""
         if self.degraded_reason is None:
-            return self.model_verdict
+            return self.overruled or self.model_verdict
         return self.fallback.verdict if self.fallback else None
 
 

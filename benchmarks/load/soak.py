@@ -5,8 +5,9 @@
 Starts a server and measures its capacity as `python -m loadtest.capacity` does, in shorter steps:
 the highest rate at which p99 and misses keep the promise. Loads it at a share of that with unique
 cases, and writes down for every minute the 99th percentile of the latency (from the scheduled
-instant), the share of misses (whatever is no good answer), and from every second the memory of the
-front and of each of its processes.
+instant), the share of misses (whatever is no good answer), what the server's processes took of the
+cores for a request and what others took, and from every second the memory of the front and of each
+of its processes.
 
 Flat is judged by the slope of a straight line, Theil and Sen's: the median over all pairs of
 points, which single spikes do not move, with Sen's interval (95%). A series is flat when the
@@ -116,9 +117,13 @@ async def soak(
     parts: list[dict[str, Any]] = []
     part_s = seconds / config.parts
     for part in range(config.parts):
+        before = read_processor(pid)
         own = await load(url, facts, rate, part_s, config.deadline_ms, config.seed + part)
         latencies_ms += [each.latency_ms for each in own]
-        parts.append(summarise(own, verdicts, config.deadline_ms, part_s))
+        parts.append(
+            summarise(own, verdicts, config.deadline_ms, part_s)
+            | share_processor(before, read_processor(pid), len(own))
+        )
         log.info("part %d of %d: %d misses", part + 1, config.parts, parts[-1]["misses"]["all"])
     took_s = time.monotonic() - started_s
     watching.cancel()
@@ -139,6 +144,41 @@ async def soak(
         "flat": not lost and all(row["verdict"] == "flat" for row in trends.values()),
         "parts": parts,
     }, series
+
+
+def read_processor(pid: int) -> dict[str, float]:
+    """Seconds of processor time so far: of the server, this client, all that runs, and all cores.
+
+    "stolen" are those that the machine below gave to others while somebody here wanted them.
+    """
+    front, times = psutil.Process(pid), psutil.cpu_times()
+    server = [each.cpu_times() for each in (front, *front.children(recursive=True))]
+    client = psutil.Process().cpu_times()
+    idle, stolen = times.idle + times.iowait, times.steal
+    return {
+        "server": sum(each.user + each.system for each in server),
+        "client": client.user + client.system,
+        "busy": times.user + times.nice + times.system + times.irq + times.softirq,
+        "idle": idle,
+        "stolen": stolen,
+    }
+
+
+def share_processor(
+    before: Mapping[str, float], after: Mapping[str, float], requests: int
+) -> dict[str, float]:
+    """What the server took for a request, and the cores' shares of others here and below.
+
+    The same work that takes more milliseconds is done by slower cores: another machine's load on
+    the same processor shows there, and by no other sign.
+    """
+    took = {name: after[name] - before[name] for name in after}
+    whole = max(1e-9, took["busy"] + took["idle"] + took["stolen"])
+    return {
+        "server_cpu_ms": took["server"] * 1e3 / max(1, requests),
+        "others_share": max(0.0, took["busy"] - took["server"] - took["client"]) / whole,
+        "stolen_share": took["stolen"] / whole,
+    }
 
 
 async def find_capacity(

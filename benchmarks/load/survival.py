@@ -23,6 +23,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +44,7 @@ from curt.corpus.case import Case
 from curt.dialogue import parse_completion
 from curt.engines.onnx.engine import OrtEngine
 from curt.engines.protocol import Engine, Generation, Request
+from curt.law.statutes import law_day
 from curt.law.verdict import Verdict
 from loadtest._http import PATIENCE_S, HttpClient
 from serve.api.reply import build_defendant
@@ -217,34 +219,40 @@ def find_wrong(
 ) -> list[dict[str, object]]:
     """Full verdicts that the engine does not give under the same budget and limit.
 
-    Each as its number among the arrivals and the fields that differ: nothing of the case.
+    Each as its number among the arrivals and the fields that differ: nothing of the case. Where
+    the model was overruled the verdict is not its own, and only what it thought is compared.
     """
-    known: dict[tuple[int, int, int], dict[str, object]] = {}
+    known: dict[tuple[int, int, int], Generation] = {}
     wrong: list[dict[str, object]] = []
     for exchange in full:
         thinking = exchange.answer["thinking"]
         key = (exchange.index % len(facts), thinking["stated_budget"], thinking["allowed"])
         if key not in known:
-            generation = engine.generate([Request(facts[key[0]], *key[1:])])[0]
-            known[key] = expected_answer(generation)
+            known[key] = engine.generate([Request(facts[key[0]], *key[1:])])[0]
+        law = exchange.answer["law"]
+        day = date.fromisoformat(law["day"]) if law["day"] else law_day(law["version"])
+        expected = expected_answer(known[key], day)
         told = {
-            "defendants": exchange.answer["defendants"],
-            "reasoning": exchange.answer["reasoning"],
             "tokens": thinking["tokens"],
             "cut": thinking["cut"],
         }
-        differ = [name for name, value in known[key].items() if told[name] != value]
+        if exchange.answer["source"] == "model":
+            told |= {name: exchange.answer[name] for name in ("defendants", "reasoning")}
+        differ = [name for name, value in told.items() if expected[name] != value]
         if differ:
             wrong.append({"arrival": exchange.index, "differ": differ})
     return wrong
 
 
-def expected_answer(generation: Generation) -> dict[str, object]:
-    """What a reply must say of a generation: the verdict in full, its reasoning and its length."""
+def expected_answer(generation: Generation, law: date | None) -> dict[str, object]:
+    """What a reply must say of a generation: the verdict in full, its reasoning and its length.
+
+    The verdict is held against the `law` of a day.
+    """
     completion = parse_completion(generation.text)
     verdict = completion.verdict
     return {
-        "defendants": [json.loads(build_defendant(verdict, ALL_TASKS).model_dump_json())]
+        "defendants": [json.loads(build_defendant(verdict, ALL_TASKS, law).model_dump_json())]
         if isinstance(verdict, Verdict)
         else [],
         "reasoning": completion.thinking,

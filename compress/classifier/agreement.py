@@ -7,6 +7,9 @@ The model answers the development cases under several thinking budgets, so that 
 among the answers; probabilities and intervals fitted on them go into the classifier folder as
 `agreement.json`. Cases, not answers, are split into folds: two answers to one case are no two
 cases. Answers without a readable verdict are left out, since their reply is degraded anyway.
+
+Where the model's verdict is another than the classifier's own, the file also says who was right,
+and whether a server is to believe the classifier there.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import binomtest
 
 from compress.classifier.calibration import FOLDS, calibration_error, fit_platt
 from compress.classifier.confidence import MIN_GROUP, coverage_row, fit_group, is_whole
@@ -30,6 +34,7 @@ from curt.classifier.confidence import (
     Agreement,
     AgreementGroup,
     Assessor,
+    Disputes,
     around,
     coverage_index,
     logit_of,
@@ -44,11 +49,13 @@ from curt.evaluate import EvaluateConfig, EvaluatedCase, open_engine, run_budget
 from curt.files import sha256, whole_folder, write_atomic, write_json
 from curt.law.term_scale import legal_range, severity
 from curt.law.verdict import Verdict
+from curt.scores.metrics import is_exact
 
 log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 GROUPS = 6  # of answers, equally large, by the probability of their term
+LEVEL = 0.05  # chance, at most, that the classifier is believed where it is no better
 
 
 class AgreementConfig(Config):
@@ -88,9 +95,10 @@ def add_agreement(config: AgreementConfig) -> Row:
     probabilities, or there are too few readable answers.
     """
     classifier = load_classifier(config.fallback)
-    trials = [
-        trial for budget in config.budgets for trial in answer_cases(config, classifier, budget)
-    ]
+    by_budget = {
+        budget: answer_cases(config, classifier, budget) for budget in sorted(config.budgets)
+    }
+    trials = [trial for answers in by_budget.values() for trial in answers]
     if classifier.assessor is None:
         raise ValueError(
             f"{config.fallback} has no probabilities: make it anew with `compress.classifier.train`"
@@ -100,9 +108,12 @@ def add_agreement(config: AgreementConfig) -> Row:
             f"{len(trials)} readable answers of {config.model}: at least {MIN_GROUP} are needed"
         )
     digest = sha256(config.model / MANIFEST)
-    fit = fit_agreement(classifier.assessor, trials, config.model.name, digest)
+    disputes = count_disputes(classifier, by_budget[max(by_budget)])
+    fit = fit_agreement(classifier.assessor, trials, config.model.name, digest).model_copy(
+        update={"disputes": disputes}
+    )
     row = {f"agreement_{k}": v for k, v in measure_folds(classifier.assessor, trials).items()}
-    _add_to_folder(config.fallback, classifier, fit, row)
+    add_to_folder(config.fallback, classifier, fit, row)
     return row
 
 
@@ -166,6 +177,28 @@ def fit_agreement(
     )
 
 
+def count_disputes(classifier: Classifier, trials: Sequence[Trial]) -> Disputes:
+    """Who was right in each of these answers, one a case, that is not the classifier's own.
+
+    The model is overruled where a sign test, one-sided at `LEVEL`, finds the classifier better.
+    """
+    cases = ours = theirs = 0
+    for trial in trials:
+        own = classifier.read(trial.scores).verdict
+        if is_exact(trial.verdict, own):
+            continue
+        cases += 1
+        ours += is_exact(own, trial.truth)
+        theirs += is_exact(trial.verdict, trial.truth)
+    chance = binomtest(ours, ours + theirs, alternative="greater").pvalue if ours else 1.0
+    return Disputes(
+        cases=cases,
+        model_right=theirs,
+        classifier_right=ours,
+        is_overruled=bool(chance < LEVEL),
+    )
+
+
 def _fit_margins(
     trials: Sequence[Trial], sure: Sequence[float], edges: Sequence[float]
 ) -> tuple[AgreementGroup, ...]:
@@ -224,7 +257,8 @@ def measure_agreement(
     }
 
 
-def _add_to_folder(folder: Path, classifier: Classifier, fit: Agreement, row: Row) -> None:
+def add_to_folder(folder: Path, classifier: Classifier, fit: Agreement, row: Row) -> None:
+    """Put a fit and its figures into a classifier's folder, whole or not at all."""
     assert classifier.manifest is not None
     with whole_folder(folder) as temporary:
         for name in classifier.manifest.files:

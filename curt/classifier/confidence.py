@@ -90,13 +90,31 @@ class Uncertainty(FrozenModel):
     groups: dict[str, AgreementGroup]
 
 
+class Disputes(FrozenModel):
+    """Who was right where a language model's verdict was another than the classifier's own.
+
+    Of `cases` development cases, one answer each at the largest budget. The model `is_overruled`
+    where the classifier was right so much more often that it is no chance.
+    """
+
+    cases: int
+    model_right: int
+    classifier_right: int
+    is_overruled: bool
+
+    @property
+    def probability(self) -> float:
+        """That the classifier's verdict is right in a dispute, by the rule of succession."""
+        return (self.classifier_right + 1) / (self.cases + 2)
+
+
 class Agreement(FrozenModel):
     """What is fitted on one language model's answers (`compress.classifier.agreement`).
 
     `charge` calibrates the logit of the classifier's probability of the model's charges together
     with `thought_evidence`, `term` the same for the term, `verdict` both logits together. `groups`
     hold margins around the model's term: the first for terms whose probability is below the first
-    of `edges`, and one more from each edge on.
+    of `edges`, and one more from each edge on. Fits of before lack `disputes`.
     """
 
     model: str
@@ -107,6 +125,7 @@ class Agreement(FrozenModel):
     coverages: tuple[float, ...] = COVERAGES
     edges: tuple[float, ...]
     groups: tuple[AgreementGroup, ...]
+    disputes: Disputes | None = None
 
     def group_of(self, term_probability: float) -> AgreementGroup:
         """The group of an answer, given the calibrated probability of its term."""

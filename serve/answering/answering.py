@@ -211,11 +211,22 @@ class Answering:
             return Reading(self._classifier, fact, found)
         return getattr(request.state, "reading", None) or self._classifier.reading(fact)
 
+    def settle(self, request: Request, fact: str, served: Served) -> Served:
+        """The answer, with another verdict where the model's is overruled (`Served.overruled`).
+
+        Not for a fact unlike those on which it was found who is right more often.
+        """
+        verdict, reading = served.model_verdict, self._reading(request, fact, served)
+        if verdict is None or reading is None or self._classifier is None or reading.unfamiliar:
+            return served
+        reader = self.reader_for(self._classifier, request.state.way.identity.model.manifest)
+        return replace(served, overruled=reader.overrule(verdict, reading))
+
     def assess(
         self, request: Request, fact: str, served: Served, *, top_k: int
     ) -> tuple[Confidence | None, str | None]:
         """How sure the verdict is, and the code of a warning where it is doubtful or unknown."""
-        verdict = served.fallback.verdict if served.fallback else served.completion.verdict
+        verdict = served.verdict or served.completion.verdict
         reading = self._reading(request, fact, served)
         if self._classifier is None or reading is None or not isinstance(verdict, Verdict):
             return None, None

@@ -14,6 +14,7 @@ that it does not hold.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -33,6 +34,8 @@ from curt.classifier.model import Classifier, Reading
 from curt.dialogue import render_term
 from curt.law.term_scale import TermInterval
 from curt.law.verdict import TERM_NAMES, Term, TermKind, Verdict
+from curt.scores.metrics import is_exact
+from serve.served import Source
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +43,9 @@ LOW_CONFIDENCE = "low_confidence"  # code of the warning where `Confidence.absta
 UNFAMILIAR = "unfamiliar_text"  # code of the warning where probabilities don't hold
 DEFAULT_TOP_K, MAX_TOP_K = 3, 20
 DEFAULT_ABSTAIN_BELOW = 0.5
+MAX_SUSPENDED_MONTHS = 36  # no longer term can be put on probation (article 72)
 # Parts of a defendant to leave out where confidence is low and the client asked for intervals.
 WITHHELD: dict[str, None] = {"term": None, "fine_yuan": None, "ruling": None}
-
-Source = Literal["model", "fallback"]
 
 
 class _Part(BaseModel):
@@ -138,6 +140,25 @@ class ConfidenceReader:
         if self._agreement is not None:
             coverage_index(self._agreement.coverages, coverage)
 
+    def overrule(self, verdict: Verdict, reading: Reading) -> Verdict | None:
+        """What to answer in place of a model's `verdict`; None where that stands.
+
+        It stands unless the classifier has another one and was right more often in such disputes
+        (`Disputes`). Probation and fine, which the classifier can't tell, stay the model's.
+        """
+        disputes = self._agreement.disputes if self._agreement else None
+        if not disputes or not disputes.is_overruled or reading.scores is None:
+            return None
+        own = self._classifier.read(reading.scores).verdict
+        if is_exact(verdict, own):
+            return None
+        may_be_suspended = own.term.kind in ("fixed", "detention") and (
+            own.term.months <= MAX_SUSPENDED_MONTHS
+        )
+        probation_months = verdict.term.probation_months if may_be_suspended else 0
+        term = replace(own.term, probation_months=probation_months)
+        return replace(own, term=term, fine_yuan=verdict.fine_yuan)
+
     def assess(
         self,
         fact: str,
@@ -188,11 +209,13 @@ class ConfidenceReader:
         thought: tuple[float, float],
         source: Source,
     ) -> Odds | None:
-        if source == "fallback":
+        if source != "model":
             own = self._classifier.read(scores).confidences
             charge, term = own["charge"], own["term"]
-            evidence = logit_of(charge), logit_of(term)
-            return Odds(charge, term, self._assessor.fit.verdict.confidence(evidence))
+            whole = self._assessor.fit.verdict.confidence((logit_of(charge), logit_of(term)))
+            if source == "overruled" and self._agreement and self._agreement.disputes:
+                whole = min(whole, self._agreement.disputes.probability)
+            return Odds(charge, term, whole)
         if self._agreement is None:
             return None
         return self._assessor.agree(scores, verdict, thought, self._agreement, sure=sure)

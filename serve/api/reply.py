@@ -40,6 +40,7 @@ class Replies:
         """Build, record and return the reply to a served request."""
         state = request.state
         way: Way = state.way
+        served = self._answering.settle(request, body.fact, served)
         confidence, doubt = self._answering.assess(request, body.fact, served, top_k=body.top_k)
         holds_back = doubt is not None and body.on_low_confidence == "interval"
         reply = build_reply(
@@ -111,13 +112,14 @@ def build_reply(
     """The reply for a served request.
 
     Where the model gave no full verdict the reply is degraded: it has the classifier's verdict and
-    no reasoning, or no defendant. `doubt` is the code of a warning: the verdict is probably wrong,
-    or no probability can be given; `withheld` names the parts of a defendant that are left out
-    because of it. `beyond` are figures unlike all that were trained on. `date_given` is the day of
-    the deed where the client tells it.
+    no reasoning, or no defendant. Nor has it reasoning where the model was overruled. `doubt` is
+    the code of a warning: the verdict is probably wrong, or no probability can be given;
+    `withheld` names the parts of a defendant that are left out because of it. `beyond` are figures
+    unlike all that were trained on. `date_given` is the day of the deed where the client tells it.
     """
     generation = served.generation
-    thinking = served.completion.thinking if include_reasoning and not served.fallback else None
+    led_here = include_reasoning and served.source == "model"
+    thinking = served.completion.thinking if led_here else None
     reason, verdict = served.degraded_reason, served.verdict
     law = law_day(identity.manifest.statute_version)  # the model's own, which the reply names
     day = date_given or deed_day(fact)
@@ -133,6 +135,9 @@ def build_reply(
         warnings.append(warning("short_thinking"))
     if reason is not None and verdict is not None:
         warnings.append(warning("fallback"))
+    if served.overruled and (own := served.model_verdict):
+        said = f"{'、'.join(own.charges)}，{render_term(own.term)}"
+        warnings.append(warning("overruled", said))
     if verdict is not None:
         warnings += verdict_warnings(verdict, law, day)
     if doubt is not None:
@@ -197,9 +202,9 @@ def build_reply(
     )
 
 
-def build_defendant(verdict: Verdict, tasks: Sequence[Task]) -> Defendant:
-    """The parts of a verdict that were asked for; the others are None."""
-    return Defendant.model_validate(_describe(verdict, tasks))
+def build_defendant(verdict: Verdict, tasks: Sequence[Task], law: date | None = None) -> Defendant:
+    """The parts of a verdict that were asked for, by the `law` of a day; the others are None."""
+    return Defendant.model_validate(_describe(verdict, tasks, law))
 
 
 def _describe(

@@ -12,7 +12,7 @@ from curt.law.statutes import STATUTE_VERSIONS
 from curt.law.verdict import TermKind
 from serve.answering.checks import Caution, OnUnusable
 from serve.answering.confidence import Confidence
-from serve.served import DegradedReason, Model
+from serve.served import DegradedReason, Model, Source
 from serve.settings import MAX_BATCH_CASES, MAX_DEADLINE_MS, MIN_DEADLINE_MS
 
 Task = Literal["charge", "article", "term", "ruling"]
@@ -288,7 +288,9 @@ class PredictReply(BaseModel):
     """The answer.
 
     When `degraded`, `source` tells whether a classifier's verdict stands in, with `confidences`
-    (calibrated probabilities for charge, article and term); else `defendants` is empty. With the
+    (calibrated probabilities for charge, article and term); else `defendants` is empty. Where
+    `source` is `overruled`, charges, articles and term are the classifier's in place of others of
+    the model, which it was right about more often, and there is no reasoning. With the
     warning `unfamiliar_text` no probability and no interval is given, for none would hold.
     """
 
@@ -306,7 +308,7 @@ class PredictReply(BaseModel):
     thinking: Thinking
     degraded: bool
     degraded_reason: DegradedReason | None
-    source: Literal["model", "fallback"] = "model"
+    source: Source = "model"
     confidences: dict[str, float] | None = None
     confidence: Confidence | None = None
     left_out: LeftOut | None = None

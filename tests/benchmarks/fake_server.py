@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from curt.law.statutes import STATUTE_VERSION
+
 Reply = Callable[[Any], bytes | None]
 """From a request's body, with its API key if it has one, to all that is sent back; None closes the
 connection without a word."""
@@ -64,6 +66,7 @@ def answer(**changes: Any) -> dict[str, Any]:
         "degraded": False,
         "degraded_reason": None,
         "source": "model",
+        "law": {"version": STATUTE_VERSION, "day": None, "told_by": None},
         "thinking": thinking,
         **changes,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import date
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from benchmarks.client import Exchange, exact_share
 from benchmarks.load import rates, survival
 from benchmarks.pictures import draw_rates
 from curt.artifact import Manifest
+from curt.dialogue import render_answer
 from curt.engines.protocol import Generation, Request
 from curt.law.verdict import Term, Verdict
 from loadtest._http import Failure, Got
@@ -134,24 +136,39 @@ class Recital:
     name = "recital"
     manifest: Manifest = MANIFEST
 
-    def __init__(self) -> None:
+    def __init__(self, verdict: Verdict) -> None:
         self.asked: list[Request] = []
+        self._text = f"数额较大</think>{render_answer(verdict)}"
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         self.asked += requests
-        text = "数额较大</think>罪名：盗窃\n法条：264\n刑期：有期徒刑8个月\n罚金：2000元"
-        return [Generation(text, 90, 21, 20, False, "stop", 5.0, 9.0) for _ in requests]
+        return [Generation(self._text, 90, 21, 20, False, "stop", 5.0, 9.0) for _ in requests]
 
 
 def test_answers_are_compared_word_for_word_under_their_own_limits() -> None:
-    engine = Recital()
+    engine = Recital(THEFT)
     same = exchange(answer(defendants=[FULL]), index=2)
     term = FULL["term"] | {"months": 9}
     other = exchange(answer(defendants=[FULL | {"term": term}]), index=3)
     thought = exchange(answer(defendants=[FULL], reasoning="数额巨大"), index=5)
-    wrong = survival.find_wrong(engine, ["甲", "乙"], [same, other, thought])
+    ruled = exchange(answer(defendants=[{}], reasoning=None, source="overruled"), index=7)
+    wrong = survival.find_wrong(engine, ["甲", "乙"], [same, other, thought, ruled])
     assert wrong == [
         {"arrival": 3, "differ": ["defendants"]},
         {"arrival": 5, "differ": ["reasoning"]},
     ]
     assert engine.asked == [Request("甲", 128, 128), Request("乙", 128, 128)]
+
+
+def test_a_verdict_is_held_against_the_law_that_its_reply_names() -> None:
+    bribe = Verdict(("受贿",), ("385",), Term("fixed", 70))
+    then, now = (
+        json.loads(build_defendant(bribe, ALL_TASKS, day).model_dump_json())
+        for day in (date(2010, 5, 1), None)
+    )
+    law = {"version": "criminal-law-amendment-7", "day": "2010-05-01", "told_by": "fact"}
+    told = [
+        exchange(answer(defendants=[each], law=law), index=i) for i, each in enumerate((then, now))
+    ]
+    wrong = survival.find_wrong(Recital(bribe), ["甲", "乙"], told)
+    assert wrong == [{"arrival": 1, "differ": ["defendants"]}]

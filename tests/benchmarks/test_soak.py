@@ -4,11 +4,21 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks.load.soak import SoakConfig, judge, measure, to_series, verdict_on, watch_memory
+from benchmarks.load.soak import (
+    SoakConfig,
+    judge,
+    measure,
+    read_processor,
+    share_processor,
+    to_series,
+    verdict_on,
+    watch_memory,
+)
 from benchmarks.load.trend import Trend
 from curt.corpus.store import write_cases
 from tests.cases import common_cases
@@ -59,6 +69,25 @@ def test_a_part_without_an_answer_has_no_latency_but_misses():
     assert series["p99_ms"] == [(0.25, 30.0)]
     assert series["miss_share"] == [(0.25, 0.0), (0.75, 1.0)]
     assert series["front_mib"] == [(0.5, 70.0)]
+
+
+def test_the_processor_is_shared_out_between_server_client_others_and_the_machine_below():
+    before = {"server": 1.0, "client": 2.0, "busy": 10.0, "idle": 5.0, "stolen": 0.0}
+    after = {"server": 3.0, "client": 3.0, "busy": 17.0, "idle": 6.0, "stolen": 2.0}
+    assert share_processor(before, after, 400) == pytest.approx(
+        {"server_cpu_ms": 5.0, "others_share": 0.4, "stolen_share": 0.2}
+    )
+    assert share_processor(before, before, 0)["stolen_share"] == 0
+
+
+def test_the_server_is_a_process_with_all_below_it():
+    spin = "while True: pass"
+    with subprocess.Popen([sys.executable, "-c", spin]) as child:
+        before, started_s = read_processor(os.getpid()), time.monotonic()
+        time.sleep(0.5)
+        took = read_processor(os.getpid())["server"] - before["server"]
+        child.kill()
+    assert 0.05 < took < 2 * (time.monotonic() - started_s)
 
 
 def test_memory_is_read_per_process_and_a_lost_one_is_counted():

@@ -130,13 +130,14 @@ def make_router(
             return completion.refusal(fault.message, bool(body.stream), headers)
         asked = PredictRequest(fact=fact, deadline_ms=body.deadline_ms, tasks=list(ALL_TASKS))
 
-        def reply_to(served: Served) -> PredictReply:
-            return replies.reply_to(request, asked, served)
+        def settle(served: Served) -> tuple[Served, PredictReply]:
+            settled = answering.settle(request, fact, served)
+            return settled, replies.reply_to(request, asked, settled)
 
         if not body.stream:
-            served = await answering.serve(request, job)
-            return JSONResponse(completion.whole(served, reply_to(served)), headers=headers)
-        chunks = Chunks(completion, reply_to)
+            whole = completion.whole(*settle(await answering.serve(request, job)))
+            return JSONResponse(whole, headers=headers)
+        chunks = Chunks(completion, settle)
         return JobEvents(
             await answering.stream(request, job),
             request,
@@ -257,7 +258,7 @@ class Chunks:
     """The chunks of one streamed completion."""
 
     completion: ChatCompletion
-    reply_to: Callable[[Served], PredictReply]
+    settle: Callable[[Served], tuple[Served, PredictReply]]
     attempt: int = 1
     has_reasoned: bool = False
 
@@ -275,16 +276,16 @@ class Chunks:
             text = f"\n{item.text}" if starts_again else item.text
             yield _event(chunk({"reasoning_content": text}))
             return
-        reply = self.reply_to(item)
+        served, reply = self.settle(item)
         if reply.reasoning and not self.has_reasoned:  # an answer that was there at once
             yield _event(chunk({"reasoning_content": reply.reasoning}))
-        message = {name: text for name, text in self.completion.message(item).items() if text}
+        message = {name: text for name, text in self.completion.message(served).items() if text}
         if message:
             yield _event(chunk(message))
-        finish = self.completion.finish_reason(item)
+        finish = self.completion.finish_reason(served)
         yield _event(chunk({}, finish) | {"curt": other_fields(reply)})
         if self.completion.include_usage:
-            yield _event(self.completion.usage_chunk(usage_of(item)))
+            yield _event(self.completion.usage_chunk(usage_of(served)))
         yield {"data": "[DONE]"}
 
 

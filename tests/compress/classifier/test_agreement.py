@@ -10,6 +10,7 @@ from compress.classifier.agreement import (
     AgreementConfig,
     Trial,
     add_agreement,
+    count_disputes,
     fit_agreement,
     measure_agreement,
     measure_folds,
@@ -23,11 +24,12 @@ from curt.classifier.model import AGREEMENT, CONFIDENCE, Classifier, load_classi
 from curt.config import run
 from curt.corpus.case import Case
 from curt.corpus.store import write_cases
-from curt.dialogue import render_completion
+from curt.dialogue import parse_completion, render_completion
 from curt.engines.protocol import Generation
 from curt.evaluate import EvaluatedCase
 from curt.files import sha256
 from curt.law.verdict import Term, Verdict
+from curt.scores.metrics import is_exact
 from tests.cases import common_cases
 from tests.compress.classifier.test_train import write_splits
 
@@ -67,6 +69,26 @@ def make_trials(classifier: Classifier, count: int, seed: str) -> list[Trial]:
     rng = random.Random(seed)
     cases = common_cases(count, seed)
     return read_trials([answer_as(case, rng.random() < 0.4) for case in cases], classifier)
+
+
+@pytest.mark.parametrize("wrong_share", [0.0, 0.8])
+def test_the_model_is_overruled_only_where_the_classifier_is_right_more_often(
+    classifier: Classifier, wrong_share: float
+) -> None:
+    rng = random.Random("disputes")
+    cases = common_cases(80, "disputes")
+    answers = [answer_as(case, rng.random() < wrong_share) for case in cases]
+    found = count_disputes(classifier, read_trials(answers, classifier))
+    own = [classifier.predict(case.fact).verdict for case in cases]
+    right = [is_exact(verdict, case.verdict) for verdict, case in zip(own, cases, strict=True)]
+    disputed = [
+        not is_exact(parse_completion(each.generation.text).verdict, verdict)
+        for each, verdict in zip(answers, own, strict=True)
+    ]
+    assert found.cases == sum(disputed)
+    assert found.classifier_right == sum(map(min, disputed, right))
+    assert found.model_right == sum(map(min, disputed, [each.exact for each in answers]))
+    assert (found.classifier_right > found.model_right) is found.is_overruled is (wrong_share > 0)
 
 
 def test_wrong_answers_are_found_out_on_unseen_cases(classifier):

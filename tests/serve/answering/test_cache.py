@@ -229,7 +229,7 @@ def test_every_field_of_a_served_request_is_kept_or_known_not_to_matter() -> Non
         "usual_thinking",
         "allowed_alone",
     }
-    left_out = {"queue_ms", "fallback", "unserved", "findings"}
+    left_out = {"queue_ms", "fallback", "unserved", "findings", "overruled"}
     assert {each.name for each in fields(Served)} == kept | left_out
     made = generation(
         GOOD,
