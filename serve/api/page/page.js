@@ -521,7 +521,7 @@ function renderProposed({ proposed, defendants }, source) {
   const row = (key, offered, answer, same) => {
     const line = make("tr"), head = make("th", t(key)), cell = make("td");
     head.scope = "row";
-    if (answer === null) cell.append(t("proposed_unanswered"));
+    if (answer === null) cell.append(t(source === "overruled" ? "proposed_overruled" : "proposed_unanswered"));
     else cell.append(make("div", answer), make("span", t(same ? "proposed_same" : "proposed_differs"), `tag ${same ? "same" : "late"}`));
     line.append(head, make("td", offered), cell);
     return line;
@@ -571,11 +571,11 @@ function fill(bar, parts) {
     return part;
   }));
 }
-function renderThinking({ thinking, reasoning }) {
+function renderThinking({ thinking, reasoning, source }) {
   const text = t("thinking", { tokens: thinking.tokens, allowed: thinking.allowed, stated: thinking.stated_budget });
   $("thinking-text").textContent = thinking.cut ? t("thinking_cut", { text }) : text;
   fill($("thinking-bar"), [[thinking.allowed ? thinking.tokens / thinking.allowed : 0, "thinking"]]);
-  const said = reasoning || t("no_reasoning");
+  const said = reasoning || t(source === "overruled" ? "overruled_reasoning" : "no_reasoning");
   if ($("reasoning").textContent !== said) $("reasoning").textContent = said;
 }
 

@@ -299,6 +299,16 @@ def test_a_stand_ins_verdict_is_not_compared_with_the_proposal(
     assert [row[-1] for row in rows_of_proposal(visitor)[:3]] == ["未作答"] * 3
 
 
+def test_an_overruled_model_has_no_part_in_the_verdict_shown(
+    backend: Backend, visitor: Visitor
+) -> None:
+    backend.reply |= {"source": "overruled", "reasoning": None}
+    visitor.ask()
+    assert visitor.text("#source") == "以分类器为准"
+    assert [row[-1] for row in rows_of_proposal(visitor)[:3]] == ["另有结论，未采用"] * 3
+    assert "另一结论" in visitor.text("#reasoning")
+
+
 def test_ten_tenths_are_not_shown_as_certain(backend: Backend, visitor: Visitor) -> None:
     backend.reply["proposed"]["charges"][0]["probability"] = 1.0
     visitor.ask()
