@@ -113,6 +113,12 @@ def add_agreement(config: AgreementConfig) -> Row:
         update={"disputes": disputes}
     )
     row = {f"agreement_{k}": v for k, v in measure_folds(classifier.assessor, trials).items()}
+    row |= {
+        "agreement_disputes": disputes.cases,
+        "agreement_disputes_classifier_right": disputes.classifier_right,
+        "agreement_disputes_model_right": disputes.model_right,
+        "agreement_disputes_overruled": float(disputes.is_overruled),
+    }
     add_to_folder(config.fallback, classifier, fit, row)
     return row
 

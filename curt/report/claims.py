@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from curt.report.inputs import Evaluation, LoadTest, TrainingStep
 from curt.scores.statistics import Interval, Span, paired_difference, share, wilson
@@ -97,6 +97,23 @@ def say_rival(evaluation: Evaluation) -> str:
     return (
         f"The classifier alone is exact in {sum(alone) / len(alone):.1%} of the same cases, "
         f"the model in {sum(mine) / len(mine):.1%} ({_points(change)}, paired): {judgement}."
+    )
+
+
+def say_disputes(figures: Mapping[str, float]) -> str:
+    """Who was right where model and classifier differ, by a classifier's figures; else empty."""
+    if not figures.get("agreement_disputes"):
+        return ""
+    right = {who: figures[f"agreement_disputes_{who}_right"] for who in ("classifier", "model")}
+    served = (
+        "a server answers with the classifier's charges, articles and term in such cases"
+        if figures["agreement_disputes_overruled"]
+        else "a server answers with the model's verdict all the same"
+    )
+    return (
+        f"On the development cases the two differ in {figures['agreement_disputes']:.0f}, of which "
+        f"the classifier is right in {right['classifier']:.0f} and the model in "
+        f"{right['model']:.0f}: {served}."
     )
 
 

@@ -40,7 +40,7 @@ def test_who_loses_beside_a_flood(tmp_path: Path, refused: str) -> None:
 
 @pytest.mark.slow
 def test_a_short_flood_of_a_real_server(soak_model: Path, tmp_path: Path) -> None:
-    """The model of random weights says nothing readable, so all is lost; keys and server work."""
+    """The model of random weights comes to no end, so all is lost; keys and server work."""
     write_cases(tmp_path / "cases.jsonl", common_cases(5, seed=1))
     config = FloodConfig(
         model=soak_model, fallback=None, cases=tmp_path / "cases.jsonl", workers=1,
@@ -48,4 +48,4 @@ def test_a_short_flood_of_a_real_server(soak_model: Path, tmp_path: Path) -> Non
     )  # fmt: skip
     assert work(config) == 1
     assert '"degraded: ' in (tmp_path / "flood.json").read_text()
-    assert "401" not in (tmp_path / "flood.json").read_text()
+    assert '"error"' not in (tmp_path / "flood.json").read_text()  # no key was refused

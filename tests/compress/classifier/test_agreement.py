@@ -156,6 +156,7 @@ def test_the_fit_joins_the_folder_and_a_second_one_replaces_it(
         assert {AGREEMENT, CONFIDENCE} < set(found.manifest.files)
         assert found.manifest.evaluation["agreement_answers"] == row["agreement_answers"] == 120
         assert "dev_charge_ece" in found.manifest.evaluation
+        assert found.manifest.evaluation["agreement_disputes"] == found.agreement.disputes.cases
         assert found.agreement.model == micro_model.name
         assert found.agreement.manifest_sha256 == sha256(micro_model / MANIFEST)
         assert found.agreement.groups[0].cases > 0
