@@ -77,15 +77,14 @@ class Line:
     """One line of an answer: how a part of a verdict is written and read.
 
     `parse` gives the value of the verdict's (or its term's) field and raises ValueError where
-    there is none. `pattern` is a regular expression of what `render` writes; it is given the
-    charges that alone may be written, none where all may.
+    there is none. `pattern` is a regular expression of what `render` writes.
     """
 
     name: str
     field: str
     render: Callable[[Verdict], str]
     parse: Callable[[str], Any]
-    pattern: Callable[[Sequence[str]], str]
+    pattern: Callable[[], str]
     hint: str
     """What stands in the line, told to a model that was not trained on it."""
     required: bool = True
@@ -150,9 +149,7 @@ def _split(text: str, marks: str = "[；;]") -> list[str]:
     return [part.strip() for part in re.split(marks, text) if part.strip()]
 
 
-def _charges_pattern(among: Sequence[str]) -> str:
-    if among:
-        return _any_of(map(re.escape, charge_lists(among)))
+def _charges_pattern() -> str:
     names = sorted(CHARGES, key=lambda name: (-len(name), name))
     return _list_of(_any_of(map(re.escape, names)), MOST_CHARGES)
 
@@ -163,12 +160,12 @@ def charge_lists(charges: Sequence[str]) -> list[str]:
     return [_SEPARATOR.join(names) for n in counts for names in permutations(charges, n)]
 
 
-def _articles_pattern(_: Sequence[str]) -> str:
+def _articles_pattern() -> str:
     article = _any_of(str(n) for n in range(1, LAST_ARTICLE + 1)) + "(之[一二三四五六七八九])?"
     return _list_of(article, MOST_ARTICLES)
 
 
-def _term_pattern(_: Sequence[str]) -> str:
+def _term_pattern() -> str:
     return _any_of(
         f"{name}{_up_to(MAX_MONTHS[kind])}个月" if kind in COUNTED_KINDS else name
         for kind, name in TERM_NAMES.items()
@@ -216,7 +213,7 @@ PROBATION_LINE = Line(
     "probation_months",
     lambda v: f"{v.term.probation_months}个月" if v.term.probation_months else "",
     parse_months,
-    lambda _: f"{_up_to(MAX_PROBATION_MONTHS)}个月",
+    lambda: f"{_up_to(MAX_PROBATION_MONTHS)}个月",
     "月数，没有就不写这一行",
     required=False,
 )
@@ -225,7 +222,7 @@ FINE_LINE = Line(
     "fine_yuan",
     lambda v: f"{v.fine_yuan}元" if v.fine_yuan else "",
     parse_fine,
-    lambda _: "[1-9][0-9]{0,8}元",
+    lambda: "[1-9][0-9]{0,8}元",
     "元数，没有就不写这一行",
     required=False,
 )
@@ -299,16 +296,15 @@ def parse_answer(text: str) -> Verdict | ParseFailure:
         return ParseFailure(str(error))
 
 
-@lru_cache(maxsize=64)
-def answer_pattern(among: tuple[str, ...] = ()) -> str:
+@lru_cache(maxsize=1)
+def answer_pattern() -> str:
     """A regular expression of all answers `parse_answer` reads, as `render_answer` writes them.
 
-    Only charges of the statute table, or only those `among` them that are given, and only months
-    a term of their kind may have.
+    Only charges of the statute table, and only months a term of their kind may have.
     """
-    texts = [(line, line.label + line.pattern(among)) for line in LINES]
-    required = "\\n".join(text for line, text in texts if line.required)
-    return required + "".join(f"(\\n{text})?" for line, text in texts if not line.required)
+    required = "\\n".join(line.label + line.pattern() for line in LINES if line.required)
+    optional = (f"(\\n{line.label}{line.pattern()})?" for line in LINES if not line.required)
+    return required + "".join(optional)
 
 
 def render_ruling(verdict: Verdict, defendant: str = "被告人") -> str:

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import httpx
 
 from curt.artifact import ArtifactError, Format, load_manifest
-from curt.classifier.candidates import known_charges, load_prompts
+from curt.classifier.candidates import load_prompts
 from curt.dialogue import THINK_END, Prompt, answer_pattern
 from curt.engines.protocol import Generation, GenerationStep, Request
 from curt.engines.tokenizer import PromptTokenizer, read_context_tokens, read_eos_ids
@@ -96,8 +96,9 @@ class RemoteModel:
         """Verify `folder`, the one that the server at `url` serves, and read its tokenizer.
 
         `url` is the server's root, http://host:port. `served_name` is what it calls the model, to
-        be given where it serves several. `guided` holds answers to the grammar. Raises
-        ArtifactError when the folder must not be used.
+        be given where it serves several. `guided` holds answers to the grammar, but not to the
+        charges of their line: a server compiles a pattern once. Raises ArtifactError when the
+        folder must not be used.
         """
         folder = Path(folder)
         self.manifest = load_manifest(folder)
@@ -244,7 +245,7 @@ class RemoteModel:
             "logit_bias": {str(self._close_id): FORBID},
         }
         if self._is_guided:
-            body |= self.guided_fields(answer_pattern(known_charges(prompt.candidates)))
+            body |= self.guided_fields(answer_pattern())
         return body
 
     def _read_choice(self, choice: Mapping[str, Any]) -> tuple[list[int], str | None]:
