@@ -162,6 +162,7 @@ $(RUN)/ort-%-plain/manifest.json: $(RUN)/grpo-default/manifest.json
 $(RUN)/trt-%/manifest.json: $(RUN)/grpo-default/manifest.json
 	$(TIMED) trt-$* -- $(PY) -m compress.tensorrt.export @configs/demo/compress-trt.toml \
 	    --model $(RUN)/grpo-default --cases $(RUN)/corpus/train.jsonl \
+	    $(if $(filter smoke,$(NAME)),--compared_cases 6) \
 	    --compare_on $(RUN)/corpus/dev.jsonl --precision $* --out $(RUN)/trt-$*
 
 # How often the served model is right where the classifier agrees with it, and where it does not.
