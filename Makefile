@@ -168,6 +168,7 @@ $(RUN)/trt-%/manifest.json: $(RUN)/grpo-default/manifest.json
 # How often the served model is right where the classifier agrees with it, and where it does not.
 $(RUN)/fallback/agreement.json: $(RUN)/fallback/manifest.json $(ORT)/manifest.json
 	$(TIMED) agreement -- $(PY) -m compress.classifier.agreement --model $(ORT) \
+	    $(if $(filter smoke,$(NAME)),--limit 50) \
 	    --dev $(RUN)/corpus/dev.jsonl --fallback $(RUN)/fallback
 	touch $@ # the folder's manifest is written last
 
