@@ -8,8 +8,8 @@ among the answers; probabilities and intervals fitted on them go into the classi
 `agreement.json`. Cases, not answers, are split into folds: two answers to one case are no two
 cases. Answers without a readable verdict are left out, since their reply is degraded anyway.
 
-Where the model's verdict is another than the classifier's own, the file also says who was right,
-and whether a server is to believe the classifier there.
+Where the two are in dispute (`curt.classifier.confidence.in_dispute`), the file also says who was
+right, and whether a server is to believe the classifier there.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from curt.classifier.confidence import (
     Disputes,
     around,
     coverage_index,
+    in_dispute,
     logit_of,
     place_in,
     thought_evidence,
@@ -184,23 +185,21 @@ def fit_agreement(
 
 
 def count_disputes(classifier: Classifier, trials: Sequence[Trial]) -> Disputes:
-    """Who was right in each of these answers, one a case, that is not the classifier's own.
+    """Who was right in each of these answers, one a case, that the classifier disputes.
 
     The model is overruled where a sign test, one-sided at `LEVEL`, finds the classifier better.
     """
-    cases = ours = theirs = 0
-    for trial in trials:
-        own = classifier.read(trial.scores).verdict
-        if is_exact(trial.verdict, own):
-            continue
-        cases += 1
-        ours += is_exact(own, trial.truth)
-        theirs += is_exact(trial.verdict, trial.truth)
+    read = [(trial, classifier.read(trial.scores).verdict) for trial in trials]
+    disputes = [(trial, own) for trial, own in read if in_dispute(trial.verdict, own)]
+    ours = sum(is_exact(own, trial.truth) for trial, own in disputes)
+    theirs = sum(is_exact(trial.verdict, trial.truth) for trial, _ in disputes)
     chance = binomtest(ours, ours + theirs, alternative="greater").pvalue if ours else 1.0
     return Disputes(
-        cases=cases,
+        cases=len(disputes),
         model_right=theirs,
         classifier_right=ours,
+        charge_right=sum(is_right("charge", own, trial.truth) for trial, own in disputes),
+        term_right=sum(is_right("term", own, trial.truth) for trial, own in disputes),
         is_overruled=bool(chance < LEVEL),
     )
 

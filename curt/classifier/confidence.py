@@ -35,7 +35,7 @@ from curt.law.term_scale import (
     to_interval,
 )
 from curt.law.verdict import Term, Verdict
-from curt.scores.metrics import CAIL_TERM_STEPS
+from curt.scores.metrics import CAIL_TERM_STEPS, is_exact
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -91,21 +91,34 @@ class Uncertainty(FrozenModel):
 
 
 class Disputes(FrozenModel):
-    """Who was right where a language model's verdict was another than the classifier's own.
+    """Who was right where a language model's verdict was `in_dispute` with the classifier's own.
 
-    Of `cases` development cases, one answer each at the largest budget. The model `is_overruled`
-    where the classifier was right so much more often that it is no chance.
+    Of `cases` development cases, one answer each at the largest budget; `charge_right` and
+    `term_right` are of the classifier too. The model `is_overruled` where the classifier's whole
+    verdict was right so much more often that it is no chance.
     """
 
     cases: int
     model_right: int
     classifier_right: int
+    charge_right: int
+    term_right: int
     is_overruled: bool
 
     @property
-    def probability(self) -> float:
-        """That the classifier's verdict is right in a dispute, by the rule of succession."""
-        return (self.classifier_right + 1) / (self.cases + 2)
+    def odds(self) -> Odds:
+        """Of the classifier's verdict in a dispute, by the rule of succession."""
+        right = (self.charge_right, self.term_right, self.classifier_right)
+        return Odds(*((count + 1) / (self.cases + 2) for count in right))
+
+
+def in_dispute(verdict: Verdict, own: Verdict) -> bool:
+    """Whether a model's verdict is another than the classifier's, with as many charges.
+
+    A charge more is no dispute: of real development cases the classifier was right about it in
+    one of twelve, the model without it in nine.
+    """
+    return not is_exact(verdict, own) and len(verdict.charges) == len(own.charges)
 
 
 class Agreement(FrozenModel):

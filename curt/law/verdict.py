@@ -27,6 +27,7 @@ REPRIEVE = re.compile(r"死刑[，,]?缓期(?:[二两2]年)?(?:执行)?|死缓")
 # Hard limits of the Criminal Law, combined punishment included (articles 38, 42, 45, 69).
 MAX_MONTHS: Mapping[TermKind, int] = {"fixed": 300, "detention": 12, "surveillance": 36}
 MAX_PROBATION_MONTHS = 60  # article 73
+MAX_SUSPENDED_MONTHS = 36  # no longer term can be put on probation (article 72)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,14 +27,14 @@ from curt.classifier.confidence import (
     Odds,
     around,
     coverage_index,
+    in_dispute,
     logit_of,
     thought_evidence,
 )
 from curt.classifier.model import Classifier, Reading
 from curt.dialogue import render_term
 from curt.law.term_scale import TermInterval
-from curt.law.verdict import TERM_NAMES, Term, TermKind, Verdict
-from curt.scores.metrics import is_exact
+from curt.law.verdict import MAX_SUSPENDED_MONTHS, TERM_NAMES, Term, TermKind, Verdict
 from serve.served import Source
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,6 @@ LOW_CONFIDENCE = "low_confidence"  # code of the warning where `Confidence.absta
 UNFAMILIAR = "unfamiliar_text"  # code of the warning where probabilities don't hold
 DEFAULT_TOP_K, MAX_TOP_K = 3, 20
 DEFAULT_ABSTAIN_BELOW = 0.5
-MAX_SUSPENDED_MONTHS = 36  # no longer term can be put on probation (article 72)
 # Parts of a defendant to leave out where confidence is low and the client asked for intervals.
 WITHHELD: dict[str, None] = {"term": None, "fine_yuan": None, "ruling": None}
 
@@ -150,7 +149,7 @@ class ConfidenceReader:
         if not disputes or not disputes.is_overruled or reading.scores is None:
             return None
         own = self._classifier.read(reading.scores).verdict
-        if is_exact(verdict, own):
+        if not in_dispute(verdict, own):
             return None
         may_be_suspended = own.term.kind in ("fixed", "detention") and (
             own.term.months <= MAX_SUSPENDED_MONTHS
@@ -209,15 +208,15 @@ class ConfidenceReader:
         thought: tuple[float, float],
         source: Source,
     ) -> Odds | None:
-        if source != "model":
+        if source == "fallback":
             own = self._classifier.read(scores).confidences
             charge, term = own["charge"], own["term"]
-            whole = self._assessor.fit.verdict.confidence((logit_of(charge), logit_of(term)))
-            if source == "overruled" and self._agreement and self._agreement.disputes:
-                whole = min(whole, self._agreement.disputes.probability)
-            return Odds(charge, term, whole)
+            evidence = logit_of(charge), logit_of(term)
+            return Odds(charge, term, self._assessor.fit.verdict.confidence(evidence))
         if self._agreement is None:
             return None
+        if source == "overruled":
+            return self._agreement.disputes.odds if self._agreement.disputes else None
         return self._assessor.agree(scores, verdict, thought, self._agreement, sure=sure)
 
     def _interval(

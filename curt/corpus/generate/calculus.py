@@ -30,7 +30,7 @@ from typing import Any
 from curt.corpus.generate.grammar import Lists
 from curt.law.numerals import article_order
 from curt.law.statutes import MIN_FIXED_MONTHS
-from curt.law.verdict import Term
+from curt.law.verdict import MAX_SUSPENDED_MONTHS, Term
 from curt.law.weighing import scale_months, sum_ratios
 
 LIFE = -1  # months of a bracket that means 无期徒刑, whatever the circumstances
@@ -243,7 +243,7 @@ def sentence(offence: Offence, harm: int | Grade, held: tuple[Circumstance, ...]
 
 def probation_months(months: int, ratio: int, recidivist: bool) -> int:
     """Probation: at most 36 months, mitigated by 20% or more, no recidivist (articles 72-74)."""
-    if months > 36 or ratio > -20 or recidivist:
+    if months > MAX_SUSPENDED_MONTHS or ratio > -20 or recidivist:
         return 0
     if months < MIN_FIXED_MONTHS:
         return 2 * months

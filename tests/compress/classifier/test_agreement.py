@@ -19,7 +19,7 @@ from compress.classifier.agreement import (
 )
 from compress.classifier.train import train_classifier
 from curt.artifact import MANIFEST
-from curt.classifier.confidence import thought_evidence
+from curt.classifier.confidence import in_dispute, thought_evidence
 from curt.classifier.model import AGREEMENT, CONFIDENCE, Classifier, load_classifier
 from curt.config import run
 from curt.corpus.case import Case
@@ -82,7 +82,7 @@ def test_the_model_is_overruled_only_where_the_classifier_is_right_more_often(
     own = [classifier.predict(case.fact).verdict for case in cases]
     right = [is_exact(verdict, case.verdict) for verdict, case in zip(own, cases, strict=True)]
     disputed = [
-        not is_exact(parse_completion(each.generation.text).verdict, verdict)
+        in_dispute(parse_completion(each.generation.text).verdict, verdict)
         for each, verdict in zip(answers, own, strict=True)
     ]
     assert found.cases == sum(disputed)

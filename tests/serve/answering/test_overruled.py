@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from tests.compress.classifier.test_train import write_splits
 from tests.serve.asgi_client import AsgiClient
 from tests.serve.fake_pool import FakePool, generation
 
-WINS = Disputes(cases=20, model_right=1, classifier_right=14, is_overruled=True)
-LOSES = Disputes(cases=20, model_right=14, classifier_right=1, is_overruled=False)
+WINS = Disputes(
+    cases=20, model_right=1, classifier_right=14, charge_right=17, term_right=15, is_overruled=True
+)
+LOSES = WINS.model_copy(update={"is_overruled": False})
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,8 @@ def test_the_classifiers_verdict_stands_with_the_models_probation_and_fine(
     assert defendant["fine_yuan"] == 3000
     (caution,) = [each for each in reply["warnings"] if each["code"] == "overruled"]
     assert "妨害公务，有期徒刑7个月" in caution["message"]
-    assert reply["confidence"]["probabilities"]["verdict"] <= 15 / 22
+    told = {"charge": 18 / 22, "term": 16 / 22, "verdict": 15 / 22}
+    assert reply["confidence"]["probabilities"] == pytest.approx(told, abs=1e-4)
     assert reply["confidence"]["term_interval"]["basis"] == "classifier"
 
 
@@ -111,6 +115,7 @@ def test_a_model_that_agrees_or_is_right_more_often_or_reads_what_is_unfamiliar_
         ask(winning, own, fact=fact),
         ask(losing, differing(), fact=fact),
         ask(winning, differing(), fact=STRANGE),
+        ask(winning, replace(own, charges=(*own.charges, "妨害公务")), fact=fact),
     ):
         assert reply["source"] == "model"
         assert reply["reasoning"] == "想"
