@@ -362,26 +362,23 @@ def fit_columns(
     scores the dev cases (dev cases, columns).
     """
     from joblib import Parallel, delayed
-    from sklearn.linear_model import LogisticRegression
 
     columns = [
         *([charge in case.verdict.charges for case in cases] for charge in labels.charges),
         *([article in case.verdict.articles for case in cases] for article in labels.articles),
     ]
-    # Processes and no threads: the solver's random numbers are one sequence in each process.
-    fitted = Parallel(n_jobs=-1)(
-        delayed(_fit_column)(features, dev_features, truth, config.charge_c, config.seed)
-        for truth in columns
+    # Processes and no threads: the solver's random numbers are one sequence in each process. The
+    # bins, one long fit on one core, go first: the columns share the other cores meanwhile.
+    terms, *fitted = Parallel(n_jobs=-1)(
+        [
+            delayed(_fit_terms)(features, dev_features, bins, config.term_c),
+            *(
+                delayed(_fit_column)(features, dev_features, truth, config.charge_c, config.seed)
+                for truth in columns
+            ),
+        ]
     )
-    if len(labels.terms) == 1:
-        fitted.append((np.zeros(1 + features.shape[1]), np.zeros(dev_features.shape[0])))
-    else:
-        model = LogisticRegression(C=config.term_c, max_iter=500, tol=1e-3).fit(features, bins)
-        rows = np.column_stack([model.intercept_, model.coef_])  # (bins, 1 + features)
-        logits = model.decision_function(dev_features).T  # (bins, dev cases)
-        if len(rows) == 1:  # two bins come as the log-odds of the second
-            rows, logits = np.vstack([-rows, rows]) / 2, np.vstack([-logits, logits]) / 2
-        fitted += zip(rows, logits, strict=True)
+    fitted += terms
     weights, scores = zip(*fitted, strict=True)
     matrix = np.column_stack(weights)
     if not np.isfinite(matrix).all():
@@ -399,6 +396,22 @@ def _fit_column(
         return np.eye(1, 1 + features.shape[1])[0], np.ones(dev_features.shape[0])
     machine = LinearSVC(C=c, random_state=seed).fit(features, truth)
     return np.append(machine.intercept_, machine.coef_[0]), machine.decision_function(dev_features)
+
+
+def _fit_terms(
+    features: csr_matrix, dev_features: csr_matrix, bins: Sequence[int], c: float
+) -> list[tuple[Doubles, Doubles]]:
+    """For each bin of terms, what `_fit_column` returns for a charge."""
+    from sklearn.linear_model import LogisticRegression
+
+    if len(set(bins)) == 1:
+        return [(np.zeros(1 + features.shape[1]), np.zeros(dev_features.shape[0]))]
+    model = LogisticRegression(C=c, max_iter=500, tol=1e-3).fit(features, bins)
+    rows = np.column_stack([model.intercept_, model.coef_])  # (bins, 1 + features)
+    logits = model.decision_function(dev_features).T  # (bins, dev cases)
+    if len(rows) == 1:  # two bins come as the log-odds of the second
+        rows, logits = np.vstack([-rows, rows]) / 2, np.vstack([-logits, logits]) / 2
+    return list(zip(rows, logits, strict=True))
 
 
 def build_onnx(matrix: Doubles) -> bytes:
