@@ -20,6 +20,11 @@ NAME ?= real
 # One folder a checkpoint; it waits for its memory, so fewer bits are faster.
 RUN ?= artifacts/real-$(patsubst %.gguf,%,$(notdir $(patsubst %/,%,$(CHECKPOINT))))
 FORMAT ?= int4
+# What two cores of 2017 keep; the load test asks for it.
+DEADLINE ?= 10000
+TIMEOUT ?= 30
+RATE ?= 0.05
+DURATION ?= 10m
 else ifeq ($(CORPUS),)
 NAME ?= demo
 else
@@ -29,6 +34,8 @@ CONFIGS ?= configs/$(NAME)
 RUN ?= artifacts/$(NAME)
 HOST ?= 127.0.0.1
 PORT ?= 8000
+DEADLINE ?= 400
+TIMEOUT ?= 10
 RATE ?= 5
 DURATION ?= 65s
 SHAPE ?= steady
@@ -160,7 +167,7 @@ $(RUN)/ort-%-plain/manifest.json: $(RUN)/grpo-default/manifest.json
 	    --model $(RUN)/grpo-default --out $(RUN)/ort-$*-plain
 
 $(RUN)/trt-%/manifest.json: $(RUN)/grpo-default/manifest.json
-	$(TIMED) trt-$* -- $(PY) -m compress.tensorrt.export @configs/demo/compress-trt.toml \
+	$(TIMED) trt-$* -- $(PY) -m compress.tensorrt.export @$(if $(CHECKPOINT),configs/real,configs/demo)/compress-trt.toml \
 	    --model $(RUN)/grpo-default --cases $(RUN)/corpus/train.jsonl \
 	    $(if $(filter smoke,$(NAME)),--compared_cases 6) \
 	    --compare_on $(RUN)/corpus/dev.jsonl --precision $* --out $(RUN)/trt-$*
@@ -194,11 +201,16 @@ demo: $(STAMP) ## The whole job: train, compress, serve, load test, report; the 
 
 # What a checkpoint is exported to, side by side: which is best depends on it and on the machine.
 REAL_RECIPES ?= int4 int8 w8a8
+REAL_TRT ?= fp8 int4_awq
 .PHONY: real
 real: $(STAMP) ## The whole job from CHECKPOINT=file.gguf|folder|hub/id on CORPUS=folder (CASES=40; TRIM=no)
 	$(if $(CHECKPOINT),,$(error give CHECKPOINT, a GGUF file, folder or hub id: make real CHECKPOINT=model.gguf CORPUS=folder))
-	$(MAKE) --no-print-directory $(RUN)/eval/grpo-default.json $(REAL_RECIPES:%=$(RUN)/eval/ort-%.json)
-	$(MAKE) --no-print-directory start report
+	$(MAKE) --no-print-directory $(RUN)/eval/$(notdir $(FIRST)).json \
+	    $(RUN)/eval/warm-start.json $(RUN)/eval/grpo-default.json \
+	    $(REAL_RECIPES:%=$(RUN)/eval/ort-%.json) $(REAL_TRT:%=$(RUN)/trt-%/manifest.json)
+	$(MAKE) --no-print-directory start
+	status=0; $(MAKE) --no-print-directory loadtest || status=$$?; \
+	$(MAKE) --no-print-directory report; exit $$status
 	@echo "verdicts at $(URL)   evaluations in $(RUN)/eval   stop the server with: make stop RUN=$(RUN)"
 
 .PHONY: gpu-check
@@ -348,6 +360,7 @@ loadtest: $(STAMP) ## Locust against a running server; fails when p99 or misses 
 	$(VENV)/bin/locust -f loadtest/ --headless --only-summary --host $(URL) \
 	    --rate $(RATE) --run-time $(DURATION) --cases $(RUN)/corpus/test.jsonl \
 	    --slo-report $(RUN)/loadtest.json --slo-html $(RUN)/loadtest.html \
+	    --deadline-ms $(DEADLINE) --slo-p99-ms $(DEADLINE) --timeout-s $(TIMEOUT) \
 	    --shape $(SHAPE) $(if $(PEAK),--peak $(PEAK)) $(if $(MIX),--mix $(MIX)) $(LOADTEST_FLAGS)
 
 .PHONY: capacity

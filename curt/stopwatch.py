@@ -1,13 +1,14 @@
-"""Run a stage's command and record how long it took.
+"""Run a stage's command and record how long it took and how much memory.
 
     python -m curt.stopwatch artifacts/demo/timing.json warm-start -- python -m train.sft ...
 
-The seconds go into the JSON file only when the command succeeds; its exit code is passed on.
+The figures go into the JSON file only when the command succeeds; its exit code is passed on.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -31,14 +32,19 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGINT, previous)
     if code == 0:
-        record(file, stage, time.monotonic() - started)
+        peak_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        record(file, stage, time.monotonic() - started, peak_kib / 1024)
     return code if code >= 0 else 128 - code  # as a shell reports a signal
 
 
-def record(file: Path, stage: str, seconds: float) -> None:
-    """Set one stage's seconds in a timing file, leaving the others."""
+def record(file: Path, stage: str, seconds: float, peak_mib: float) -> None:
+    """Set one stage's figures in a timing file, leaving the others.
+
+    `peak_mib` is the most resident memory that any single process of the stage held.
+    """
     timings = json.loads(file.read_bytes()) if file.is_file() else {}
-    write_json(file, {**timings, stage: round(seconds, 1)})
+    row = {"seconds": round(seconds, 1), "peak_mib": round(peak_mib)}
+    write_json(file, {**timings, stage: row})
 
 
 if __name__ == "__main__":

@@ -184,6 +184,13 @@ class LoadTest(Part):
     verdict: LoadVerdict
 
 
+class StageCost(Part):
+    """What `curt.stopwatch` recorded of a stage."""
+
+    seconds: float
+    peak_mib: float
+
+
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """A model folder of the run.
@@ -210,7 +217,7 @@ class RunParts:
     artifacts: list[Artifact]
     classifiers: Mapping[str, ClassifierPart]
     load_test: LoadTest | None
-    timing_s: Mapping[str, float]
+    timing: Mapping[str, StageCost]
 
 
 def read_run(folder: Path) -> RunParts:
@@ -242,7 +249,7 @@ def read_run(folder: Path) -> RunParts:
         artifacts=[_read_artifact(path) for path in folders if path.name not in classifiers],
         classifiers=classifiers,
         load_test=read_part(load_path, LoadTest) if load_path.is_file() else None,
-        timing_s=read_part(timing_path, dict[str, float]) if timing_path.is_file() else {},
+        timing=read_part(timing_path, dict[str, StageCost]) if timing_path.is_file() else {},
     )
 
 

@@ -21,18 +21,20 @@ def command(code: str) -> list[str]:
 
 def test_a_success_is_recorded_beside_earlier_stages(tmp_path):
     file = tmp_path / "run" / "timing.json"
-    record(file, "corpus", 12.34)
-    assert main([str(file), "train", "--", *command("import time; time.sleep(0.2)")]) == 0
+    record(file, "corpus", 12.34, 99.6)
+    code = "import time; held = bytes(range(256)) * 1_000_000; time.sleep(0.2)"
+    assert main([str(file), "train", "--", *command(code)]) == 0
     timings = json.loads(file.read_text())
-    assert timings["corpus"] == 12.3
-    assert 0.2 <= timings["train"] < 10
+    assert timings["corpus"] == {"seconds": 12.3, "peak_mib": 100}
+    assert 0.2 <= timings["train"]["seconds"] < 10
+    assert timings["train"]["peak_mib"] > 244  # 256 MB are held
 
 
 def test_a_stage_done_again_replaces_its_time(tmp_path):
     file = tmp_path / "timing.json"
-    record(file, "train", 500.0)
+    record(file, "train", 500.0, 1.0)
     main([str(file), "train", "--", *command("")])
-    assert json.loads(file.read_text())["train"] < 100
+    assert json.loads(file.read_text())["train"]["seconds"] < 100
 
 
 def test_a_failure_is_not_recorded_and_its_code_is_passed_on(tmp_path):

@@ -21,6 +21,7 @@ from curt.dialogue import THINK_END, Prompts
 from curt.engines.tokenizer import PromptTokenizer
 from tests.train.training_runs import ROOT
 
+RECIPES = ("int4", "int8", "w8a8")
 MODULES = re.compile(r"-m (curt|compress|train|serve)\.?([\w.]*)")
 
 
@@ -39,11 +40,15 @@ def test_every_stage_is_made_once_and_in_order():
     assert done.returncode == 0, done.stderr
     order = list(dict.fromkeys(stages(done.stdout)))
     assert sorted(order[:3]) == ["compress.classifier.train", "curt.checkpoint", "curt.corpus"]
+    order = [stage for stage in order if stage != "curt.evaluate"]
     assert order[3:6] == ["compress.trim", "train.sft", "train.grpo"]
     assert stages(done.stdout).count("compress.onnx.export") == 3
-    assert stages(done.stdout).count("curt.evaluate") == 4
+    assert stages(done.stdout).count("compress.tensorrt.export") == 2
+    evaluated = re.findall(r"--out artifacts/real-model/eval/(\S+)\.json", done.stdout)
+    assert evaluated == ["trimmed", "warm-start", "grpo-default", *(f"ort-{r}" for r in RECIPES)]
     assert {"serve.", "curt.report"} <= set(order)
-    assert done.stdout.count("--limit 3") == 4
+    assert "--deadline-ms 10000 " in done.stdout
+    assert done.stdout.count("--limit 3") == 6
     assert "--cases 3 " in done.stdout
     assert "--model artifacts/real-model/trimmed " in done.stdout
     assert "artifacts/demo" not in done.stdout

@@ -81,7 +81,13 @@ def make_run(folder: Path) -> Path:
     put(folder / "grpo-default/history.json", history(80, 30))
     put(folder / "grpo-none/history.json", history(80, 95))
     put(folder / "loadtest.json", load_test())
-    put(folder / "timing.json", {"corpus": 3.2, "warm-start": 700.0})
+    put(
+        folder / "timing.json",
+        {
+            "corpus": {"seconds": 3.2, "peak_mib": 410},
+            "warm-start": {"seconds": 700.0, "peak_mib": 2_900},
+        },
+    )
     describe = {
         "format": "ort-genai", "precision": "int4", "stage": "export", "base": "scratch",
         "max_fact_tokens": 200, "max_thinking_tokens": 64,
@@ -264,7 +270,7 @@ def test_hostile_text_is_shown_and_never_run(tmp_path: Path) -> None:
     )
     put(tmp_path / "eval/other.json", evaluation("other", 0.5, 10))
     (tmp_path / "eval/other.json").rename(tmp_path / "eval/<b>$x_1$ & co.json")
-    put(tmp_path / "timing.json", {HOSTILE: 1.0})
+    put(tmp_path / "timing.json", {HOSTILE: {"seconds": 1.0, "peak_mib": 2}})
     page = page_of(tmp_path)
     parsed = read_page(page)
     assert parsed.loads == []
