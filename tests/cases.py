@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import islice
 
 from curt.corpus.case import Case
@@ -13,5 +14,10 @@ COMMON = ("盗窃", "诈骗", "故意伤害", "危险驾驶", "走私、贩卖�
 
 def common_cases(count: int, seed: int | str, wording: Wording = "train") -> list[Case]:
     """The first `count` generated cases of these charges."""
+    return list(_draw(count, seed, wording))
+
+
+@cache
+def _draw(count: int, seed: int | str, wording: Wording) -> tuple[Case, ...]:
     cases = generate_cases(20 * count, seed, wording)
-    return list(islice((c for c in cases if c.verdict.charges[0] in COMMON), count))
+    return tuple(islice((c for c in cases if c.verdict.charges[0] in COMMON), count))

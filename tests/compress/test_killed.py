@@ -10,13 +10,13 @@ import pytest
 
 from curt.artifact import load_manifest
 from curt.classifier.model import load_classifier
-from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases as write_generated
+from tests.cases import common_cases
 from tests.compress.onnx.exports import make_untied_model, write_cases
 from tests.warm import WarmProcess, start_warm
 
 pytestmark = pytest.mark.slow
-STEPS = ("onnx.export", "tensorrt.export", "prune", "distill", "classifier.train")
+STEPS = ("onnx.export", "tensorrt.export", "prune", "classifier.train")  # distill: its own tests
 MOMENTS = (0.4, 0.8)  # of the time that the whole step takes
 
 
@@ -33,7 +33,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("generated") / "cases.jsonl"
-    write_generated(path, generate_cases(300, seed=1))
+    write_generated(path, common_cases(300, seed=1))
     return path
 
 
@@ -48,8 +48,6 @@ def commands(model: Path, cases: Path, generated: Path) -> dict[str, list[str]]:
                        "--max_kl", "9", "--max_nll_difference", "9"],
         "prune": ["--model", str(model), "--cases", case, "--layers", "1",
                   "--calibration_cases", "8"],
-        "distill": ["--teacher", str(model), "--shape.layers", "1", "--data", case,
-                    "--steps", "12", "--batch", "4", "--held_out", "4", "--checkpoint_steps", "3"],
         "classifier.train": ["--cases", str(generated), "--dev", str(generated),
                              "--features", "1024"],
     }  # fmt: skip

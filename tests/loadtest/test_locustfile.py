@@ -234,10 +234,6 @@ def test_a_terminated_run_still_reports(cases: Path, tmp_path: Path) -> None:
     ("flags", "complaint"),
     [
         (("--rate", "0"), "use more than 0"),
-        (("--cases", "nowhere.jsonl"), "make demo"),
-        (("--host", "127.0.0.1:8000"), "use one such as"),
-        (("--shape", "spike", "--peak", "-1"), "use more than 0"),
-        (("--mix", "long:1,huge:2"), "use for example"),
         (("--api-key-file", "nowhere.key"), "give a text file"),
         (
             (

@@ -86,30 +86,53 @@ def test_trl_knows_every_setting_and_eight_processes_share_a_step(tmp_path, fold
     assert arguments.vllm_mode == ("server" if name == "grpo-server" else "colocate")
 
 
+def scaled_sft(corpus: Path, model: Path, out: Path, folder: str, name: str) -> SFTConfig:
+    small = SMALL | {"corpus": corpus, "model": str(model), "out": out, "cases": 8,
+                     "batch": 4, "micro_batch": 2}  # fmt: skip
+    return SFTConfig.model_validate(shipped(SFTConfig, folder, name) | small)
+
+
+def scaled_grpo(corpus: Path, model: Path, out: Path, folder: str, name: str) -> GRPOSettings:
+    settings = shipped(GRPOSettings, folder, name)
+    trl = {k: v for k, v in settings["trl"].items() if "vllm" not in k}
+    small = SMALL | {"corpus": corpus, "model": str(model), "out": out, "steps": 2,
+                     "prompts": 2, "generations": 4, "micro_batch": 4, "budgets": [16],
+                     "learning_rate": 1e-4, "trackers": [], "trl": trl,
+                     "tell_grammar": False}  # fmt: skip
+    return GRPOSettings.model_validate(settings | small)
+
+
+def test_scaled_down_the_files_not_trained_below_are_one_that_is(tmp_path):
+    places = tmp_path, tmp_path, tmp_path / "out"
+
+    def scaled(scale, folder, name):
+        found = scale(*places, folder, name).model_dump(mode="json")
+        if found["lora"]:  # the adapters' sizes are the models' own
+            found["lora"] |= {"rank": 1, "alpha": 1}
+        return found | {"learning_rate": 1.0, "seed": 0}
+
+    for name in SFT:
+        assert scaled(scaled_sft, FOLDERS[0], name) == scaled(scaled_sft, FOLDERS[1], name)
+    for name in GRPO:
+        assert scaled(scaled_grpo, FOLDERS[0], name) == scaled(scaled_grpo, FOLDERS[1], name)
+    server = scaled(scaled_grpo, FOLDERS[0], "grpo-server")
+    assert server == scaled(scaled_grpo, FOLDERS[0], "grpo")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", FOLDERS)
-@pytest.mark.parametrize("name", SFT)
+@pytest.mark.parametrize(("folder", "name"), [*zip(FOLDERS, SFT, strict=True)])
 def test_the_warm_start_trains_scaled_down(tmp_path, made, folder, name):
     corpus, model = made
-    small = SMALL | {"corpus": corpus, "model": str(model), "out": tmp_path / "out", "cases": 8,
-                     "batch": 4, "micro_batch": 2}  # fmt: skip
-    config = SFTConfig.model_validate(shipped(SFTConfig, folder, name) | small)
+    config = scaled_sft(corpus, model, tmp_path / "out", folder, name)
     assert (config.lora is not None) == name.endswith("lora")
     assert_whole_and_trained(made_by(train_warm_start, config), model)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", FOLDERS)
-@pytest.mark.parametrize("name", GRPO)
-def test_grpo_trains_scaled_down(tmp_path, made, folder, name):
+@pytest.mark.parametrize("name", ["grpo", "grpo-lora", "pure-rl"])
+def test_grpo_trains_scaled_down(tmp_path, made, name):
     corpus, model = made
-    settings = shipped(GRPOSettings, folder, name)
-    trl = {k: v for k, v in settings["trl"].items() if "vllm" not in k}
-    small = SMALL | {"corpus": corpus, "model": str(model), "out": tmp_path / "out", "steps": 2,
-                     "prompts": 2, "generations": 4, "micro_batch": 4, "budgets": [16],
-                     "learning_rate": 1e-4, "trackers": [], "trl": trl,
-                     "tell_grammar": False}  # fmt: skip
-    config = GRPOSettings.model_validate(settings | small)
+    config = scaled_grpo(corpus, model, tmp_path / "out", FOLDERS[0], name)
     assert (config.lora is not None) == name.endswith("lora")
     folder_ = made_by(train_grpo, config)
     if config.enforce_budgets:

@@ -228,27 +228,6 @@ def test_grpo_takes_any_estimator(tmp_path, corpus, warm_start, estimator):
     assert any(r["advantage"] for r in rows)
 
 
-def test_a_killed_grpo_run_goes_on_and_doubles_no_step(tmp_path, corpus, warm_start):
-    out, run, log = tmp_path / "grpo", tmp_path / "grpo.run", tmp_path / "log"
-    config = grpo_config(corpus, warm_start, out, steps=6)
-    process = start("train.grpo", config, log)
-    try:
-        wait_until(trajectory(run, 3).exists, process, log)
-    finally:
-        process.kill()
-        process.wait()
-    with pytest.raises(ArtifactError):
-        load_manifest(out)
-    assert max(steps_of(run)) >= 3
-
-    finish(start("train.grpo", config, log), log)
-    assert "resuming from" in log.read_text()
-    assert steps_of(run) == dict.fromkeys(range(1, 7), PROMPTS * GENERATIONS)
-    assert load_manifest(out).stage == "grpo-gated"
-    history = json.loads((out / "history.json").read_bytes())
-    assert [row["step"] for row in history] == [1, 2, 3, 4, 5, 6]
-
-
 def test_a_run_paid_by_milliseconds_resumes_with_the_same_lengths(tmp_path, corpus, warm_start):
     artifact = export(warm_start, tmp_path / "ort", likeliest=True)
     cases = find_cases(corpus, "train")

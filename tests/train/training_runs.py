@@ -6,10 +6,13 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from curt.corpus.case import Case
 from curt.corpus.generate.generator import generate_cases
 from curt.corpus.store import write_cases
 from tests.warm import WarmProcess, start_warm
@@ -23,9 +26,15 @@ SHAPE = ModelSize(hidden=64, layers=2, heads=2, kv_heads=1, head_dim=32, ffn=128
 PROMPTS, GENERATIONS = 2, 4
 
 
+@cache
+def draw_cases(count: int) -> tuple[Case, ...]:
+    cases = generate_cases(4000, seed=1)
+    return tuple(islice((c for c in cases if c.verdict.charges == ("危险驾驶",)), count))
+
+
 def make_corpus(folder: Path) -> Path:
     """Cases of one charge with one kind of penalty: a model this small learns some by heart."""
-    cases = [c for c in generate_cases(4000, seed=1) if c.verdict.charges == ("危险驾驶",)]
+    cases = draw_cases(70)
     assert write_cases(folder / "train.jsonl", cases[:60]) == 60
     assert write_cases(folder / "dev.jsonl", cases[60:70]) == 10
     return folder

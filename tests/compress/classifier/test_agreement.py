@@ -17,7 +17,6 @@ from compress.classifier.agreement import (
     read_trials,
     work,
 )
-from compress.classifier.train import train_classifier
 from curt.artifact import MANIFEST
 from curt.classifier.confidence import in_dispute, thought_evidence
 from curt.classifier.model import AGREEMENT, CONFIDENCE, Classifier, load_classifier
@@ -31,14 +30,12 @@ from curt.files import sha256
 from curt.law.verdict import Term, Verdict
 from curt.scores.metrics import is_exact
 from tests.cases import common_cases
-from tests.compress.classifier.test_train import write_splits
+from tests.compress.classifier.test_train import train_splits
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = write_splits(tmp_path_factory.mktemp("agreement"), dev=60)
-    train_classifier(config)
-    return config.out
+    return train_splits(tmp_path_factory.mktemp("agreement")).out
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import atexit
 import json
 import random
+import shutil
+import tempfile
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -79,18 +83,30 @@ def write_splits(folder: Path, train: list[Case] | None = None, dev: int = 60) -
     )
 
 
-def make_fallback(folder: Path) -> Path:
-    """A fallback folder trained on a few hundred generated cases."""
-    config = write_splits(folder)
+def train_splits(folder: Path, dev: int = 60) -> ClassifierConfig:
+    """`write_splits`, and its classifier in `fallback`, trained once in a test process."""
+    config = write_splits(folder, dev=dev)
+    shutil.copytree(_trained(dev), config.out)
+    return config
+
+
+@cache
+def _trained(dev: int) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="curt-tests-"))
+    atexit.register(shutil.rmtree, folder)
+    config = write_splits(folder, dev=dev)
     train_classifier(config)
     return config.out
 
 
+def make_fallback(folder: Path) -> Path:
+    """A fallback folder trained on a few hundred generated cases."""
+    return train_splits(folder).out
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> ClassifierConfig:
-    config = write_splits(tmp_path_factory.mktemp("fallback"))
-    train_classifier(config)
-    return config
+    return train_splits(tmp_path_factory.mktemp("fallback"))
 
 
 def count_features(vocabulary: Vocabulary, facts: list[str]) -> csr_matrix:
@@ -165,8 +181,7 @@ def test_cases_of_a_source_without_circumstances_teach_none(tmp_path):
 
 
 def test_a_folder_without_details_still_loads(tmp_path):
-    config = write_splits(tmp_path, common_cases(400, "train"))
-    train_classifier(config)
+    config = train_splits(tmp_path)
     (config.out / DETAILS).unlink()
     manifest = json.loads((config.out / MANIFEST).read_text())
     del manifest["files"][DETAILS]

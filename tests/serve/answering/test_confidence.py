@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from compress.classifier.agreement import Trial, fit_agreement
-from compress.classifier.train import train_classifier
 from curt.classifier.confidence import thought_evidence
 from curt.classifier.model import MODEL, Classifier, load_classifier
 from curt.corpus.case import Case
@@ -19,7 +18,7 @@ from serve.answering.confidence import WITHHELD, Confidence, ConfidenceReader, L
 from serve.api.reply import build_defendant
 from serve.api.schemas import ALL_TASKS, Defendant
 from tests.cases import common_cases
-from tests.compress.classifier.test_train import THEFT, write_splits
+from tests.compress.classifier.test_train import THEFT, train_splits
 
 DIGEST = "ab" * 32
 THEFT_VERDICT = Verdict(("盗窃",), ("264",), Term("fixed", 8))
@@ -27,9 +26,7 @@ THEFT_VERDICT = Verdict(("盗窃",), ("264",), Term("fixed", 8))
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
-    config = write_splits(tmp_path_factory.mktemp("confidence"), dev=100)
-    train_classifier(config)
-    return load_classifier(config.out)
+    return load_classifier(train_splits(tmp_path_factory.mktemp("confidence"), dev=100).out)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from compress.classifier.agreement import add_to_folder, fit_agreement
-from compress.classifier.train import train_classifier
 from curt.artifact import MANIFEST
 from curt.classifier.confidence import Disputes
 from curt.classifier.model import load_classifier
@@ -21,7 +20,7 @@ from serve.app import create_app
 from serve.settings import Settings
 from tests.compress.classifier.test_agreement import make_trials
 from tests.compress.classifier.test_familiarity import STRANGE, known_fact
-from tests.compress.classifier.test_train import write_splits
+from tests.compress.classifier.test_train import train_splits
 from tests.serve.asgi_client import AsgiClient
 from tests.serve.fake_pool import FakePool, generation
 
@@ -33,9 +32,7 @@ LOSES = WINS.model_copy(update={"is_overruled": False})
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = write_splits(tmp_path_factory.mktemp("overruled"), dev=100)
-    train_classifier(config)
-    return config.out
+    return train_splits(tmp_path_factory.mktemp("overruled"), dev=100).out
 
 
 def settle(settings: Settings, plain: Path, tmp_path: Path, disputes: Disputes) -> Settings:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from fastapi import Request
 
-from compress.classifier.train import train_classifier
 from curt.classifier.candidates import load_reader
 from curt.classifier.model import Findings, load_classifier
 from curt.dialogue import Prompts
@@ -25,7 +24,7 @@ from serve.pool.worker import find
 from serve.served import Identity, Served
 from serve.settings import Settings
 from tests.compress.classifier.test_familiarity import STRANGE, known_fact
-from tests.compress.classifier.test_train import write_splits
+from tests.compress.classifier.test_train import train_splits
 from tests.serve.api.test_batch import GOOD
 from tests.serve.asgi_client import AsgiClient
 from tests.serve.fake_pool import FakePool, generation
@@ -33,9 +32,7 @@ from tests.serve.fake_pool import FakePool, generation
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = write_splits(tmp_path_factory.mktemp("unfamiliar"), dev=100)
-    train_classifier(config)
-    return config.out
+    return train_splits(tmp_path_factory.mktemp("unfamiliar"), dev=100).out
 
 
 def ask(
