@@ -116,8 +116,8 @@ def add_agreement(config: AgreementConfig) -> Row:
     row = {f"agreement_{k}": v for k, v in measure_folds(classifier.assessor, trials).items()}
     row |= {
         "agreement_disputes": disputes.cases,
-        "agreement_disputes_classifier_right": disputes.classifier_right,
-        "agreement_disputes_model_right": disputes.model_right,
+        "agreement_disputes_classifier_nearer": disputes.classifier_nearer,
+        "agreement_disputes_model_nearer": disputes.model_nearer,
         "agreement_disputes_overruled": float(disputes.is_overruled),
     }
     add_to_folder(config.fallback, classifier, fit, row)
@@ -185,22 +185,34 @@ def fit_agreement(
 
 
 def count_disputes(classifier: Classifier, trials: Sequence[Trial]) -> Disputes:
-    """Who was right in each of these answers, one a case, that the classifier disputes.
+    """Who was nearer the truth in each of these answers, one a case, that the classifier disputes.
 
     The model is overruled where a sign test, one-sided at `LEVEL`, finds the classifier better.
+    Being nearer counts, not being right: courts differ by a month where they don't by a law.
     """
     read = [(trial, classifier.read(trial.scores).verdict) for trial in trials]
     disputes = [(trial, own) for trial, own in read if in_dispute(trial.verdict, own)]
-    ours = sum(is_exact(own, trial.truth) for trial, own in disputes)
-    theirs = sum(is_exact(trial.verdict, trial.truth) for trial, _ in disputes)
+    near = [(_nearness(t.verdict, t.truth), _nearness(own, t.truth)) for t, own in disputes]
+    ours, theirs = sum(b > a for a, b in near), sum(a > b for a, b in near)
     chance = binomtest(ours, ours + theirs, alternative="greater").pvalue if ours else 1.0
     return Disputes(
         cases=len(disputes),
-        model_right=theirs,
-        classifier_right=ours,
+        model_nearer=theirs,
+        classifier_nearer=ours,
+        classifier_right=sum(is_exact(own, trial.truth) for trial, own in disputes),
         charge_right=sum(is_right("charge", own, trial.truth) for trial, own in disputes),
         term_right=sum(is_right("term", own, trial.truth) for trial, own in disputes),
         is_overruled=bool(chance < LEVEL),
+    )
+
+
+def _nearness(verdict: Verdict, truth: Verdict) -> tuple[bool, bool, float]:
+    """Right charges count first, then right articles, then how near the term is in severity."""
+    apart = abs(severity(verdict.term) - severity(truth.term))
+    return (
+        set(verdict.charges) == set(truth.charges),
+        set(verdict.articles) == set(truth.articles),
+        -round(apart, 6),
     )
 
 

@@ -93,13 +93,14 @@ class Uncertainty(FrozenModel):
 class Disputes(FrozenModel):
     """Who was right where a language model's verdict was `in_dispute` with the classifier's own.
 
-    Of `cases` development cases, one answer each at the largest budget; `charge_right` and
-    `term_right` are of the classifier too. The model `is_overruled` where the classifier's whole
-    verdict was right so much more often that it is no chance.
+    Of `cases` development cases, one answer each at the largest budget. The model `is_overruled`
+    where the classifier's verdict was nearer the truth so much more often that it is no chance.
+    The last three count where it was right.
     """
 
     cases: int
-    model_right: int
+    model_nearer: int
+    classifier_nearer: int
     classifier_right: int
     charge_right: int
     term_right: int

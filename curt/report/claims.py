@@ -101,10 +101,10 @@ def say_rival(evaluation: Evaluation) -> str:
 
 
 def say_disputes(figures: Mapping[str, float]) -> str:
-    """Who was right where model and classifier differ, by a classifier's figures; else empty."""
+    """Who was nearer where model and classifier differ, by a classifier's figures; else empty."""
     if not figures.get("agreement_disputes"):
         return ""
-    right = {who: figures[f"agreement_disputes_{who}_right"] for who in ("classifier", "model")}
+    nearer = {who: figures[f"agreement_disputes_{who}_nearer"] for who in ("classifier", "model")}
     served = (
         "a server answers with the classifier's charges, articles and term in such cases"
         if figures["agreement_disputes_overruled"]
@@ -112,8 +112,8 @@ def say_disputes(figures: Mapping[str, float]) -> str:
     )
     return (
         f"On the development cases the two differ in {figures['agreement_disputes']:.0f}, of which "
-        f"the classifier is right in {right['classifier']:.0f} and the model in "
-        f"{right['model']:.0f}: {served}."
+        f"the classifier is nearer the truth in {nearer['classifier']:.0f} and the model in "
+        f"{nearer['model']:.0f}: {served}."
     )
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from curt.files import sha256
 from curt.law.verdict import Term, Verdict
 from curt.scores.metrics import is_exact
 from tests.cases import common_cases
-from tests.compress.classifier.test_train import train_splits
+from tests.compress.classifier.test_train import THEFT, train_splits
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +85,25 @@ def test_the_model_is_overruled_only_where_the_classifier_is_right_more_often(
     ]
     assert found.cases == sum(disputed)
     assert found.classifier_right == sum(map(min, disputed, right))
-    assert found.model_right == sum(map(min, disputed, [each.exact for each in answers]))
-    assert (found.classifier_right > found.model_right) is found.is_overruled is (wrong_share > 0)
+    assert found.classifier_nearer + found.model_nearer <= found.cases
+    assert (found.classifier_nearer > found.model_nearer) is found.is_overruled is (wrong_share > 0)
+
+
+def test_who_is_nearer_counts_and_not_who_is_right(classifier: Classifier) -> None:
+    """A court's month more or less: the classifier is never right, and nearer in every case."""
+    scores = classifier.score(THEFT)
+    own = classifier.read(scores).verdict
+
+    def told(months: int) -> Verdict:
+        return replace(own, term=Term("fixed", months))
+
+    truth = told(own.term.months + 1)
+    trial = Trial(0, scores, told(own.term.months + 5), (0.0, 0.0), truth)
+    found = count_disputes(classifier, [trial] * 9)
+    assert (found.classifier_nearer, found.model_nearer, found.classifier_right) == (9, 0, 0)
+    assert found.is_overruled
+    closer = replace(trial, verdict=truth)
+    assert not count_disputes(classifier, [*[trial] * 9, *[closer] * 8]).is_overruled
 
 
 def test_wrong_answers_are_found_out_on_unseen_cases(classifier):

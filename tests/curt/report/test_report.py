@@ -417,8 +417,8 @@ def test_a_classifier_folder_is_the_rival_and_no_broken_model(tmp_path: Path) ->
     assert "the two differ" not in rival
     scores |= {
         "agreement_disputes": 21,
-        "agreement_disputes_classifier_right": 15,
-        "agreement_disputes_model_right": 2,
+        "agreement_disputes_classifier_nearer": 15,
+        "agreement_disputes_model_nearer": 2,
         "agreement_disputes_overruled": 1,
     }
     put(
@@ -426,7 +426,7 @@ def test_a_classifier_folder_is_the_rival_and_no_broken_model(tmp_path: Path) ->
         {"format": "fallback-onnx", "evaluation": scores, "tools": {}, "files": {}, "features": ""},
     )
     told = read_page(page_of(run)).text
-    assert "the two differ in 21, of which the classifier is right in 15 and the model in 2" in told
+    assert "in 21, of which the classifier is nearer the truth in 15 and the model in 2" in told
 
 
 @pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"format": "hf", "files": 3}'])

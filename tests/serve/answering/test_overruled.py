@@ -25,8 +25,9 @@ from tests.serve.asgi_client import AsgiClient
 from tests.serve.fake_pool import FakePool, generation
 
 WINS = Disputes(
-    cases=20, model_right=1, classifier_right=14, charge_right=17, term_right=15, is_overruled=True
-)
+    cases=20, model_nearer=3, classifier_nearer=17,
+    classifier_right=14, charge_right=17, term_right=15, is_overruled=True,
+)  # fmt: skip
 LOSES = WINS.model_copy(update={"is_overruled": False})
 
 
