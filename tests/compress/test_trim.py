@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PhiConfig, PhiForCausalLM
 
 from compress.folders import load_model
 from compress.trim import TrimConfig, choose_tokens, keep_rows, trim, trim_tokenizer
-from curt.artifact import load_manifest, parent_of, write_artifact
+from curt.artifact import MANIFEST, load_manifest, parent_of, write_artifact
 from curt.checkpoint import CheckpointConfig, read_checkpoint, write_checkpoint
 from curt.classifier.candidates import PROBE, load_prompts
 from curt.corpus.generate.generator import generate_cases
@@ -28,6 +28,7 @@ from curt.dialogue import THINK_END, THINK_START, render_completion
 from curt.engines.protocol import Request
 from curt.engines.registry import open_engine
 from curt.engines.tokenizer import PromptTokenizer, read_eos_ids
+from curt.files import sha256
 from tests.checkpoints import make_checkpoint
 from tests.compress.onnx.exports import export
 
@@ -125,6 +126,35 @@ def test_what_is_special_keeps_its_part(trimmed, kind):
         new = value if isinstance(value, list) else [value]
         old = named[0][name]
         assert [work.kept[i] for i in new] == (old if isinstance(old, list) else [old])
+
+
+def test_a_token_that_only_the_settings_name_stays(trimmed, tmp_path):
+    """Gemma GGUF files call no token special; the settings name a <mask> all the same."""
+    before, corpus = tmp_path / "before", trimmed("gemma2").corpus
+    shutil.copytree(trimmed("gemma2").before, before)
+    tokenizer = json.loads((before / "tokenizer.json").read_text())
+    names = {place: name for name, place in tokenizer["model"]["vocab"].items()}
+    kept = set(trimmed("gemma2").kept)
+    unused = max(place for place in names if place not in kept)
+    marks = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    tokenizer["added_tokens"].append(
+        {"id": unused, "content": names[unused], "special": False, **marks}
+    )
+    tokenizer["added_tokens"].sort(key=lambda token: token["id"])
+    (before / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = json.loads((before / "tokenizer_config.json").read_text())
+    (before / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"mask_token": names[unused]})
+    )
+    manifest = json.loads((before / MANIFEST).read_text())
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        manifest["files"][name] = sha256(before / name)
+    (before / MANIFEST).write_text(json.dumps(manifest))
+
+    trim(TrimConfig(model=before, corpus=corpus, out=tmp_path / "after"))
+    new = AutoTokenizer.from_pretrained(tmp_path / "after")
+    assert new.mask_token == names[unused]
+    assert len(new) == load_model(tmp_path / "after").config.vocab_size
 
 
 @pytest.mark.parametrize("kind", ["qwen2.5", "gemma3-base"])
