@@ -245,7 +245,8 @@ def test_the_manifest_tells_scores_calibration_and_tools(made):
     )
     assert set(manifest.tools) == {"numpy", "onnx", "onnxruntime", "scikit-learn"}
     assert set(manifest.files) == {MODEL, VOCABULARY, LABELS, CONFIDENCE, FAMILIARITY, DETAILS}
-    assert ClassifierConfig(**manifest.config) == made
+    places = made.model_dump(include={"cases", "dev", "out"})  # it was trained elsewhere
+    assert ClassifierConfig(**manifest.config | places) == made
 
 
 def test_an_older_folder_stays_when_training_fails(made, monkeypatch):
@@ -397,7 +398,7 @@ def test_a_folder_without_its_model_is_refused_after_main(tmp_path, caplog):
 
 @pytest.mark.slow
 def test_a_random_tenth_of_real_cases_is_above_the_floor(real_cases, tmp_path):
-    """.85 charge and .82 article micro-F1 and .57 of the term score, on a tenth held out."""
+    """.85 charge and .82 article micro-F1, .57 of the term score, on a tenth; half for training."""
     cases: dict[str, Case] = {}
     for name in ("train", "dev", "test"):
         with open(real_cases / f"{name}.json", encoding="utf-8") as file:
@@ -411,7 +412,7 @@ def test_a_random_tenth_of_real_cases_is_above_the_floor(real_cases, tmp_path):
     random.Random(7).shuffle(shuffled)
     tenth = len(shuffled) // 10
     splits = {"test": shuffled[:tenth], "dev": shuffled[tenth : 2 * tenth]}
-    splits["train"] = shuffled[2 * tenth :]
+    splits["train"] = shuffled[2 * tenth : 7 * tenth]
     for name, split in splits.items():
         write_cases(tmp_path / f"{name}.jsonl", split)
     paths = {name: tmp_path / f"{name}.jsonl" for name in ("dev", "test")}
