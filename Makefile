@@ -20,7 +20,7 @@ NAME ?= real
 # One folder a checkpoint; it waits for its memory, so fewer bits are faster.
 RUN ?= artifacts/real-$(patsubst %.gguf,%,$(notdir $(patsubst %/,%,$(CHECKPOINT))))
 FORMAT ?= int4
-# What two cores of 2017 keep; the load test asks for it.
+# Answers take seconds on two cores, and the load test asks for no more.
 DEADLINE ?= 10000
 TIMEOUT ?= 30
 RATE ?= 0.05
