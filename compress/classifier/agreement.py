@@ -210,8 +210,8 @@ def _nearness(verdict: Verdict, truth: Verdict) -> tuple[bool, bool, float]:
     """Right charges count first, then right articles, then how near the term is in severity."""
     apart = abs(severity(verdict.term) - severity(truth.term))
     return (
-        set(verdict.charges) == set(truth.charges),
-        set(verdict.articles) == set(truth.articles),
+        is_right("charge", verdict, truth),
+        is_right("article", verdict, truth),
         -round(apart, 6),
     )
 

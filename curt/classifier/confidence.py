@@ -95,7 +95,7 @@ class Disputes(FrozenModel):
 
     Of `cases` development cases, one answer each at the largest budget. The model `is_overruled`
     where the classifier's verdict was nearer the truth so much more often that it is no chance.
-    The last three count where it was right.
+    The counts named `right` are the classifier's too.
     """
 
     cases: int
