@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -260,14 +261,20 @@ def _hessian(
         inputs = args[0].reshape(-1, linear.in_features).double()
         total.addmm_(inputs.T, inputs)
         tokens += len(inputs)
+        raise _SeenError  # what the layer computes after it is not asked for
 
     handle = linear.register_forward_pre_hook(add)
     try:
         for state, context in zip(states, contexts, strict=True):
-            layer(state, **context)
+            with suppress(_SeenError):
+                layer(state, **context)
     finally:
         handle.remove()
     return total / tokens
+
+
+class _SeenError(Exception):
+    """Ends a layer's pass once the inputs of one of its matrices are known."""
 
 
 def _first(output: Any) -> Tensor:
