@@ -15,6 +15,7 @@ from curt.corpus.defendants import has_several_defendants
 from curt.corpus.kinds import ORDINARY, Kind, chinese_share, kind_of, other_law
 from curt.dialogue import normalise_fact
 from curt.law.figures import foreign_money
+from curt.law.legality import share_carried
 from curt.law.statutes import is_charge, other_tiers, term_in_range
 from curt.law.verdict import CAPITAL_KINDS, Verdict
 from serve.errors import UnusableFactError
@@ -102,6 +103,8 @@ def verdict_warnings(
         codes.append("charge_not_in_force")
     elif statutory_range(verdict, day or law) is False:
         codes.append("term_outside_statute")
+    if "unknown_charge" not in codes and share_carried(verdict) < 1:
+        codes.append("charge_without_article")
     if day and any(other_tiers(charge, day, law) for charge in verdict.charges):
         codes.append("other_tiers")
     if verdict.term.kind in CAPITAL_KINDS:

@@ -135,5 +135,15 @@ def test_a_verdict_is_held_against_the_law_of_the_deeds_day(
     assert all(str(day) in caution.message for caution in told if "{}" in MESSAGES[caution.code])
 
 
+def test_a_charge_that_no_cited_article_carries_is_told_of() -> None:
+    term = Term("fixed", 6)
+    wrong = Verdict(("引诱、容留、介绍卖淫",), ("303",), term)
+    assert [w.code for w in verdict_warnings(wrong)] == ["charge_without_article"]
+    beside = Verdict(("引诱、容留、介绍卖淫",), ("303", "359"), term)
+    assert verdict_warnings(beside) == []
+    half = Verdict(("盗窃", "诈骗"), ("264",), term)
+    assert [w.code for w in verdict_warnings(half)] == ["charge_without_article"]
+
+
 def test_every_code_has_a_message() -> None:
     assert all(warning(code).message for code in MESSAGES)
