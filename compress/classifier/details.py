@@ -95,12 +95,18 @@ def _read_scale(offence: Offence) -> Scale:
 
 
 def _find_barred(charge: str) -> tuple[str, ...]:
-    """What goes with harm alone where money was taken, and the other way round."""
-    kinds = offences()[charge].kinds if charge in offences() else frozenset[str]()
-    other = {"money", "harmed"} - kinds
-    if len(other) != 1:
+    """What goes with harm alone where money was taken, and the other way round; and 累犯 where
+    the law knows none, of negligence."""
+    if charge not in offences():
         return ()
-    return tuple(name for name, one in circumstances().items() if one.only and one.only <= other)
+    offence = offences()[charge]
+    other = {"money", "harmed"} - offence.kinds
+    return tuple(
+        name
+        for name, one in circumstances().items()
+        if (name == "累犯" and name in offence.without)
+        or (len(other) == 1 and one.only and one.only <= other)
+    )
 
 
 def told_circumstances(case: Case) -> frozenset[str]:

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curt.config import FrozenModel
+from curt.corpus.deed import deed_day
 from curt.law.figures import Figure, read_figures, write_figure
 from curt.law.term_scale import count_term
 from curt.law.verdict import Term
@@ -50,6 +51,15 @@ _JUST_FREE = re.compile(
     _FREE + "(?:[1-5一二两三四五半几][多来]?年|[0-9一二两三四五六七八九十半几]{1,3}[多来]?个?月)"
     "|(?:[去前今]年|上个月|刚刚?|才)[^，。；]{0,6}(?:出来|出狱|释放|坐完牢|刑满)"
 )
+_RECORD = ("累犯", "前科")
+_RELEASED = re.compile(
+    r"((?:19|20)[0-9]{2})年([0-9]{1,2})月(?:([0-9]{1,2})日)?[^,。；0-9]{0,8}(?:释放|刑满|出狱|执行完毕)"
+)
+_PRISON = re.compile("有期徒刑|××")
+_LIGHTER = re.compile("拘役|管制|缓刑|免予|免除")
+_RECIDIVIST = re.compile("(?<![不非无])(?:系|是|为|属于?|成|以|有)累犯")
+_MINOR = re.compile("未成年|未满(?:十八|18)")
+_RECIDIVISM_YEARS = 5
 _DISCLAIMED = re.compile("[不未]予?(?:认定|确认|计入|计算)|与本案无关")
 _COURT = re.compile("被告人|公诉机关|检察院|本院|经审理")
 _NO_NAME = re.compile("[，。；：、,.;:（）()《》“”0-9]")
@@ -251,7 +261,13 @@ class DetailReader:
         """What a text of `familiarity.read_text` tells: a charge's own circumstances first."""
         named = name_roles(text)
         own = self.own[charge].find(named) if charge in self.own else ()
-        return [*own, *self.shared.find(named, self.barred.get(charge, ()))]
+        barred = self.barred.get(charge, ())
+        found = self.shared.find(named, barred)
+        record = read_record(text)
+        if record in self.shared.names and record not in barred:
+            told = {*found, record} - ({*_RECORD} - {record})
+            found = [name for name in self.shared.names if name in told]
+        return [*own, *found]
 
     def _choose_figures(self, text: str, unit: str) -> list[float]:
         figures = drop_disclaimed(text, read_figures_in(text, unit))
@@ -346,6 +362,27 @@ def name_roles(text: str) -> str:
         if name := _find_name(text, role):
             text = text.replace(role + name, role).replace(name, role)
     return text
+
+
+def read_record(text: str) -> str:
+    """累犯 or 前科 by the days that a text of `familiarity.read_text` tells; empty where none do.
+
+    A recidivist commits an offence within five years of the end of a prison sentence (Criminal
+    Law, article 65), and is no minor. What a text itself calls 累犯 stays one.
+    """
+    deed, judged = None if _MINOR.search(text) else deed_day(text), ""
+    for release in _RELEASED.finditer(text) if deed else ():
+        sentence = text[text.rfind("。", 0, release.start()) + 1 : release.start()]
+        since = sentence[sentence.rfind("判") :]
+        if not _PRISON.search(since) or _LIGHTER.search(since):
+            continue
+        year, month, day = (int(part or 1) for part in release.groups())
+        years_later = (deed.year - year) + ((deed.month, deed.day) >= (month, day)) - 1
+        if 0 <= years_later < _RECIDIVISM_YEARS:
+            return "累犯"
+        if years_later >= _RECIDIVISM_YEARS:
+            judged = "" if _RECIDIVIST.search(text) else "前科"
+    return judged
 
 
 def read_figures_in(text: str, unit: str) -> list[Figure]:

@@ -20,6 +20,7 @@ from curt.classifier.details import (
     hash_sentences,
     name_roles,
     read_figures_in,
+    read_record,
     split_sentences,
     split_sum,
     write_sum,
@@ -55,6 +56,35 @@ def test_harm_in_held_out_wording_is_read_better_than_by_the_first_figure(
         naive += DetailReader(reader.units).read_harm(text, charge) == case.harm
     assert right / len(held_out) > 0.75
     assert right > naive
+
+
+@pytest.mark.parametrize(
+    ("earlier", "record"),
+    [
+        ("2018年3月被判处有期徒刑十个月，2018年12月5日刑满释放", "累犯"),
+        ("被判处有期徒刑二年，并处罚金2000元，2016年8月4日释放", "累犯"),
+        ("被判处有期徒刑二年，2016年8月2日刑满释放", "前科"),  # five years and a day before
+        ("被判处拘役四个月，2020年5月1日释放", ""),
+        ("被判处有期徒刑一年，缓刑二年，2020年5月1日刑满", ""),
+        ("被判处有期徒刑一年，2021年9月1日刑满释放", ""),  # released after the deed
+        ("被判处有期徒刑一年，2009年9月1日刑满释放，其系累犯", ""),  # the text knows better
+        ("被判处有期徒刑一年，2009年9月1日刑满释放，不是累犯", "前科"),
+    ],
+)
+def test_a_recidivist_is_told_by_the_days_of_release_and_deed(earlier: str, record: str) -> None:
+    deed = "2021年8月3日，被告人周某盗走何某电动车一辆，价值3900元。"
+    assert read_record(read_text(f"{deed}周某曾因犯盗窃罪{earlier}。")) == record
+    assert read_record(read_text(f"被告人周某盗走电动车一辆。周某曾因犯盗窃罪{earlier}。")) == ""
+
+
+def test_days_settle_what_words_leave_open(reader: DetailReader) -> None:
+    text = read_text(
+        "2021年8月3日，被告人周某盗走何某电动车一辆，价值3900元。"
+        "周某曾因犯盗窃罪于2018年3月被判处有期徒刑十个月，2018年12月5日刑满释放。"
+    )
+    assert reader.find_circumstances(text, THEFT) == ["累犯"]
+    assert read_record(text + "周某作案时未满十八周岁。") == ""
+    assert reader.find_circumstances(text, "交通肇事") == []  # no recidivism by negligence
 
 
 def test_circumstances_in_held_out_wording_are_found(
@@ -112,7 +142,7 @@ def test_everyday_words_tell_circumstances(
 def test_what_goes_with_harm_is_not_asked_of_money(reader: DetailReader) -> None:
     assert "赔偿" in reader.barred[THEFT]
     assert "退赔" in reader.barred[INJURY]
-    assert "危险驾驶" not in reader.barred
+    assert reader.barred["危险驾驶"] == ("累犯",)  # of detention there is none
     text = read_text("案发后，被告人王某赔偿被害人李某的经济损失。")
     assert "赔偿" not in reader.find_circumstances(text, THEFT)
 
