@@ -7,6 +7,7 @@ reasoning at several verbosities (`reasoning`).
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -42,8 +43,9 @@ def generate_cases(
 
 
 def _draw_lay(rng: random.Random) -> Drawn:
-    """Half of charges with lay words, each as likely; in half any circumstance is."""
-    known = offences()[rng.choice(list(lay_words()["charges"]))]
+    """Half of charges with lay words, rare ones more than their share; any circumstance in half."""
+    told = [offences()[charge] for charge in lay_words()["charges"]]
+    known = rng.choices(told, weights=[math.sqrt(offence.share) for offence in told])[0]
     drawn = draw_of(rng, known) if rng.random() < 0.5 else draw(rng)
     odds = rng.choice((None, EVEN_ODDS))
     return replace(drawn, circumstances=draw_circumstances(rng, drawn.offence, odds))
