@@ -32,7 +32,7 @@ from train.sft import train_warm_start
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("CURT_KILLS", "3"))
+KILLS = int(os.environ.get("CURT_KILLS", "2"))
 STEPS = 11 + 3 * KILLS
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 import re
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import pytest
 
@@ -27,9 +27,12 @@ def cases() -> list[Case]:
 
 
 def pattern(text: str) -> re.Pattern[str]:
-    """What a text of the grammar can write, with any filler in its slots."""
-    parts = (re.escape(node) if isinstance(node, str) else ANY for node in parse(text))
-    return re.compile("".join(parts))
+    """What a text of the grammar can write, with any filler in its slots.
+
+    Slots that stand side by side are one, or a search would try each way to share a filler.
+    """
+    runs = groupby(parse(text), key=lambda node: isinstance(node, str))
+    return re.compile("".join(re.escape("".join(run)) if plain else ANY for plain, run in runs))
 
 
 def known_circumstances(case: Case) -> dict[str, Circumstance]:
