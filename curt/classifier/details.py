@@ -371,7 +371,9 @@ def read_record(text: str) -> str:
     Law, article 65), and is no minor. What a text itself calls 累犯 stays one.
     """
     deed, judged = None if _MINOR.search(text) else deed_day(text), ""
-    for release in _RELEASED.finditer(text) if deed else ():
+    if deed is None:
+        return ""
+    for release in _RELEASED.finditer(text):
         sentence = text[text.rfind("。", 0, release.start()) + 1 : release.start()]
         since = sentence[sentence.rfind("判") :]
         if not _PRISON.search(since) or _LIGHTER.search(since):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from math import prod
 from unicodedata import numeric
 
@@ -220,7 +221,8 @@ def _read_digits(text: str) -> float:
     for number, scales in _PART.findall(text):
         scale = prod(_SCALES.get(name, 1) for name in scales.translate(_FORMAL))
         single = scale == 1 and len(number) == 1  # 1万2 is 12000
-        total += float(_SEPARATORS.sub("", number)) * (last / 10 if single else scale)
+        size = Decimal(last // 10 if single else scale)  # 544864.32万 times a float is a coin short
+        total += float(Decimal(_SEPARATORS.sub("", number)) * size)
         last = max(scale, 10)
     return round(total, 6)
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from curt.classifier.familiarity import read_fact
@@ -244,6 +244,7 @@ def write_han(value: int) -> str:
 
 
 @given(st.integers(1, 10**11), st.sampled_from(["元", "克", "亩", "mg/100ml"]))
+@example(5_448_643_200, "元")
 def test_a_figure_is_the_same_however_it_is_written(value: int, unit: str) -> None:
     numbers = [f"{value}", f"{value:,}", f"{value:,}.00", f"{value:,}".replace(",", " ")]
     numbers += [text.translate(FULL_WIDTH) for text in numbers[:3]]
