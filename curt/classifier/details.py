@@ -265,8 +265,8 @@ class DetailReader:
         found = self.shared.find(named, barred)
         record = read_record(text)
         if record in self.shared.names and record not in barred:
-            told = {*found, record} - ({*_RECORD} - {record})
-            found = [name for name in self.shared.names if name in told]
+            others = [name for name in found if name not in _RECORD]
+            found = sorted([*others, record], key=self.shared.names.index)
         return [*own, *found]
 
     def _choose_figures(self, text: str, unit: str) -> list[float]:
@@ -368,7 +368,8 @@ def read_record(text: str) -> str:
     """累犯 or 前科 by the days that a text of `familiarity.read_text` tells; empty where none do.
 
     A recidivist commits an offence within five years of the end of a prison sentence (Criminal
-    Law, article 65), and is no minor. What a text itself calls 累犯 stays one.
+    Law, article 65). Days settle nothing where a text speaks of a minor, whoever that is, who can't
+    be one, or calls somebody 累犯 itself; a masked sentence (××) that was served counts as prison.
     """
     deed, judged = None if _MINOR.search(text) else deed_day(text), ""
     if deed is None:
