@@ -17,9 +17,9 @@ CHECKPOINT ?=
 CASES ?=
 ifneq ($(CHECKPOINT),)
 NAME ?= real
-# One folder a checkpoint; it waits for its memory, so fewer bits are faster.
+# One folder a checkpoint; `make real` writes down there which of its exports is the fastest.
 RUN ?= artifacts/real-$(patsubst %.gguf,%,$(notdir $(patsubst %/,%,$(CHECKPOINT))))
-FORMAT ?= int4
+FORMAT ?= $(or $(patsubst ort-%,%,$(notdir $(file < $(RUN)/fastest))),int4)
 # Answers take seconds on two cores, and the load test asks for no more.
 DEADLINE ?= 10000
 TIMEOUT ?= 30
@@ -48,7 +48,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 TIMED = $(PY) -m curt.stopwatch $(RUN)/timing.json
 EVALUATE = $(PY) -m curt.evaluate @$(CONFIGS)/evaluate.toml --corpus $(RUN)/corpus/test.jsonl \
-    $(if $(CASES),--limit $(CASES))
+    $(if $(TEST_CASES),--limit $(TEST_CASES))
 URL = http://$(HOST):$(PORT)
 PID = $(RUN)/server.pid
 # The recipes of an ONNX Runtime export for CPUs, from compress/onnx/recipes.py: the default first.
@@ -60,7 +60,7 @@ EXPORT_ORT = $(PY) -m compress.onnx.export --cases $(RUN)/corpus/dev.jsonl \
     --calibration $(RUN)/corpus/train.jsonl $(if $(CHECKPOINT),@configs/real/compress-ort.toml)
 # What the exported model is used to writing, so that fewer passes write it again.
 LEARN_GUESSES = $(PY) -m compress.onnx.speculation --artifact $1 --out $1 --cases $(RUN)/corpus/train.jsonl \
-    $(if $(CHECKPOINT),--count $(or $(CASES),48) --timed 0) $(if $(filter smoke,$(NAME)),--count 200)
+    $(if $(CHECKPOINT),--count 48 --timed 0) $(if $(filter smoke,$(NAME)),--count 200)
 
 .PHONY: help
 help: ## This list
@@ -180,7 +180,7 @@ $(RUN)/fallback/agreement.json: $(RUN)/fallback/manifest.json $(ORT)/manifest.js
 	touch $@ # the folder's manifest is written last
 
 $(RUN)/eval/%.json: $(RUN)/%/manifest.json
-	$(TIMED) eval-$* -- $(EVALUATE) $(if $(filter ort-%,$*),--counterfactuals $(if $(filter smoke,$(NAME)),20,100)) --model $(RUN)/$* --out $@
+	$(TIMED) eval-$* -- $(EVALUATE) $(if $(filter ort-%,$*),--counterfactuals $(if $(CHECKPOINT),5,$(if $(filter smoke,$(NAME)),20,100))) --model $(RUN)/$* --out $@
 
 $(RUN)/loadtest.passed: $(ORT)/manifest.json $(RUN)/fallback/agreement.json
 	$(MAKE) --no-print-directory start loadtest
@@ -199,15 +199,19 @@ demo: $(STAMP) ## The whole job: train, compress, serve, load test, report; the 
 	$(MAKE) --no-print-directory report; exit $$status
 	@echo "verdicts at $(URL)   report in $(RUN)/report.html   stop the server with: make stop RUN=$(RUN)"
 
+comma := ,
 # What a checkpoint is exported to, side by side: which is best depends on it and on the machine.
 REAL_RECIPES ?= int4 int8 w8a8
 REAL_TRT ?= fp8 int4_awq
+$(RUN)/fastest: $(REAL_RECIPES:%=$(RUN)/ort-%/manifest.json)
+	$(PY) -m compress.onnx.fastest --artifacts '[$(subst " ","$(comma)",$(REAL_RECIPES:%="$(RUN)/ort-%"))]' > $@
+
 .PHONY: real
-real: $(STAMP) ## The whole job from CHECKPOINT=file.gguf|folder|hub/id on CORPUS=folder (CASES=40; TRIM=no)
+real: $(STAMP) ## The whole job from CHECKPOINT=file.gguf|folder|hub/id on CORPUS=folder (CASES= TEST_CASES= TRIM=no)
 	$(if $(CHECKPOINT),,$(error give CHECKPOINT, a GGUF file, folder or hub id: make real CHECKPOINT=model.gguf CORPUS=folder))
 	$(MAKE) --no-print-directory $(RUN)/eval/$(notdir $(FIRST)).json \
 	    $(RUN)/eval/warm-start.json $(RUN)/eval/grpo-default.json \
-	    $(REAL_RECIPES:%=$(RUN)/eval/ort-%.json) $(REAL_TRT:%=$(RUN)/trt-%/manifest.json)
+	    $(REAL_RECIPES:%=$(RUN)/eval/ort-%.json) $(REAL_TRT:%=$(RUN)/trt-%/manifest.json) $(RUN)/fastest
 	$(MAKE) --no-print-directory start
 	status=0; $(MAKE) --no-print-directory loadtest || status=$$?; \
 	$(MAKE) --no-print-directory report; exit $$status
@@ -261,7 +265,7 @@ bench-before-after: $(ORT)/manifest.json $(ORT)-warm-start/manifest.json ## Long
 
 PEERS ?= .venv-peers
 .PHONY: peers-env
-peers-env: $(STAMP) ## llama.cpp, in an environment of its own
+peers-env: $(STAMP) ## llama.cpp and OpenVINO GenAI, in an environment of its own
 	benchmarks/peers/install.sh $(PEERS)
 
 .PHONY: bench
@@ -309,7 +313,6 @@ COMPARED = $(RUN)/$(if $(CORPUS),corpus,wide)/test.jsonl
 $(RUN)/wide/test.jsonl: | $(STAMP)
 	$(PY) -m curt.corpus build --train 10 --dev 10 --test 4000 --seed 99 --out $(RUN)/wide
 
-comma := ,
 COMPARED_ORT = $(ORT_RECIPES:%="$(RUN)/ort-%")
 .PHONY: compare
 compare: $(ORT_RECIPES:%=$(RUN)/ort-%/manifest.json) $(COMPARED) ## Every recipe beside its parent: accuracy, size, speed; compare/report.html

@@ -22,7 +22,7 @@ GROUPS = sorted(set(PROJECT["dependency-groups"]) - {"gpu"})
 STAGES = ("benchmarks", "compress", "loadtest", "serve", "train")
 MAX_TRACKED_BYTES = 1 << 20
 # What a benchmark compares with, in an environment of its own.
-PEERS = {"gguf", "llama_cpp"}
+PEERS = {"gguf", "llama_cpp", "openvino", "openvino_genai"}
 PIN = re.compile(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)")
 
 

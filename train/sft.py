@@ -30,7 +30,14 @@ from curt.corpus.store import find_cases, read_cases
 from curt.dialogue import GRAMMAR_VERSION, PROMPT_VERSION, Prompts
 from curt.hardware import choose_bf16
 from train.runs.checkpoints import last_checkpoint, open_run, share_random_state
-from train.runs.lora import Lora, adapter_config, check_quantised, forget_source, load_base
+from train.runs.lora import (
+    Lora,
+    adapter_config,
+    check_quantised,
+    forget_source,
+    load_base,
+    marks_to_train,
+)
 from train.runs.shares import cut_batch
 from train.warm_start.scratch import ModelSize
 
@@ -229,10 +236,13 @@ def train_warm_start(
     packs = arguments.distributed_state.distributed_type in SHARDED or can_pack(model)
     if not packs:
         logger.info("%s can't read branches in one row: each is computed alone", config.model)
-    if config.lora:
+    marks: list[int] = []
+    if config.lora and checkpoint:
         from peft import get_peft_model
 
-        model = get_peft_model(model, adapter_config(config.lora))
+        if arguments.distributed_state.distributed_type not in SHARDED:
+            marks = marks_to_train(checkpoint, config.lora)
+        model = get_peft_model(model, adapter_config(config.lora, marks))
         forget_source(model)
         if config.gradient_checkpointing:
             model.enable_input_require_grads()  # or nothing before the first adapter has gradients
@@ -307,7 +317,8 @@ def train_warm_start(
     history = history_rows(trainer.state.log_history)
     write_model(
         trainer, tokenizer, config.out, describe,
-        run=run_dir, source=config.model, lora=config.lora, history=history, reader=config.reader,
+        run=run_dir, source=config.model, lora=config.lora, tokens=marks, history=history,
+        reader=config.reader,
     )  # fmt: skip
     logger.info("warm start in %s after %.0f s", config.out, time.monotonic() - started)
 

@@ -1,4 +1,4 @@
-"""The libraries that the servers here run, each in the way its own documentation shows.
+"""The libraries that are run here, each in the way its own documentation shows.
 
 All complete greedily until the model stops, and take and give token ids.
 """
@@ -29,6 +29,8 @@ class EngineConfig(Config):
     """Completions at once."""
     threads: int = 1
     """Of one engine."""
+    stops: bool = True
+    """Whether the model may end its text; asked alone, all write as much as they are told."""
 
 
 class PeerEngine(Protocol):
@@ -144,6 +146,7 @@ class LlamaCpp(Continuous):
         self._model = llama_cpp.llama_model_load_from_file(
             os.fsencode(own.model), llama_cpp.llama_model_default_params()
         )
+        self._stops = own.stops
         slots, context = own.slots, llama_cpp.llama_context_default_params()
         context.n_ctx = 512 * slots
         context.n_batch = context.n_ubatch = 512 * slots
@@ -186,9 +189,10 @@ class LlamaCpp(Continuous):
         ended = []
         for sequence, place in zip(list(self._running), places, strict=True):
             token = self._pick(place)
-            if token != self._stop:
+            stopped = self._stops and token == self._stop
+            if not stopped:
                 sequence.written.append(token)
-            if token == self._stop or len(sequence.written) == sequence.max_tokens:
+            if stopped or len(sequence.written) == sequence.max_tokens:
                 self._library.llama_memory_seq_rm(self._memory, sequence.handle, -1, -1)
                 self._free.append(sequence.handle)
                 self._running.remove(sequence)
@@ -201,7 +205,49 @@ class LlamaCpp(Continuous):
         return int(np.ctypeslib.as_array(address, (self._vocab_size,)).argmax())
 
 
+class OpenVino:
+    """OpenVINO GenAI's pipeline, one prompt after another; it never stops early."""
+
+    def __init__(self, own: EngineConfig) -> None:
+        import openvino
+        import openvino_genai
+
+        self._tensor, self._config = openvino.Tensor, openvino_genai.GenerationConfig
+        options = {"INFERENCE_NUM_THREADS": own.threads}
+        self._pipeline = openvino_genai.LLMPipeline(str(own.model), "CPU", **options)
+
+    def complete(self, prompt: list[int], max_tokens: int) -> list[int]:
+        """A greedy completion."""
+        asked = self._config(max_new_tokens=max_tokens, ignore_eos=True, do_sample=False)
+        said = self._pipeline.generate(self._tensor(np.asarray([prompt], dtype=np.int64)), asked)
+        return list(said.tokens[0])
+
+
+class OwnGraph:
+    """This project's graph driven bare, without grammar, guesses or a reused start."""
+
+    def __init__(self, own: EngineConfig) -> None:
+        from curt.engines.onnx.engine import split_prompt
+        from curt.engines.onnx.graph import open_graph
+
+        self._split = split_prompt
+        self._graph = open_graph(own.model, own.threads, allow_spinning=own.threads > 1)
+
+    def complete(self, prompt: list[int], max_tokens: int) -> list[int]:
+        """A greedy completion; it never stops early."""
+        sequence = self._graph.begin(len(prompt) + max_tokens)
+        for chunk in self._split(prompt):
+            sequence.feed(chunk, telling=1)
+        written = [sequence.likeliest()]
+        while len(written) < max_tokens:
+            sequence.feed(written[-1:])
+            written.append(sequence.likeliest())
+        return written
+
+
 ENGINES: dict[str, Callable[[EngineConfig], PeerEngine]] = {
     "onnxruntime-genai": OnnxRuntimeGenai,
     "llama.cpp": LlamaCpp,
+    "openvino": OpenVino,
+    "curt": OwnGraph,
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The environment of llama.cpp, for `python -m benchmarks.peers`.
+# The environment of llama.cpp and OpenVINO GenAI, for `python -m benchmarks.peers` and `.single`.
 #
 #   benchmarks/peers/install.sh [ENV_DIR]     # .venv-peers
 #
@@ -14,6 +14,6 @@ python3 -m venv "$ENV_DIR"
 pip() { "$ENV_DIR/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
 pip install --constraint "$HERE/constraints.txt" \
     fastapi "uvicorn[standard]" tokenizers numpy gguf safetensors \
-    llama-cpp-python sse-starlette starlette-context pydantic-settings
-"$ENV_DIR/bin/python" -c "import fastapi, llama_cpp"
+    openvino-genai llama-cpp-python sse-starlette starlette-context pydantic-settings
+"$ENV_DIR/bin/python" -c "import fastapi, llama_cpp, openvino_genai"
 echo "$ENV_DIR is ready"

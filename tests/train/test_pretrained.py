@@ -8,12 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from curt.artifact import load_manifest
 from curt.checkpoint import SCRATCH, read_checkpoint
 from curt.corpus.store import write_cases
-from curt.dialogue import THINK_END
+from curt.dialogue import THINK_END, THINK_START
 from curt.engines.protocol import Request
 from curt.engines.tokenizer import PromptTokenizer, read_eos_ids
 from tests.cases import common_cases
@@ -56,6 +56,8 @@ def test_a_checkpoint_trains_and_every_engine_writes_the_same(kind, corpus, tmp_
     warm = made_by(train_warm_start, sft_config(corpus, tmp_path / "warm", **changes))
     manifest = load_manifest(warm, expect="hf")
     assert manifest.base == changes["model"]
+    if lora:
+        assert _rows_moved(changes["model"], warm) == {THINK_START, THINK_END}
     config = grpo_config(
         corpus, warm, tmp_path / "grpo", steps=1, learning_rate=1e-5, lora=lora, compact=compact,
         trackers=[],
@@ -74,6 +76,17 @@ def test_a_checkpoint_trains_and_every_engine_writes_the_same(kind, corpus, tmp_
         assert begins.count(tokenizer.bos_token_id) <= 1 or tokenizer.bos_token_id in ends
     engines = ("transformers", "vllm_dialect", "onnxruntime")
     _check_engines(model, engines if kind not in NO_ORT else engines[:2])
+
+
+def _rows_moved(before: str, after: Path) -> set[str]:
+    """Tokens whose embeddings training changed."""
+    checkpoint = read_checkpoint(before)
+    old, new = (
+        model.get_input_embeddings().weight.data
+        for model in (checkpoint.load_model(), AutoModelForCausalLM.from_pretrained(after))
+    )
+    ids = (old != new).any(dim=1).nonzero().flatten().tolist()
+    return set(checkpoint.tokenizer.convert_ids_to_tokens(ids))
 
 
 def _check_engines(folder: Path, kinds: tuple[str, ...]) -> None:

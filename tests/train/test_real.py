@@ -36,7 +36,7 @@ def stages(text: str) -> list[str]:
 
 
 def test_every_stage_is_made_once_and_in_order():
-    done = plan("CHECKPOINT=a/model.gguf", "CORPUS=cases", "CASES=3")
+    done = plan("CHECKPOINT=a/model.gguf", "CORPUS=cases", "CASES=5", "TEST_CASES=3")
     assert done.returncode == 0, done.stderr
     order = list(dict.fromkeys(stages(done.stdout)))
     assert sorted(order[:3]) == ["compress.classifier.train", "curt.checkpoint", "curt.corpus"]
@@ -46,10 +46,10 @@ def test_every_stage_is_made_once_and_in_order():
     assert stages(done.stdout).count("compress.tensorrt.export") == 2
     evaluated = re.findall(r"--out artifacts/real-model/eval/(\S+)\.json", done.stdout)
     assert evaluated == ["trimmed", "warm-start", "grpo-default", *(f"ort-{r}" for r in RECIPES)]
-    assert {"serve.", "curt.report"} <= set(order)
+    assert {"compress.onnx.fastest", "serve.", "curt.report"} <= set(order)
     assert "--deadline-ms 10000 " in done.stdout
     assert done.stdout.count("--limit 3") == 6
-    assert "--cases 3 " in done.stdout
+    assert "--cases 5 " in done.stdout
     assert "--model artifacts/real-model/trimmed " in done.stdout
     assert "artifacts/demo" not in done.stdout
 

@@ -7,7 +7,7 @@ of many adapters over one base are given the adapter alone, which may lie beside
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from pydantic import Field
 
 from curt.checkpoint import Checkpoint, read_checkpoint
 from curt.config import FrozenModel
+from curt.dialogue import THINK_END, THINK_START
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,9 @@ class Lora(FrozenModel):
     folder written is merged from the whole base all the same."""
     keep: bool = False
     """Write the adapter too, unmerged, to `adapter/` in the model folder: peft and vLLM read it."""
+
+
+_TRAINED = (".lora_", ".trainable_tokens_delta.")  # in the names of what an adapted model learns
 
 
 def check_quantised(lora: Lora | None) -> None:
@@ -66,8 +70,8 @@ def load_base(checkpoint: Checkpoint, lora: Lora | None) -> Any:
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
-def adapter_config(lora: Lora) -> LoraConfig:
-    """The same for the peft library."""
+def adapter_config(lora: Lora, tokens: Sequence[int] = ()) -> LoraConfig:
+    """The same for the peft library; the embeddings of `tokens` are trained beside the adapters."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -75,6 +79,7 @@ def adapter_config(lora: Lora) -> LoraConfig:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets,
+        trainable_token_indices=list(tokens) or None,
         task_type="CAUSAL_LM",
     )
 
@@ -88,20 +93,38 @@ def forget_source(adapted: Any) -> None:
         part.base_model_name_or_path = None
 
 
+def marks_to_train(checkpoint: Checkpoint, lora: Lora) -> list[int]:
+    """The tokens that open and close thinking, for `adapter_config`.
+
+    Where a checkpoint lacks them their embeddings begin as means of much the same pieces: frozen,
+    a model can hardly tell one from the other. None for an adapter to be kept, as servers of
+    adapters load no embeddings.
+    """
+    if lora.keep:
+        return []
+    ids = checkpoint.tokenizer.convert_tokens_to_ids([THINK_START, THINK_END])
+    return list(ids)
+
+
 def merge_adapter(
-    source: str, lora: Lora, weights: Mapping[str, torch.Tensor], kept: Path | None = None
+    source: str,
+    lora: Lora,
+    weights: Mapping[str, torch.Tensor],
+    kept: Path | None = None,
+    tokens: Sequence[int] = (),
 ) -> PreTrainedModel:
     """The model at `source` with trained adapters merged in, in fp32; unmerged they go to `kept`.
 
-    `weights` is the state of the adapted model; of it only the adapters are read, so that weights
-    that were sharded or rounded for training don't matter. Raises ValueError when they don't fit.
+    `weights` is the state of the adapted model; of it only what was trained is read, so that
+    weights that were sharded or rounded for training don't matter. `tokens` are those that
+    `adapter_config` was given. Raises ValueError when they don't fit.
     """
     from peft import get_peft_model
 
     base = read_checkpoint(source).load_model()
-    adapted = get_peft_model(base, adapter_config(lora))
-    wanted = {name for name in adapted.state_dict() if ".lora_" in name}
-    found = {name: value for name, value in weights.items() if ".lora_" in name}
+    adapted = get_peft_model(base, adapter_config(lora, tokens))
+    wanted = {name for name in adapted.state_dict() if _is_trained(name)}
+    found = {name: value for name, value in weights.items() if _is_trained(name)}
     if wanted != found.keys():
         raise ValueError(
             f"{len(found)} trained adapters for {len(wanted)} places in {source}: "
@@ -111,3 +134,7 @@ def merge_adapter(
     if kept:
         adapted.save_pretrained(kept, save_embedding_layers=False)
     return adapted.merge_and_unload()
+
+
+def _is_trained(name: str) -> bool:
+    return any(part in name for part in _TRAINED)

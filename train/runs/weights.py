@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ def write_model(
     run: Path,
     source: str | None,
     lora: Lora | None,
+    tokens: Sequence[int] = (),
     history: list[dict[str, float]],
     reader: Path | None = None,
 ) -> None:
@@ -36,6 +37,7 @@ def write_model(
         run: the run's own folder.
         source: the model that training started from; needed with adapters.
         lora: the adapters, if any.
+        tokens: whose embeddings were trained beside them.
         history: per-step metrics, for the report.
         reader: the classifier folder to copy along; the parent's when left out.
     """
@@ -53,7 +55,7 @@ def write_model(
                 assert source is not None
                 adapters = weights or model.state_dict()
                 kept = folder / "adapter" if lora.keep else None
-                model = merge_adapter(source, lora, adapters, kept)
+                model = merge_adapter(source, lora, adapters, kept, tokens)
             described["precision"] = _precision_of(saved or model.state_dict())
             model.save_pretrained(folder, state_dict=saved)
             tokenizer.save_pretrained(folder)

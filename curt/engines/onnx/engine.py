@@ -84,6 +84,11 @@ class OrtEngine:
         """Whether several tokens are checked in one pass: guesses cost more than they save else."""
         return self._speculation is not None
 
+    @property
+    def reused_tokens(self) -> int:
+        """How many tokens every prompt starts with, which are read once."""
+        return len(self._prefix)
+
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Greedy completions, in order, one after another."""
         return [last_generation(self.stream(replace(r, tell_text=False))) for r in requests]
@@ -123,7 +128,7 @@ class OrtEngine:
             prompt.ids, writing.thinking_limit + 1 + request.answer_limit
         )
         ahead: list[int] = []  # fed already, but not yet part of the text
-        chunks = _split_prompt(feed)
+        chunks = split_prompt(feed)
         if writing.thinking_limit == 0:  # with the last chunk, so that it costs no pass of its own
             ahead = self._look_ahead(writing, closed=True)
             chunks[-1] += [self._close, *ahead]
@@ -205,7 +210,7 @@ class OrtEngine:
         return self._reused, prompt[held:]
 
 
-def _split_prompt(ids: list[int]) -> list[list[int]]:
+def split_prompt(ids: list[int]) -> list[list[int]]:
     """Chunks of about `CHUNK_TOKENS`, between which a request can be stopped."""
     chunks = []
     while len(ids) > LAST_CHUNK_TOKENS:

@@ -18,7 +18,7 @@ from curt.engines.onnx.engine import (
     CHUNK_TOKENS,
     LAST_CHUNK_TOKENS,
     OrtEngine,
-    _split_prompt,
+    split_prompt,
 )
 from curt.engines.protocol import Generation, Request
 from curt.engines.tokenizer import PromptTokenizer
@@ -137,7 +137,7 @@ def test_answer_passes_are_those_after_the_end_of_thinking(clerk: Path, limit: i
 
 @given(count=st.integers(1, 400))
 def test_a_prompt_is_cut_where_it_can_be_stopped(count: int) -> None:
-    chunks = _split_prompt(list(range(count)))
+    chunks = split_prompt(list(range(count)))
     assert [i for chunk in chunks for i in chunk] == list(range(count))
     assert all(len(chunk) == CHUNK_TOKENS for chunk in chunks[:-1])
     assert 0 < len(chunks[-1]) <= LAST_CHUNK_TOKENS
