@@ -13,7 +13,7 @@ STAMP := $(VENV)/.made
 CORPUS ?=
 # A pretrained checkpoint to start from: GGUF file, folder or hub id. See `make real`.
 CHECKPOINT ?=
-# At most so many training cases for the model, and test cases in an evaluation.
+# At most so many training cases for the model; TEST_CASES: test cases in an evaluation.
 CASES ?=
 ifneq ($(CHECKPOINT),)
 NAME ?= real
@@ -98,11 +98,19 @@ $(RUN)/checkpoint/manifest.json: | $(STAMP)
 	$(TIMED) checkpoint -- $(PY) -m curt.checkpoint @$(CONFIGS)/checkpoint.toml \
 	    --model $(CHECKPOINT) --out $(RUN)/checkpoint
 
+# What no export takes is said before hours of training.
+$(RUN)/exportable: $(RUN)/checkpoint/manifest.json
+	for recipe in $(REAL_RECIPES); do $(EXPORT_ORT) --precision $$recipe \
+	    --model $(RUN)/checkpoint --out $(RUN)/ort-$$recipe --check_only true || exit 1; done
+	for recipe in $(REAL_TRT); do $(PY) -m compress.tensorrt.export @configs/real/compress-trt.toml \
+	    --precision $$recipe --model $(RUN)/checkpoint --out $(RUN)/trt-$$recipe --check_only true || exit 1; done
+	touch $@
+
 $(RUN)/trimmed/manifest.json: $(RUN)/checkpoint/manifest.json | $(RUN)/fallback/manifest.json
 	$(TIMED) trimmed -- $(PY) -m compress.trim --model $(RUN)/checkpoint \
 	    --corpus $(RUN)/corpus/train.jsonl $(CANDIDATES) --out $(RUN)/trimmed
 
-$(RUN)/warm-start/manifest.json: $(FIRST)/manifest.json
+$(RUN)/warm-start/manifest.json: $(FIRST)/manifest.json | $(RUN)/exportable
 else ifeq ($(CORPUS),)
 LESSONS = $(RUN)/lessons
 $(LESSONS)/corpus.json: | $(STAMP)
@@ -203,12 +211,17 @@ comma := ,
 # What a checkpoint is exported to, side by side: which is best depends on it and on the machine.
 REAL_RECIPES ?= int4 int8 w8a8
 REAL_TRT ?= fp8 int4_awq
-$(RUN)/fastest: $(REAL_RECIPES:%=$(RUN)/ort-%/manifest.json)
+MADE_OF = CHECKPOINT=$(CHECKPOINT) CORPUS=$(CORPUS) CASES=$(CASES) TRIM=$(TRIM)
+.PHONY: FORCE
+$(RUN)/fastest: $(REAL_RECIPES:%=$(RUN)/ort-%/manifest.json) FORCE
 	$(PY) -m compress.onnx.fastest --artifacts '[$(subst " ","$(comma)",$(REAL_RECIPES:%="$(RUN)/ort-%"))]' > $@
 
 .PHONY: real
 real: $(STAMP) ## The whole job from CHECKPOINT=file.gguf|folder|hub/id on CORPUS=folder (CASES= TEST_CASES= TRIM=no)
 	$(if $(CHECKPOINT),,$(error give CHECKPOINT, a GGUF file, folder or hub id: make real CHECKPOINT=model.gguf CORPUS=folder))
+	@mkdir -p $(RUN); [ -f $(RUN)/made-of ] || echo "$(MADE_OF)" > $(RUN)/made-of; \
+	[ "$(MADE_OF)" = "$$(cat $(RUN)/made-of)" ] || { \
+	    echo "$(RUN) was made with $$(cat $(RUN)/made-of), not $(MADE_OF): give RUN=another/folder, or delete it" >&2; exit 1; }
 	$(MAKE) --no-print-directory $(RUN)/eval/$(notdir $(FIRST)).json \
 	    $(RUN)/eval/warm-start.json $(RUN)/eval/grpo-default.json \
 	    $(REAL_RECIPES:%=$(RUN)/eval/ort-%.json) $(REAL_TRT:%=$(RUN)/trt-%/manifest.json) $(RUN)/fastest
@@ -344,13 +357,18 @@ SERVE = CURT_MODEL=$(or $(MODEL),$(ORT)) CURT_HOST=$(HOST) CURT_PORT=$(PORT) \
 serve: $(STAMP) ## Serve MODEL=folder on PORT in the foreground
 	$(SERVE) $(PY) -m serve
 
+ANSWERS = $(PY) -c "import urllib.request as u; u.urlopen('$(URL)/readyz', timeout=1)" 2>/dev/null
 .PHONY: start
 start: $(STAMP) ## Serve in the background until `make stop`
-	@if [ -f $(PID) ] && kill -0 "$$(cat $(PID))" 2>/dev/null; then exit 0; fi; \
-	$(SERVE) nohup $(PY) -m serve > $(RUN)/server.log 2>&1 & echo $$! > $(PID); \
+	@model=$(or $(MODEL),$(ORT)); \
+	if [ -f $(PID) ] && kill -0 "$$(cat $(PID))" 2>/dev/null; then \
+	    if [ "$$(cat $(PID).model)" = "$$model" ] && [ $(PID) -nt $$model/manifest.json ]; then exit 0; fi; \
+	    echo "another model was served: it stops"; kill "$$(cat $(PID))"; \
+	    for _ in $$(seq 60); do kill -0 "$$(cat $(PID))" 2>/dev/null || break; sleep 0.5; done; fi; \
+	if $(ANSWERS); then echo "something else answers at $(URL): stop it (make stop RUN=...) or give PORT=" >&2; exit 1; fi; \
+	$(SERVE) nohup $(PY) -m serve > $(RUN)/server.log 2>&1 & echo $$! > $(PID); echo "$$model" > $(PID).model; \
 	for _ in $$(seq 60); do \
-	    if $(PY) -c "import urllib.request as u; u.urlopen('$(URL)/readyz', timeout=1)" 2>/dev/null; \
-	    then echo "server ready at $(URL)"; exit 0; fi; \
+	    if $(ANSWERS); then echo "server ready at $(URL)"; exit 0; fi; \
 	    kill -0 "$$(cat $(PID))" 2>/dev/null || break; sleep 0.5; \
 	done; echo "the server did not become ready:"; tail -5 $(RUN)/server.log; rm -f $(PID); exit 1
 

@@ -32,6 +32,7 @@ from curt.engines.protocol import Generation, Request
 
 log = logging.getLogger(__name__)
 
+CONTEXT = 1024  # tokens of a prompt and what follows it
 STATED = 32  # thinking budget that prompts state; the limit is what counts here
 
 
@@ -71,6 +72,7 @@ class Alone:
         self.library, self.model, self.threads = library, model, threads
         command = [python, "-m", "benchmarks.peers.alone", "--library", library]
         command += ["--model", str(model.resolve()), "--threads", str(threads)]
+        command += ["--context", str(CONTEXT)]
         self._process = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -113,6 +115,8 @@ def work(config: SingleConfig) -> None:
     known = OrtEngine(config.artifacts[0])
     request = Request(facts[0], STATED, 0)
     prompt, start = known.encode(request).ids, known.reused_tokens
+    if len(prompt) + config.tokens > CONTEXT:
+        raise ValueError(f"a prompt of {len(prompt)} tokens: lower chars")
     log.info("a prompt of %d tokens, %d of them the same every time", len(prompt), start)
     del known
     rows: list[dict[str, Any]] = []
@@ -123,7 +127,7 @@ def work(config: SingleConfig) -> None:
                 all_ms = engine.complete_ms(prompt, config.tokens)
                 row = {
                     "library": engine.library,
-                    "model": engine.model.name,
+                    "model": name_of(engine.model),
                     "threads": engine.threads,
                     "round": number,
                     "prompt_ms": round(first_ms, 2),
@@ -132,7 +136,7 @@ def work(config: SingleConfig) -> None:
                 log.info("%s", row)
                 rows.append(row)
     answers = {
-        (folder.name, threads): _time_answers(OrtEngine(folder, threads=threads), facts)
+        (name_of(folder), threads): _time_answers(OrtEngine(folder, threads=threads), facts)
         for folder in config.artifacts
         for threads in config.threads
     }
@@ -143,6 +147,11 @@ def work(config: SingleConfig) -> None:
         "engines": summarise(rows, answers, 1 - start / len(prompt), config.thinking),
     }
     write_results(config.report, summary, rows=rows)
+
+
+def name_of(model: Path) -> str:
+    """A model's name; exports of several models have one name each in their runs' folders."""
+    return "/".join(model.resolve().parts[-2:])
 
 
 def summarise(

@@ -32,6 +32,7 @@ from curt.hardware import choose_bf16
 from train.runs.checkpoints import last_checkpoint, open_run, share_random_state
 from train.runs.lora import (
     Lora,
+    Rows,
     adapter_config,
     check_quantised,
     forget_source,
@@ -236,12 +237,12 @@ def train_warm_start(
     packs = arguments.distributed_state.distributed_type in SHARDED or can_pack(model)
     if not packs:
         logger.info("%s can't read branches in one row: each is computed alone", config.model)
-    marks: list[int] = []
-    if config.lora and checkpoint:
+    marks: Rows = {}
+    if config.lora:
         from peft import get_peft_model
 
         if arguments.distributed_state.distributed_type not in SHARDED:
-            marks = marks_to_train(checkpoint, config.lora)
+            marks = marks_to_train(model, tokenizer, config.lora)
         model = get_peft_model(model, adapter_config(config.lora, marks))
         forget_source(model)
         if config.gradient_checkpointing:
@@ -317,7 +318,7 @@ def train_warm_start(
     history = history_rows(trainer.state.log_history)
     write_model(
         trainer, tokenizer, config.out, describe,
-        run=run_dir, source=config.model, lora=config.lora, tokens=marks, history=history,
+        run=run_dir, source=config.model, lora=config.lora, rows=marks, history=history,
         reader=config.reader,
     )  # fmt: skip
     logger.info("warm start in %s after %.0f s", config.out, time.monotonic() - started)

@@ -29,6 +29,8 @@ class EngineConfig(Config):
     """Completions at once."""
     threads: int = 1
     """Of one engine."""
+    context: int = 512
+    """Tokens of a prompt and its completion, at most."""
     stops: bool = True
     """Whether the model may end its text; asked alone, all write as much as they are told."""
 
@@ -148,8 +150,8 @@ class LlamaCpp(Continuous):
         )
         self._stops = own.stops
         slots, context = own.slots, llama_cpp.llama_context_default_params()
-        context.n_ctx = 512 * slots
-        context.n_batch = context.n_ubatch = 512 * slots
+        context.n_ctx = own.context * slots
+        context.n_batch = context.n_ubatch = own.context * slots
         context.n_seq_max = slots
         context.n_threads = context.n_threads_batch = own.threads
         self._context = llama_cpp.llama_init_from_model(self._model, context)
@@ -159,7 +161,7 @@ class LlamaCpp(Continuous):
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(vocabulary)
         self._stop = llama_cpp.llama_vocab_eos(vocabulary)
         self._memory = llama_cpp.llama_get_memory(self._context)
-        self._batch = llama_cpp.llama_batch_init(512 * slots, 0, 1)
+        self._batch = llama_cpp.llama_batch_init(own.context * slots, 0, 1)
         self._free = list(range(slots))
         self._running: list[PromptRun] = []
         super().__init__(slots)
@@ -213,7 +215,8 @@ class OpenVino:
         import openvino_genai
 
         self._tensor, self._config = openvino.Tensor, openvino_genai.GenerationConfig
-        options = {"INFERENCE_NUM_THREADS": own.threads}
+        # Its other backend keeps prompts, and the same one is asked again and again.
+        options = {"INFERENCE_NUM_THREADS": own.threads, "ATTENTION_BACKEND": "SDPA"}
         self._pipeline = openvino_genai.LLMPipeline(str(own.model), "CPU", **options)
 
     def complete(self, prompt: list[int], max_tokens: int) -> list[int]:

@@ -87,6 +87,8 @@ class ExportOrtConfig(Config):
     calibration_cases: int = Field(64, ge=1)
     """How many cases to calibrate on."""
     seed: int = 0
+    check_only: bool = False
+    """Only say whether `model` can be exported so."""
 
     @model_validator(mode="after")
     def _agrees(self) -> ExportOrtConfig:
@@ -114,6 +116,8 @@ def export_ort(config: ExportOrtConfig) -> None:
     check_servable(
         config.model, parent.max_fact_tokens, parent.max_thinking_tokens, parent.prompt_version
     )
+    if config.check_only:
+        return
     check_room(config.model, config.out, recipe)
     from transformers import AutoTokenizer
 

@@ -97,6 +97,8 @@ class ExportTrtConfig(Config):
     guided_decoding: Backend = "xgrammar"
     """What enforces an answer grammar in the server."""
     port: int = 8001
+    check_only: bool = False
+    """Only say whether `model` can be exported so."""
 
 
 def export_trt(config: ExportTrtConfig) -> None:
@@ -113,6 +115,8 @@ def export_trt(config: ExportTrtConfig) -> None:
     precision, reason = choose_precision(config.gpu, config.precision, widths=model_widths(shape))
     log.info("precision %s: %s", precision, reason)
     _check_parallel(config, shape)
+    if config.check_only:
+        return
     _size(config, parent, shape, precision)  # a deadline out of reach is refused before the work
     from transformers import AutoTokenizer
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks.peers.engines import EngineConfig, OwnGraph
-from benchmarks.single import Answers, SingleConfig, summarise, work
+from benchmarks.single import Answers, SingleConfig, name_of, summarise, work
 from curt.engines.onnx.engine import OrtEngine
 from curt.engines.protocol import Request
 from tests.compress.onnx.exports import export, write_cases
@@ -36,7 +36,7 @@ def test_everybody_is_asked_in_turn_and_named(artifact, tmp_path):
     work(config)
     told = json.loads(config.report.read_text())
     (engine,) = told["engines"]
-    assert (engine["library"], engine["model"], engine["threads"]) == ("curt", artifact.name, 1)
+    assert (engine["library"], engine["model"], engine["threads"]) == ("curt", name_of(artifact), 1)
     assert 0 < told["reused_tokens"] < told["prompt_tokens"]
     assert engine["token_ms"] > 0
     at = {int(n): ms for n, ms in engine["answer_ms"].items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from importlib.util import find_spec
+from operator import methodcaller
 from pathlib import Path
 
 import pytest
@@ -81,12 +82,13 @@ def test_a_checkpoint_trains_and_every_engine_writes_the_same(kind, corpus, tmp_
 def _rows_moved(before: str, after: Path) -> set[str]:
     """Tokens whose embeddings training changed."""
     checkpoint = read_checkpoint(before)
-    old, new = (
-        model.get_input_embeddings().weight.data
-        for model in (checkpoint.load_model(), AutoModelForCausalLM.from_pretrained(after))
-    )
-    ids = (old != new).any(dim=1).nonzero().flatten().tolist()
-    return set(checkpoint.tokenizer.convert_ids_to_tokens(ids))
+    old, new = checkpoint.load_model(), AutoModelForCausalLM.from_pretrained(after)
+    moved = [
+        (layer(old).weight.data != layer(new).weight.data).any(dim=1).nonzero().flatten().tolist()
+        for layer in (methodcaller("get_input_embeddings"), methodcaller("get_output_embeddings"))
+    ]
+    assert moved[0] == moved[1]
+    return set(checkpoint.tokenizer.convert_ids_to_tokens(moved[0]))
 
 
 def _check_engines(folder: Path, kinds: tuple[str, ...]) -> None:

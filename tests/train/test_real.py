@@ -41,9 +41,14 @@ def test_every_stage_is_made_once_and_in_order():
     order = list(dict.fromkeys(stages(done.stdout)))
     assert sorted(order[:3]) == ["compress.classifier.train", "curt.checkpoint", "curt.corpus"]
     order = [stage for stage in order if stage != "curt.evaluate"]
-    assert order[3:6] == ["compress.trim", "train.sft", "train.grpo"]
-    assert stages(done.stdout).count("compress.onnx.export") == 3
-    assert stages(done.stdout).count("compress.tensorrt.export") == 2
+    made = [stage for stage in order if not stage.startswith("compress.") or "trim" in stage]
+    begun = made.index("compress.trim")
+    assert made[begun : begun + 3] == ["compress.trim", "train.sft", "train.grpo"]
+    # What can't be exported is said before training, once for all recipes.
+    asked = done.stdout.index("--check_only true")
+    assert done.stdout.index("-m curt.checkpoint") < asked < done.stdout.index("-m train.sft")
+    assert stages(done.stdout).count("compress.onnx.export") == 1 + 3
+    assert stages(done.stdout).count("compress.tensorrt.export") == 1 + 2
     evaluated = re.findall(r"--out artifacts/real-model/eval/(\S+)\.json", done.stdout)
     assert evaluated == ["trimmed", "warm-start", "grpo-default", *(f"ort-{r}" for r in RECIPES)]
     assert {"compress.onnx.fastest", "serve.", "curt.report"} <= set(order)
@@ -58,6 +63,16 @@ def test_trimming_may_be_left_out():
     text = plan("CHECKPOINT=owner/Name-0.5B", "TRIM=no").stdout
     assert "compress.trim" not in text
     assert "--model artifacts/real-Name-0.5B/checkpoint " in text
+
+
+def test_a_folder_made_of_something_else_is_refused(tmp_path: Path):
+    (tmp_path / "made-of").write_text("CHECKPOINT=b/model.gguf CORPUS= CASES= TRIM=\n")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "real", "CHECKPOINT=a/model.gguf", f"RUN={tmp_path}", "PYTHON=python3"]
+    done = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "was made with CHECKPOINT=b/model.gguf" in done.stderr
+    assert "give RUN=another/folder" in done.stderr
 
 
 def test_a_checkpoint_must_be_named():

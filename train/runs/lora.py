@@ -7,7 +7,7 @@ of many adapters over one base are given the adapter alone, which may lie beside
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +20,7 @@ from curt.dialogue import THINK_END, THINK_START
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Lora(FrozenModel):
@@ -38,6 +38,9 @@ class Lora(FrozenModel):
     keep: bool = False
     """Write the adapter too, unmerged, to `adapter/` in the model folder: peft and vLLM read it."""
 
+
+Rows = dict[str, list[int]]
+"""Rows of embeddings and output layers, by the layer's name."""
 
 _TRAINED = (".lora_", ".trainable_tokens_delta.")  # in the names of what an adapted model learns
 
@@ -70,8 +73,8 @@ def load_base(checkpoint: Checkpoint, lora: Lora | None) -> Any:
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
-def adapter_config(lora: Lora, tokens: Sequence[int] = ()) -> LoraConfig:
-    """The same for the peft library; the embeddings of `tokens` are trained beside the adapters."""
+def adapter_config(lora: Lora, rows: Rows | None = None) -> LoraConfig:
+    """The same for the peft library; `rows` of other layers are trained beside the adapters."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -79,7 +82,7 @@ def adapter_config(lora: Lora, tokens: Sequence[int] = ()) -> LoraConfig:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets,
-        trainable_token_indices=list(tokens) or None,
+        trainable_token_indices=rows or None,
         task_type="CAUSAL_LM",
     )
 
@@ -91,19 +94,21 @@ def forget_source(adapted: Any) -> None:
     """
     for part in adapted.peft_config.values():
         part.base_model_name_or_path = None
+    adapted.get_base_model().name_or_path = ""  # or the first checkpoint written fills it in again
 
 
-def marks_to_train(checkpoint: Checkpoint, lora: Lora) -> list[int]:
-    """The tokens that open and close thinking, for `adapter_config`.
+def marks_to_train(model: Any, tokenizer: PreTrainedTokenizerBase, lora: Lora) -> Rows:
+    """The embeddings of the tokens that open and close thinking, read and written.
 
-    Where a checkpoint lacks them their embeddings begin as means of much the same pieces: frozen,
-    a model can hardly tell one from the other. None for an adapter to be kept, as servers of
+    Where a checkpoint lacks these tokens both begin as means of much the same pieces: frozen, a
+    model can hardly tell one from the other. None for an adapter to be kept, as servers of
     adapters load no embeddings.
     """
     if lora.keep:
-        return []
-    ids = checkpoint.tokenizer.convert_tokens_to_ids([THINK_START, THINK_END])
-    return list(ids)
+        return {}
+    ids = list(tokenizer.convert_tokens_to_ids([THINK_START, THINK_END]))
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    return {name: ids for name, layer in model.named_modules() if layer in layers}
 
 
 def merge_adapter(
@@ -111,18 +116,18 @@ def merge_adapter(
     lora: Lora,
     weights: Mapping[str, torch.Tensor],
     kept: Path | None = None,
-    tokens: Sequence[int] = (),
+    rows: Rows | None = None,
 ) -> PreTrainedModel:
     """The model at `source` with trained adapters merged in, in fp32; unmerged they go to `kept`.
 
     `weights` is the state of the adapted model; of it only what was trained is read, so that
-    weights that were sharded or rounded for training don't matter. `tokens` are those that
+    weights that were sharded or rounded for training don't matter. `rows` are those that
     `adapter_config` was given. Raises ValueError when they don't fit.
     """
     from peft import get_peft_model
 
     base = read_checkpoint(source).load_model()
-    adapted = get_peft_model(base, adapter_config(lora, tokens))
+    adapted = get_peft_model(base, adapter_config(lora, rows))
     wanted = {name for name in adapted.state_dict() if _is_trained(name)}
     found = {name: value for name, value in weights.items() if _is_trained(name)}
     if wanted != found.keys():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 
 from curt.artifact import write_artifact
 from curt.files import close_run, write_json
-from train.runs.lora import Lora, merge_adapter
+from train.runs.lora import Lora, Rows, merge_adapter
 from train.runs.processes import SHARDED, ask_main
 
 
@@ -23,7 +23,7 @@ def write_model(
     run: Path,
     source: str | None,
     lora: Lora | None,
-    tokens: Sequence[int] = (),
+    rows: Rows | None = None,
     history: list[dict[str, float]],
     reader: Path | None = None,
 ) -> None:
@@ -37,7 +37,7 @@ def write_model(
         run: the run's own folder.
         source: the model that training started from; needed with adapters.
         lora: the adapters, if any.
-        tokens: whose embeddings were trained beside them.
+        rows: what was trained beside them.
         history: per-step metrics, for the report.
         reader: the classifier folder to copy along; the parent's when left out.
     """
@@ -55,7 +55,7 @@ def write_model(
                 assert source is not None
                 adapters = weights or model.state_dict()
                 kept = folder / "adapter" if lora.keep else None
-                model = merge_adapter(source, lora, adapters, kept, tokens)
+                model = merge_adapter(source, lora, adapters, kept, rows)
             described["precision"] = _precision_of(saved or model.state_dict())
             model.save_pretrained(folder, state_dict=saved)
             tokenizer.save_pretrained(folder)
