@@ -183,7 +183,7 @@ $(RUN)/trt-%/manifest.json: $(RUN)/grpo-default/manifest.json
 # How often the served model is right where the classifier agrees with it, and where it does not.
 $(RUN)/fallback/agreement.json: $(RUN)/fallback/manifest.json $(ORT)/manifest.json
 	$(TIMED) agreement -- $(PY) -m compress.classifier.agreement --model $(ORT) \
-	    $(if $(filter smoke,$(NAME)),--limit 50) \
+	    $(if $(CHECKPOINT),--limit 60 --budgets '[0$(comma)64]' --threads 2,$(if $(filter smoke,$(NAME)),--limit 50)) \
 	    --dev $(RUN)/corpus/dev.jsonl --fallback $(RUN)/fallback
 	touch $@ # the folder's manifest is written last
 
@@ -225,6 +225,7 @@ real: $(STAMP) ## The whole job from CHECKPOINT=file.gguf|folder|hub/id on CORPU
 	$(MAKE) --no-print-directory $(RUN)/eval/$(notdir $(FIRST)).json \
 	    $(RUN)/eval/warm-start.json $(RUN)/eval/grpo-default.json \
 	    $(REAL_RECIPES:%=$(RUN)/eval/ort-%.json) $(REAL_TRT:%=$(RUN)/trt-%/manifest.json) $(RUN)/fastest
+	$(MAKE) --no-print-directory $(RUN)/fallback/agreement.json
 	$(MAKE) --no-print-directory start
 	status=0; $(MAKE) --no-print-directory loadtest || status=$$?; \
 	$(MAKE) --no-print-directory report; exit $$status

@@ -18,6 +18,7 @@ import torch
 
 from compress.folders import load_model
 from compress.tensorrt.formats import FORMATS, Precision
+from curt.hardware import choose_bf16
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,9 @@ def quantise(
         import modelopt.torch.quantization as mtq
         from modelopt.torch.export import export_hf_checkpoint
 
-        model = load_model(source, torch.bfloat16)
+        model = load_model(source, torch.bfloat16)  # the values that are exported
+        if not choose_bf16(True):
+            model = model.float()
         if not model.config.architectures:  # the exporter looks its layer names up by it
             model.config.architectures = [type(model).__name__]
 

@@ -98,14 +98,19 @@ def weight_errors(parent: torch.nn.Module, child: torch.nn.Module) -> dict[str, 
     A projection is compared together with the norm that it reads, and such a norm not by itself.
     """
     theirs, ours = parent.state_dict(), child.state_dict()
+    norm_of, one = NORM_OF, 0.0
+    if any("pre_feedforward_layernorm" in name for name in theirs):
+        # Gemma's norms stand on both sides of a block, and scale by 1 + weight.
+        norm_of = NORM_OF | dict.fromkeys(("gate_proj", "up_proj"), "pre_feedforward_layernorm")
+        one = 1.0
     errors = {}
     for name, wanted in theirs.items():
         value, path = ours[name], name.split(".")
-        if path[-2] in NORM_OF.values():
+        if path[-2] in norm_of.values():
             continue
-        if path[-2] in NORM_OF and path[-1] == "weight":
-            norm = ".".join([*path[:-3], NORM_OF[path[-2]], "weight"])
-            value, wanted = value * ours[norm], wanted * theirs[norm]
+        if path[-2] in norm_of and path[-1] == "weight":
+            norm = ".".join([*path[:-3], norm_of[path[-2]], "weight"])
+            value, wanted = value * (one + ours[norm]), wanted * (one + theirs[norm])
         errors[name] = float((value - wanted).norm() / wanted.norm().clamp_min(1e-12))
     return errors
 

@@ -41,19 +41,27 @@ def test_every_stage_is_made_once_and_in_order():
     order = list(dict.fromkeys(stages(done.stdout)))
     assert sorted(order[:3]) == ["compress.classifier.train", "curt.checkpoint", "curt.corpus"]
     order = [stage for stage in order if stage != "curt.evaluate"]
-    made = [stage for stage in order if not stage.startswith("compress.") or "trim" in stage]
-    begun = made.index("compress.trim")
-    assert made[begun : begun + 3] == ["compress.trim", "train.sft", "train.grpo"]
+    trained = [stage for stage in order if not stage.startswith("compress.") or "trim" in stage]
+    begun = trained.index("compress.trim")
+    assert trained[begun : begun + 3] == ["compress.trim", "train.sft", "train.grpo"]
     # What can't be exported is said before training, once for all recipes.
     asked = done.stdout.index("--check_only true")
     assert done.stdout.index("-m curt.checkpoint") < asked < done.stdout.index("-m train.sft")
-    assert stages(done.stdout).count("compress.onnx.export") == 1 + 3
-    assert stages(done.stdout).count("compress.tensorrt.export") == 1 + 2
-    evaluated = re.findall(r"--out artifacts/real-model/eval/(\S+)\.json", done.stdout)
+    made = done.stdout.partition("fallback/agreement.json\n")[
+        0
+    ]  # a plan makes nothing: it is told again
+    assert stages(made).count("compress.onnx.export") == 1 + 3
+    assert stages(made).count("compress.tensorrt.export") == 1 + 2
+    evaluated = re.findall(r"--out artifacts/real-model/eval/(\S+)\.json", made)
     assert evaluated == ["trimmed", "warm-start", "grpo-default", *(f"ort-{r}" for r in RECIPES)]
-    assert {"compress.onnx.fastest", "serve.", "curt.report"} <= set(order)
+    assert {
+        "compress.onnx.fastest",
+        "compress.classifier.agreement",
+        "serve.",
+        "curt.report",
+    } <= set(order)
     assert "--deadline-ms 10000 " in done.stdout
-    assert done.stdout.count("--limit 3") == 6
+    assert made.count("--limit 3") == 6
     assert "--cases 5 " in done.stdout
     assert "--model artifacts/real-model/trimmed " in done.stdout
     assert "artifacts/demo" not in done.stdout

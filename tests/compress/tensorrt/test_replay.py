@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+)
 
 from compress.distance import compare_on
 from compress.prompts import hash_examples
@@ -230,3 +235,27 @@ def test_rounded_inputs_stay_within_a_step() -> None:
 def test_a_calibration_set_is_known_by_its_tokens_and_their_order() -> None:
     assert hash_examples([[1, 2], [3]]) == hash_examples([(1, 2), (3,)])
     assert len({hash_examples(e) for e in ([[1, 2], [3]], [[3], [1, 2]], [[1], [2, 3]])}) == 3
+
+
+@pytest.mark.slow
+def test_factors_in_gemmas_norms_are_found_there(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = Gemma3TextConfig(
+        vocab_size=160, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=64, max_position_embeddings=256,
+    )  # fmt: skip
+    parent = Gemma3ForCausalLM(shape)
+    with torch.no_grad():  # norms as training leaves them, one input far wider than the others
+        for name, weight in parent.named_parameters():
+            if name.endswith("norm.weight"):
+                weight.normal_(0.5, 0.3)[3] = 20.0
+    parent.save_pretrained(tmp_path / "parent")
+    (tmp_path / "child").mkdir()
+    quantise(tmp_path / "parent", "int4_awq", EXAMPLES, 0, tmp_path / "child")
+    child = load_dequantised(tmp_path / "child", "int4_awq")
+    errors = weight_errors(load(tmp_path / "parent"), child)
+    assert "model.layers.0.post_attention_layernorm.weight" in errors
+    assert max(errors.values()) <= BY_NAME["int4_awq"].most_error
+    child.get_parameter("model.layers.0.pre_feedforward_layernorm.weight").data *= 2
+    wrong = weight_errors(load(tmp_path / "parent"), child)
+    assert wrong["model.layers.0.mlp.gate_proj.weight"] > BY_NAME["int4_awq"].most_error
