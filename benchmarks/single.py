@@ -104,6 +104,8 @@ class Answers(NamedTuple):
     """What this project's engine made of the facts without thinking."""
 
     took_ms: float
+    read: float
+    """Tokens of the prompts beside those that are the same every time."""
     tokens: float
     passes: float
     """The medians."""
@@ -144,7 +146,7 @@ def work(config: SingleConfig) -> None:
         "machine": describe_machine(),
         "prompt_tokens": len(prompt),
         "reused_tokens": start,
-        "engines": summarise(rows, answers, 1 - start / len(prompt), config.thinking),
+        "engines": summarise(rows, answers, len(prompt), config.thinking),
     }
     write_results(config.report, summary, rows=rows)
 
@@ -157,13 +159,13 @@ def name_of(model: Path) -> str:
 def summarise(
     rows: Sequence[dict[str, Any]],
     answers: dict[tuple[str, int], Answers],
-    read: float,
+    prompt_tokens: int,
     thinking: Sequence[int],
 ) -> list[dict[str, Any]]:
     """A row an engine: medians over rounds, and milliseconds of a whole answer by thinking tokens.
 
-    `read` is the share of the prompt that differs from one request to the next. An engine without
-    measured answers writes as many tokens as the first that has them, one a pass.
+    Prompts had `prompt_tokens`. An engine without measured answers reads and writes as many tokens
+    as the first that has them, one a pass.
     """
     usual = next(iter(answers.values()))
     found = []
@@ -172,7 +174,8 @@ def summarise(
         own = [row for row in rows if tuple(row[k] for k in keys) == key]
         prompt_ms, token_ms = (median(row[k] for row in own) for k in ("prompt_ms", "token_ms"))
         measured = answers.get((key[1], key[2])) if key[0] == "curt" else None
-        answer_ms = measured.took_ms if measured else prompt_ms * read + usual.tokens * token_ms
+        computed_ms = prompt_ms / prompt_tokens * usual.read + usual.tokens * token_ms
+        answer_ms = measured.took_ms if measured else computed_ms
         found.append(
             dict(zip(keys, key, strict=True))
             | {
@@ -197,6 +200,7 @@ def _time_answers(engine: OrtEngine, facts: Sequence[str]) -> Answers:
     told: list[Generation] = engine.generate([Request(fact, STATED, 0) for fact in facts])
     return Answers(
         median(g.prefill_ms + g.decode_ms for g in told),
+        median(g.prompt_tokens for g in told) - engine.reused_tokens,
         median(g.answer_tokens for g in told),
         median(g.decode_passes or 0 for g in told),
     )

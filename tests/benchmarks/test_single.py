@@ -60,7 +60,7 @@ def test_answers_are_measured_of_ours_and_computed_for_others():
         {"library": name, "model": "m", "threads": 1, "prompt_ms": prompt, "token_ms": token}
         for name, prompt, token in (("curt", 100, 10), ("curt", 120, 12), ("llama.cpp", 200, 5))
     ]
-    ours, theirs = summarise(rows, {("m", 1): Answers(150, 20, 8)}, 0.5, [0, 8])
+    ours, theirs = summarise(rows, {("m", 1): Answers(150, 50, 20, 8)}, 100, [0, 8])
     assert ours["prompt_ms"] == 110
     assert ours["answer_passes"] == 8
     assert ours["answer_ms"] == {0: 150, 8: 238}
