@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from benchmarks.peers.alone import CONTEXT
 from benchmarks.run import EXPECTED, ROOT, describe_machine, write_results
 from curt.config import Config, run
 from curt.corpus.store import read_cases
@@ -32,7 +33,6 @@ from curt.engines.protocol import Generation, Request
 
 log = logging.getLogger(__name__)
 
-CONTEXT = 1024  # tokens of a prompt and what follows it
 STATED = 32  # thinking budget that prompts state; the limit is what counts here
 
 
@@ -72,7 +72,6 @@ class Alone:
         self.library, self.model, self.threads = library, model, threads
         command = [python, "-m", "benchmarks.peers.alone", "--library", library]
         command += ["--model", str(model.resolve()), "--threads", str(threads)]
-        command += ["--context", str(CONTEXT)]
         self._process = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -101,14 +100,15 @@ class Alone:
 
 
 class Answers(NamedTuple):
-    """What this project's engine made of the facts without thinking."""
+    """What this project's engine made of the facts without thinking: medians over them.
+
+    `read` counts the tokens of a prompt beside those that are the same every time.
+    """
 
     took_ms: float
     read: float
-    """Tokens of the prompts beside those that are the same every time."""
     tokens: float
     passes: float
-    """The medians."""
 
 
 def work(config: SingleConfig) -> None:

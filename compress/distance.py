@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # settings are read before a framework is needed
     from torch import Tensor
 
+MAX_KL = 0.05
+"""From further away, in nats a token, an export is refused unless its settings say otherwise."""
+
 
 def kl_divergence(parent: Tensor, child: Tensor) -> Tensor:
     """KL(p ‖ q) with p = softmax(parent), q = softmax(child): (..., V) logits to (...) nats."""

@@ -17,11 +17,14 @@ from typing import Literal
 from benchmarks.peers.engines import ENGINES, EngineConfig
 from curt.config import run
 
+CONTEXT = 1024
+
 
 class AloneConfig(EngineConfig):
     """What to load, and with what."""
 
     slots: int = 1
+    context: int = CONTEXT
     stops: bool = False
 
     library: Literal["curt", "llama.cpp", "openvino"]

@@ -24,6 +24,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from compress.distance import MAX_KL
 from compress.folders import describe_child
 from compress.onnx.builder import (
     build_graph,
@@ -74,7 +75,7 @@ class ExportOrtConfig(Config):
     tell_likeliest: bool = True
     """Let the graph tell the likeliest token after each of the last tokens, so that an engine can
     check guesses (`compress.onnx.speculation`); CPU only."""
-    max_kl: float = 0.05
+    max_kl: float = MAX_KL
     """Refuse an artifact whose mean KL from its parent, in nats a token, is above this."""
     cases: Path = Path("artifacts/demo/corpus/dev.jsonl")
     """JSON Lines file of cases to measure parity on."""

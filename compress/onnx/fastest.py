@@ -16,6 +16,8 @@ from pathlib import Path
 
 from pydantic import Field
 
+from compress.compare.choice import ANSWER_TOKENS
+from compress.distance import MAX_KL
 from curt.artifact import load_manifest
 from curt.config import Config, run
 
@@ -29,9 +31,9 @@ class FastestConfig(Config):
     """Folders of `compress.onnx.export`, all of one parent."""
     prompt_tokens: int = Field(250, ge=1)
     """Of a request, beside what every prompt starts with."""
-    written_tokens: int = Field(25, ge=1)
+    written_tokens: int = Field(ANSWER_TOKENS, ge=1)
     """Of thinking and answer."""
-    max_kl: float = Field(0.05, gt=0)
+    max_kl: float = Field(MAX_KL, gt=0)
     """Furthest from the parent, in nats a token; where all are further, the nearest is taken."""
 
 

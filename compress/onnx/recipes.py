@@ -3,8 +3,8 @@
 `python -m compress.onnx.recipes` prints the names of those that a CPU serves, for the Makefile.
 
 Which one: w8a8 is the fastest for a model that lies in the processor's cache and so waits for its
-arithmetic, such as the demo's. A larger model waits for its memory instead: there int4, half the
-bytes, is the better choice, and on CUDA it is the only one of the two that runs.
+arithmetic, such as the demo's. A larger model waits for its memory instead: there int4 has half the
+bytes, and `compress.onnx.fastest` tells which is faster; on CUDA only int4 runs.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from compress.distance import compare_on
+from compress.distance import MAX_KL, compare_on
 from compress.folders import count_parameters, describe_child, load_model, weight_bytes
 from compress.prompts import hash_examples, sample_prompts
 from compress.tensorrt.formats import FORMATS, Precision, choose_precision
@@ -79,7 +79,7 @@ class ExportTrtConfig(Config):
     """How many cases to calibrate on."""
     compared_cases: int = 16
     """How many cases to compare likelihood and answers on, none of them calibrated on."""
-    max_kl: float = 0.05
+    max_kl: float = MAX_KL
     """Refuse a checkpoint whose mean KL from its parent, in nats a token, is above this."""
     max_nll_difference: float = 0.05
     """Refuse one that finds the cases' own completions less likely by this, in nats a token."""
