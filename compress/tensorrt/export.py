@@ -223,13 +223,14 @@ def _compare_models(
 ) -> dict[str, float]:
     source = load_model(config.model)
     child = load_dequantised(folder, precision)
-    errors, most = weight_errors(source, child), FORMATS[precision].most_error
+    seen = examples[:COMPARED_EXAMPLES]
+    errors, most = weight_errors(source, child, seen), FORMATS[precision].most_error
     if wrong := [f"{name} ({error:.1%})" for name, error in errors.items() if not error <= most]:
         raise ValueError(
             f"{precision} moves {', '.join(wrong[:5])} from its parent's, more than {most:.1%}: "
             "the quantiser packed it wrongly; use another precision"
         )
-    distance = compare_on(source, child, examples[:COMPARED_EXAMPLES]).to_row()
+    distance = compare_on(source, child, seen).to_row()
     distance["worst_weight_error"] = max(errors.values())
     if not cases:
         return distance

@@ -92,12 +92,17 @@ def _parts_of(prefix: str, found: Mapping[str, Tensor], form: WeightFormat) -> d
     return {part: found[f"{prefix}{part}"] for part in ("weight", *form.scales)}
 
 
-def weight_errors(parent: torch.nn.Module, child: torch.nn.Module) -> dict[str, float]:
-    """How far each tensor is from the parent's, ‖child − parent‖ / ‖parent‖, by name.
+def weight_errors(
+    parent: torch.nn.Module, child: torch.nn.Module, examples: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    """How far each tensor is from the parent's, ‖(child − parent)·D‖ / ‖parent·D‖, by name.
 
+    D holds how large each input channel of a projection is (root mean square) when the parent reads
+    `examples` of token ids, since AWQ rounds small channels coarsely on purpose; else D is 1.
     A projection is compared together with the norm that it reads, and such a norm not by itself.
     """
     theirs, ours = parent.state_dict(), child.state_dict()
+    sizes = input_sizes(parent, examples)
     norm_of, one = NORM_OF, 0.0
     if any("pre_feedforward_layernorm" in name for name in theirs):
         # Gemma's norms stand on both sides of a block, and scale by 1 + weight.
@@ -108,11 +113,42 @@ def weight_errors(parent: torch.nn.Module, child: torch.nn.Module) -> dict[str, 
         value, path = ours[name], name.split(".")
         if path[-2] in norm_of.values():
             continue
+        size = sizes.get(name, torch.ones(()))
         if path[-2] in norm_of and path[-1] == "weight":
             norm = ".".join([*path[:-3], norm_of[path[-2]], "weight"])
-            value, wanted = value * (one + ours[norm]), wanted * (one + theirs[norm])
-        errors[name] = float((value - wanted).norm() / wanted.norm().clamp_min(1e-12))
+            before = one + theirs[norm]
+            value, wanted = value * (one + ours[norm]), wanted * before
+            size = size / before.abs().clamp_min(1e-6)  # of what the norm scales
+        gap, whole = (value - wanted) * size, wanted * size
+        errors[name] = float(gap.norm() / whole.norm().clamp_min(1e-12))
     return errors
+
+
+@torch.inference_mode()
+def input_sizes(model: torch.nn.Module, examples: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Root mean square of each input channel (C,) of every linear layer, by its weight's name."""
+    squares: dict[str, Tensor] = {}
+
+    def listen(name: str, module: torch.nn.Module) -> Any:
+        def add(_: Any, inputs: tuple[Tensor, ...]) -> None:
+            found = inputs[0].float().pow(2).flatten(0, -2).sum(0)
+            squares[name] = squares[name] + found if name in squares else found
+
+        return module.register_forward_pre_hook(add)
+
+    hooks = [
+        listen(f"{name}.weight", module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    try:
+        for ids in examples:
+            model(torch.tensor([list(ids)]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    read = max(1, sum(len(ids) for ids in examples))
+    return {name: (total / read).sqrt() for name, total in squares.items()}
 
 
 def compare_answers(

@@ -137,10 +137,10 @@ def test_an_altered_tensor_is_told_from_its_parents(
     name: str,
 ) -> None:
     folder, most = checkpoints[precision], BY_NAME[precision].most_error
-    right = weight_errors(load(parent), load_dequantised(folder, precision))
+    right = weight_errors(load(parent), load_dequantised(folder, precision), EXAMPLES)
     assert max(right.values()) <= most
     child = load_dequantised(altered(folder, tmp_path / "altered", change), precision)
-    wrong = weight_errors(load(parent), child)
+    wrong = weight_errors(load(parent), child, EXAMPLES)
     assert name in {key for key, error in wrong.items() if error > most}
 
 
@@ -253,9 +253,23 @@ def test_factors_in_gemmas_norms_are_found_there(tmp_path: Path) -> None:
     (tmp_path / "child").mkdir()
     quantise(tmp_path / "parent", "int4_awq", EXAMPLES, 0, tmp_path / "child")
     child = load_dequantised(tmp_path / "child", "int4_awq")
-    errors = weight_errors(load(tmp_path / "parent"), child)
+    errors = weight_errors(load(tmp_path / "parent"), child, EXAMPLES)
     assert "model.layers.0.post_attention_layernorm.weight" in errors
     assert max(errors.values()) <= BY_NAME["int4_awq"].most_error
     child.get_parameter("model.layers.0.pre_feedforward_layernorm.weight").data *= 2
-    wrong = weight_errors(load(tmp_path / "parent"), child)
+    wrong = weight_errors(load(tmp_path / "parent"), child, EXAMPLES)
     assert wrong["model.layers.0.mlp.gate_proj.weight"] > BY_NAME["int4_awq"].most_error
+
+
+def test_a_channel_counts_by_what_goes_into_it(parent: Path) -> None:
+    theirs, ours = load(parent), load(parent)
+    weight = f"{Q_PROJ}.weight"
+    for channel, scale_of_inputs in ((3, 0.01), (4, 1.0)):
+        for model in (theirs, ours):
+            model.get_parameter("model.embed_tokens.weight").data[:, channel] *= scale_of_inputs
+        changed = ours.get_parameter(weight).data
+        kept = changed.clone()
+        changed[:, channel] *= 5
+        error = weight_errors(theirs, ours, EXAMPLES)[weight]
+        changed.copy_(kept)
+        assert (error < 0.02) == (channel == 3), f"channel {channel}: {error}"
