@@ -11,6 +11,9 @@ STAMP := $(VENV)/.made
 
 # A folder of CAIL2018 files (train.json, dev.json, test.json); generated cases when empty.
 CORPUS ?=
+ifneq ($(CORPUS),)
+$(if $(wildcard $(CORPUS)/.),,$(error no folder CORPUS=$(CORPUS): give one that holds train.json, dev.json and test.json))
+endif
 # A pretrained checkpoint to start from: GGUF file, folder or hub id. See `make real`.
 CHECKPOINT ?=
 # At most so many training cases for the model; TEST_CASES: test cases in an evaluation.
@@ -97,13 +100,16 @@ $(RUN)/checkpoint/manifest.json: | $(STAMP)
 	$(if $(filter %.gguf,$(CHECKPOINT)),$(PY) -m pip install --quiet -r configs/real/requirements.txt)
 	$(TIMED) checkpoint -- $(PY) -m curt.checkpoint @$(CONFIGS)/checkpoint.toml \
 	    --model $(CHECKPOINT) --out $(RUN)/checkpoint
+	@echo "$(MADE_OF)" > $(RUN)/made-of
 
-# What no export takes is said before hours of training.
+# What no export takes is said before anything else is made.
 $(RUN)/exportable: $(RUN)/checkpoint/manifest.json
 	for recipe in $(REAL_RECIPES); do $(EXPORT_ORT) --precision $$recipe \
-	    --model $(RUN)/checkpoint --out $(RUN)/ort-$$recipe --check_only true || exit 1; done
+	    --model $(RUN)/checkpoint --out $(RUN)/ort-$$recipe --check_only true || { \
+	    echo "to go on without $$recipe, name the others, of: REAL_RECIPES='$(REAL_RECIPES)'" >&2; exit 1; }; done
 	for recipe in $(REAL_TRT); do $(PY) -m compress.tensorrt.export @configs/real/compress-trt.toml \
-	    --precision $$recipe --model $(RUN)/checkpoint --out $(RUN)/trt-$$recipe --check_only true || exit 1; done
+	    --precision $$recipe --model $(RUN)/checkpoint --out $(RUN)/trt-$$recipe --check_only true || { \
+	    echo "to go on without $$recipe, name the others, of: REAL_TRT='$(REAL_TRT)'" >&2; exit 1; }; done
 	touch $@
 
 $(RUN)/trimmed/manifest.json: $(RUN)/checkpoint/manifest.json | $(RUN)/fallback/manifest.json
@@ -187,7 +193,12 @@ $(RUN)/fallback/agreement.json: $(RUN)/fallback/manifest.json $(ORT)/manifest.js
 	    --dev $(RUN)/corpus/dev.jsonl --fallback $(RUN)/fallback
 	touch $@ # the folder's manifest is written last
 
-$(RUN)/eval/%.json: $(RUN)/%/manifest.json
+# Written anew where TEST_CASES is another than it was: then evaluations are out of date.
+COUNTED = $(RUN)/test-cases
+$(COUNTED): $(if $(filter x$(TEST_CASES),x$(file < $(COUNTED))),,FORCE)
+	@mkdir -p $(RUN); echo "$(TEST_CASES)" > $@
+
+$(RUN)/eval/%.json: $(RUN)/%/manifest.json $(if $(TEST_CASES)$(wildcard $(COUNTED)),$(COUNTED))
 	$(TIMED) eval-$* -- $(EVALUATE) $(if $(filter ort-%,$*),--counterfactuals $(if $(CHECKPOINT),5,$(if $(filter smoke,$(NAME)),20,100))) --model $(RUN)/$* --out $@
 
 $(RUN)/loadtest.passed: $(ORT)/manifest.json $(RUN)/fallback/agreement.json
@@ -219,10 +230,9 @@ $(RUN)/fastest: $(REAL_RECIPES:%=$(RUN)/ort-%/manifest.json) FORCE
 .PHONY: real
 real: $(STAMP) ## The whole job from CHECKPOINT=file.gguf|folder|hub/id on CORPUS=folder (CASES= TEST_CASES= TRIM=no)
 	$(if $(CHECKPOINT),,$(error give CHECKPOINT, a GGUF file, folder or hub id: make real CHECKPOINT=model.gguf CORPUS=folder))
-	@mkdir -p $(RUN); [ -f $(RUN)/made-of ] || echo "$(MADE_OF)" > $(RUN)/made-of; \
-	[ "$(MADE_OF)" = "$$(cat $(RUN)/made-of)" ] || { \
+	@[ ! -f $(RUN)/made-of ] || [ "$(MADE_OF)" = "$$(cat $(RUN)/made-of)" ] || { \
 	    echo "$(RUN) was made with $$(cat $(RUN)/made-of), not $(MADE_OF): give RUN=another/folder, or delete it" >&2; exit 1; }
-	$(MAKE) --no-print-directory $(RUN)/eval/$(notdir $(FIRST)).json \
+	$(MAKE) --no-print-directory $(RUN)/exportable $(RUN)/eval/$(notdir $(FIRST)).json \
 	    $(RUN)/eval/warm-start.json $(RUN)/eval/grpo-default.json \
 	    $(REAL_RECIPES:%=$(RUN)/eval/ort-%.json) $(RUN)/fastest
 	$(MAKE) --no-print-directory $(RUN)/fallback/agreement.json
@@ -351,6 +361,7 @@ fallback: $(RUN)/fallback/agreement.json ## The classifier for when no verdict f
 # With the classifier and the accuracy per budget of the run, where it has them.
 SERVE = CURT_MODEL=$(or $(MODEL),$(ORT)) CURT_HOST=$(HOST) CURT_PORT=$(PORT) \
     CURT_FEEDBACK=$(RUN)/feedback \
+    $(if $(CHECKPOINT),CURT_DEFAULT_DEADLINE_MS=$(DEADLINE)) \
     $(if $(wildcard $(RUN)/corpus/corpus.json),CURT_DRIFT_REFERENCE=$(RUN)/corpus/corpus.json) \
     $(if $(wildcard $(RUN)/fallback/manifest.json),CURT_FALLBACK=$(RUN)/fallback) \
     $(if $(wildcard $(RUN)/eval/ort-$(FORMAT).json),CURT_EVALUATION=$(RUN)/eval/ort-$(FORMAT).json)
@@ -369,10 +380,10 @@ start: $(STAMP) ## Serve in the background until `make stop`
 	    for _ in $$(seq 60); do kill -0 "$$(cat $(PID))" 2>/dev/null || break; sleep 0.5; done; fi; \
 	if $(ANSWERS); then echo "something else answers at $(URL): stop it (make stop RUN=...) or give PORT=" >&2; exit 1; fi; \
 	$(SERVE) nohup $(PY) -m serve > $(RUN)/server.log 2>&1 & echo $$! > $(PID); echo "$$model" > $(PID).model; \
-	for _ in $$(seq 60); do \
+	for _ in $$(seq 1200); do \
 	    if $(ANSWERS); then echo "server ready at $(URL)"; exit 0; fi; \
 	    kill -0 "$$(cat $(PID))" 2>/dev/null || break; sleep 0.5; \
-	done; echo "the server did not become ready:"; tail -5 $(RUN)/server.log; rm -f $(PID); exit 1
+	done; echo "the server did not become ready:"; tail -5 $(RUN)/server.log; kill "$$(cat $(PID))" 2>/dev/null || true; rm -f $(PID); exit 1
 
 .PHONY: stop
 stop: ## Stop the background server

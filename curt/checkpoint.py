@@ -27,12 +27,14 @@ from pydantic import Field
 
 from curt.artifact import (
     MANIFEST,
+    READER,
     ArtifactError,
     Manifest,
     load_manifest,
     parent_of,
     write_artifact,
 )
+from curt.classifier.candidates import LONGEST_TOKENS
 from curt.config import Config, run
 from curt.dialogue import (
     BUDGET_LEVELS,
@@ -48,6 +50,7 @@ from curt.dialogue import (
     build_messages,
     encode,
 )
+from curt.engines.grammar import AnswerGrammar
 from curt.engines.tokenizer import PromptTokenizer, read_context_tokens, read_eos_ids
 from curt.engines.transformers import load_model
 
@@ -113,6 +116,16 @@ class Checkpoint:
         """Whether it knows more than our cases taught it."""
         return self.manifest is None or self.manifest.base != SCRATCH
 
+    def check_as_it_is(self, who: str) -> None:
+        """Raise ValueError where `who`, which reads the checkpoint itself, would read another."""
+        if self.changes or self.source.gguf_file:
+            name = self.source.name
+            raise ValueError(
+                f"{who} would load {name} as it is, without what is settled here "
+                f"({'; '.join(self.changes) or 'it reads no GGUF file'}): start from the folder "
+                f"that `python -m curt.checkpoint --model {name} --out FOLDER` writes"
+            )
+
     def say_changes(self) -> None:
         """Log what is settled otherwise than the checkpoint has it."""
         for change in self.changes:
@@ -133,11 +146,11 @@ class Checkpoint:
             _tie_again(model)
         tokenizer = self.tokenizer
         rows: int = model.get_input_embeddings().num_embeddings
-        if self.pieces:
-            if len(tokenizer) > rows:
-                model.resize_token_embeddings(
-                    len(tokenizer), pad_to_multiple_of=_ROWS, mean_resizing=False
-                )
+        if len(tokenizer) > rows:
+            model.resize_token_embeddings(
+                len(tokenizer), pad_to_multiple_of=_ROWS, mean_resizing=False
+            )
+        if self.pieces or len(tokenizer) > rows:
             for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
                 weight = layer.weight.data
                 weight[rows:] = weight[:rows].mean(0)
@@ -156,16 +169,25 @@ class Checkpoint:
         return model
 
     def check_servable(
-        self, max_fact_tokens: int, max_thinking_tokens: int, version: str = PROMPT_VERSION
+        self,
+        max_fact_tokens: int,
+        max_thinking_tokens: int,
+        version: str = PROMPT_VERSION,
+        *,
+        reader: bool = False,
     ) -> None:
         """Raise ArtifactError where no engine could serve a model trained from this.
 
-        The engines' own readers are asked, over the files that training would write.
+        The engines' own readers are asked, over the files that training would write. With `reader`
+        a classifier will read every fact first.
         """
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             self.tokenizer.save_pretrained(folder)
-            shape = _read_shape(self.source)
+            shape = dict(_read_shape(self.source))
+            shape["vocab_size"] = max(shape.get("vocab_size", 0), len(self.tokenizer))
+            if reader or (Path(self.source.path) / READER).is_dir():
+                (folder / READER).mkdir()
             (folder / "config.json").write_text(json.dumps(shape, default=str), encoding="utf-8")
             eos = json.dumps({"eos_token_id": self.eos_ids})
             (folder / "generation_config.json").write_text(eos, encoding="utf-8")
@@ -207,10 +229,20 @@ def check_servable(
     """
     tokenizer = PromptTokenizer(folder)
     tokenizer.single_id(THINK_END)
-    read_eos_ids(folder, tokenizer)
+    ends = read_eos_ids(folder, tokenizer)
     context = read_context_tokens(folder)
+    width = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    try:
+        AnswerGrammar(folder, width, ends)
+    except ValueError as error:
+        raise ArtifactError(
+            f"{folder}: answers can't be held to the grammar with this tokenizer ({error}): use a "
+            "checkpoint whose tokenizer knows bytes (ByteLevel BPE, or byte fallback)"
+        ) from None
     prompts = Prompts(tokenizer, max_fact_tokens, version=version)
     bare = max(len(prompts.encode("", budget, "")) for budget in BUDGET_LEVELS)
+    if (folder / READER).is_dir():
+        bare += LONGEST_TOKENS
     needed = bare + max_fact_tokens + max_thinking_tokens + 1 + MAX_ANSWER_TOKENS
     if needed > context:
         raise ArtifactError(
@@ -263,7 +295,7 @@ def _find_source(model: str) -> Source:
 
 def _check_gguf(file: Path) -> Source:
     if not file.is_file():
-        raise ValueError(f"no file {file}")
+        raise ValueError(f"no file {file}: give the path of a .gguf file, a folder or a hub id")
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":
             raise ValueError(f"{file} is no GGUF file: fetch it again")
@@ -294,6 +326,7 @@ def _read_shape(source: Source) -> dict[str, Any]:
 def _check_architecture(source: Source, shape: Mapping[str, Any]) -> None:
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.utils.hub import cached_file
 
     place = source.name if source.gguf_file else f"{source.name}: config.json"
     kind = str(shape.get("model_type"))
@@ -312,6 +345,15 @@ def _check_architecture(source: Source, shape: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{place} names {names[0] or kind}, which writes no text (an embedding model, a "
             "classifier, an encoder): give a causal language model (…ForCausalLM)"
+        )
+    # Embedding models that began as causal ones keep their name.
+    pooled = None if source.gguf_file else cached_file(
+        source.path, "modules.json", _raise_exceptions_for_missing_entries=False
+    )  # fmt: skip
+    if pooled:
+        raise ValueError(
+            f"{source.name}: modules.json says that it writes no text (an embedding model): give a "
+            "causal language model"
         )
 
 

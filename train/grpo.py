@@ -53,7 +53,7 @@ from train.runs.checkpoints import (
     run_folder,
     saved_processes,
 )
-from train.runs.lora import Lora, adapter_config, check_quantised, forget_source, load_base
+from train.runs.lora import Lora, adapter_config, check_adapters, forget_source, load_base
 from train.runs.shares import cut_batch
 
 if TYPE_CHECKING:
@@ -332,12 +332,7 @@ def check_vllm(checkpoint: Checkpoint) -> None:
             "use_vllm needs vLLM beside TRL: install both as docs/training.md says, or set it to "
             "false"
         )
-    if checkpoint.pieces or checkpoint.source.gguf_file:
-        raise ValueError(
-            f"vLLM would load {checkpoint.source.name} as it is, without the tokens added to it: "
-            f"start from the folder that `python -m curt.checkpoint --model "
-            f"{checkpoint.source.name} --out FOLDER` writes"
-        )
+    checkpoint.check_as_it_is("vLLM")
 
 
 def open_learner(
@@ -352,7 +347,7 @@ def open_learner(
     from train.runs.processes import ask_main
 
     start = describe_start(config, checkpoint.manifest)
-    check_quantised(config.lora)
+    check_adapters(config.lora, checkpoint)
     check_rate(checkpoint, config.learning_rate, adapters=config.lora is not None)
     thinking_tokens = config.max_thinking_tokens
     checkpoint.check_servable(start["max_fact_tokens"], thinking_tokens, start["prompt_version"])

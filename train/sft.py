@@ -34,7 +34,7 @@ from train.runs.lora import (
     Lora,
     Rows,
     adapter_config,
-    check_quantised,
+    check_adapters,
     forget_source,
     load_base,
     marks_to_train,
@@ -194,8 +194,12 @@ def train_warm_start(
     rate = config.choose_rate(checkpoint)
     version = GRAMMAR_VERSION if config.tell_grammar else PROMPT_VERSION
     if checkpoint:
-        check_quantised(config.lora)
-        checkpoint.check_servable(config.max_fact_tokens, config.max_thinking_tokens, version)
+        check_adapters(config.lora, checkpoint)
+        checkpoint.check_servable(
+            config.max_fact_tokens, config.max_thinking_tokens, version, reader=bool(config.reader)
+        )
+        if checkpoint.manifest:
+            inputs["model"] = Path(checkpoint.source.path) / MANIFEST
         checkpoint.say_changes()
     run_dir = ask_main(lambda: open_run(run or config.out, settings, inputs))
     arguments = TrainingArguments(
@@ -291,7 +295,7 @@ def train_warm_start(
     whole = arguments.distributed_state.distributed_type not in SHARDED
     if arguments.use_cpu and whole and not config.gradient_checkpointing:
         keep_freed_memory()
-        if model.config._attn_implementation == "sdpa":
+        if packs and model.config._attn_implementation == "sdpa":  # it builds no other masks
             model.set_attn_implementation("products")
         trainer.bf16_weights = arguments.bf16
     resume = ask_main(lambda: last_checkpoint(run_dir))

@@ -125,8 +125,8 @@ def _pack(module: str, weight: QuantisedWeight) -> Iterator[tuple[str, Tensor]]:
     rows, columns = weight.codes.shape
     if rows % _PACKED or columns % _PACKED:
         raise ValueError(
-            f"{module} is {rows} by {columns}: GPTQ needs multiples of {_PACKED}; use --algorithm "
-            "k_quant_mixed"
+            f"{module} is {rows} by {columns}: GPTQ needs multiples of {_PACKED}; use --precision "
+            "kquant"
         )
     yield "qweight", _pack_rows(weight.codes).T.contiguous()
     yield "qzeros", _pack_rows((weight.zero_points.T.to(torch.int16) - 1) & 15)

@@ -28,7 +28,7 @@ from curt.dialogue.answer import describe_grammar
 from curt.engines.remote import VllmModel
 from curt.engines.tokenizer import PromptTokenizer, read_eos_ids
 from curt.engines.transformers import load_model
-from tests.checkpoints import GEMMA, KINDS, make_checkpoint, score_pieces
+from tests.checkpoints import GEMMA, KINDS, SHAPE, make_checkpoint, score_pieces
 from tests.micro import FACTS
 from train.branches import can_pack
 
@@ -208,6 +208,35 @@ def test_other_architectures_are_refused_by_name(find, tmp_path, change, said):
     assert str(folder) in str(error.value)
 
 
+def test_an_embedding_model_under_a_causal_name_is_refused(find, tmp_path):
+    folder = shutil.copytree(find("qwen3"), tmp_path / "c")
+    (folder / "modules.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"modules\.json says that it writes no text"):
+        read_checkpoint(folder)
+
+
+def test_a_tokenizer_that_answers_cant_be_held_with_is_refused(find, tmp_path):
+    folder = shutil.copytree(find("unigram"), tmp_path / "c")
+    state = json.loads((folder / "tokenizer.json").read_text())
+    state["decoder"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never"}
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+    with pytest.raises(ArtifactError, match="held to the grammar with this tokenizer") as refused:
+        read_checkpoint(folder).check_servable(200, 64)
+    assert str(folder) in str(refused.value)
+
+
+def test_rows_are_grown_for_every_token_that_the_tokenizer_has(find, tmp_path):
+    folder = shutil.copytree(find("qwen3"), tmp_path / "c")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = load_model(folder).get_input_embeddings().num_embeddings
+    tokenizer.add_tokens([f"<extra_{i}>" for i in range(rows + 1 - len(tokenizer))])
+    tokenizer.save_pretrained(folder)
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint.pieces == {}
+    checkpoint.check_servable(200, 64)
+    assert checkpoint.load_model().get_input_embeddings().num_embeddings > rows
+
+
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
@@ -330,6 +359,11 @@ def test_a_context_too_short_for_the_budgets_is_refused(find):
     with pytest.raises(ArtifactError, match="lower max_fact_tokens") as error:
         read_checkpoint(find("qwen3")).check_servable(900, 512)
     assert str(find("qwen3")) in str(error.value)
+    needed = int(re.findall(r"need (\d+)", str(error.value))[0])
+    room = 900 - (needed - SHAPE["max_position_embeddings"])
+    read_checkpoint(find("qwen3")).check_servable(room, 512)
+    with pytest.raises(ArtifactError, match="lower max_fact_tokens"):  # what a reader adds
+        read_checkpoint(find("qwen3")).check_servable(room, 512, reader=True)
 
 
 def test_a_folder_whose_config_nests_its_model_is_refused_by_serving(written, tmp_path):

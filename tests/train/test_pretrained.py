@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from importlib.util import find_spec
 from operator import methodcaller
@@ -22,6 +23,7 @@ from tests.checkpoints import make_checkpoint
 from tests.train.training_runs import grpo_config, made_by, make_corpus, sft_config
 from train.data.trajectories import read_rollouts
 from train.grpo import GRPOSettings, check_vllm, train_grpo
+from train.loop.trainer import RecordingTrainer
 from train.runs.checkpoints import run_folder
 from train.runs.lora import Lora
 from train.sft import SFTConfig, train_warm_start
@@ -47,7 +49,7 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MATRIX)
-def test_a_checkpoint_trains_and_every_engine_writes_the_same(kind, corpus, tmp_path):
+def test_a_checkpoint_trains_and_every_engine_writes_the_same(kind, corpus, tmp_path, monkeypatch):
     lora, compact = MATRIX[kind]
     changes = {
         "model": str(make_checkpoint(tmp_path / kind, kind)), "lora": lora, "epochs": 0.5,
@@ -63,6 +65,14 @@ def test_a_checkpoint_trains_and_every_engine_writes_the_same(kind, corpus, tmp_
         corpus, warm, tmp_path / "grpo", steps=1, learning_rate=1e-5, lora=lora, compact=compact,
         trackers=[],
     )  # fmt: skip
+    read: list[list[int]] = []
+    generate = RecordingTrainer._generate_single_turn
+
+    def listen(trainer, prompt_ids, *others):
+        read.extend(prompt_ids)
+        return generate(trainer, prompt_ids, *others)
+
+    monkeypatch.setattr(RecordingTrainer, "_generate_single_turn", listen)
     model = made_by(train_grpo, config)
     assert load_manifest(model).base == manifest.base
 
@@ -73,8 +83,9 @@ def test_a_checkpoint_trains_and_every_engine_writes_the_same(kind, corpus, tmp_
     for row in rows:
         assert row["truncated"] == (not set(row["token_ids"]) & set(ends))
         assert row["completion"] == tokenizer.decode(row["token_ids"], skip_special_tokens=True)
-        begins = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
-        assert begins.count(tokenizer.bos_token_id) <= 1 or tokenizer.bos_token_id in ends
+    begins = tokenizer.bos_token_id
+    assert read
+    assert begins is None or all(ids.count(begins) == 1 for ids in read)
     engines = ("transformers", "vllm_dialect", "onnxruntime")
     _check_engines(model, engines if kind not in NO_ORT else engines[:2])
 
@@ -155,6 +166,25 @@ def test_vllm_is_not_given_a_checkpoint_that_lacks_the_tokens_added(tmp_path, mo
     check_vllm(read_checkpoint(make_checkpoint(tmp_path / "qwen3", "qwen3")))
     with pytest.raises(ValueError, match=r"python -m curt\.checkpoint --model"):
         check_vllm(read_checkpoint(make_checkpoint(tmp_path / "qwen2.5", "qwen2.5")))
+    # All its tokens are there, but it would write on past the end that its template writes.
+    folder = shutil.copytree(tmp_path / "qwen3", tmp_path / "base")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["eos_token"] = "<|endoftext|>"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": None}))
+    assert read_checkpoint(folder).pieces == {}
+    with pytest.raises(ValueError, match=r"ends a turn with <\|im_end\|>.* start from the folder"):
+        check_vllm(read_checkpoint(folder))
+
+
+def test_adapters_are_not_kept_for_a_base_that_lacks_what_was_settled(tmp_path):
+    write_cases(tmp_path / "train.jsonl", common_cases(1, "train"))
+    source = make_checkpoint(tmp_path / "qwen2.5", "qwen2.5")
+    config = SFTConfig(corpus=tmp_path, model=str(source), out=tmp_path / "out", max_fact_tokens=64,
+                       max_thinking_tokens=16, lora={"keep": True})  # fmt: skip
+    with pytest.raises(ValueError, match="a server of the kept adapter would load"):
+        train_warm_start(config)
+    assert not run_folder(config.out).exists()
 
 
 def test_compact_rollouts_are_not_vllms():

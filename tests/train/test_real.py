@@ -35,18 +35,17 @@ def stages(text: str) -> list[str]:
     return [".".join(found) for found in MODULES.findall(text) if found[1] != "stopwatch"]
 
 
-def test_every_stage_is_made_once_and_in_order():
-    done = plan("CHECKPOINT=a/model.gguf", "CORPUS=cases", "CASES=5", "TEST_CASES=3")
+def test_every_stage_is_made_once_and_in_order(tmp_path: Path):
+    done = plan("CHECKPOINT=a/model.gguf", f"CORPUS={tmp_path}", "CASES=5", "TEST_CASES=3")
     assert done.returncode == 0, done.stderr
     order = list(dict.fromkeys(stages(done.stdout)))
-    assert sorted(order[:3]) == ["compress.classifier.train", "curt.checkpoint", "curt.corpus"]
+    # What can't be exported is said before anything is made, once for all recipes.
+    assert order[:3] == ["curt.checkpoint", "compress.onnx.export", "compress.tensorrt.export"]
+    assert sorted(order[3:5]) == ["compress.classifier.train", "curt.corpus"]
     order = [stage for stage in order if stage != "curt.evaluate"]
     trained = [stage for stage in order if not stage.startswith("compress.") or "trim" in stage]
     begun = trained.index("compress.trim")
     assert trained[begun : begun + 3] == ["compress.trim", "train.sft", "train.grpo"]
-    # What can't be exported is said before training, once for all recipes.
-    asked = done.stdout.index("--check_only true")
-    assert done.stdout.index("-m curt.checkpoint") < asked < done.stdout.index("-m train.sft")
     made = done.stdout.partition("fallback/agreement.json\n")[
         0
     ]  # a plan makes nothing: it is told again
@@ -87,10 +86,37 @@ def test_a_folder_made_of_something_else_is_refused(tmp_path: Path):
     assert "give RUN=another/folder" in done.stderr
 
 
-def test_a_checkpoint_must_be_named():
-    done = plan("CORPUS=cases")
+def test_a_checkpoint_must_be_named(tmp_path: Path):
+    done = plan(f"CORPUS={tmp_path}")
     assert done.returncode != 0
     assert "give CHECKPOINT, a GGUF file, folder or hub id" in done.stderr
+
+
+def test_a_corpus_that_is_not_there_is_refused_before_anything_is_made():
+    done = plan("CHECKPOINT=a/model.gguf", "CORPUS=no/such")
+    assert done.returncode != 0
+    assert "no folder CORPUS=no/such: give one that holds train.json" in done.stderr
+
+
+def test_another_number_of_test_cases_evaluates_again(tmp_path: Path):
+    def make(count: int, *flags: str) -> subprocess.CompletedProcess[str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+        goal = f"{tmp_path}/eval/trimmed.json"
+        command = ["make", *flags, f"RUN={tmp_path}", f"TEST_CASES={count}", "PYTHON=python3", goal]
+        return subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True)
+
+    for name in ("trimmed/manifest.json", "eval/trimmed.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "test-cases").write_text("40\n")
+    (tmp_path / "eval" / "trimmed.json").touch()
+    assert make(40, "-q").returncode == 0
+    assert "--limit 60" in make(60, "-n").stdout
+
+
+def test_a_served_checkpoint_answers_within_its_own_deadline(tmp_path: Path):
+    text = plan("CHECKPOINT=a/model.gguf", f"CORPUS={tmp_path}").stdout
+    assert "CURT_DEFAULT_DEADLINE_MS=10000 " in text
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ from typing import Any
 
 from curt.files import sha256, write_json
 
-MADE = ("checkpoint-*", "trajectories/*", "round-*")
-"""What steps of a run leave in its folder."""
+CONTINUED = ("checkpoint-*", "round-*")
+"""What a run goes on from."""
 
 
 def run_folder(out: Path) -> Path:
@@ -22,26 +22,27 @@ def open_run(out: Path, settings: dict[str, Any], inputs: dict[str, Path]) -> Pa
     """The folder where the run that will produce `out` keeps its checkpoints and trajectories.
 
     `inputs` are files the run depends on; their hashes are recorded with the settings. What a
-    finished run left is moved aside, never deleted. Raises ValueError when the folder holds an
-    unfinished run with other settings or inputs; one that never made a step holds nothing.
+    finished run left is moved aside, never deleted; so are the samples of one with other settings
+    that ended before its first checkpoint. Raises ValueError when the folder holds a checkpoint of
+    an unfinished run with other settings or inputs.
     """
     run = run_folder(out)
     recorded = run / "config.json"
     config = {**settings, "inputs": {name: sha256(path) for name, path in inputs.items()}}
-    if recorded.is_file() and any(next(run.glob(name), None) for name in MADE):
-        previous = json.loads(recorded.read_bytes())
-        changed = sorted(
-            k for k in config.keys() | previous.keys() if config.get(k) != previous.get(k)
-        )
-        if changed:
+    previous = json.loads(recorded.read_bytes()) if recorded.is_file() else None
+    names = config.keys() | (previous or {}).keys()
+    changed = sorted(k for k in names if config.get(k) != (previous or {}).get(k))
+    if previous is not None and changed:
+        if any(next(run.glob(name), None) for name in CONTINUED):
             raise ValueError(
                 f"{run} holds an unfinished run with other {', '.join(changed)}: "
                 "delete it to start anew, or give another --out"
             )
-    else:
-        if run.exists() and not recorded.is_file():
-            _move_aside(run)
-        write_json(recorded, config)
+        if next(run.glob("trajectories/*"), None):
+            previous = None
+    if previous is None and run.exists():
+        _move_aside(run)
+    write_json(recorded, config)
     return run
 
 

@@ -45,8 +45,13 @@ Rows = dict[str, list[int]]
 _TRAINED = (".lora_", ".trainable_tokens_delta.")  # in the names of what an adapted model learns
 
 
-def check_quantised(lora: Lora | None) -> None:
-    """Raise ValueError where a base shall be held in four bits and nothing can."""
+def check_adapters(lora: Lora | None, checkpoint: Checkpoint) -> None:
+    """Raise ValueError where a base shall be held in four bits and nothing can.
+
+    So too where kept adapters would be loaded onto another base than they were trained on.
+    """
+    if lora and lora.keep:
+        checkpoint.check_as_it_is("a server of the kept adapter")
     if lora and lora.quantised and importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(
             "lora.quantised needs the package bitsandbytes: install it, as docs/training.md says"

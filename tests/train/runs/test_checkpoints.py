@@ -140,5 +140,13 @@ def test_a_run_that_made_no_step_takes_corrected_settings(tmp_path, run):
     assert not run.with_name("model.run.1").exists()
     (run / "trajectories").mkdir()
     (run / "trajectories" / "step-000001.parquet").write_bytes(b"x")
+    assert open_run(tmp_path / "model", corrected, {}) == run
+    assert (run / "trajectories" / "step-000001.parquet").is_file()
+    # Out of memory in the first update: nothing to go on from, and the samples are kept.
+    assert open_run(tmp_path / "model", CONFIG, {}) == run
+    assert json.loads((run / "config.json").read_text()) == {**CONFIG, "inputs": {}}
+    aside = run.with_name("model.run.1")
+    assert (aside / "trajectories" / "step-000001.parquet").read_bytes() == b"x"
+    (run / "checkpoint-2").mkdir()
     with pytest.raises(ValueError, match="unfinished run with other steps"):
-        open_run(tmp_path / "model", CONFIG, {})
+        open_run(tmp_path / "model", corrected, {})
