@@ -221,7 +221,6 @@ def train_warm_start(
         remove_unused_columns=False,
         save_steps=config.checkpoint_steps,
         save_total_limit=2,
-        logging_steps=20,
         report_to="none",
         disable_tqdm=True,
         seed=config.seed,
@@ -280,6 +279,7 @@ def train_warm_start(
         MuonWithAdamW(model, muon_lr=config.muon_rate, adamw_lr=rate) if config.muon_rate else None
     )
     arguments.lr_scheduler_kwargs = {"num_decay_steps": int(config.decay * steps)}
+    arguments.logging_steps = min(20, max(1, steps // 20))
     trainer = BranchTrainer(
         model=model,
         args=arguments,

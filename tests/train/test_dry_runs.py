@@ -125,7 +125,10 @@ def test_the_warm_start_trains_scaled_down(tmp_path, made, folder, name):
     corpus, model = made
     config = scaled_sft(corpus, model, tmp_path / "out", folder, name)
     assert (config.lora is not None) == name.endswith("lora")
-    assert_whole_and_trained(made_by(train_warm_start, config), model)
+    folder_ = made_by(train_warm_start, config)
+    assert_whole_and_trained(folder_, model)
+    history = json.loads((folder_ / "history.json").read_bytes())  # for the report's curve
+    assert [row["step"] for row in history] == [1, 2]
 
 
 @pytest.mark.slow

@@ -115,6 +115,8 @@ def _check_engines(folder: Path, kinds: tuple[str, ...]) -> None:
         for kind in kinds:
             engine = open_subject(kind, folder, stack, servers).engine
             texts[kind] = [generation.text for generation in engine.generate(requests)]
+            if kind != "vllm_dialect":  # it is told with each request
+                assert set(engine.eos_ids) == set(read_eos_ids(folder, PromptTokenizer(folder)))
     assert all(text == texts["transformers"] for text in texts.values())
     assert all(THINK_END in text for text in texts["transformers"])
     assert json.loads((folder / "generation_config.json").read_text()).get("temperature") is None
