@@ -112,7 +112,7 @@ _MONEY_ABROAD = re.compile(
     rf"[0-9{HAN_NUMERALS}][余多]?{_GAP}(?P<after>{_FOREIGN})|(?P<before>{_FOREIGN}){_ABOUT}{_GAP}[0-9{HAN_NUMERALS}]"
     rf"|(?P<sign>{'|'.join(map(re.escape, _SIGNS))}){_GAP}[0-9]"
 )
-_ABROAD = re.compile("|".join([_FOREIGN, *map(re.escape, _SIGNS)]))
+_ANY_ABROAD = re.compile("|".join([_FOREIGN, *map(re.escape, _SIGNS)]))
 _CHANGED = re.compile(
     r"[0-9,.万千百余多元]*[（(，,]?[^。；，、]{0,6}?[折兑合][^。；，、]{0,6}人民币"
 )
@@ -205,7 +205,7 @@ def _write_grade(match: re.Match[str]) -> str:
 
 def foreign_money(text: str) -> list[str]:
     """Names of the foreign money that a text tells sums of, unless it tells them in yuan too."""
-    if not _ABROAD.search(text):  # found soon, as each word begins with a character of its own
+    if not _ANY_ABROAD.search(text):  # found soon, as each word begins with a character of its own
         return []
     names = [
         match["after"] or match["before"] or _SIGNS[match["sign"]]

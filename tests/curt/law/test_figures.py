@@ -225,6 +225,18 @@ def test_what_is_no_measure_stays(told: str) -> None:
     assert normalise_figures(told) == told
 
 
+@pytest.mark.parametrize(
+    ("told", "yuan"),
+    [
+        ("窃得50000美元，人民币8000元", 8000.0),
+        ("盗走美元2000及现金3000元", 3000.0),
+        ("收受港币后取款5000元", 5000.0),
+    ],
+)
+def test_yuan_beside_foreign_money_are_read(told: str, yuan: float) -> None:
+    assert [figure.value for figure in read_figures(told)] == [yuan]
+
+
 def test_counts_are_read_in_chinese_numerals_too() -> None:
     assert list(read_figures("容留三人次吸食")) == [Figure(2, 5, 3.0, "人次")]
 
