@@ -11,12 +11,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from curt.corpus.case import Case
 from curt.files import whole_file
 
-CaseFormat = Literal["jsonl", "parquet"]
 ROWS_AT_ONCE = 1000
 
 

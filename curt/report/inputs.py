@@ -157,7 +157,6 @@ class LoadConfidence(Part):
 
     proven: bool
     statement: str
-    miss_rate_upper: float | None = None
 
 
 class LoadVerdict(Part):
@@ -175,8 +174,6 @@ class LoadTest(Part):
     misses_by_reason: dict[str, int] = {}
     latency_ms: dict[str, float | None]
     latencies_ms: list[float] = []
-    server_ms: dict[str, float | None] = {}
-    achieved_rate_per_s: float | None = None
     duration_s: float | None = None
     ended: str = ""
     settings: LoadSettings

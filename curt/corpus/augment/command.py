@@ -1,7 +1,6 @@
 """More training cases from those that are there: distractors, and the facts in other words.
 
     python -m curt.corpus augment --corpus artifacts/demo/corpus --out artifacts/demo/corpus-more
-    python -m curt.corpus augment @configs/cail/augment.toml --out artifacts/cail/corpus-more
 
 Reads a corpus folder and writes another, whole or not at all: the training set with the new cases
 behind each original, the dev and test sets byte for byte as they were. What failed a check is not

@@ -20,7 +20,7 @@ from curt.corpus.read.extract import extract_reasoning
 from curt.corpus.read.records import RecordError
 from curt.dialogue import normalise_fact
 from curt.law.figures import HAN_NUMERALS, parse_yuan
-from curt.law.numerals import NUMBER, article_order, parse_article, parse_months, parse_number
+from curt.law.numerals import NUMBER, article_order, parse_article, parse_months
 from curt.law.statutes import article_carries, canonical_charge, is_charge
 from curt.law.verdict import REPRIEVE, Term, TermKind, Verdict
 
@@ -28,15 +28,6 @@ SOURCE = "judgments"
 COMBINED = "combined punishment"
 APPEAL = "appeal"
 REASONING = "terse"  # the verbosity under which extracted evidence is filed
-
-
-@dataclass(frozen=True, slots=True)
-class Citation:
-    """One cited article of the Criminal Law with its paragraphs (款) and items (项)."""
-
-    article: str
-    paragraphs: tuple[int, ...] = ()
-    items: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +44,6 @@ class Sentencing:
     """What one defendant was sentenced to; `term` is None where there was a fine alone."""
 
     defendant: str
-    unit: bool
     counts: tuple[Count, ...]
     term: Term | None
     fine_yuan: int
@@ -72,10 +62,10 @@ class Judgment:
     """A document, read."""
 
     sections: Sections
-    citations: tuple[Citation, ...]
+    articles: tuple[str, ...]
+    """Those of the Criminal Law that it cites."""
     sentencings: tuple[Sentencing, ...]
     acquitted: tuple[str, ...]
-    confiscates: bool
     appeal: bool
     """Whether a first sentence was appealed or tried again."""
 
@@ -88,9 +78,9 @@ class Judgment:
         if sentencing.term is None:
             raise RecordError("a fine alone")
         articles = tuple(
-            c.article
-            for c in self.citations
-            if any(article_carries(c.article, charge) for charge in sentencing.charges)
+            article
+            for article in self.articles
+            if any(article_carries(article, charge) for charge in sentencing.charges)
         )
         if not articles:
             raise RecordError("no cited article carries the charge")
@@ -139,38 +129,21 @@ _STATUTE = re.compile(r"《([^》]*)》")
 _CRIMINAL_LAW = re.compile(r"(?:中华人民共和国)?刑法(?:[（(].*)?")
 _MISSING_WORD = re.compile(rf"第({NUMBER})(?=第{NUMBER}款)")  # 第六十七第三款
 _ARTICLES = re.compile(rf"第?({NUMBER}(?:、{NUMBER})*)条(?:之({NUMBER}))?")
-_PARAGRAPHS = re.compile(rf"第({NUMBER}(?:、第?{NUMBER})*)款")
-_ITEMS = re.compile(rf"第?[（(]({NUMBER})[）)]项")
 
 
-def read_citations(law: str) -> tuple[Citation, ...]:
+def read_citations(law: str) -> tuple[str, ...]:
     """Articles of the Criminal Law cited in a text, each once, in its order."""
-    found: dict[str, Citation] = {}
+    found: dict[str, None] = {}
     marks = list(_STATUTE.finditer(law))
     for mark, following in zip_longest(marks, marks[1:]):
-        if not _CRIMINAL_LAW.fullmatch(mark[1]):
-            continue
-        part = law[mark.end() : following.start() if following else len(law)]
-        for citation in _read_articles(_MISSING_WORD.sub(r"第\1条", part)):
-            earlier = found.get(citation.article, Citation(citation.article))
-            found[citation.article] = Citation(
-                citation.article,
-                tuple(dict.fromkeys(earlier.paragraphs + citation.paragraphs)),
-                tuple(dict.fromkeys(earlier.items + citation.items)),
-            )
-    return tuple(found.values())
+        if _CRIMINAL_LAW.fullmatch(mark[1]):
+            part = law[mark.end() : following.start() if following else len(law)]
+            found |= dict.fromkeys(_read_articles(_MISSING_WORD.sub(r"第\1条", part)))
+    return tuple(found)
 
 
-def _read_articles(text: str) -> Iterator[Citation]:
-    matches = list(_ARTICLES.finditer(text))
-    for match, following in zip_longest(matches, matches[1:]):
-        details = text[match.end() : following.start() if following else len(text)]
-        paragraphs = tuple(
-            parse_number(number)
-            for group in _PARAGRAPHS.findall(details)
-            for number in re.findall(NUMBER, group)
-        )
-        items = tuple(parse_number(number) for number in _ITEMS.findall(details))
+def _read_articles(text: str) -> Iterator[str]:
+    for match in _ARTICLES.finditer(text):
         numbers = match[1].split("、")
         for number in numbers:
             branch = f"之{match[2]}" if match[2] and number == numbers[-1] else ""
@@ -178,8 +151,7 @@ def _read_articles(text: str) -> Iterator[Citation]:
                 article = parse_article(f"第{number}条{branch}")
             except ValueError:  # 第五百零五条 of an interpretation without its own title
                 continue
-            last = number == numbers[-1]
-            yield Citation(article, paragraphs if last else (), items if last else ())
+            yield article
 
 
 # --- the ruling --------------------------------------------------------------------------------
@@ -225,10 +197,9 @@ def read_judgment(document: str) -> Judgment:
         raise RecordError("acquitted" if acquitted else "no sentence in the ruling")
     return Judgment(
         sections=sections,
-        citations=read_citations(sections.law),
+        articles=read_citations(sections.law),
         sentencings=sentencings,
         acquitted=acquitted,
-        confiscates="没收" in sections.ruling or "追缴" in sections.ruling,
         appeal=any(map(_APPEAL.search, (sections.header, sections.facts, sections.ruling))),
     )
 
@@ -248,8 +219,7 @@ def _read_sentencings(ruling: str) -> Iterator[Sentencing]:
         if match[1] or match[2] or current is None:
             if current is not None:
                 yield from _finish(current)
-            names, unit = match[2].removesuffix("均"), match[1] == "被告单位"
-            current = Sentencing(names, unit, (count,), None, 0, False, told)
+            current = Sentencing(match[2].removesuffix("均"), (count,), None, 0, False, told)
         else:
             current = replace(current, counts=(*current.counts, count), text=current.text + told)
     if current is not None:
