@@ -23,7 +23,8 @@ NAME ?= real
 # One folder a checkpoint; `make real` writes down there which of its exports is the fastest.
 RUN ?= artifacts/real-$(patsubst %.gguf,%,$(notdir $(patsubst %/,%,$(CHECKPOINT))))
 FORMAT ?= $(or $(patsubst ort-%,%,$(notdir $(file < $(RUN)/fastest))),int4)
-# Answers take seconds on two cores, and the load test asks for no more.
+# Answers take seconds on two cores: all of them work on one, and the load test asks for no more.
+THREADS ?= $(shell nproc)
 DEADLINE ?= 10000
 TIMEOUT ?= 30
 RATE ?= 0.05
@@ -225,7 +226,7 @@ REAL_TRT ?= fp8 int4_awq
 MADE_OF = CHECKPOINT=$(CHECKPOINT) CORPUS=$(CORPUS) CASES=$(CASES) TRIM=$(TRIM)
 .PHONY: FORCE
 $(RUN)/fastest: $(REAL_RECIPES:%=$(RUN)/ort-%/manifest.json) FORCE
-	$(PY) -m compress.onnx.fastest --artifacts '[$(subst " ","$(comma)",$(REAL_RECIPES:%="$(RUN)/ort-%"))]' > $@
+	$(PY) -m compress.onnx.fastest $(if $(filter-out 1,$(THREADS)),--threads 2) --artifacts '[$(subst " ","$(comma)",$(REAL_RECIPES:%="$(RUN)/ort-%"))]' > $@
 
 .PHONY: real
 real: $(STAMP) ## The whole job from CHECKPOINT=file.gguf|folder|hub/id on CORPUS=folder (CASES= TEST_CASES= TRIM=no)
@@ -361,7 +362,7 @@ fallback: $(RUN)/fallback/agreement.json ## The classifier for when no verdict f
 # With the classifier and the accuracy per budget of the run, where it has them.
 SERVE = CURT_MODEL=$(or $(MODEL),$(ORT)) CURT_HOST=$(HOST) CURT_PORT=$(PORT) \
     CURT_FEEDBACK=$(RUN)/feedback \
-    $(if $(CHECKPOINT),CURT_DEFAULT_DEADLINE_MS=$(DEADLINE)) \
+    $(if $(CHECKPOINT),CURT_DEFAULT_DEADLINE_MS=$(DEADLINE) CURT_THREADS=$(THREADS)) \
     $(if $(wildcard $(RUN)/corpus/corpus.json),CURT_DRIFT_REFERENCE=$(RUN)/corpus/corpus.json) \
     $(if $(wildcard $(RUN)/fallback/manifest.json),CURT_FALLBACK=$(RUN)/fallback) \
     $(if $(wildcard $(RUN)/eval/ort-$(FORMAT).json),CURT_EVALUATION=$(RUN)/eval/ort-$(FORMAT).json)

@@ -8,6 +8,7 @@ import os
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -25,6 +26,10 @@ MIN_SECRET_BYTES = 16
 
 def _cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _worker_count(settings: Mapping[str, Any]) -> int:
+    return max(1, _cpu_count() // settings.get("threads", 1))
 
 
 class Settings(BaseSettings):
@@ -55,9 +60,13 @@ class Settings(BaseSettings):
     engine_api_key: SecretStr | None = None
     """Key that server asks for."""
 
-    workers: int = Field(default_factory=_cpu_count, ge=1, le=256)
-    """Worker processes, one thread each; by default one per usable core. With a remote engine the
-    requests in flight there."""
+    threads: int = Field(1, ge=1, le=256)
+    """Threads of a worker. One answers most requests a second; where one request alone takes long,
+    as with hundreds of millions of parameters, as many as there are cores answer it soonest."""
+
+    workers: int = Field(default_factory=_worker_count, ge=1, le=256)
+    """Worker processes; by default so many that each of their threads has a core. With a remote
+    engine the requests in flight there."""
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 inside a container."""
@@ -262,7 +271,7 @@ def describe_settings() -> str:
     """Every setting's variable with its default and what it does."""
     lines = []
     for name, field in Settings.model_fields.items():
-        default = field.get_default(call_default_factory=True)
+        default = field.get_default(call_default_factory=True, validated_data={})
         value = "required" if field.is_required() else "" if default is None else f"{default}"
         lines.append(f"{PREFIX}{name.upper()} ({value})" if value else f"{PREFIX}{name.upper()}")
         lines.append(textwrap.indent(field.description or "", "    "))

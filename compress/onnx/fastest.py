@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -33,6 +34,8 @@ class FastestConfig(Config):
     """Of a request, beside what every prompt starts with."""
     written_tokens: int = Field(ANSWER_TOKENS, ge=1)
     """Of thinking and answer."""
+    threads: Literal[1, 2] = 1
+    """What of the measurements counts; two stand for more."""
     max_kl: float = Field(MAX_KL, gt=0)
     """Furthest from the parent, in nats a token; where all are further, the nearest is taken."""
 
@@ -51,8 +54,8 @@ def choose_fastest(measured: Mapping[str, Mapping[str, float]], config: FastestC
     nearest = min(row["kl"] for row in measured.values())
     took_ms = {}
     for name, row in measured.items():
-        read_s = config.prompt_tokens / row["prefill_tokens_per_s_1_threads"]
-        write_s = config.written_tokens / row["decode_tokens_per_s_1_threads"]
+        read_s = config.prompt_tokens / row[f"prefill_tokens_per_s_{config.threads}_threads"]
+        write_s = config.written_tokens / row[f"decode_tokens_per_s_{config.threads}_threads"]
         took_ms[name] = 1e3 * (read_s + write_s)
         log.info("%s: %.0f ms a request, %.4f nats from its parent", name, took_ms[name], row["kl"])
     near = [name for name, row in measured.items() if row["kl"] <= max(config.max_kl, nearest)]

@@ -21,7 +21,9 @@ def make_spawn(settings: Settings, folder: Path, manifest_sha256: str) -> Spawn:
     started with.
     """
     if not serving_engine(settings.engine).is_remote:
-        open_engine = functools.partial(open_worker_engine, manifest_sha256=manifest_sha256)
+        open_engine = functools.partial(
+            open_worker_engine, manifest_sha256=manifest_sha256, threads=settings.threads
+        )
         return lambda: WorkerProcess(folder, open_engine)
     if folder.resolve() != settings.model.resolve():
         raise ArtifactError(

@@ -62,14 +62,14 @@ PIECE_INTERVAL_S = 0.02
 
 
 def open_worker_engine(
-    folder: Path, *, manifest_sha256: str | None = None
+    folder: Path, *, manifest_sha256: str | None = None, threads: int = 1
 ) -> tuple[Engine, CountTokens]:
-    """Load a model folder on one thread.
+    """Load a model folder on so many threads.
 
     Raises ArtifactError where the folder's manifest is not the expected one: replies would name
     another model than the one that answers.
     """
-    engine = open_engine(folder)
+    engine = open_engine(folder, threads=threads)
     if manifest_sha256 is not None:
         expect_manifest(folder, manifest_sha256)
     return engine, engine.tokenizer.count

@@ -116,7 +116,7 @@ def test_another_number_of_test_cases_evaluates_again(tmp_path: Path):
 
 def test_a_served_checkpoint_answers_within_its_own_deadline(tmp_path: Path):
     text = plan("CHECKPOINT=a/model.gguf", f"CORPUS={tmp_path}").stdout
-    assert "CURT_DEFAULT_DEADLINE_MS=10000 " in text
+    assert "CURT_DEFAULT_DEADLINE_MS=10000 CURT_THREADS=" in text
 
 
 @pytest.mark.slow

@@ -27,6 +27,14 @@ def test_a_whole_request_counts_and_how_near_it_is(changes, chosen):
     assert choose_fastest(measured | changes, FastestConfig(artifacts=["a"])) == chosen
 
 
+def test_what_two_threads_do_is_a_measurement_of_its_own():
+    two = {"prefill_tokens_per_s_2_threads": 150, "decode_tokens_per_s_2_threads": 90}
+    measured = {"int4": row(80, 90, 0.04) | two, "w8a8": row(200, 30, 0.02)}
+    measured["w8a8"] |= dict.fromkeys(two, 40)
+    assert choose_fastest(measured, FastestConfig(artifacts=["a"])) == "w8a8"
+    assert choose_fastest(measured, FastestConfig(artifacts=["a"], threads=2)) == "int4"
+
+
 def test_the_folder_is_printed_alone(micro_model, tmp_path, capsys):
     artifact = export(micro_model, tmp_path / "fp32")
     work(FastestConfig(artifacts=[artifact]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -13,9 +14,9 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
-from curt.artifact import ArtifactError, load_manifest
+from curt.artifact import MANIFEST, ArtifactError, load_manifest
 from curt.engines.registry import ENGINES
-from curt.files import write_json
+from curt.files import sha256, write_json
 from serve.app import create_app
 from serve.pool.process import WorkerProcess
 from serve.pool.remote import RemoteWorker
@@ -66,6 +67,26 @@ def test_each_engine_has_its_workers(micro_model: Path, empty_model: Path) -> No
     assert isinstance(make_spawn(Settings(model=empty_model), empty_model, "0")(), WorkerProcess)
     remote = Settings(model=micro_model, engine="vllm", engine_url=URL)
     assert isinstance(make_spawn(remote, micro_model, "0")(), RemoteWorker)
+
+
+def test_workers_have_their_threads_and_each_thread_a_core(ort_model: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert Settings(model=ort_model).workers == cores
+    assert Settings(model=ort_model, threads=cores).workers == 1
+    assert Settings(model=ort_model, threads=cores + 5).workers == 1
+    assert Settings(model=ort_model, threads=2, workers=3).workers == 3
+
+    async def count(threads: int) -> int:
+        """Threads of a worker that is ready."""
+        settings = Settings(model=ort_model, threads=threads)
+        worker = make_spawn(settings, ort_model, sha256(ort_model / MANIFEST))()
+        try:
+            await worker.start()
+            return len(list(Path(f"/proc/{worker.pid}/task").iterdir()))
+        finally:
+            await worker.close()
+
+    assert asyncio.run(count(3)) == asyncio.run(count(1)) + 2
 
 
 def test_a_remote_folder_that_no_worker_could_use_ends_the_start(
