@@ -37,11 +37,7 @@ def write_gptq_checkpoint(
     block_sizes = {weight.block_size for weight in weights.values()}
     if len(block_sizes) != 1:
         raise ValueError(f"block sizes {sorted(block_sizes)}: give weights of one block size")
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in model.iterdir():
-        if file.is_file() and file.suffix != ".safetensors" and file.name != "manifest.json":
-            shutil.copyfile(file, folder / file.name)
-    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    copy_settings(model, folder)
     shape = json.loads((model / "config.json").read_text(encoding="utf-8"))
     shape["quantization_config"] = {
         "quant_method": "gptq",
@@ -60,6 +56,15 @@ def write_gptq_checkpoint(
         elif not (name == "lm_head.weight" and shape.get("tie_word_embeddings")):
             tensors[name] = tensor
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def copy_settings(model: Path, folder: Path) -> None:
+    """Copy what a model folder holds beside its weights, manifest aside."""
+    folder.mkdir(parents=True, exist_ok=True)
+    left = {"manifest.json", "model.safetensors.index.json"}
+    for file in model.iterdir():
+        if file.is_file() and file.suffix != ".safetensors" and file.name not in left:
+            shutil.copyfile(file, folder / file.name)
 
 
 def check_graph_weights(graph: Path, weights: Mapping[str, QuantisedWeight]) -> None:

@@ -17,10 +17,10 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
@@ -43,6 +43,9 @@ from curt.classifier.candidates import load_prompts
 from curt.config import Config, run
 from curt.corpus.store import read_cases
 from curt.files import write_json
+
+if TYPE_CHECKING:
+    from compress.onnx.gptq import QuantisedWeight
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +133,8 @@ def export_ort(config: ExportOrtConfig) -> None:
     row: dict[str, float] = {}  # the manifest's evaluation, filled in before it is written
     settings = config.model_dump(mode="json") | {"block_size": recipe.block_size}
     with contextlib.ExitStack() as stack:
-        source, weights = config.model, None
+        source = config.model
+        weights: Mapping[str, QuantisedWeight] = {}
         if recipe.calibrates:
             shape = json.loads((config.model / "config.json").read_bytes())
             samples = sample_prompts(
@@ -161,7 +165,7 @@ def export_ort(config: ExportOrtConfig) -> None:
         build_graph(source, folder, recipe)
         log.info("built %s in %.1f s", config.precision, time.perf_counter() - started)
         counts = check_graph(folder, recipe)
-        if weights is not None:
+        if weights:
             from compress.onnx.checkpoint import check_graph_weights
 
             check_graph_weights(folder / "model.onnx", weights)

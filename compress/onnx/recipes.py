@@ -48,7 +48,7 @@ class Recipe:
     """The operator of the graph's matrix products."""
     own_block_size: ClassVar[int | None] = None
     calibrates: ClassVar[bool] = False
-    """Whether weights are rounded on calibration cases rather than by the builder."""
+    """Whether weights are prepared on calibration cases before the builder has them."""
     half_on_cuda: ClassVar[bool] = True
     """Whether activations are float16 on CUDA; on the CPU they are float32."""
     refused_on: ClassVar[Mapping[Device, str]] = {}
@@ -77,7 +77,10 @@ class Recipe:
     def calibrate(
         self, model: Path, samples: Sequence[list[int]], folder: Path
     ) -> Mapping[str, QuantisedWeight]:
-        """Write a rounded copy of `model` into `folder` for the builder to take over as it is."""
+        """Write a copy of `model` into `folder` that the builder takes over as it is.
+
+        Returns the weights that it rounded, for the check that they got into the graph.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not calibrate")
 
     def finish(self, graph: Path) -> None:
@@ -202,17 +205,33 @@ class W8A8(Recipe):
     A model that lies in the cache waits for its arithmetic instead, and there the kernels of
     blockwise int4 and int8 weights are no faster than float32. With one scale a column of the
     weights and one a tensor of the activations, found as they come (ONNX Runtime's dynamic
-    quantisation), a product is one integer product.
+    quantisation), a product is one integer product. So that one scale suits all channels, the
+    outlying ones are moved into the weights first (`compress.onnx.smooth`).
     """
 
     precision, built_as, bits = "w8a8", "fp32", 32
     product = INTEGER_PRODUCT
+    calibrates = True
     refused_on: ClassVar[Mapping[Device, str]] = {
         "cuda": "ONNX Runtime has these integer products for the CPU only; use int8 or int4, or "
         "export to TensorRT-LLM in fp8"
     }
     # a token more in a pass costs an eighth of a pass here, a third of one in the others
     least_chance = 0.25
+
+    def calibrate(
+        self, model: Path, samples: Sequence[list[int]], folder: Path
+    ) -> Mapping[str, QuantisedWeight]:
+        """Smooth the model; the builder rounds nothing that would have to be checked."""
+        from compress.folders import load_model
+        from compress.onnx.checkpoint import copy_settings
+        from compress.onnx.smooth import smooth_model
+
+        smoothed = load_model(model)
+        smooth_model(smoothed, samples)
+        copy_settings(model, folder)
+        smoothed.save_pretrained(folder)
+        return {}
 
     def finish(self, graph: Path) -> None:
         """Replace the float products with integer ones."""

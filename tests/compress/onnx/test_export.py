@@ -28,7 +28,14 @@ GIVEN = ["--model", "m", "--out", "o"]
 def make_config(model: Path, out: Path, **settings: object) -> ExportOrtConfig:
     cases = write_cases(out.parent / "cases.jsonl")
     return ExportOrtConfig(  # type: ignore[call-arg]
-        model=model, out=out, cases=cases, prompts=2, continuation_tokens=8, **settings
+        model=model,
+        out=out,
+        cases=cases,
+        calibration=cases,
+        calibration_cases=2,
+        prompts=2,
+        continuation_tokens=8,
+        **settings,
     )
 
 
@@ -143,6 +150,7 @@ def test_a_kill_leaves_nothing_that_loads(micro_model: Path, tmp_path: Path) -> 
     out = tmp_path / "out"
     cases = write_cases(tmp_path / "cases.jsonl")
     arguments = ["--model", str(micro_model), "--out", str(out), "--cases", str(cases)]
+    arguments += ["--calibration", str(cases)]
     process = start_warm("compress.onnx.export", arguments, tmp_path / "log")
     try:
         patience = time.monotonic() + 120
