@@ -64,7 +64,7 @@ EXPORT_ORT = $(PY) -m compress.onnx.export --cases $(RUN)/corpus/dev.jsonl \
     --calibration $(RUN)/corpus/train.jsonl $(if $(CHECKPOINT),@configs/real/compress-ort.toml)
 # What the exported model is used to writing, so that fewer passes write it again.
 LEARN_GUESSES = $(PY) -m compress.onnx.speculation --artifact $1 --out $1 --cases $(RUN)/corpus/train.jsonl \
-    $(if $(CHECKPOINT),--count 48 --timed 0) $(if $(filter smoke,$(NAME)),--count 200)
+    $(if $(CHECKPOINT),--count 48 --timed 0 --threads $(THREADS)) $(if $(filter smoke,$(NAME)),--count 200)
 
 .PHONY: help
 help: ## This list

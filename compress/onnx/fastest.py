@@ -13,7 +13,6 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
@@ -34,7 +33,7 @@ class FastestConfig(Config):
     """Of a request, beside what every prompt starts with."""
     written_tokens: int = Field(ANSWER_TOKENS, ge=1)
     """Of thinking and answer."""
-    threads: Literal[1, 2] = 1
+    threads: int = Field(1, ge=1, le=2)
     """What of the measurements counts; two stand for more."""
     max_kl: float = Field(MAX_KL, gt=0)
     """Furthest from the parent, in nats a token; where all are further, the nearest is taken."""

@@ -2,9 +2,9 @@
 
 `python -m compress.onnx.recipes` prints the names of those that a CPU serves, for the Makefile.
 
-Which one: w8a8 is the fastest for a model that lies in the processor's cache and so waits for its
-arithmetic, such as the demo's. A larger model waits for its memory instead: there int4 has half the
-bytes, and `compress.onnx.fastest` tells which is faster; on CUDA only int4 runs.
+Which one: w8a8 is the fastest for a model that waits for arithmetic, as the demo's in the
+processor's cache. A larger model waits for its memory instead when it writes: there int4 has half
+the bytes, and `compress.onnx.fastest` tells which is faster; on CUDA only int4 runs.
 """
 
 from __future__ import annotations

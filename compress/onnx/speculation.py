@@ -66,6 +66,8 @@ class GuessesConfig(Config):
     timed: int = Field(60, ge=0)
     """How many of these to complete twice more, for what a pass takes: the shortest time of each
     counts. 0 leaves that untold."""
+    threads: int = Field(1, ge=1)
+    """That complete them: as many as the worker that will serve the folder has."""
     least_chance: float | None = Field(None, gt=0, le=1)
     """How likely right all guesses of a pass must be; left out, what pays at the folder's
     precision."""
@@ -238,7 +240,7 @@ def add_guesses(config: GuessesConfig) -> None:
     the likeliest tokens.
     """
     manifest = load_manifest(config.artifact, expect="ort-genai")
-    engine = OrtEngine(config.artifact)
+    engine = OrtEngine(config.artifact, threads=config.threads)
     if not engine.can_guess:
         raise ValueError(
             f"{config.artifact} does not tell the likeliest tokens: export it again without "

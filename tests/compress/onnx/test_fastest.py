@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from compress.onnx.fastest import FastestConfig, choose_fastest, work
+from curt.config import load_config
 from tests.compress.onnx.exports import export
 
 
@@ -32,7 +33,8 @@ def test_what_two_threads_do_is_a_measurement_of_its_own():
     measured = {"int4": row(80, 90, 0.04) | two, "w8a8": row(200, 30, 0.02)}
     measured["w8a8"] |= dict.fromkeys(two, 40)
     assert choose_fastest(measured, FastestConfig(artifacts=["a"])) == "w8a8"
-    assert choose_fastest(measured, FastestConfig(artifacts=["a"], threads=2)) == "int4"
+    told = load_config(FastestConfig, ["--artifacts", '["a"]', "--threads", "2"])
+    assert choose_fastest(measured, told) == "int4"
 
 
 def test_the_folder_is_printed_alone(micro_model, tmp_path, capsys):
