@@ -348,7 +348,8 @@ def _check_architecture(source: Source, shape: Mapping[str, Any]) -> None:
         )
     # Embedding models that began as causal ones keep their name.
     pooled = None if source.gguf_file else cached_file(
-        source.path, "modules.json", _raise_exceptions_for_missing_entries=False
+        source.path, "modules.json", _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,  # without a hub, what is there counts
     )  # fmt: skip
     if pooled:
         raise ValueError(
