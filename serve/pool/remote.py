@@ -51,6 +51,7 @@ POLL_S = 0.25  # between two health checks of a server that does not answer
 WATCH_S = 0.5  # and between two looks at one that does
 SILENCE_S = 1.0  # without a token for what was asked, a server is in doubt
 PROBE_S = 2.0  # in which it must then answer the shortest request
+PATIENCE = 3.0  # where a prompt alone takes long, so many times what it took at the start
 BUSY_S = 10.0  # one that only says that it is busy is given up after so long
 LONG_FACT_CHARS = 2_000  # tokenising more than this would hold up the event loop
 
@@ -70,6 +71,7 @@ class RemoteServer:
         self._workers: set[RemoteWorker] = set()
         self._starting = asyncio.Lock()
         self._calibration: list[Observation] = []
+        self._longest_s = 0.0  # until a first token, at the start
         self._watch: asyncio.Task[None] | None = None
         self._progressed_s = -math.inf
         self._waiting_since_s: float | None = None  # the first that was asked since then
@@ -104,6 +106,7 @@ class RemoteServer:
                 thinking = CALIBRATION_THINKING_TOKENS
                 await complete(self._model, Request(CALIBRATION_TEXT, thinking, thinking))
                 self._calibration = await calibrate(self._model, rounds=2)
+                self._longest_s = max(taken.prefill_ms for taken in self._calibration) / 1e3
                 self.note_progress()
             if self._watch is None:
                 self._watch = asyncio.create_task(self._keep_watch(self._model))
@@ -142,14 +145,14 @@ class RemoteServer:
     async def _in_doubt(self, model: RemoteModel) -> bool:
         now_s = time.monotonic()
         if self._waiting_since_s is not None:
-            return now_s - self._waiting_since_s > SILENCE_S
+            return now_s - self._waiting_since_s > max(SILENCE_S, PATIENCE * self._longest_s)
         return now_s - self._progressed_s > WATCH_S and not await model.is_healthy()
 
     async def _answers(self, model: RemoteModel) -> bool:
         """Whether the server answers the shortest request, or another one meanwhile."""
         asked_s = time.monotonic()
         try:
-            async with asyncio.timeout(PROBE_S):
+            async with asyncio.timeout(max(PROBE_S, PATIENCE * self._longest_s)):
                 await complete(model, Request(CALIBRATION_TEXT, 0, 0, answer_limit=1))
             self.note_progress()
         except RemoteBusyError:

@@ -42,6 +42,7 @@ class CompletionsServer:
         self.status: int | None = None  # answer this instead
         self.die_after_tokens: int | None = None  # once, in the middle of a stream
         self.pause_s = 0.0  # before each token
+        self.prompt_s = 0.0  # before the first
         self.health_pause_s = 0.0
         self.port = 0
         self.connections: set[socket.socket] = set()
@@ -180,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
             if self._hung_up():
                 state.aborted += 1
                 return False
-            time.sleep(state.pause_s)
+            time.sleep(state.pause_s if written else state.pause_s + state.prompt_s)
             logits, cache = state.forward(ids, cache)
             for token, value in bias.items():
                 logits[token] += value

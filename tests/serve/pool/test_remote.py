@@ -227,6 +227,25 @@ def test_a_server_that_is_healthy_and_answers_nothing_is_not_ready(
     asyncio.run(scenario())
 
 
+def test_a_server_whose_prompts_take_long_is_not_given_up(
+    server: CompletionsServer, micro_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a billion parameters on two cores read a prompt in more than silence and probe."""
+    monkeypatch.setattr("serve.pool.remote.SILENCE_S", 0.05)
+    monkeypatch.setattr("serve.pool.remote.PROBE_S", 0.1)
+    monkeypatch.setattr("serve.pool.remote.WATCH_S", 0.05)
+
+    async def scenario() -> None:
+        server.prompt_s = 0.5
+        async with running_pool(server, micro_model) as pool:
+            for _ in range(2):
+                served = await pool.submit(job(20_000, most=3))
+                assert served.generation.thinking_tokens == 3
+            assert deaths(pool) == 0
+
+    asyncio.run(scenario())
+
+
 def test_a_slow_health_check_costs_a_server_nothing_that_answers(
     server: CompletionsServer, micro_model: Path
 ) -> None:
