@@ -29,7 +29,8 @@ def _cpu_count() -> int:
 
 
 def _worker_count(settings: Mapping[str, Any]) -> int:
-    return max(1, _cpu_count() // settings.get("threads", 1))
+    threads: int = settings.get("threads", 1)
+    return max(1, _cpu_count() // threads)
 
 
 class Settings(BaseSettings):
