@@ -279,7 +279,7 @@ def train_warm_start(
         MuonWithAdamW(model, muon_lr=config.muon_rate, adamw_lr=rate) if config.muon_rate else None
     )
     arguments.lr_scheduler_kwargs = {"num_decay_steps": int(config.decay * steps)}
-    arguments.logging_steps = min(20, max(1, steps // 20))
+    arguments.logging_steps = min(20, max(1, steps // 5))
     trainer = BranchTrainer(
         model=model,
         args=arguments,
