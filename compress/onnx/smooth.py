@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.inputs import listen_to_inputs
+
 STRENGTH = 0.65
 """a. Of .3, .5, .65 and .8 the nearest to the parent, for 2.9 M and for 108 M parameters."""
 _LEAST = 1e-5
@@ -29,7 +31,8 @@ def smooth_model(model: Any, samples: Sequence[Sequence[int]], strength: float =
     """
     if not samples:
         raise ValueError("no samples to smooth on: give at least one")
-    largest = _largest_inputs(model, samples)
+    largest = largest_inputs(model, samples)
+    names = {module: name for name, module in model.named_modules()}
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
         before_mlp = getattr(layer, "pre_feedforward_layernorm", layer.post_attention_layernorm)
@@ -40,7 +43,7 @@ def smooth_model(model: Any, samples: Sequence[Sequence[int]], strength: float =
             (before_mlp, (mlp.gate_proj, mlp.up_proj), 1),
             (mlp.up_proj, (mlp.down_proj,), 1),
         ):
-            sizes = largest[readers[0]]
+            sizes = largest[names[readers[0]]]
             weights = torch.stack([reader.weight.abs().amax(0) for reader in readers]).amax(0)
             if shared > 1:  # query heads of a group read the same values
                 width = attention.head_dim
@@ -71,23 +74,13 @@ def _divide(source: nn.Module, scale: Tensor) -> None:
         source.weight.div_(scale)
 
 
-def _largest_inputs(model: Any, samples: Sequence[Sequence[int]]) -> Mapping[nn.Module, Tensor]:
-    """The largest magnitude of each input channel of every linear layer."""
-    largest: dict[nn.Module, Tensor] = {}
+def largest_inputs(model: Any, samples: Sequence[Sequence[int]]) -> Mapping[str, Tensor]:
+    """The largest magnitude of each input channel (C,) of every linear layer, by its name."""
+    largest: dict[str, Tensor] = {}
 
-    def listen(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found = inputs[0].abs().flatten(0, -2).amax(0).float()
-        largest[module] = torch.maximum(largest[module], found) if module in largest else found
+    def note(name: str, inputs: Tensor) -> None:
+        found = inputs.abs().amax(0)
+        largest[name] = torch.maximum(largest[name], found) if name in largest else found
 
-    hooks = [
-        module.register_forward_pre_hook(listen)
-        for module in model.modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
-        for ids in samples:
-            model(torch.tensor([list(ids)]))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    listen_to_inputs(model, samples, note)
     return largest

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from compress.distance import continue_greedily
+from compress.inputs import listen_to_inputs
 from compress.tensorrt.formats import FORMATS, Precision, WeightFormat
 from curt.corpus.case import Case
 from curt.dialogue import MAX_ANSWER_TOKENS, THINK_END, ParseFailure, parse_completion
@@ -102,7 +103,7 @@ def weight_errors(
     A projection is compared together with the norm that it reads, and such a norm not by itself.
     """
     theirs, ours = parent.state_dict(), child.state_dict()
-    sizes = input_sizes(parent, examples)
+    sizes = _input_sizes(parent, examples)
     norm_of, one = NORM_OF, 0.0
     if any("pre_feedforward_layernorm" in name for name in theirs):
         # Gemma's norms stand on both sides of a block, and scale by 1 + weight.
@@ -124,29 +125,15 @@ def weight_errors(
     return errors
 
 
-@torch.inference_mode()
-def input_sizes(model: torch.nn.Module, examples: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+def _input_sizes(model: torch.nn.Module, examples: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     """Root mean square of each input channel (C,) of every linear layer, by its weight's name."""
     squares: dict[str, Tensor] = {}
 
-    def listen(name: str, module: torch.nn.Module) -> Any:
-        def add(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            found = inputs[0].float().pow(2).flatten(0, -2).sum(0)
-            squares[name] = squares[name] + found if name in squares else found
+    def note(name: str, inputs: Tensor) -> None:
+        key, found = f"{name}.weight", inputs.pow(2).sum(0)
+        squares[key] = squares[key] + found if key in squares else found
 
-        return module.register_forward_pre_hook(add)
-
-    hooks = [
-        listen(f"{name}.weight", module)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    ]
-    try:
-        for ids in examples:
-            model(torch.tensor([list(ids)]))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    listen_to_inputs(model, examples, note)
     read = max(1, sum(len(ids) for ids in examples))
     return {name: (total / read).sqrt() for name, total in squares.items()}
 

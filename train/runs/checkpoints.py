@@ -29,18 +29,16 @@ def open_run(out: Path, settings: dict[str, Any], inputs: dict[str, Path]) -> Pa
     run = run_folder(out)
     recorded = run / "config.json"
     config = {**settings, "inputs": {name: sha256(path) for name, path in inputs.items()}}
-    previous = json.loads(recorded.read_bytes()) if recorded.is_file() else None
-    names = config.keys() | (previous or {}).keys()
-    changed = sorted(k for k in names if config.get(k) != (previous or {}).get(k))
-    if previous is not None and changed:
-        if any(next(run.glob(name), None) for name in CONTINUED):
-            raise ValueError(
-                f"{run} holds an unfinished run with other {', '.join(changed)}: "
-                "delete it to start anew, or give another --out"
-            )
-        if next(run.glob("trajectories/*"), None):
-            previous = None
-    if previous is None and run.exists():
+    previous = json.loads(recorded.read_bytes()) if recorded.is_file() else {}
+    names = config.keys() | previous.keys()
+    changed = sorted(k for k in names if config.get(k) != previous.get(k))
+    if previous and changed and any(next(run.glob(name), None) for name in CONTINUED):
+        raise ValueError(
+            f"{run} holds an unfinished run with other {', '.join(changed)}: "
+            "delete it to start anew, or give another --out"
+        )
+    samples_of_others = changed and next(run.glob("trajectories/*"), None)
+    if run.exists() and (not previous or samples_of_others):
         _move_aside(run)
     write_json(recorded, config)
     return run

@@ -85,22 +85,22 @@ def make_untied_model(
     return folder
 
 
+def export_config(model: Path, out: Path, **settings: object) -> ExportOrtConfig:
+    """Settings of an export that takes seconds, its cases written beside `out`."""
+    cases = write_cases(out.parent / "cases.jsonl")
+    quick = {"cases": cases, "calibration": cases, "calibration_cases": 2, "prompts": 2,
+             "continuation_tokens": 8}  # fmt: skip
+    return ExportOrtConfig.model_validate({"model": model, "out": out, **quick, **settings})
+
+
 def export(model: Path, out: Path, precision: str = "fp32", *, likeliest: bool = False) -> Path:
     """The ONNX Runtime artifact of a model folder."""
-    cases = write_cases(out.parent / "cases.jsonl")
-    config = ExportOrtConfig(
-        model=model,
-        out=out,
-        precision=precision,
-        tell_likeliest=likeliest,
-        cases=cases,
-        calibration=cases,
-        calibration_cases=4,
-        prompts=4,
-        continuation_tokens=24,
-        max_kl=1.0,
-    )
-    export_ort(config)
+    export_ort(
+        export_config(
+            model, out, precision=precision, tell_likeliest=likeliest, calibration_cases=4,
+            prompts=4, continuation_tokens=24, max_kl=1.0,
+        )
+    )  # fmt: skip
     return out
 
 

@@ -18,25 +18,11 @@ from curt.config import load_config
 from curt.dialogue import CHAT_TEMPLATE, THINK_END, THINK_START
 from curt.engines.onnx.engine import OrtEngine
 from curt.engines.protocol import Request
-from tests.compress.onnx.exports import export, write_cases
+from tests.compress.onnx.exports import export, export_config, write_cases
 from tests.micro import FACTS
 from tests.warm import start_warm
 
 GIVEN = ["--model", "m", "--out", "o"]
-
-
-def make_config(model: Path, out: Path, **settings: object) -> ExportOrtConfig:
-    cases = write_cases(out.parent / "cases.jsonl")
-    return ExportOrtConfig(  # type: ignore[call-arg]
-        model=model,
-        out=out,
-        cases=cases,
-        calibration=cases,
-        calibration_cases=2,
-        prompts=2,
-        continuation_tokens=8,
-        **settings,
-    )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +42,7 @@ def test_settings_that_disagree_are_refused(arguments: list[str], message: str) 
 
 
 def test_a_width_that_blocks_do_not_divide_is_refused(micro_model: Path, tmp_path: Path) -> None:
-    config = make_config(micro_model, tmp_path / "out", precision="int4", block_size=256)
+    config = export_config(micro_model, tmp_path / "out", precision="int4", block_size=256)
     with pytest.raises(ValueError, match="hidden_size 128"):
         export_ort(config)
     assert not config.out.exists()
@@ -64,7 +50,7 @@ def test_a_width_that_blocks_do_not_divide_is_refused(micro_model: Path, tmp_pat
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError):
-        export_ort(make_config(tmp_path, tmp_path / "out"))
+        export_ort(export_config(tmp_path, tmp_path / "out"))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +105,7 @@ def test_an_artifact_too_far_from_its_parent_is_refused(
     shutil.copytree(artifact, standing)
     before = load_manifest(standing)
     with pytest.raises(ValueError, match="max_kl 0"):
-        export_ort(make_config(micro_model, standing, max_kl=0.0))
+        export_ort(export_config(micro_model, standing, max_kl=0.0))
     assert load_manifest(standing) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cases.jsonl", "standing"]
 
@@ -141,7 +127,7 @@ def test_a_tokenizer_the_runtime_misreads_is_refused(micro_model: Path, tmp_path
             tokenizer_object=plain, eos_token="<|im_end|>", chat_template=CHAT_TEMPLATE
         ).save_pretrained(folder)
     with pytest.raises((ValueError, RuntimeError)):
-        export_ort(make_config(tmp_path / "model", tmp_path / "out"))
+        export_ort(export_config(tmp_path / "model", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compress.folders import load_model
-from compress.onnx.smooth import _largest_inputs, smooth_model
+from compress.onnx.smooth import largest_inputs, smooth_model
 from tests.checkpoints import make_checkpoint
 
 SAMPLES = [list(range(5, 60)), list(range(60, 140))]
@@ -16,9 +16,8 @@ SAMPLES = [list(range(5, 60)), list(range(60, 140))]
 
 def widest(model: torch.nn.Module) -> dict[str, float]:
     """By projection, its largest input channel over the median one."""
-    largest = _largest_inputs(model, SAMPLES)
-    names = {module: name for name, module in model.named_modules()}
-    return {names[m]: float(x.max() / x.median()) for m, x in largest.items()}
+    largest = largest_inputs(model, SAMPLES)
+    return {name: float(x.max() / x.median()) for name, x in largest.items()}
 
 
 # Biases, norms of queries and keys, norms of 1 + weight around blocks, scaled residuals.
