@@ -62,8 +62,8 @@ class Settings(BaseSettings):
     """Key that server asks for."""
 
     threads: int = Field(1, ge=1, le=256)
-    """Threads of a worker. One answers most requests a second; where one request alone takes long,
-    as with hundreds of millions of parameters, as many as there are cores answer it soonest."""
+    """Threads of a worker. Where one request takes seconds, as with hundreds of millions of
+    parameters, as many as there are cores answer it soonest."""
 
     workers: int = Field(default_factory=_worker_count, ge=1, le=256)
     """Worker processes; by default so many that each of their threads has a core. With a remote
