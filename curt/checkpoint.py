@@ -67,7 +67,10 @@ _ROWS = 64  # a grown vocabulary is padded to a multiple of this
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _NESTED = ("text_config", "vision_config", "audio_config")
 # What `generation_config.json` may keep: the rest would change what sampling and vLLM write.
-_KEPT = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "do_sample"}
+_KEPT = {
+    *("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "do_sample"),
+    *("_from_model_config", "output_attentions", "output_hidden_states", "use_cache"),
+}  # fields of generation_config.json that change nothing of what is sampled
 _PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m.content }}"
     "{% if m.role == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}{% endfor %}"

@@ -94,7 +94,7 @@ def collect_reasonings(config: StarConfig) -> dict[str, Any]:
     inputs = {"train": source, "model": config.model / MANIFEST}
     if config.generated:
         inputs["generated"] = config.generated
-    run_dir = open_run(config.out, config.model_dump(mode="json"), inputs)
+    run_dir = open_run(config.out, config.model_dump(mode="json"), inputs, ["trajectories/*"])
     beside = list(read_cases(config.generated, config.most_generated)) if config.generated else []
     asked = cases[: config.cases]
     known = read_candidates(config.candidates)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from curt.files import sha256, write_json
 
 CONTINUED = ("checkpoint-*", "round-*")
-"""What a run goes on from."""
+"""What a training goes on from."""
 
 
 def run_folder(out: Path) -> Path:
@@ -18,13 +19,18 @@ def run_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.run")
 
 
-def open_run(out: Path, settings: dict[str, Any], inputs: dict[str, Path]) -> Path:
+def open_run(
+    out: Path,
+    settings: dict[str, Any],
+    inputs: dict[str, Path],
+    continued: Sequence[str] = CONTINUED,
+) -> Path:
     """The folder where the run that will produce `out` keeps its checkpoints and trajectories.
 
     `inputs` are files the run depends on; their hashes are recorded with the settings. What a
     finished run left is moved aside, never deleted; so are the samples of one with other settings
-    that ended before its first checkpoint. Raises ValueError when the folder holds a checkpoint of
-    an unfinished run with other settings or inputs.
+    that ended before there was anything to go on from. Raises ValueError when an unfinished run
+    with other settings or inputs left a file that matches one of the patterns `continued`.
     """
     run = run_folder(out)
     recorded = run / "config.json"
@@ -32,7 +38,7 @@ def open_run(out: Path, settings: dict[str, Any], inputs: dict[str, Path]) -> Pa
     previous = json.loads(recorded.read_bytes()) if recorded.is_file() else {}
     names = config.keys() | previous.keys()
     changed = sorted(k for k in names if config.get(k) != previous.get(k))
-    if previous and changed and any(next(run.glob(name), None) for name in CONTINUED):
+    if previous and changed and any(next(run.glob(name), None) for name in continued):
         raise ValueError(
             f"{run} holds an unfinished run with other {', '.join(changed)}: "
             "delete it to start anew, or give another --out"
