@@ -143,11 +143,12 @@ def read_context_tokens(folder: Path) -> int:
     shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     context = shape.get("max_position_embeddings")
     if not isinstance(context, int):
-        nested = ": its text model is nested in text_config" if "text_config" in shape else ""
-        raise ArtifactError(
-            f"{folder}: config.json has no max_position_embeddings{nested}; train from the "
-            "checkpoint of a text model alone"
+        remedy = (
+            "its text model is nested in text_config; train from the checkpoint of that alone"
+            if "text_config" in shape
+            else "use a checkpoint that says so, as those of Qwen, Llama and Gemma do"
         )
+        raise ArtifactError(f"{folder}: config.json has no max_position_embeddings: {remedy}")
     return context
 
 

@@ -243,6 +243,26 @@ def test_what_a_quantised_base_lacks_is_said_before_the_run(tmp_path, micro_mode
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not find_spec("bitsandbytes"), reason="needs the package bitsandbytes")
+def test_adapters_train_on_a_base_in_four_bits_and_are_merged_into_the_whole_one(tmp_path, made):
+    corpus, model = made
+    settings = shipped(SFTConfig, "qwen2.5-7b", "sft-lora")
+    adapters = {"rank": 4, "quantised": True}
+    small = SMALL | {"corpus": corpus, "model": str(model), "out": tmp_path / "sft", "cases": 4,
+                     "batch": 4, "micro_batch": 2, "lora": adapters}  # fmt: skip
+    trained = made_by(train_warm_start, SFTConfig.model_validate(settings | small))
+    assert_whole_and_trained(trained, model)
+
+    settings = shipped(GRPOSettings, "qwen2.5-7b", "grpo-lora")
+    few = SMALL | {"corpus": corpus, "model": str(trained), "out": tmp_path / "grpo", "steps": 2,
+                   "prompts": 2, "generations": 4, "micro_batch": None, "budgets": [16],
+                   "learning_rate": 1e-3, "lora": adapters, "trackers": [], "trl": {}}  # fmt: skip
+    assert_whole_and_trained(
+        made_by(train_grpo, GRPOSettings.model_validate(settings | few)), trained
+    )
+
+
+@pytest.mark.slow
 def test_a_run_with_adapters_goes_on_from_its_checkpoint(tmp_path, made, monkeypatch):
     corpus, model = made
     small = SMALL | {"corpus": corpus, "model": str(model), "steps": 4, "prompts": 2,
