@@ -154,7 +154,7 @@ $(RUN)/grpo-none/manifest.json: $(RUN)/warm-start/manifest.json
 	    --model $(RUN)/warm-start $(CANDIDATES) --corpus $(LESSONS) --out $(RUN)/grpo-none
 
 $(RUN)/grpo-accuracy/manifest.json: $(RUN)/warm-start/manifest.json
-	$(TIMED) grpo-accuracy -- $(PY) -m train.grpo @configs/demo/accuracy.toml $(if $(CORPUS),--fresh false --correctness graded) \
+	$(TIMED) grpo-accuracy -- $(PY) -m train.grpo @configs/demo/accuracy.toml $(if $(CORPUS),--fresh false --correctness graded --spread_floor 0.1) \
 	    --model $(RUN)/warm-start $(CANDIDATES) --corpus $(LESSONS) --out $(RUN)/grpo-accuracy
 
 $(RUN)/ort-%/manifest.json: $(RUN)/grpo-default/manifest.json
@@ -169,7 +169,7 @@ $(RUN)/ort-%-warm-start/manifest.json: $(RUN)/warm-start/manifest.json
 
 # The penalty's length is milliseconds of the served artifact, by its guesses.
 $(RUN)/grpo-ms/manifest.json: | $(RUN)/warm-start/manifest.json $(ORT)/manifest.json
-	$(PY) -m train.grpo @configs/demo/grpo.toml --cost $(ORT) \
+	$(PY) -m train.grpo @$(CONFIGS)/grpo.toml --cost $(ORT) \
 	    --model $(RUN)/warm-start $(CANDIDATES) --corpus $(LESSONS) --out $(RUN)/grpo-ms
 
 $(RUN)/ort-%-ms/manifest.json: $(RUN)/grpo-ms/manifest.json

@@ -29,12 +29,14 @@ from tqdm import tqdm
 from benchmarks.run import EXPECTED, write_results
 from curt.artifact import MANIFEST, load_manifest
 from curt.config import Config, run
+from curt.files import sha256, write_json
 from curt.scores.statistics import bootstrap_mean
 
 logger = logging.getLogger(__name__)
 
-BUDGETS = [8, 16, 32, 64, 128]
+BUDGETS = [8, 16, 32, 64, 128]  # of the area under the curve; answering at once is a rival beside
 UNTRAINED = ("warm_start", "truncation", "smaller_budget")
+CLASSIFIER = "classifier"
 
 
 class PenaltyBenchConfig(Config):
@@ -74,12 +76,20 @@ class PenaltyBenchConfig(Config):
 def work(config: PenaltyBenchConfig) -> None:
     """Train and evaluate what is missing, then summarise.
 
-    Raises RuntimeError when a run fails, naming its log.
+    Raises RuntimeError when a run fails, naming its log; ValueError where what is kept was made of
+    another model, corpus or settings.
     """
     from benchmarks.pictures import draw_penalties
 
     config.folder.mkdir(parents=True, exist_ok=True)
     load_manifest(config.model, expect="hf")
+    splits = {split: sha256(config.corpus / f"{split}.jsonl") for split in ("train", "dev", "test")}
+    shared = {
+        "model": sha256(config.model / MANIFEST),
+        "grpo": sha256(config.grpo),
+        **config.model_dump(mode="json", include={"cases", "budget_cases"}),
+    }
+    _expect(config.folder / "made-of.json", shared | splits)
     methods = [*config.methods, *config.baselines]
     first = config.seeds[0]
     jobs = [partial(evaluate_untrained, config)]
@@ -103,6 +113,19 @@ def work(config: PenaltyBenchConfig) -> None:
     logger.info("winner: %s; results in %s", results["summary"]["winner"]["method"], config.report)
 
 
+def _expect(file: Path, made_of: dict[str, Any]) -> None:
+    """Note what a folder's runs are made of; ValueError where they were made of something else."""
+    before = json.loads(file.read_bytes()) if file.is_file() else made_of
+    if other := sorted(
+        k for k in made_of.keys() | before.keys() if before.get(k) != made_of.get(k)
+    ):
+        raise ValueError(
+            f"{file} says that what is there was made with other {', '.join(other)}: delete it "
+            "with what it made, or give another folder"
+        )
+    write_json(file, made_of)
+
+
 def _run_all(jobs: Sequence[Callable[[], None]], at_once: int, description: str) -> None:
     with (
         tqdm(total=len(jobs), desc=description, unit="run") as bar,
@@ -121,9 +144,9 @@ def _run_all(jobs: Sequence[Callable[[], None]], at_once: int, description: str)
 def evaluate_untrained(config: PenaltyBenchConfig) -> None:
     """The warm start, the same with its thinking cut off, and told a smaller budget than it has."""
     for split in ("dev", "test"):
-        _evaluate(config, config.model, "warm_start", split)
+        _evaluate(config, config.model, "warm_start", split, budgets=[0, *BUDGETS])
         _evaluate(config, config.model, "truncation", split, stated_budget=max(BUDGETS))
-        budgets = [b for b in BUDGETS if b <= smaller_budget(config)]
+        budgets = [b for b in [0, *BUDGETS] if b <= smaller_budget(config)]
         _evaluate(config, config.model, "smaller_budget", split, budgets=budgets)
 
 
@@ -158,6 +181,7 @@ def train_and_evaluate(
     """One run and its evaluations, unless they are there already."""
     name = run_name(method, number, seed)
     model = config.folder / name
+    _expect(config.folder / f"{name}.made-of.json", alternatives(config, method)[number])
     if not (model / MANIFEST).is_file():
         settings: dict[str, Any] = {
             "model": config.model,
@@ -213,6 +237,8 @@ def collect(
         method: [run_name(method, number, seed) for seed in config.seeds]
         for method, number in chosen.items()
     }
+    if _read(config, "warm_start", "test").get(CLASSIFIER):
+        names[CLASSIFIER] = [CLASSIFIER]
     dev, test = (
         {method: [_read(config, name, split) for name in own] for method, own in names.items()}
         for split in ("dev", "test")
@@ -229,6 +255,9 @@ def collect(
         for method, runs in test.items()
     }
     winner = max(summary, key=lambda method: summary[method]["dev_area_under_curve"])
+    best = max(config.methods, key=lambda method: summary[method]["dev_area_under_curve"])
+    rivals = [method for method, row in summary.items() if row["kind"] == "baseline"]
+    best_rl = {"method": best, "against": {m: _compare(test[best], test[m]) for m in rivals}}
     summary["default"] = {**summary[config.default], "method": config.default}
     summary["winner"] = {**summary[winner], "method": winner}
     rows = [
@@ -240,13 +269,24 @@ def collect(
         )
     ]
     settings = config.model_dump(mode="json", exclude={"folder", "report"})
-    return {"settings": settings, "summary": summary}, rows
+    return {"settings": settings, "summary": summary, "best_rl": best_rl}, rows
 
 
 def _read(config: PenaltyBenchConfig, name: str, split: str) -> dict[str, Any]:
-    """An evaluation; wider budgets than were stated to it change nothing."""
-    report: dict[str, Any] = json.loads((config.folder / f"{name}.{split}.json").read_bytes())
+    """An evaluation; wider budgets than were stated to it change nothing.
+
+    The classifier alone thinks nothing and answers the same under every budget.
+    """
+    source = "warm_start" if name == CLASSIFIER else name
+    report: dict[str, Any] = json.loads((config.folder / f"{source}.{split}.json").read_bytes())
     rows = report["by_budget"]
+    if name == CLASSIFIER:
+        alone = report[CLASSIFIER]["exact_cases"]
+        some = alone[: len(rows[-1]["exact_cases"])]
+        same = {"exact": fmean(some), "exact_cases": some, "within": 1.0}
+        same["within_cases"] = [True] * len(some)
+        rows = report["by_budget"] = [{"budget": min(BUDGETS), **same}]
+        report |= report[CLASSIFIER] | {"thinking_lengths": [0] * len(alone)}
     rows += [{**rows[-1], "budget": b} for b in BUDGETS if b > rows[-1]["budget"]]
     return report
 
@@ -276,7 +316,8 @@ def summarise_method(
     """One row of the summary from the evaluations of a method's seeds.
 
     Intervals resample cases of the mean over seeds; `*_range` spans the seeds themselves. `kept` is
-    the share of answers that ended within the stated budget by themselves. Differences to the warm
+    the share of answers that ended within the stated budget by themselves, and `kept_area` the area
+    in which no others count as right. Differences to the warm
     start, and under `to_default` to the default penalty, are paired by case.
     """
     exact, areas = _by_case(runs, "exact_cases"), _areas_by_case(runs)
@@ -296,6 +337,7 @@ def summarise_method(
         "kept": {own[0]["budget"]: fmean(r["within"] for r in own) for own in rows},
         "area_under_curve": fmean(areas),
         "area_under_curve_interval": bootstrap_mean(areas),
+        "kept_area": fmean(_areas_by_case(runs, kept=True)),
         **_compare(runs, warm_start),
         "to_default": _compare(runs, default),
     }
@@ -322,12 +364,19 @@ def _by_case(runs: Sequence[Mapping[str, Any]], key: str) -> list[float]:
     return [fmean(values) for values in zip(*(r[key] for r in runs), strict=True)]
 
 
-def _areas_by_case(runs: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The area under the curve of each case, over its verdicts under every budget."""
+def _areas_by_case(runs: Sequence[Mapping[str, Any]], *, kept: bool = False) -> list[float]:
+    """The area under the curve of each case, over its verdicts under every budget.
+
+    With `kept` a right verdict counts where the thinking before it ended by itself in the budget.
+    """
     areas = []
     for run_ in runs:
         rows = run_["by_budget"]
-        flags = zip(*(row["exact_cases"] for row in rows), strict=True)
+        columns = [
+            [right and (ended or not kept) for right, ended in zip(*own, strict=True)]
+            for own in ((row["exact_cases"], row["within_cases"]) for row in rows)
+        ]
+        flags = zip(*columns, strict=True)
         budgets = [row["budget"] for row in rows]
         areas.append([area_under_curve(dict(zip(budgets, own, strict=True))) for own in flags])
     return [fmean(values) for values in zip(*areas, strict=True)]

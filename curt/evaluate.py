@@ -201,6 +201,7 @@ def summarise(outcomes: Sequence[EvaluatedCase], budget: int) -> dict[str, Any]:
         "cut": sum(o.generation.thinking_cut for o in outcomes) / len(outcomes),
         "held": sum(o.generation.held > 0 for o in outcomes) / len(outcomes),
         "exact_cases": [o.exact for o in outcomes],
+        "within_cases": ended,
         "scores": scores,
     }
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,13 @@ def train_dpo(config: DPOSettings) -> None:
             "no prompt has a right completion and a worse one: give more steps, or another model"
         )
     tokenizer = checkpoint.tokenizer
-    ends = {"prompt": "", "chosen": tokenizer.eos_token, "rejected": tokenizer.eos_token}
-    rows = [
-        {f"{part}_ids": encode(tokenizer, pair[part] + end) for part, end in ends.items()}
-        for pair in pairs
-    ]
+
+    def tokenise(pair: Mapping[str, Any], part: str) -> list[int]:
+        ends = part != "prompt" and not pair.get(f"{part}_truncated")
+        return encode(tokenizer, pair[part] + tokenizer.eos_token * ends)
+
+    parts = ("prompt", "chosen", "rejected")
+    rows = [{f"{part}_ids": tokenise(pair, part) for part in parts} for pair in pairs]
     options = {
         **TRL_DEFAULTS,
         "output_dir": str(run_dir),

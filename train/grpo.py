@@ -72,6 +72,8 @@ TRL_DEFAULTS = {
     "disable_tqdm": True,
 }
 
+LAY_SHARE = 0.3  # of fresh cases, as of the demo's lessons
+
 
 class RolloutSettings(Config):
     """Settings of what learns from its own completions: where it starts, and what it samples."""
@@ -86,8 +88,8 @@ class RolloutSettings(Config):
     corpus: Path = Path("artifacts/demo/corpus")
     """Folder with the training cases, train.jsonl or train.parquet, and `dev` to evaluate on."""
     fresh: bool = False
-    """Cases of the generator in place of the corpus' own, each step's drawn anew: they depend on
-    the seed and the step alone, and no corpus has them."""
+    """Cases of the generator in place of the corpus' own, each step's drawn anew, three in ten in
+    plain words: they depend on the seed and the step alone, and no corpus has them."""
     candidates: Path | None = None
     """Cross-fitted candidates of the cases, of `compress.classifier.train`; the reader's own for
     cases without."""
@@ -232,7 +234,7 @@ def train_grpo(config: GRPOSettings) -> None:
     from train.data.trajectories import TrajectoryWriter
     from train.loop.group_reward import GroupReward
     from train.loop.scoring import Scorer
-    from train.loop.trainer import RecordingTrainer, resume_history
+    from train.loop.trainer import RecordingTrainer, evaluated_scores, resume_history
     from train.loop.watch import CollapseWatch
     from train.runs.processes import ask_main, join_processes, leave
     from train.runs.progress import ProgressBar, StopCleanly
@@ -315,6 +317,14 @@ def train_grpo(config: GRPOSettings) -> None:
         leave("stopped; the same command goes on from here")
     if config.eval_steps:
         logger.info("the best was step %s", trainer.state.best_global_step)
+        before, *scores = evaluated_scores(trainer.state.log_history)
+        if max(scores, default=before) <= before:
+            logger.warning(
+                "no step was better on the development cases (%.4f) than the model it began "
+                "with (%.4f): keep that one",
+                max(scores, default=before),
+                before,
+            )
         trainer._load_best_model()
     describe = start | {"stage": f"grpo-{config.penalty.type}"}
     history = history_rows(trainer.state.log_history)
@@ -437,7 +447,13 @@ def build_prompts(config: RolloutSettings, prompts: Prompts, rounds: int = 1) ->
     if config.fresh:
         places = (divmod(n, config.steps) for n in range(rounds * config.steps))
         seeds = [f"fresh-{config.seed}-{step}-{number}" for number, step in places]
-        drawn = [case for seed in seeds for case in generate_cases(a_step, seed)]
+        lay = round(a_step * LAY_SHARE)
+        drawn = []
+        for seed in seeds:
+            step = [
+                *generate_cases(a_step - lay, seed), *generate_cases(lay, f"{seed}-lay", lay=True)
+            ]  # fmt: skip
+            drawn += random.Random(seed).sample(step, a_step)
     else:
         cases = list(read_cases(find_cases(config.corpus, "train")))
         drawn = rng.choices(cases, k=wanted) if wanted > len(cases) else rng.sample(cases, wanted)

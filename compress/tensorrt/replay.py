@@ -54,7 +54,7 @@ def load_dequantised(folder: Path, precision: Precision) -> torch.nn.Module:
     state = {}
     for name, tensor in found.items():
         prefix = name.removesuffix("weight")
-        if not name.endswith(".weight"):
+        if not name.endswith((".weight", ".bias")):
             continue
         if f"{prefix}weight_scale" not in found:
             state[name] = tensor.float()

@@ -66,7 +66,11 @@ def say_accuracy(before: Evaluation, after: Evaluation) -> str:
     old, new = exact_of(before), exact_of(after)
     if old is None or new is None:
         return "Exact accuracy was not measured on both sides, so no change can be stated."
-    change = share(new, after.n).minus(share(old, before.n))
+    same = before.corpus_sha256 == after.corpus_sha256 and len(before.exact_cases) == before.n
+    if same and before.n == after.n == len(after.exact_cases):
+        change = paired_difference(before.exact_cases, after.exact_cases)
+    else:
+        change = share(new, after.n).minus(share(old, before.n))
     way = direction(old, new, 1e-9)
     moved = (
         f"Exact accuracy stayed at {new:.1%}"

@@ -26,7 +26,13 @@ def evaluation(flags, lengths, curve):
         "thinking_lengths": lengths,
         "scores": {"term_score_official": 0.5},
         "by_budget": [
-            {"budget": b, "exact": sum(own) / len(own), "exact_cases": own, "within": 0.5}
+            {
+                "budget": b,
+                "exact": sum(own) / len(own),
+                "exact_cases": own,
+                "within": 0.5,
+                "within_cases": [n % 2 == 0 for n in range(len(own))],
+            }
             for b, own in curve.items()
         ],
     }
@@ -59,6 +65,7 @@ def test_a_method_is_summed_up_over_seeds_and_paired_by_case():
     assert row["kept"] == dict.fromkeys(CURVE, 0.5)
     # Of the first case .75 and 1 by seed, of the second .25 and 0; the warm start .75 and .25.
     assert row["area_under_curve"] == pytest.approx(0.5)
+    assert row["kept_area"] == pytest.approx(0.4375)  # the second case never ended by itself
     assert row["area_change"] == pytest.approx(0)
     assert row["area_change_interval"] == pytest.approx((-0.125, 0.125))
     assert row["to_default"]["exact_change_interval"] == (0, 0)
@@ -97,9 +104,12 @@ def bench(tmp_path, monkeypatch):
         n = 100  # of which all are wrong under the smallest budget
         curve = {b: [i < share and b > 8 for i in range(n)] for b in settings["budgets"]}
         row = evaluation([i < share for i in range(n)], [max(curve)] * n, curve)
-        out.write_text(json.dumps(row))
+        alone = {"exact_cases": [i < 45 for i in range(n)], "scores": row["scores"]}
+        out.write_text(json.dumps(row | {"classifier": alone}))
 
     monkeypatch.setattr(penalties, "_run", run)
+    for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "g.toml"):
+        (tmp_path / name).touch()
     config = PenaltyBenchConfig(
         model=make_micro_model(tmp_path / "warm-start"), corpus=tmp_path, grpo=tmp_path / "g.toml",
         methods={"kimi": {}}, default="kimi", steps=1, learning_rate=1e-4, seeds=[7, 8], jobs=1,
@@ -121,19 +131,44 @@ def test_dev_chooses_and_test_is_read_once_by_what_was_chosen(bench):
         *("kimi-7.test.json", "kimi-8.test.json", "raft.1-7.test.json", "raft.1-8.test.json"),
         *("smaller_budget.test.json", "truncation.test.json", "warm_start.test.json"),
     ]
-    summary = json.loads(config.report.read_text())["summary"]
+    results = json.loads(config.report.read_text())
+    summary = results["summary"]
     assert {name: row["kind"] for name, row in summary.items()} == {
         "warm_start": "baseline", "truncation": "baseline", "smaller_budget": "baseline",
-        "kimi": "rl", "raft": "baseline", "default": "rl", "winner": "baseline",
+        "kimi": "rl", "raft": "baseline", "classifier": "baseline", "default": "rl",
+        "winner": "baseline",
     }  # fmt: skip
     assert (summary["winner"]["method"], summary["default"]["method"]) == ("raft", "kimi")
     assert summary["raft"]["chosen"]["epochs"] == 2
     assert summary["raft"]["to_default"]["exact_change"] == pytest.approx(0.1)
     assert summary["smaller_budget"]["chosen"] == {"budget": 16}
     assert summary["smaller_budget"]["thinking_tokens"] == 16
-    assert list(summary["smaller_budget"]["accuracy_at_budget"]) == [str(b) for b in BUDGETS]
+    told = list(summary["smaller_budget"]["accuracy_at_budget"])
+    assert told == [str(b) for b in [0, *BUDGETS]]
+    alone = summary["classifier"]
+    assert (alone["thinking_tokens"], alone["area_under_curve"]) == (0, pytest.approx(0.45))
+    assert results["best_rl"]["method"] == "kimi"
+    against = results["best_rl"]["against"]
+    assert list(against) == ["warm_start", "truncation", "smaller_budget", "raft", "classifier"]
+    assert against["raft"]["exact_change"] == pytest.approx(-0.1)
     ran.clear()
     work()
+    assert not ran
+
+
+@pytest.mark.parametrize(
+    ("file", "changed"), [("dev.jsonl", "dev"), ("g.toml", "grpo"), (None, "epochs")]
+)
+def test_runs_of_something_else_are_not_taken_for_its_own(bench, file, changed):
+    ran, work, config = bench
+    work()
+    ran.clear()
+    if file:
+        (config.corpus / file).write_text("changed")
+    else:
+        config.baselines["raft"][1]["epochs"] = 3
+    with pytest.raises(ValueError, match=f"made with other {changed}: delete it"):
+        work()
     assert not ran
 
 

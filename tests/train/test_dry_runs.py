@@ -171,7 +171,7 @@ def test_a_checkpoints_own_reasoning_is_collected_learned_and_made_short(tmp_pat
     train_warm_start(scaled(SFTConfig, "sft-own", batch=4, micro_batch=2, **SMALL))
     config = scaled(
         GRPOSettings, "grpo-own", max_thinking_tokens=16, steps=1, prompts=2, generations=4,
-        micro_batch=4, trl={}, trackers=[], curriculum={"type": "fixed", "levels": [8]},
+        micro_batch=4, trl={}, trackers=[], curriculum={"start_levels": [8], "levels": [8]},
     )  # fmt: skip
     folder = made_by(train_grpo, config)
     assert load_manifest(folder).prompt_version == PROMPT_VERSION  # the grammar is learned by now

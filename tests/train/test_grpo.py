@@ -56,7 +56,7 @@ def test_fresh_cases_depend_on_the_seed_and_the_step_alone(micro_model: Path):
 
 
 def test_a_rounds_budgets_are_those_of_its_step(micro_model: Path):
-    curriculum = {"type": "shift", "start_levels": [128], "levels": [16], "until": 0.01}
+    curriculum = {"start_levels": [128], "levels": [16], "until": 0.01}
     rows = fresh(micro_model, rounds=2, curriculum=curriculum)
     assert [row["budget"] for row in rows] == [128, 128, 128, *[16] * 6] * 2
 

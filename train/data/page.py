@@ -34,16 +34,16 @@ class PageConfig(Config):
 def write_page(config: PageConfig) -> None:
     """Write the page; ValueError when there are no rollouts of that step and group."""
     read = iterate_groups(config.trajectories)
-    past = group_outcomes((r.step, r.group, r.exact, r.length) for g in read for r in g)
+    past = group_outcomes((r.step, r.group, r.correct, r.length) for g in read for r in g)
     step = past[-1].step if config.step is None else config.step
     history = History(tuple(group for group in past if group.step < step))
     shown = []
     for rows in iterate_groups(config.trajectories):
         if rows[0].step != step or config.group not in (None, rows[0].group):
             continue
-        triples = ((r.exact, r.length, r.truncated) for r in rows)
-        exact, lengths, cut = zip(*triples, strict=True)
-        group = Group(exact, lengths, rows[0].budget, cut)
+        triples = ((r.correct, r.length, r.truncated) for r in rows)
+        correct, lengths, cut = zip(*triples, strict=True)
+        group = Group(correct, lengths, rows[0].budget, cut)
         shown.append((rows, config.penalty(group, history) if config.penalty else []))
     if not shown:
         raise ValueError(

@@ -165,6 +165,7 @@ def _pair(chosen: Candidate, rejected: Candidate) -> dict[str, Any]:
         row[f"{role}_reward"] = candidate.reward
         row[f"{role}_thinking_tokens"] = candidate.thinking_tokens
         row[f"{role}_model"] = candidate.source
+        row[f"{role}_truncated"] = candidate.columns.get("truncated", False)
     return row
 
 

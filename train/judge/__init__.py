@@ -1,13 +1,12 @@
 """Judges: graders of a verdict against the reference, by rule or by a language model.
 
-`RuleJudge` needs nothing and is the default. `EndpointJudge` asks an OpenAI-compatible endpoint
+By rule is the default and needs nothing. `EndpointJudge` asks an OpenAI-compatible endpoint
 (vLLM, TensorRT-LLM, any other). A judge that fails says None, never a grade.
 """
 
 from train.judge.judges import (
     EndpointJudgeSettings,
     JudgeSettings,
-    RuleJudge,
     RuleJudgeSettings,
     make_judge,
 )
@@ -21,7 +20,6 @@ __all__ = [
     "JudgeSettings",
     "JudgeUnavailableError",
     "Level",
-    "RuleJudge",
     "RuleJudgeSettings",
     "Task",
     "make_judge",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -211,8 +211,8 @@ class RecordingTrainer(GRPOTrainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Greedy verdicts on the development cases; Trainer asks for them every `eval_steps`.
 
-        Where more are correct than ever before a checkpoint is saved; where the last `patience`
-        evaluations were no better, the run ends.
+        Where more are correct than at any step before a checkpoint is saved; where the last
+        `patience` evaluations were no better than one before, the start's too, the run ends.
         """
         counted = [REWARDS[name] for name in (self.settings.correctness, "exact")]
         every, first = self.accelerator.num_processes, self.accelerator.process_index
@@ -235,11 +235,15 @@ class RecordingTrainer(GRPOTrainer):
         self.log(metrics)
         self.model.train()
         self.control.should_evaluate = False  # or the last step were evaluated again
-        scores = [row[EVALUATED[0]] for row in self.state.log_history[1:] if EVALUATED[0] in row]
-        patience = self.settings.patience or len(scores)
+        start, *scores = evaluated_scores(self.state.log_history)
+        patience = self.settings.patience
         if scores and scores[-1] > max(scores[:-1], default=-1):
             self.control.should_save = True
-        elif scores and max(scores[-patience:]) <= max(scores[:-patience], default=-1):
+        elif (
+            patience
+            and len(scores) >= patience
+            and (max(scores[-patience:]) <= max([start, *scores[:-patience]]))
+        ):
             # No checkpoint of this step: a run resumed from it would go on past its end.
             self.control.should_training_stop, self.control.should_save = True, False
         return metrics
@@ -260,6 +264,11 @@ class RecordingTrainer(GRPOTrainer):
             return gdpo(columns, weights, spread_floor=self.settings.spread_floor)
         rewards = [[r.reward for r in group] for group in groups]
         return estimate(self.settings.advantages, rewards, spread_floor=self.settings.spread_floor)
+
+
+def evaluated_scores(history: Sequence[Mapping[str, Any]]) -> list[float]:
+    """How many development cases were correct at the start and at each evaluation since."""
+    return [row[EVALUATED[0]] for row in history if EVALUATED[0] in row]
 
 
 def estimate_chosen(

@@ -121,7 +121,10 @@ def read_examples(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Exampl
         if not all(row.get("prompt") and row.get("completion") for row in rows):
             raise ValueError(f"{path}: a row lacks prompt or completion: give a view of them")
         asked = [encode(tokenizer, row["prompt"]) for row in rows]
-        answers = [encode(tokenizer, row["completion"] + tokenizer.eos_token) for row in rows]
+        ends = ["" if row.get("truncated") else tokenizer.eos_token for row in rows]
+        answers = [
+            encode(tokenizer, row["completion"] + end) for row, end in zip(rows, ends, strict=True)
+        ]
         shared = _common_prefix(asked)
         branches = (Branch(ids[shared:], own) for ids, own in zip(asked, answers, strict=True))
         examples.append(Example(asked[0][:shared], tuple(branches)))

@@ -13,6 +13,8 @@ from transformers import (
     AutoTokenizer,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from compress.distance import compare_on
@@ -235,6 +237,28 @@ def test_rounded_inputs_stay_within_a_step() -> None:
 def test_a_calibration_set_is_known_by_its_tokens_and_their_order() -> None:
     assert hash_examples([[1, 2], [3]]) == hash_examples([(1, 2), (3,)])
     assert len({hash_examples(e) for e in ([[1, 2], [3]], [[3], [1, 2]], [[1], [2, 3]])}) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", FORMATS)
+def test_the_biases_of_qwen2_are_read(tmp_path: Path, precision: Precision) -> None:
+    torch.manual_seed(0)
+    shape = Qwen2Config(
+        vocab_size=256, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    parent = Qwen2ForCausalLM(shape)
+    for name, weight in parent.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight)
+    parent.save_pretrained(tmp_path / "parent")
+    (tmp_path / "out").mkdir()
+    quantise(tmp_path / "parent", precision, EXAMPLES, 0, tmp_path / "out")
+    errors = weight_errors(parent, load_dequantised(tmp_path / "out", precision), EXAMPLES)
+    biases = {name: error for name, error in errors.items() if name.endswith("bias")}
+    assert len(biases) == 6
+    assert max(biases.values()) < 0.01
+    assert max(errors.values()) < 0.25
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ def group(step, number, exact, tokens):
             case_id=f"case-{step}-{number}",
             completion=f"<想 {step}.{number}.{i}>",
             exact=c,
+            correct=c,
             thinking_tokens=n,
         )
         for i, (c, n) in enumerate(zip(exact, tokens, strict=True))
