@@ -131,7 +131,8 @@ def _find_unit(harms: Sequence[str]) -> str:
 def _fit_grades(cases: Sequence[Case]) -> Hints:
     from sklearn.svm import LinearSVC
 
-    names = tuple(sorted({case.harm for case in cases}))
+    counts = Counter(case.harm for case in cases)
+    names = tuple(sorted(counts, key=lambda name: (-counts[name], name)))
     if len(names) == 1:
         return Hints(names, (), np.zeros((1, 1), np.float32))
     texts = [name_roles(read_text(case.fact)) for case in cases]

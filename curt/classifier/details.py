@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curt.config import FrozenModel
+from curt.corpus.age import read_age
 from curt.corpus.deed import deed_day
 from curt.law.figures import Figure, read_figures, write_figure
 from curt.law.term_scale import count_term
@@ -52,6 +53,7 @@ _JUST_FREE = re.compile(
     "|(?:[去前今]年|上个月|刚刚?|才)[^，。；]{0,6}(?:出来|出狱|释放|坐完牢|刑满)"
 )
 _RECORD = ("累犯", "前科")
+_AGES = {"未成年": range(12, 18), "老年": range(75, 101)}
 _RELEASED = re.compile(
     r"((?:19|20)[0-9]{2})年([0-9]{1,2})月(?:([0-9]{1,2})日)?[^,。；0-9]{0,8}(?:释放|刑满|出狱|执行完毕)"
 )
@@ -66,10 +68,21 @@ _NO_NAME = re.compile("[，。；：、,.;:（）()《》“”0-9]")
 
 
 _DEAD = "死|亡|丧生|遇难|殒|不治|抢救无效|命案|毙|断气|没能?抢?救|停止呼吸|[人就]没了|去世"
+_MAIMED = "重伤|伤残|残疾|致残|植物人"
+_REPEATED = (
+    "多次|[数几屡]次|先后|又|再|另|还|也|亦|连续|除|各|此外|同样手段|第二|反复|经常|"
+    "[二两三四五六七八九十百2-9][0-9]?余?多?[次起回趟宗笔名人]|等人"
+)
 _SPOKEN = (
     ("死", re.compile(_DEAD)),
-    ("重伤", re.compile("重伤|伤残|残疾|致残|植物人")),
+    ("自杀", re.compile("自杀|自尽|轻生|寻短|跳楼|跳河|服毒|农药|上吊|割腕")),
+    ("重伤", re.compile(_MAIMED)),
+    ("一重", re.compile(_MAIMED)),
     ("轻伤", re.compile("轻伤")),
+    ("轻微伤", re.compile("轻微伤")),
+    ("损失", re.compile("损失|烧毁|毁损|元")),
+    ("多次", re.compile(_REPEATED)),
+    ("尚未", re.compile("^(?!.*(?<![未有能致])造成[了的]?严重后果)", re.DOTALL)),
 )
 """No grade of these names without such a word: what scores best is otherwise the least unlikely."""
 
@@ -79,6 +92,7 @@ class Hints:
     """A linear score for each of some names over the runs of characters that a text holds."""
 
     names: tuple[str, ...] = ()
+    """The commonest first."""
     hints: tuple[str, ...] = ()
     weights: Floats = field(default_factory=lambda: np.zeros((1, 0), np.float32))
     """Intercepts first: (1 + hints, names)."""
@@ -90,11 +104,10 @@ class Hints:
         return scores
 
     def choose(self, text: str) -> str:
-        """The name that scores best, of those that the text speaks of where any is."""
+        """The name that scores best of those that the text speaks of; the first where none is."""
         order: list[int] = self.score(text).argsort()[::-1].tolist()
-        ordered = [self.names[place] for place in order]
-        spoken = (n for n in ordered if all(k not in n or p.search(text) for k, p in _SPOKEN))
-        return next(spoken, ordered[0])
+        ordered = (self.names[place] for place in order)
+        return next((name for name in ordered if _is_spoken(name, text)), self.names[0])
 
 
 class Scale(FrozenModel):
@@ -263,10 +276,11 @@ class DetailReader:
         own = self.own[charge].find(named) if charge in self.own else ()
         barred = self.barred.get(charge, ())
         found = self.shared.find(named, barred)
-        record = read_record(text)
-        if record in self.shared.names and record not in barred:
-            others = [name for name in found if name not in _RECORD]
-            found = sorted([*others, record], key=self.shared.names.index)
+        told = ((_RECORD, read_record(text)), (tuple(_AGES), age_of(named)))
+        for names, name in told:
+            if name in self.shared.names and name not in barred:
+                others = [other for other in found if other not in names]
+                found = sorted([*others, name], key=self.shared.names.index)
         return [*own, *found]
 
     def _choose_figures(self, text: str, unit: str) -> list[float]:
@@ -388,11 +402,24 @@ def read_record(text: str) -> str:
     return judged
 
 
+def age_of(text: str) -> str:
+    """未成年 or 老年 by the age that a text of `name_roles` tells; empty where it tells neither."""
+    age = read_age(text)
+    return next((name for name, years in _AGES.items() if age in years), "")
+
+
 def read_figures_in(text: str, unit: str) -> list[Figure]:
     """The figures of a text that are in a unit; kilograms are grams where those are asked for."""
     sizes = {"公斤": 1000, "克": 1} if unit == "克" else {unit: 1}
-    found = [figure for figure in read_figures(text) if figure.unit in sizes]
-    return [replace(each, value=each.value * sizes[each.unit], unit=unit) for each in found]
+    found: list[Figure] = []
+    for each in read_figures(text):
+        if each.unit not in sizes:
+            continue
+        value, start = each.value * sizes[each.unit], each.start
+        if found and found[-1].end == start and found[-1].value >= sizes.get("公斤", np.inf):
+            start, value = found[-1].start, found.pop().value + value  # 1公斤350克
+        found.append(replace(each, start=start, value=value, unit=unit))
+    return found
 
 
 def drop_disclaimed(text: str, figures: list[Figure]) -> list[Figure]:
@@ -464,6 +491,14 @@ def split_sum(harm: str, unit: str) -> tuple[list[float], float] | None:
     told, _, total = harm.removesuffix(unit).rpartition("=")
     parts = [float(part) for part in (told or total).split("+")]
     return parts, float(total)
+
+
+def _is_spoken(grade: str, text: str) -> bool:
+    """Whether a text has a word for each thing that a grade's name tells, or one of 甲或乙."""
+    return any(
+        all(key not in part or words.search(text) for key, words in _SPOKEN)
+        for part in grade.split("或")
+    )
 
 
 def _find_name(text: str, role: str) -> str:

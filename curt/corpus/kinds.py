@@ -26,6 +26,7 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_array
 from scipy.special import log_softmax
 
+from curt.corpus.age import read_age
 from curt.corpus.generate.generator import generate_cases
 
 Kind = Literal[
@@ -61,6 +62,7 @@ _RULES, _SIGNS = (
 _NUMBER = re.compile(
     "[0-9]+(?:[.,][0-9]+)?|[零一二两三四五六七八九十百千万亿〇]+(?=[元克人次岁年月日天起名个万份只块张])"
 )
+_TOO_YOUNG = re.compile("[未不]满(?:十四|14)|责任年龄")
 _MASKED_NAME = re.compile(".某[某甲乙丙]?")
 
 
@@ -88,7 +90,17 @@ def kind_of(text: str) -> Kind:
         named = (kind for kind, words in _RULES.items() if words.search(text))
         if kind := next(named, ORDINARY if _PROSECUTED.search(text) else None):
             return kind
-    return fit_classifier().classify(text)
+    kind = fit_classifier().classify(text)
+    return ORDINARY if kind == "child" and _is_answerable(text) else kind
+
+
+def _is_answerable(text: str) -> bool:
+    """Whether a text tells of the age of fourteen or more, and of nobody younger."""
+    if (age := read_age(text)) is not None:
+        return age >= 14
+    return bool(_SIGNS["grown"].search(text)) and not (
+        _SIGNS["young"].search(text) or _TOO_YOUNG.search(text)
+    )
 
 
 @dataclass(frozen=True, slots=True)

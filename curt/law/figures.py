@@ -35,7 +35,7 @@ _OTHER_NAMES: dict[str, tuple[str, float]] = {
 # Alcohol in blood is any mass in any volume, which is told before it or after.
 _VOLUME = "(?P<volume>(?:[1l][0o]{2}|一?百) ?(?:ml|毫升|㎖|m1)|dl|㎗|分升|ml|毫升|l(?![a-z0-9])|升)"
 _IN_100_ML = {"ml": 100, "毫升": 100, "l": 0.1, "升": 0.1}
-_BREATH = "吹气|吹出|吹了|抽血|验血|血检|测出来|血液酒精|酒精"
+_BREATH = "吹气|吹出|吹了|抽血|验血|血检|测出来?|测得|检出|血液酒精|酒精"
 _IN_BLOOD = re.compile(
     rf"(?:每{_VOLUME}[^。；，]{{0,24}}|(?:{_BREATH}|乙醇)[^。；，]{{0,14}})$", re.IGNORECASE
 )
@@ -63,7 +63,10 @@ _NUMBER = (
     r"|[0-9]{1,16}(?:[.][0-9]{1,6})?"
 )
 # 2千克 is no 2000克
-_SCALE = rf"{_ABOUT_SO}(?:{_GAP}[十百万亿拾佰仟萬億]|{_GAP}千(?!克)|[wk](?=元|块钱)){{1,3}}"
+_SCALE = (
+    rf"{_ABOUT_SO}(?:{_GAP}[十百万亿拾佰仟萬億]|{_GAP}千(?!克)"
+    r"|[wk](?=元|块|[，。；、！？）)（(]|$)){1,3}"
+)
 _UNITS = sorted({*MEASURES, *COUNTS, *_OTHER_NAMES}, key=lambda name: (-len(name), name))
 _END = "(?=[，。；、！？）)（(]|左右|$)"
 # Words that these units stand in, too: 六块电瓶, 一两天, 半斤白酒, 规格5mg×10片
@@ -82,7 +85,7 @@ _SIGNS = {"US$": "美元", "HK$": "港元", "NT$": "新台币", "$": "美元", "
 _ABOUT = "(?:大约|约合|约|共计|合计|总计|共|近)?"
 _FIGURE = re.compile(
     rf"(?<![0-9.A-Za-z第])(?P<sign>(?:¥|RMB|CNY){_GAP})?"
-    rf"(?:(?P<digits>(?:(?:{_NUMBER}){_SCALE}){{1,4}}(?:{_NUMBER})?|{_NUMBER})"
+    rf"(?:(?P<digits>(?:(?:{_NUMBER}){_SCALE}){{1,4}}(?:零?(?:{_NUMBER}))?|{_NUMBER})"
     rf"|(?<![{HAN_NUMERALS}])(?P<han>[{HAN_NUMERALS}]{{1,30}}(?:点[零〇一二三四五六七八九]{{1,6}}[百千万亿]?)?"
     rf"(?:{_ABOUT_SO}[百千万亿]{{1,2}})?|半(?=公?斤|千?克|吨)))"
     rf"(?:{_ABOUT_SO}{_GAP}(?:(?P<marks>[（(])?(?P<mass>mg|㎎|毫克|g|克) ?(?:[（(]乙醇[）)])?"
@@ -102,6 +105,12 @@ _SPENT = re.compile(
     "(?:(?:钱|款|现金|金额|价值?|损失|流水|获利|资|费|总共|一共|加起来|定损|值)[^，。；0-9人次条名号点]{0,6}"
     "|[骗卖赚赔欠借付花给收要偷抢盗窃输贷得取刷退补抽套讹敲][了走得取过到他她我家对方]{0,4})$"
 )
+_BETWEEN = re.compile("一[二两]|[二两]三|三四|四五|五六|六七|七八|八九")
+_SPENT_ON = re.compile(
+    "(?:[受行索]贿|[骗卖赚赔欠借付花给收要偷抢盗窃输贷取诈汇]|转(?!发)|打[给款到了]|贪污|挪用|侵占|赌)"
+    "[^，。；0-9]{0,8}$"
+)
+"""What is counted in ten thousands after such a verb, with no unit, is money."""
 _LEVEL = "(?:10|[1-9]|[Ⅰ-Ⅹ]|I{1,3}|[一二三四五六七八九十壹贰叁肆伍陆柒捌玖拾])"
 _GRADE = re.compile(
     rf"(?P<wound>[轻重]伤) ?(?:[（(] ?(?P<in_marks>{_LEVEL}) ?级[）)]|(?P<after>{_LEVEL}) ?级)"
@@ -144,9 +153,12 @@ def read_figures(text: str) -> Iterator[Figure]:
         if bare and 20 <= value <= 600 and _BLOWN.search(before):
             yield Figure(match.start(), match.end(), value, "mg/100ml")
             continue
-        if bare and not re.search("[千万亿]", match[0]):
+        large = re.search("[万亿wk]", match[0], re.IGNORECASE)
+        digits = match["digits"] and before[-1:] not in ("（", "(")  # 字（1993）58号
+        if bare and not (large or "千" in match[0] or (digits and _is_sum(value))):
             continue
-        if (bare or named == "块") and not _SPENT.search(before):  # 电瓶六块 is no money
+        spent = _SPENT.search(before) or (bare and large and _SPENT_ON.search(before))
+        if (bare or named == "块") and not spent:  # 电瓶六块 is no money
             continue
         for coin, part in (("jiao", 0.1), ("fen", 0.01)):
             value += part * _read_han(match[coin]) if match[coin] else 0
@@ -215,12 +227,17 @@ def foreign_money(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _is_sum(value: float) -> bool:
+    """Whether digits without a unit, after a verb of spending, are money and no year."""
+    return value >= 100 and not 2000 < value <= 2100
+
+
 def _read_digits(text: str) -> float:
     """1万2千 is 12,000: the parts add up, each at its own scale."""
     total, last = 0.0, 10
     for number, scales in _PART.findall(text):
         scale = prod(_SCALES.get(name, 1) for name in scales.translate(_FORMAL))
-        single = scale == 1 and len(number) == 1  # 1万2 is 12000
+        single = scale == 1 and len(number) == 1 and "零" not in text  # 1万2 is 12000
         size = Decimal(last // 10 if single else scale)  # 544864.32万 times a float is a coin short
         total += float(Decimal(_SEPARATORS.sub("", number)) * size)
         last = max(scale, 10)
@@ -247,5 +264,6 @@ def _read_scaled(text: str) -> int:
         high, found, low = text.partition(scale)
         if found:
             spoken = _SCALES[scale] // 10 if len(low) == 1 else 1  # 八万四 is 84000
-            return _read_scaled(high) * _SCALES[scale] + _read_scaled(low or "零") * spoken
+            about = high[-1:] if _BETWEEN.fullmatch(high) else high  # of 三四万 the upper end
+            return _read_scaled(about) * _SCALES[scale] + _read_scaled(low or "零") * spoken
     return parse_number(text)

@@ -11,10 +11,11 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from curt.corpus.age import read_age
 from curt.corpus.defendants import has_several_defendants
 from curt.corpus.kinds import ORDINARY, Kind, chinese_share, kind_of, other_law
 from curt.dialogue import normalise_fact
-from curt.law.figures import foreign_money
+from curt.law.figures import foreign_money, read_figures
 from curt.law.legality import share_carried
 from curt.law.statutes import is_charge, other_tiers, term_in_range
 from curt.law.verdict import CAPITAL_KINDS, Verdict
@@ -28,6 +29,12 @@ MESSAGES: Mapping[str, str] = tomllib.loads(
     Path(__file__).with_name("warnings.toml").read_text(encoding="utf-8")
 )
 
+_OF_AGE = 16  # years from which one answers for any crime (article 17)
+_WEAKER_DRUG = re.compile(
+    "大麻|氯胺酮|[Kk]粉|摇头丸|鸦片|罂粟壳|咖啡因|安钠咖|美沙酮|杜冷丁|哌替啶|曲马多|三唑仑|可待因"
+)  # Supreme People's Court, 法释〔2016〕8号, article 1
+_STRONG_DRUG = re.compile("海洛因|甲基苯丙胺|冰毒|麻[古果]|可卡因")
+_PUNISHED_HARM = re.compile("轻伤|重伤|死亡|身亡|致残|伤残")
 # Half a character, which JSON can express and no tokenizer can read.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -87,16 +94,27 @@ def fact_warnings(fact: str, kind: Kind) -> list[Caution]:
         codes.append(kind)
     if "<" in fact or ">" in fact:
         codes.append("markup_neutralised")
-    foreign = foreign_money(fact)
-    told = [warning("foreign_currency", "、".join(foreign))] if foreign else []
+    if kind == ORDINARY and (read_age(fact) or _OF_AGE) < _OF_AGE:
+        codes.append("under_16")
+    named = {"foreign_currency": foreign_money(fact), "other_drug": _other_drugs(fact)}
+    told = [warning(code, "、".join(names)) for code, names in named.items() if names]
     return [warning(code) for code in dict.fromkeys(codes)] + told
 
 
+def _other_drugs(fact: str) -> list[str]:
+    """Drugs that a fact weighs whose amounts count less than heroin's and methamphetamine's."""
+    names = list(dict.fromkeys(_WEAKER_DRUG.findall(fact)))
+    weighed = names and not _STRONG_DRUG.search(fact)
+    return names if weighed and any(f.unit in ("克", "公斤") for f in read_figures(fact)) else []
+
+
 def verdict_warnings(
-    verdict: Verdict, law: date | None = None, day: date | None = None
+    verdict: Verdict, law: date | None = None, day: date | None = None, fact: str = ""
 ) -> list[Caution]:
     """The warnings that a verdict calls for by its model's law, or that of the deed's day."""
     codes = []
+    if verdict.charges == ("故意伤害",) and "轻微伤" in fact and not _PUNISHED_HARM.search(fact):
+        codes.append("slight_injury")
     if not all(is_charge(charge) for charge in verdict.charges):
         codes.append("unknown_charge")
     elif day and not all(is_charge(charge, day) for charge in verdict.charges):

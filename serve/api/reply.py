@@ -139,7 +139,7 @@ def build_reply(
         said = f"{'、'.join(own.charges)}，{render_term(own.term)}"
         warnings.append(warning("overruled", said))
     if verdict is not None:
-        warnings += verdict_warnings(verdict, law, day)
+        warnings += verdict_warnings(verdict, law, day, fact)
     if doubt is not None:
         warnings.append(warning(doubt))
     defendants = []

@@ -150,6 +150,15 @@ def test_what_goes_with_harm_is_not_asked_of_money(reader: DetailReader) -> None
 def test_a_kilogram_of_drugs_is_a_thousand_grams(reader: DetailReader) -> None:
     text = read_text("2020年3月4日，被告人王某在车站贩卖冰毒1公斤给李某。")
     assert reader.read_harm(text, "走私、贩卖、运输、制造毒品") == "1000克"
+    more = text.replace("1公斤", "1公斤350克")
+    assert reader.read_harm(more, "走私、贩卖、运输、制造毒品") == "1350克"
+
+
+def test_the_age_that_a_fact_tells_makes_a_minor(reader: DetailReader) -> None:
+    fact = "被告人王某于2022年12月2日盗窃手机一部，价值3000元。被告人王某，{}日出生。"
+    minor, adult = (read_text(fact.format(day)) for day in ("2006年2月1", "2001年2月1"))
+    assert "未成年" in reader.find_circumstances(minor, THEFT)
+    assert "未成年" not in reader.find_circumstances(adult, THEFT)
 
 
 def test_sums_of_several_incidents_are_added(reader: DetailReader) -> None:
@@ -170,12 +179,29 @@ def test_a_grade_is_one_of_its_charge(reader: DetailReader) -> None:
 
 
 def test_no_death_or_wound_is_read_that_the_text_does_not_tell() -> None:
-    names = ("死亡", "轻伤二级", "轻微伤")
-    hints = Hints(names, (), np.array([[2.0, 1.0, 0.0]], np.float32))
-    assert hints.choose("被告人推搡民警，致其手臂擦伤。") == "轻微伤"
+    names = ("轻伤二级", "一重一轻", "重伤二级", "死亡")
+    hints = Hints(names, (), np.array([[0.0, 3.0, 1.0, 2.0]], np.float32))
+    assert hints.choose("他打了我一拳，我鼻子骨折了。") == "轻伤二级"  # the commonest
     assert hints.choose("被害人的损伤构成轻伤二级。") == "轻伤二级"
+    assert hints.choose("二人的损伤分别构成重伤二级、轻伤一级。") == "一重一轻"
     assert hints.choose("被害人经抢救无效。") == "死亡"
-    assert Hints(names[:2], (), hints.weights[:, :2]).choose("擦伤。") == "死亡"  # it has no other
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "grade"),
+    [
+        (("一般抢劫", "多次抢劫"), "被告人持刀抢劫路人手机一部。", "一般抢劫"),
+        (("一般抢劫", "多次抢劫"), "被告人在两个月内抢劫三次。", "多次抢劫"),
+        (("情节严重", "致人自杀"), "被告人张贴大字报辱骂吴某。", "情节严重"),
+        (("尚未造成严重后果", "造成严重后果"), "未造成严重后果。", "造成严重后果"),
+        (("造成严重后果", "尚未造成严重后果"), "全镇停电，造成严重后果。", "造成严重后果"),
+        (("尚未造成严重后果", "致人重伤或重大损失"), "烧毁厂房。", "致人重伤或重大损失"),
+        (("未致伤", "轻微伤"), "被告人推搡民警，致其手臂擦伤。", "未致伤"),
+    ],
+)
+def test_a_grade_needs_the_words_of_its_name(names: tuple[str, ...], text: str, grade: str) -> None:
+    """The second scores best."""
+    assert Hints(names, (), np.array([[0.0, 1.0]], np.float32)).choose(text) == grade
 
 
 def test_it_reads_the_same_after_packing(reader: DetailReader, held_out: list[Case]) -> None:

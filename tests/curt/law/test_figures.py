@@ -42,6 +42,26 @@ def test_every_spelling_of_a_sum_is_one_figure(told: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("told", "yuan"),
+    [
+        *(("骗了三四万元", 40_000), ("花了两三万块钱", 30_000), ("损失七八十万元", 800_000)),
+        *(("受贿350万，", 3_500_000), ("骗走老人180万，", 1_800_000), ("骗走12w，", 120_000)),
+        *(("骗了人家50万。", 500_000), ("偷了3500，", 3_500), ("给了他1万零500元", 10_500)),
+        *(("赌资2W，", 20_000), ("骗了2.3w块，", 23_000)),
+    ],
+)
+def test_sums_as_people_type_them(told: str, yuan: int) -> None:
+    assert [(f.value, f.unit) for f in read_figures(told)] == [(yuan, "元")]
+
+
+@pytest.mark.parametrize(
+    "told", ["转发量达3万，", "点击3万，", "获得2015，", "市国资字（1993）58号", "打了110，"]
+)
+def test_other_bare_numbers_are_no_money(told: str) -> None:
+    assert not [f for f in read_figures(told) if f.unit == "元"]
+
+
+@pytest.mark.parametrize(
     ("told", "plain"),
     [
         ("吹气168，抽血出来是152毫克", "吹气168mg/100ml，抽血出来是152mg/100ml"),
