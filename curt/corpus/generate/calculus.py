@@ -60,6 +60,8 @@ class Grade:
     odds: float
     told: tuple[str, ...]
     acts: tuple[str, ...] = ()
+    articles: tuple[str, ...] = ()
+    """Where other ones than the offence's hold for it: 放火 with a death is article 115, not 114."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,11 @@ class Offence:
         """Whether a circumstance can go with it."""
         fits = not circumstance.only or bool(self.kinds.intersection(circumstance.only))
         return fits and circumstance.name not in self.without
+
+    def articles_of(self, harm: int | Grade) -> tuple[str, ...]:
+        """The articles that a verdict on such a harm rests on."""
+        own = harm.articles if isinstance(harm, Grade) else ()
+        return own or self.articles
 
     def write(self, quantity: int) -> str:
         """A quantity without its unit: 0.9 for 9 tenths."""
@@ -183,7 +190,14 @@ def _read_offence(charge: str, table: Mapping[str, Any]) -> Offence:
         for low, months, every, limit in table.get("brackets", ())
     )
     grades = tuple(
-        Grade(g["name"], g["months"], g["odds"], tuple(g["told"]), tuple(g.get("acts", ())))
+        Grade(
+            g["name"],
+            g["months"],
+            g["odds"],
+            tuple(g["told"]),
+            tuple(g.get("acts", ())),
+            tuple(g.get("articles", ())),
+        )
         for g in table.get("grades", ())
     )
     if bool(brackets) == bool(grades):

@@ -95,10 +95,11 @@ def _tell_case(
     told = tell(drawn, rng, wording, lay)
     drawn = replace(drawn, open_sum=told.open_sum)
     offence = drawn.offence
+    articles = offence.articles_of(drawn.harm)
     case = Case(
         id=case_id,
         fact=told.fact,
-        verdict=Verdict((offence.charge,), offence.articles, outcome.term, outcome.fine_yuan),
+        verdict=Verdict((offence.charge,), articles, outcome.term, outcome.fine_yuan),
         source=SOURCE,
         reasonings=write_reasonings(drawn, outcome, rng),
         traits=tuple(circumstance.name for circumstance in drawn.circumstances),

@@ -75,7 +75,7 @@ def draw_drill(drawn: Drawn, outcome: Sentence, rng: random.Random) -> tuple[str
 
 def _full(drawn: Drawn, total: str, outcome: Sentence) -> str:
     offence = drawn.offence
-    articles = "、".join(f"第{a}条" for a in offence.articles)
+    articles = "、".join(f"第{a}条" for a in offence.articles_of(drawn.harm))
     lines = [f"先看行为，被告人的行为符合{offence.charge}罪的构成，应适用{articles}。"]
     bracket = outcome.bracket
     if bracket is not None:
