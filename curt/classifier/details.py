@@ -120,6 +120,8 @@ class Scale(FrozenModel):
     """Months by grade, where there are no brackets."""
     fine: int = 0
     """Yuan a month."""
+    least_fine: int = 0
+    """Yuan."""
     ceiling: int = 180
     """The most months."""
     ratios: dict[str, int] = {}
@@ -135,7 +137,8 @@ class Scale(FrozenModel):
             told += f"+{added}={months + added}" if months >= 0 else ""
         else:
             return ""
-        return f"{told}，罚{self.fine}" if self.fine else told
+        least = f"，至少{self.least_fine}" if self.least_fine else ""
+        return f"{told}，罚{self.fine}{least}" if self.fine else told
 
     def compute(self, harm: str, ratio: int) -> Term | None:
         """The term of a harm that circumstances move by `ratio` percent; None as in `tell`."""

@@ -313,7 +313,7 @@ def test_circumstances_of_single_charges_are_found_in_unseen_words(reader: Detai
         told, missed, extra = told + len(own), missed + len(own - got), extra + len(got - own)
     assert told > 20
     assert missed < 0.3 * told
-    assert extra < 0.3 * told
+    assert extra < 0.35 * told
 
 
 @pytest.mark.parametrize(

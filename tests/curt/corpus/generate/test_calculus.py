@@ -228,3 +228,22 @@ def test_a_quantity_under_the_lowest_bracket_is_refused():
 def test_quantities_in_tenths_are_written_with_their_point():
     tenths = replace(THEFT, decimals=1, unit="克")
     assert (tenths.write(9), tenths.write(120), THEFT.write(120)) == ("0.9", "12", "120")
+
+
+@pytest.mark.parametrize(
+    ("charge", "grade", "articles"),
+    [
+        ("放火", "尚未造成严重后果", ("114",)),
+        ("放火", "致人死亡", ("115",)),
+        ("破坏电力设备", "造成严重后果", ("119",)),
+    ],
+)
+def test_a_grade_brings_its_own_article(charge: str, grade: str, articles: tuple[str, ...]) -> None:
+    offence = offences()[charge]
+    assert offence.articles_of(next(g for g in offence.grades if g.name == grade)) == articles
+
+
+def test_no_fine_is_below_what_the_law_asks_for() -> None:
+    offence = offences()["受贿"]
+    fines = [sentence(offence, harm, ()).fine_yuan for harm in (30_000, 3_000_000)]
+    assert fines[0] == 100_000 < fines[1]
