@@ -228,8 +228,8 @@ def foreign_money(text: str) -> list[str]:
 
 
 def _is_sum(value: float) -> bool:
-    """Whether digits without a unit, after a verb of spending, are money and no year."""
-    return value >= 100 and not 2000 < value <= 2100
+    """Whether digits without a unit, after a verb of spending, are money: no year, no telephone."""
+    return 100 <= value < 10_000_000 and not 2000 < value <= 2100
 
 
 def _read_digits(text: str) -> float:

@@ -55,7 +55,15 @@ def test_sums_as_people_type_them(told: str, yuan: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "told", ["转发量达3万，", "点击3万，", "获得2015，", "市国资字（1993）58号", "打了110，"]
+    "told",
+    [
+        "转发量达3万，",
+        "点击3万，",
+        "获得2015，",
+        "市国资字（1993）58号",
+        "打了110，",
+        "收到13812345678，",
+    ],
 )
 def test_other_bare_numbers_are_no_money(told: str) -> None:
     assert not [f for f in read_figures(told) if f.unit == "元"]
