@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 BUDGETS = [8, 16, 32, 64, 128]  # of the area under the curve; answering at once is a rival beside
 UNTRAINED = ("warm_start", "truncation", "smaller_budget")
 CLASSIFIER = "classifier"
+MADE_OF = "made-of.json"
 
 
 class PenaltyBenchConfig(Config):
@@ -87,9 +88,10 @@ def work(config: PenaltyBenchConfig) -> None:
     shared = {
         "model": sha256(config.model / MANIFEST),
         "grpo": sha256(config.grpo),
-        **config.model_dump(mode="json", include={"cases", "budget_cases"}),
+        "candidates": sha256(config.candidates) if config.candidates else None,
+        **config.model_dump(mode="json", include={"cases", "budget_cases", "tolerance"}),
     }
-    _expect(config.folder / "made-of.json", shared | splits)
+    _expect(config.folder / MADE_OF, shared | splits)
     methods = [*config.methods, *config.baselines]
     first = config.seeds[0]
     jobs = [partial(evaluate_untrained, config)]
@@ -116,6 +118,8 @@ def work(config: PenaltyBenchConfig) -> None:
 def _expect(file: Path, made_of: dict[str, Any]) -> None:
     """Note what a folder's runs are made of; ValueError where they were made of something else."""
     before = json.loads(file.read_bytes()) if file.is_file() else made_of
+    if not file.is_file() and file.name == MADE_OF and any(file.parent.iterdir()):
+        raise ValueError(f"{file.parent} holds runs and no {MADE_OF}: delete it, or give another")
     if other := sorted(
         k for k in made_of.keys() | before.keys() if before.get(k) != made_of.get(k)
     ):

@@ -41,7 +41,8 @@ def draw_penalties(summary: Mapping[str, Row]) -> bytes:
             left.annotate(
                 label, (tokens, exact), textcoords="offset points", xytext=(6, 5), fontsize=8
             )
-        curve = {int(budget): share for budget, share in row["accuracy_at_budget"].items()}
+        shares = {int(budget): share for budget, share in row["accuracy_at_budget"].items()}
+        curve = {budget: share for budget, share in shares.items() if budget}  # on a log scale
         label = f"{label} ({row['area_under_curve']:.3f})"
         dashes = "-" if is_rl else "--"
         right.plot(list(curve), list(curve.values()), dashes, marker=".", label=label, **style)
@@ -56,7 +57,7 @@ def draw_penalties(summary: Mapping[str, Row]) -> bytes:
         title="Accuracy under a budget (area under the curve)",
     )
     right.set_xscale("log", base=2)
-    _mark(right, sorted({int(b) for row in rows.values() for b in row["accuracy_at_budget"]}))
+    _mark(right, sorted({int(b) for row in rows.values() for b in row["accuracy_at_budget"]} - {0}))
     right.legend(fontsize=7)
     return to_png(figure)
 

@@ -100,7 +100,7 @@ class RolloutSettings(Config):
     budgets: Levels = [16, 32, 64, 128]
     """Thinking budgets to state in prompts, drawn uniformly."""
     curriculum: Curriculum | None = None
-    """Budgets that change over the run, in place of `budgets`: {"type": "shift" | "range", ...}."""
+    """Budgets that change over the run, in place of `budgets`: `train.loop.curriculum`."""
     steps: int = 100
     prompts: int = 8
     """Prompts a step, over all processes."""

@@ -89,7 +89,6 @@ def _read_scale(offence: Offence) -> Scale:
         brackets=tuple((b.threshold / size, b.months, b.every / size) for b in offence.brackets),
         grades={grade.name: grade.months for grade in offence.grades},
         fine=offence.fine,
-        least_fine=offence.least_fine,
         ceiling=offence.ceiling,
         ratios={one.name: one.ratio for one in offence.circumstances.values()},
     )

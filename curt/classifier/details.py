@@ -70,9 +70,10 @@ _NO_NAME = re.compile("[，。；：、,.;:（）()《》“”0-9]")
 _DEAD = "死|亡|丧生|遇难|殒|不治|抢救无效|命案|毙|断气|没能?抢?救|停止呼吸|[人就]没了|去世"
 _MAIMED = "重伤|伤残|残疾|致残|植物人"
 _REPEATED = (
-    "多次|[数几屡]次|先后|又|再|另|还|也|亦|连续|除|各|此外|同样手段|第二|反复|经常|"
-    "[二两三四五六七八九十百2-9][0-9]?余?多?[次起回趟宗笔名人]|等人"
+    "多次|[数几屡好]几?[次回起]|先后|连续|同样手段|第二|反复|经常|等人|"
+    "(?:[二两三四五六七八九十百2-9]|[0-9]{2,})余?多?[次起回趟宗笔名人个]"
 )
+_CLAUSE = "，。；！？,;!?"
 _SPOKEN = (
     ("死", re.compile(_DEAD)),
     ("自杀", re.compile("自杀|自尽|轻生|寻短|跳楼|跳河|服毒|农药|上吊|割腕")),
@@ -82,7 +83,18 @@ _SPOKEN = (
     ("轻微伤", re.compile("轻微伤")),
     ("损失", re.compile("损失|烧毁|毁损|元")),
     ("多次", re.compile(_REPEATED)),
-    ("尚未", re.compile("^(?!.*(?<![未有能致])造成[了的]?严重后果)", re.DOTALL)),
+    ("持枪", re.compile("枪")),
+    ("金融机构", re.compile("银行|信用社|储蓄|邮政|运钞|押运|金融")),
+    ("公共交通", re.compile("[车船]|地铁|飞机|航班")),
+    ("当众", re.compile("众|公共|在场|围观|面前?[，。,强]|多人|广场|大街")),
+    (
+        "尚未",
+        re.compile(
+            rf"\A(?!(?:.*[{_CLAUSE}])?(?:(?!未|没|足以|险些|可能|避免|防止|幸)[^{_CLAUSE}])*"
+            "造成了?(?:特别)?严重的?后果)",
+            re.DOTALL,
+        ),
+    ),
 )
 """No grade of these names without such a word: what scores best is otherwise the least unlikely."""
 
@@ -120,8 +132,6 @@ class Scale(FrozenModel):
     """Months by grade, where there are no brackets."""
     fine: int = 0
     """Yuan a month."""
-    least_fine: int = 0
-    """Yuan."""
     ceiling: int = 180
     """The most months."""
     ratios: dict[str, int] = {}
@@ -137,8 +147,7 @@ class Scale(FrozenModel):
             told += f"+{added}={months + added}" if months >= 0 else ""
         else:
             return ""
-        least = f"，至少{self.least_fine}" if self.least_fine else ""
-        return f"{told}，罚{self.fine}{least}" if self.fine else told
+        return f"{told}，罚{self.fine}" if self.fine else told
 
     def compute(self, harm: str, ratio: int) -> Term | None:
         """The term of a harm that circumstances move by `ratio` percent; None as in `tell`."""

@@ -35,11 +35,11 @@ _OTHER_NAMES: dict[str, tuple[str, float]] = {
 # Alcohol in blood is any mass in any volume, which is told before it or after.
 _VOLUME = "(?P<volume>(?:[1l][0o]{2}|一?百) ?(?:ml|毫升|㎖|m1)|dl|㎗|分升|ml|毫升|l(?![a-z0-9])|升)"
 _IN_100_ML = {"ml": 100, "毫升": 100, "l": 0.1, "升": 0.1}
-_BREATH = "吹气|吹出|吹了|抽血|验血|血检|测出来?|测得|检出|血液酒精|酒精"
+_BREATH = "吹气|吹出|吹了|抽血|验血|血检|测出来|血液酒精|酒精"
 _IN_BLOOD = re.compile(
-    rf"(?:每{_VOLUME}[^。；，]{{0,24}}|(?:{_BREATH}|乙醇)[^。；，]{{0,14}})$", re.IGNORECASE
+    rf"(?:每{_VOLUME}[^。；，]{{0,24}}|(?:{_BREATH}|乙醇)[^。；，]{{0,14}}|测出)$", re.IGNORECASE
 )
-_BLOWN = re.compile(f"(?:{_BREATH})[^。；，0-9]{{0,6}}$")
+_BLOWN = re.compile(f"(?:(?:{_BREATH})[^。；，,0-9]{{0,6}}|测出)$")
 _SCALES = {"十": 10, "百": 100, "千": 1000, "万": 10_000, "亿": 100_000_000, "w": 10_000, "k": 1000}
 _FORMAL = str.maketrans(
     {
@@ -65,10 +65,10 @@ _NUMBER = (
 # 2千克 is no 2000克
 _SCALE = (
     rf"{_ABOUT_SO}(?:{_GAP}[十百万亿拾佰仟萬億]|{_GAP}千(?!克)"
-    r"|[wk](?=元|块|[，。；、！？）)（(]|$)){1,3}"
+    r"|[wk](?=[元块多余几，。；、！？,;）)（(]|左右|$)){1,3}"
 )
 _UNITS = sorted({*MEASURES, *COUNTS, *_OTHER_NAMES}, key=lambda name: (-len(name), name))
-_END = "(?=[，。；、！？）)（(]|左右|$)"
+_END = "(?=[，。；、！？,;）)（(]|左右|$)"
 # Words that these units stand in, too: 六块电瓶, 一两天, 半斤白酒, 规格5mg×10片
 _GUARDS = {
     **{"块": rf"(?:{_END}|(?=[多的给现]))", "两": rf"(?:{_END}|(?=[多海冰]))"},
@@ -85,7 +85,7 @@ _SIGNS = {"US$": "美元", "HK$": "港元", "NT$": "新台币", "$": "美元", "
 _ABOUT = "(?:大约|约合|约|共计|合计|总计|共|近)?"
 _FIGURE = re.compile(
     rf"(?<![0-9.A-Za-z第])(?P<sign>(?:¥|RMB|CNY){_GAP})?"
-    rf"(?:(?P<digits>(?:(?:{_NUMBER}){_SCALE}){{1,4}}(?:零?(?:{_NUMBER}))?|{_NUMBER})"
+    rf"(?:(?P<digits>(?:(?:{_NUMBER}){_SCALE}零?){{1,4}}(?:{_NUMBER})?|{_NUMBER})"
     rf"|(?<![{HAN_NUMERALS}])(?P<han>[{HAN_NUMERALS}]{{1,30}}(?:点[零〇一二三四五六七八九]{{1,6}}[百千万亿]?)?"
     rf"(?:{_ABOUT_SO}[百千万亿]{{1,2}})?|半(?=公?斤|千?克|吨)))"
     rf"(?:{_ABOUT_SO}{_GAP}(?:(?P<marks>[（(])?(?P<mass>mg|㎎|毫克|g|克) ?(?:[（(]乙醇[）)])?"
@@ -102,13 +102,13 @@ _ABROAD = re.compile(rf"(?:{_FOREIGN}){_ABOUT}{_GAP}$", re.IGNORECASE)
 _PART = re.compile(rf"({_NUMBER})([ \u00a0余多来几十百千万亿拾佰仟萬億wkWK]*)")
 _SEPARATORS = re.compile("[,，'’\u00a0 ]")
 _SPENT = re.compile(
-    "(?:(?:钱|款|现金|金额|价值?|损失|流水|获利|资|费|总共|一共|加起来|定损|值)[^，。；0-9人次条名号点]{0,6}"
+    "(?:(?:钱|款|现金|金额|价值?|损失|流水|获利|资|费|总共|一共|加起来|定损|值)[^，。；,;0-9人次条名号点]{0,6}"
     "|[骗卖赚赔欠借付花给收要偷抢盗窃输贷得取刷退补抽套讹敲][了走得取过到他她我家对方]{0,4})$"
 )
-_BETWEEN = re.compile("一[二两]|[二两]三|三四|四五|五六|六七|七八|八九")
+_BETWEEN = re.compile("一[二两]|[二两]三|三[四五]|四五|五六|六七|七八|八九")
 _SPENT_ON = re.compile(
     "(?:[受行索]贿|[骗卖赚赔欠借付花给收要偷抢盗窃输贷取诈汇]|转(?!发)|打[给款到了]|贪污|挪用|侵占|赌)"
-    "[^，。；0-9]{0,8}$"
+    "(?:(?!信息|数据|会员|注册|人数|量|[耕林土]地|件|号|户)[^，。；,;0-9]){0,8}$"
 )
 """What is counted in ten thousands after such a verb, with no unit, is money."""
 _LEVEL = "(?:10|[1-9]|[Ⅰ-Ⅹ]|I{1,3}|[一二三四五六七八九十壹贰叁肆伍陆柒捌玖拾])"
@@ -228,8 +228,8 @@ def foreign_money(text: str) -> list[str]:
 
 
 def _is_sum(value: float) -> bool:
-    """Whether digits without a unit, after a verb of spending, are money: no year, no telephone."""
-    return 100 <= value < 10_000_000 and not 2000 < value <= 2100
+    """Whether digits without a unit, after a verb of spending, may be money: no year, no number."""
+    return 100 <= value < 1_000_000 and (value == 2000 or not 1950 <= value <= 2100)
 
 
 def _read_digits(text: str) -> float:
@@ -264,6 +264,5 @@ def _read_scaled(text: str) -> int:
         high, found, low = text.partition(scale)
         if found:
             spoken = _SCALES[scale] // 10 if len(low) == 1 else 1  # 八万四 is 84000
-            about = high[-1:] if _BETWEEN.fullmatch(high) else high  # of 三四万 the upper end
-            return _read_scaled(about) * _SCALES[scale] + _read_scaled(low or "零") * spoken
-    return parse_number(text)
+            return _read_scaled(high) * _SCALES[scale] + _read_scaled(low or "零") * spoken
+    return parse_number(text[-1] if _BETWEEN.fullmatch(text) else text)  # of 三四 the upper end

@@ -34,7 +34,8 @@ _WEAKER_DRUG = re.compile(
     "大麻|氯胺酮|[Kk]粉|摇头丸|鸦片|罂粟壳|咖啡因|安钠咖|美沙酮|杜冷丁|哌替啶|曲马多|三唑仑|可待因"
 )  # Supreme People's Court, 法释〔2016〕8号, article 1
 _STRONG_DRUG = re.compile("海洛因|甲基苯丙胺|冰毒|麻[古果]|可卡因")
-_PUNISHED_HARM = re.compile("轻伤|重伤|死亡|身亡|致残|伤残")
+_NO_HARM = re.compile("(?:[不未]构成|未达到?|不属于?|不到)轻伤")
+_PUNISHED_HARM = re.compile("轻伤|重伤|死|亡|去世|残")
 # Half a character, which JSON can express and no tokenizer can read.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -96,8 +97,8 @@ def fact_warnings(fact: str, kind: Kind) -> list[Caution]:
         codes.append("markup_neutralised")
     if kind == ORDINARY and (read_age(fact) or _OF_AGE) < _OF_AGE:
         codes.append("under_16")
-    named = {"foreign_currency": foreign_money(fact), "other_drug": _other_drugs(fact)}
-    told = [warning(code, "、".join(names)) for code, names in named.items() if names]
+    foreign = foreign_money(fact)
+    told = [warning("foreign_currency", "、".join(foreign))] if foreign else []
     return [warning(code) for code in dict.fromkeys(codes)] + told
 
 
@@ -113,8 +114,8 @@ def verdict_warnings(
 ) -> list[Caution]:
     """The warnings that a verdict calls for by its model's law, or that of the deed's day."""
     codes = []
-    if verdict.charges == ("故意伤害",) and "轻微伤" in fact and not _PUNISHED_HARM.search(fact):
-        codes.append("slight_injury")
+    if verdict.charges == ("故意伤害",) and "轻微伤" in fact:
+        codes += [] if _PUNISHED_HARM.search(_NO_HARM.sub("", fact)) else ["slight_injury"]
     if not all(is_charge(charge) for charge in verdict.charges):
         codes.append("unknown_charge")
     elif day and not all(is_charge(charge, day) for charge in verdict.charges):
@@ -127,7 +128,9 @@ def verdict_warnings(
         codes.append("other_tiers")
     if verdict.term.kind in CAPITAL_KINDS:
         codes.append("life_or_death")
-    return [warning(code, f"{day}") for code in codes]
+    drugs = _other_drugs(fact) if any("毒品" in charge for charge in verdict.charges) else []
+    told = [warning("other_drug", "、".join(drugs))] if drugs else []
+    return [warning(code, f"{day}") for code in codes] + told
 
 
 def statutory_range(verdict: Verdict, on: date | None = None) -> bool | None:

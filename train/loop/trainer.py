@@ -211,8 +211,8 @@ class RecordingTrainer(GRPOTrainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Greedy verdicts on the development cases; Trainer asks for them every `eval_steps`.
 
-        Where more are correct than at any step before a checkpoint is saved; where the last
-        `patience` evaluations were no better than one before, the start's too, the run ends.
+        Where more are correct than at any step before, a checkpoint is saved. Else the run ends
+        where the last `patience` evaluations were no better than one before, or than the start.
         """
         counted = [REWARDS[name] for name in (self.settings.correctness, "exact")]
         every, first = self.accelerator.num_processes, self.accelerator.process_index

@@ -97,9 +97,6 @@ class Offence:
     grain: int
     incidents: tuple[float, ...]
     fine: int
-    """Yuan a month."""
-    least_fine: int
-    """Yuan that the law or an interpretation of it asks for at the least."""
     ceiling: int
     acts: tuple[str, ...]
     after: tuple[str, ...]
@@ -220,7 +217,6 @@ def _read_offence(charge: str, table: Mapping[str, Any]) -> Offence:
         grain=table.get("round", (1,))[0],
         incidents=tuple(table.get("incidents", (1,))),
         fine=table.get("fine", 0),
-        least_fine=table.get("least_fine", 0),
         ceiling=table.get("ceiling", 180),
         acts=tuple(table["acts"]),
         after=tuple(table.get("after", ())),
@@ -248,8 +244,7 @@ def sentence(offence: Offence, harm: int | Grade, held: tuple[Circumstance, ...]
         start, extra = bracket.months, harm // bracket.every
     ratio = sum_ratios(circumstance.ratio for circumstance in held)
     if start == LIFE:
-        fine = max(50_000, offence.least_fine)
-        return Sentence(LIFE, 0, LIFE, ratio, 0, Term("life"), fine, bracket)
+        return Sentence(LIFE, 0, LIFE, ratio, 0, Term("life"), 50_000, bracket)
     base = start + extra
     months = scale_months(base, ratio)
     if months < 1:
@@ -257,8 +252,7 @@ def sentence(offence: Offence, harm: int | Grade, held: tuple[Circumstance, ...]
     months = min(months, offence.ceiling)
     probation = probation_months(months, ratio, "累犯" in {one.name for one in held})
     term = Term("detention" if months < MIN_FIXED_MONTHS else "fixed", months, probation)
-    fine = max(months * offence.fine, offence.least_fine)
-    return Sentence(start, extra, base, ratio, months, term, fine, bracket)
+    return Sentence(start, extra, base, ratio, months, term, months * offence.fine, bracket)
 
 
 def probation_months(months: int, ratio: int, recidivist: bool) -> int:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from curt.classifier.familiarity import read_fact
+from curt.classifier.familiarity import read_fact, read_text
 from curt.dialogue import Prompts
 from curt.law.figures import (
     Figure,
@@ -48,10 +48,13 @@ def test_every_spelling_of_a_sum_is_one_figure(told: str) -> None:
         *(("受贿350万，", 3_500_000), ("骗走老人180万，", 1_800_000), ("骗走12w，", 120_000)),
         *(("骗了人家50万。", 500_000), ("偷了3500，", 3_500), ("给了他1万零500元", 10_500)),
         *(("赌资2W，", 20_000), ("骗了2.3w块，", 23_000)),
+        *(("骗走12w,被抓", 120_000), ("损失三五万元", 50_000), ("给了他1万零5百元", 10_500)),
+        ("骗走老人12w", 120_000),
     ],
 )
 def test_sums_as_people_type_them(told: str, yuan: int) -> None:
-    assert [(f.value, f.unit) for f in read_figures(told)] == [(yuan, "元")]
+    for text in (told, read_text(told), f"{told}左右。" if told[-1] in "w万" else told):
+        assert [(f.value, f.unit) for f in read_figures(text)] == [(yuan, "元")]
 
 
 @pytest.mark.parametrize(

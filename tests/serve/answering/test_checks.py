@@ -75,9 +75,6 @@ def test_one_defendant_named_twice_is_one() -> None:
 def test_short_foreign_and_harmless_texts_are_marked() -> None:
     assert codes("他盗窃。") == {"too_short"}
     assert codes("被告人张某作案时15周岁，在某超市盗窃手机一部，价值3000元。") == {"under_16"}
-    cannabis = "被告人王某在某小区门口贩卖大麻120克给李某，被公安机关抓获。"
-    assert codes(cannabis) == {"other_drug"}
-    assert codes(cannabis.replace("大麻", "冰毒")) == set()
     assert "not_chinese" in codes("被告人盗窃 iPhone fourteen pro max 一部，被公安机关抓获。")
     assert codes("今天天气很好，我们一家人去公园里散步，看了很多花。") == {"not_criminal"}
 
@@ -112,8 +109,19 @@ def test_verdicts_outside_the_law_are_marked() -> None:
     reprieve = Verdict(("故意杀人",), ("232",), Term("reprieve"))
     assert [w.code for w in verdict_warnings(reprieve)] == ["life_or_death"]
     injury = Verdict(("故意伤害",), ("234",), Term("fixed", 10))
-    for told, expected in (("轻微伤", ["slight_injury"]), ("轻伤二级", []), ("重伤和轻微伤", [])):
+    slight = ["slight_injury"]
+    for told, expected in (
+        *(("轻微伤", slight), ("轻微伤，不构成轻伤", slight), ("未达轻伤，属轻微伤", slight)),
+        *(("轻伤二级", []), ("重伤和轻微伤", []), ("轻微伤，后经抢救无效去世", [])),
+    ):
         found = verdict_warnings(injury, fact=f"经鉴定为{told}。")
+        assert [caution.code for caution in found] == expected
+    drugs = Verdict(("走私、贩卖、运输、制造毒品",), ("347",), Term("fixed", 10))
+    for sold, who, expected in (
+        *(("大麻120克", drugs, ["other_drug"]), ("冰毒120克", drugs, []), ("大麻一包", drugs, [])),
+        ("大麻120克", injury, []),
+    ):
+        found = verdict_warnings(who, fact=f"被告人贩卖{sold}。")
         assert [caution.code for caution in found] == expected
     death = Verdict(("故意杀人",), ("232",), Term("death"))
     both = Verdict(("盗窃", "诈骗"), ("264", "266"), Term("fixed", 240))
