@@ -76,7 +76,7 @@ def make_untied_model(
         "precision": "fp32",
         "stage": "test",
         "base": "untied",
-        "max_fact_tokens": limits.max_fact_tokens - 20,  # for the line of a reader
+        "max_fact_tokens": limits.max_fact_tokens - (20 if reader else 0),  # for its line
         "max_thinking_tokens": limits.max_thinking_tokens,
     }
     with write_artifact(folder, describe, reader=reader) as temporary:
