@@ -37,7 +37,7 @@ from curt.classifier.familiarity import Familiarity, ReadFact, read_fact
 from curt.config import FrozenModel
 from curt.corpus.build.fingerprint import Hashes
 from curt.law.numerals import article_order
-from curt.law.statutes import charge_articles, law_day, term_in_range
+from curt.law.statutes import article_carries, charge_articles, law_day, term_in_range
 from curt.law.term_scale import LIFE, count_term, severity
 from curt.law.verdict import Term, Verdict
 from curt.scores.metrics import cail_term_score
@@ -77,8 +77,9 @@ _PROBE = "被告人王某窃得现金3万余元、手机2部，Ａ轻伤二级�
 class ArticleHabit(FrozenModel):
     """Which articles a charge brings, as training cases had it.
 
-    `always` are added whatever the scores, `sometimes` where their score is above 0; `usual` is the
-    commonest set, the answer where neither gives any.
+    `always` are added whatever the scores, `sometimes` where their score is above 0, and of those
+    that carry the charge the best where none else does; `usual` is the commonest set, the answer
+    where neither gives any.
     """
 
     always: tuple[str, ...]
@@ -312,6 +313,10 @@ class Decider:
         open_scores = {a: float(scores[self._article_columns[a]]) for a in open_ones}
         margin = min((abs(score) for score in open_scores.values()), default=NO_RIVAL)
         articles |= {article for article, score in open_scores.items() if score > 0}
+        for charge, habit in zip(charges, habits, strict=True):
+            if not any(article_carries(article, charge) for article in articles):
+                own = [article for article in habit.sometimes if article_carries(article, charge)]
+                articles |= {max(own, key=open_scores.__getitem__)} if own else set()
         if not articles:
             articles = set(habits[0].usual) or set(charge_articles(charges[0])[:1])
         return tuple(sorted(articles, key=article_order)), min(margin, NO_RIVAL)
