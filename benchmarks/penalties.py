@@ -91,6 +91,8 @@ def work(config: PenaltyBenchConfig) -> None:
         "candidates": sha256(config.candidates) if config.candidates else None,
         **config.model_dump(mode="json", include={"cases", "budget_cases", "tolerance"}),
     }
+    if any(config.folder.iterdir()) and not (config.folder / MADE_OF).is_file():
+        raise ValueError(f"{config.folder} holds runs and no {MADE_OF}: delete it, or give another")
     _expect(config.folder / MADE_OF, shared | splits)
     methods = [*config.methods, *config.baselines]
     first = config.seeds[0]
@@ -118,8 +120,6 @@ def work(config: PenaltyBenchConfig) -> None:
 def _expect(file: Path, made_of: dict[str, Any]) -> None:
     """Note what a folder's runs are made of; ValueError where they were made of something else."""
     before = json.loads(file.read_bytes()) if file.is_file() else made_of
-    if not file.is_file() and file.name == MADE_OF and any(file.parent.iterdir()):
-        raise ValueError(f"{file.parent} holds runs and no {MADE_OF}: delete it, or give another")
     if other := sorted(
         k for k in made_of.keys() | before.keys() if before.get(k) != made_of.get(k)
     ):

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from curt.artifact import write_artifact
-from curt.report.inputs import LoadTest, read_run
+from curt.report.claims import say_accuracy
+from curt.report.inputs import Evaluation, LoadTest, read_run
 from curt.report.page import render_page
 
 HOSTILE = '<script>alert("x")</script><img src="http://evil.test/x.png" onerror=y>{{ 7*7 }}&'
@@ -440,3 +441,16 @@ def test_a_page_shows_no_exception_for_a_folder_that_does_not_load(
     assert "broken is not a valid model folder" in text
     words_of_exceptions = r"Traceback|validation error|Error\b|errors\.pydantic|input_value"
     assert re.findall(words_of_exceptions, text) == []
+
+
+def test_accuracies_on_the_same_cases_are_compared_case_by_case() -> None:
+    """Six points of 100: chance for two samples, not where six are won and none lost."""
+
+    def evaluated(right: int, corpus: str) -> Evaluation:
+        cases = [number < right for number in range(100)]
+        scores: dict[str, float | None] = {"exact": right / 100}
+        return Evaluation(name="m", n=100, scores=scores, exact_cases=cases, corpus_sha256=corpus)
+
+    before, after = evaluated(50, "same"), evaluated(56, "same")
+    assert "by more than chance" in say_accuracy(before, after)
+    assert "chance alone" in say_accuracy(before, evaluated(56, "other"))

@@ -225,3 +225,11 @@ def test_wider_budgets_get_longer_reasoning_where_they_are_drawn_first(cases, to
     assert mean_length(1.0, 16, 24) > 8
     assert mean_length(1.0, 128, 128) > 1.05 * mean_length(0.0, 128, 128)
     assert build(cases, fitted_share=0.0) == build(cases)
+
+
+def test_a_completion_that_was_cut_off_is_learned_without_an_end(tokenizer, tmp_path):
+    row = {"prompt": Prompts(tokenizer, 200).text(BARE.fact, 16), "completion": f"想{THINK_END}答"}
+    write_rows(tmp_path / "rows.jsonl", [row | {"truncated": True}, row | {"truncated": False}])
+    cut, whole = read_examples(tmp_path / "rows.jsonl", tokenizer)
+    ids = [example.branches[0].completion_ids for example in (cut, whole)]
+    assert ids[1] == [*ids[0], tokenizer.eos_token_id]
